@@ -1,0 +1,94 @@
+"""Means as (sum, weight) pairs, and the files that hold them.
+
+A mean is taken once, over the whole window between two log lines, so it is exact over batches and
+hosts.
+`metrics.jsonl` holds one JSON object a line with its `step`; TensorBoard gets the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from bljust_jax.step import Means
+
+
+class Window:
+    """Sums and weights since the last log line, in float64 on the host.
+
+    Device values wait in a queue until they are asked for, so that adding a step's metrics never
+    stalls it.
+    """
+
+    def __init__(self, totals: dict[str, list[float]] | None = None):
+        self.totals = {k: list(v) for k, v in (totals or {}).items()}
+        self._queue: list[Means] = []
+
+    def add(self, metrics: Means) -> None:
+        self._queue.append(metrics)
+
+    def settle(self) -> list[dict[str, tuple[float, float]]]:
+        """Fetch what is queued into `totals`; returns the settled steps, oldest first."""
+        steps = jax.device_get(self._queue)
+        self._queue = []
+        for step in steps:
+            for name, (total, weight) in sorted(step.items()):
+                entry = self.totals.setdefault(name, [0.0, 0.0])
+                entry[0] += float(total)
+                entry[1] += float(weight)
+        return steps
+
+    def means(self) -> dict[str, float]:
+        """Settle, return {name: sum / weight} (weight 0: left out), and start the next window."""
+        self.settle()
+        means = {k: s / w for k, (s, w) in sorted(self.totals.items()) if w > 0}
+        self.totals = {}
+        return means
+
+
+class Writer:
+    """Appends rows to `metrics.jsonl` and TensorBoard; on resume drops the rows that the run will
+    write again."""
+
+    def __init__(self, workdir: pathlib.Path, resumed_at: int | None, active: bool = True):
+        self.path = workdir / "metrics.jsonl"
+        self._file = self._board = None
+        if not active:
+            return
+        if resumed_at is not None and self.path.exists():
+            keep = [r for r in read(self.path) if r["step"] <= resumed_at and not is_final(r)]
+            scratch = self.path.with_suffix(".tmp")
+            scratch.write_text("".join(json.dumps(r) + "\n" for r in keep))
+            scratch.replace(self.path)
+        self._file = self.path.open("a" if resumed_at is not None else "w")
+        purge = None if resumed_at is None else resumed_at + 1
+        self._board = SummaryWriter(str(workdir / "tb"), purge_step=purge)
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def is_final(row: dict) -> bool:
+    """Rows of the end of a run (the test split), written anew by whoever finishes it."""
+    return any(name.startswith("test/") for name in row)
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]

@@ -1,0 +1,255 @@
+"""BL-JUST: CTC over a shared encoder, subject to that encoder being good for CPC.
+
+ICASSP 2024 (arXiv 2401.06980) and the journal version with its three phases (arXiv 2412.08548):
+
+    explore    (encoder, cpc_head)            lr rho     minimise g
+    joint      (encoder, ctc_head, cpc_head)  lr alpha   encoder: grad f + gamma_k grad g; each
+    head: its own plain gradient finetune   (encoder, ctc_head)            lr tau     minimise f
+
+f is CTC on the labelled stream, g is CPC on the unlabelled one. The baselines are other phase
+tables over the same parts, at the same number of encoder gradients (a joint step takes two).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bljust_jax import bilevel, optim
+from bljust_jax.decode import greedy
+from bljust_jax.errors import UserError
+from bljust_jax.models import heads
+from bljust_jax.models.conformer import Conformer
+from bljust_jax.objectives import cpc, ctc
+from bljust_jax.ops import features as feature_ops
+from bljust_jax.ops.specaugment import specaugment
+from bljust_jax.recipes import Facts
+from bljust_jax.step import Group, Phase, Recipe
+
+CTC, CPC = "ctc", "cpc"
+LEVELS = {
+    "explore": ((CPC,),),
+    "joint": ((CTC,), (CPC,)),
+    "finetune": ((CTC,),),
+    "supervised": ((CTC,),),
+    "pretrain": ((CPC,),),
+    "turn_ctc": ((CTC,),),
+    "turn_cpc": ((CPC,),),
+}
+
+
+def build(config: Any, facts: Facts) -> Recipe:
+    model = make_encoder(config)
+    frontend = make_features(config)
+    head_size, width = facts.vocab_size, config.cpc.width
+
+    def init(rng):
+        k_enc, k_ctc, k_project, k_predict = jax.random.split(rng, 4)
+        encoder, stats = model.init(k_enc)
+        params = {
+            "encoder": encoder,
+            "ctc_head": heads.init_linear(k_ctc, model.dim, head_size),
+            "cpc_head": {
+                "project": heads.init_linear(k_project, model.dim, width),
+                "predict": heads.init_maps(k_predict, config.cpc.steps, model.dim, width),
+            },
+        }
+        blank = {
+            "mean": jnp.zeros(config.features.n_mels),
+            "std": jnp.ones(config.features.n_mels),
+        }
+        return params, {}, {**stats, "features": blank}
+
+    def encode(params, x, lengths, *, context, train, rng, upto=None):
+        encoder = params["encoder"]
+        return model.apply(encoder, x, lengths, context=context, train=train, rng=rng, upto=upto)
+
+    def logits(params, h):
+        return heads.linear(params["ctc_head"], h)
+
+    objectives = (
+        ctc.make(
+            stream="labelled",
+            features=frontend,
+            encode=encode,
+            head=logits,
+            reduction=config.ctc.reduction,
+        ),
+        cpc.make(
+            stream="unlabelled",
+            features=frontend,
+            encode=encode,
+            project=lambda params, z: heads.linear(params["cpc_head"]["project"], z),
+            predict=lambda params, c: heads.maps(params["cpc_head"]["predict"], c),
+            steps=config.cpc.steps,
+            first_step=config.cpc.first_step,
+            temperature=config.cpc.temperature,
+            negatives=config.cpc.negatives,
+            context=config.cpc.context,
+            chunk=tuple(config.cpc.chunk),
+            target_gradient=config.cpc.target_gradient,
+            sample_rate=config.data.sample_rate,
+        ),
+    )
+
+    def predict(params, stats, batch):
+        x, lengths = frontend(batch["audio"], batch["audio_lengths"], keys=None, train=False)
+        h, lengths, _, _ = encode(params, x, lengths, context="full", train=False, rng=None)
+        z = logits(params, h)
+        return {
+            "path": greedy.best_path(z, lengths),
+            "blank_share": greedy.blank_share(z, lengths),
+        }
+
+    clip, decay = config.optim.clip, config.optim.weight_decay
+    group = partial(Group, clip=clip, weight_decay=decay)
+    return Recipe(
+        objectives=objectives,
+        groups=(
+            group("encoder", r"^encoder/", frozenset({CTC, CPC})),
+            group("ctc_head", r"^ctc_head/", frozenset({CTC})),
+            group("cpc_head", r"^cpc_head/", frozenset({CPC})),
+        ),
+        phases=make_phases(config, facts.steps_per_epoch),
+        init=init,
+        combiner=bilevel.combine_levels(),
+        predict=predict,
+        statistics=partial(feature_statistics, config),
+        cost=partial(_cost, config, model),
+        gradients=config.gradients,
+        head_scale=config.head_scale,
+        ema_decay=config.ema_decay,
+    )
+
+
+# Parts
+
+
+def make_encoder(config: Any) -> Conformer:
+    return Conformer(n_mels=config.features.n_mels, **config.model.to_dict())
+
+
+def make_features(config: Any):
+    """int16 audio -> normalised log-mel, inside the jitted step: the one door for training and
+    evaluation.
+
+    With `stats` they are normalised by stored statistics (nothing of the future leaks), without by
+    the utterance's own. With `keys` (one an utterance) SpecAugment is applied.
+    """
+    mel = partial(feature_ops.log_mel, sample_rate=config.data.sample_rate, **config.features)
+    masks = config.specaugment.to_dict()
+
+    def features(audio, lengths, *, keys, train, stats=None):
+        x, lengths = mel(audio, lengths)
+        stored = None if stats is None else (stats["mean"], stats["std"])
+        x = feature_ops.normalise(x, lengths, stored)
+        if train and keys is not None:
+            x = specaugment(x, lengths, keys, **masks)
+        return x, lengths
+
+    return features
+
+
+def feature_statistics(config: Any, batches: Any) -> dict:
+    """{"features": {"mean" [M], "std" [M]}} of log-mel over the given batches, for causal
+    contexts."""
+    mel = partial(feature_ops.log_mel, sample_rate=config.data.sample_rate, **config.features)
+    moments = jax.jit(lambda audio, lengths: feature_ops.moments(*mel(audio, lengths)))
+    total, squares, count = 0.0, 0.0, 0.0
+    for batch in batches:
+        s, q, n = jax.device_get(moments(batch["audio"], batch["audio_lengths"]))
+        total, squares, count = total + s.astype(float), squares + q.astype(float), count + float(n)
+    mean = total / max(count, 1.0)
+    variance = squares / max(count, 1.0) - mean**2
+    std = jnp.sqrt(jnp.maximum(jnp.asarray(variance, jnp.float32), 1e-4))
+    return {"features": {"mean": jnp.asarray(mean, jnp.float32), "std": std}}
+
+
+def _cost(config: Any, model: Conformer, loss: str, seconds: float) -> float:
+    """Forward FLOPs of the encoder for one row of a batch of `loss`, padding included."""
+
+    def flops(s):
+        samples = round(s * config.data.sample_rate)
+        return model.flops(
+            feature_ops.frame_count(samples, config.features.window, config.features.hop)
+        )
+
+    if loss == CPC and config.cpc.context == "chunked":
+        past, future, slide = config.cpc.chunk
+        windows = max(0, int((seconds - past - future) // slide) + 1)
+        return windows * (flops(past) + flops(future))
+    return flops(seconds)
+
+
+# Phases
+
+
+def make_phases(config: Any, steps_per_epoch: Any) -> tuple[Phase, ...]:
+    """The phase table of `config.method`, at the compute of BL-JUST's phases."""
+    length = config.phases
+    labelled, unlabelled = steps_per_epoch["labelled"], steps_per_epoch["unlabelled"]
+    unit, unit_ssl = (1, 1) if length.unit == "step" else (labelled, unlabelled)
+    explore, joint, finetune = (
+        round(length.explore * unit_ssl),
+        round(length.joint * unit),
+        round(length.finetune * unit),
+    )
+    budget = explore + 2 * joint + finetune
+    make = partial(_phase, config, labelled)
+    if config.method in ("bljust", "weighted_sum"):
+        rounds = 1 if length.explore_when == "once" else max(1, round(joint / labelled))
+        table = _rounds([("explore", explore), ("joint", joint)], rounds) + [("finetune", finetune)]
+    elif config.method == "supervised":
+        table = [("supervised", budget)]
+    elif config.method == "ptft":
+        table = [("pretrain", budget - budget // 2), ("supervised", budget // 2)]
+    elif config.method == "alternating":
+        rounds = max(1, round(joint / length.turn))
+        turns = _rounds([("turn_cpc", joint), ("turn_ctc", joint)], rounds)
+        table = [("explore", explore), *turns, ("finetune", finetune)]
+    else:
+        methods = "bljust, weighted_sum, ptft, supervised, alternating"
+        raise UserError(f"config.method: {config.method!r} is none of {methods}")
+    totals: dict[str, int] = {}
+    for name, steps in table:
+        totals[name] = totals.get(name, 0) + steps
+    return tuple(make(name, steps, totals[name]) for name, steps in table if steps > 0)
+
+
+def _rounds(parts: list[tuple[str, int]], rounds: int) -> list[tuple[str, int]]:
+    """Each part cut into `rounds` nearly equal stretches, interleaved."""
+    return [
+        (name, steps * (r + 1) // rounds - steps * r // rounds)
+        for r in range(rounds)
+        for name, steps in parts
+    ]
+
+
+def _phase(config: Any, steps_per_epoch: int, name: str, steps: int, total: int) -> Phase:
+    schedule = config.lr[name]
+    peak = optim.SCHEDULES[schedule.shape](schedule.peak, schedule.warmup, total)
+    heads_peak = optim.SCHEDULES[schedule.shape](
+        schedule.peak * config.lr.heads, schedule.warmup, total
+    )
+    levels = LEVELS[name]
+    return Phase(
+        name=name,
+        steps=steps,
+        levels=levels,
+        weights=_weights(config, steps_per_epoch) if len(levels) > 1 else (lambda k: (1.0,)),
+        lr={"encoder": peak, "ctc_head": heads_peak, "cpc_head": heads_peak},
+        moments=schedule.moments,
+    )
+
+
+def _weights(config: Any, steps_per_epoch: int):
+    """(1, gamma_k): the penalty rises a step or an epoch; `weighted_sum` holds it constant."""
+    if config.method == "weighted_sum":
+        return lambda k: (1.0, config.penalty.constant)
+    p = config.penalty
+    gamma = bilevel.penalty_schedule(p.start, p.slope, p.cap)
+    per = 1 if p.per == "step" else steps_per_epoch
+    return lambda k: (1.0, gamma(k // per))

@@ -1,0 +1,62 @@
+"""`report.md`: what a run did, what it cost and what it reached, on one page."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from bljust_jax import metrics
+
+SHOWN = ("train/ctc/loss", "train/cpc/loss", "penalty/1", "moo/cos/ctc|cpc", "dev/wer", "dev/cer")
+
+
+def write(workdir: pathlib.Path, config: Any, phases: Any, final: dict) -> None:
+    """Write `workdir/report.md` from the final metrics and `metrics.jsonl`."""
+    lines = [f"# {workdir.name}: {config.recipe}, method {config.method}, seed {config.seed}", ""]
+    lines += _table(("measure", "value"), [(k, _number(v)) for k, v in sorted(final.items())])
+    lengths: dict[str, int] = {}
+    levels = {}
+    for phase in phases:
+        lengths[phase.name] = lengths.get(phase.name, 0) + phase.steps
+        levels[phase.name] = " > ".join("+".join(level) for level in phase.levels)
+    lines += ["", "## Phases", ""]
+    lines += _table(("phase", "steps", "levels"), [(n, s, levels[n]) for n, s in lengths.items()])
+    lines += ["", "Compute counts encoder FLOPs (forward 1, backward 2) over padded audio.", ""]
+    lines += ["## Course", ""]
+    lines += _table(("step", *SHOWN), _course(metrics.read(workdir / "metrics.jsonl")))
+    (workdir / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def _course(rows: list[dict], points: int = 12) -> list[tuple]:
+    """About `points` rows of the run: the last value known of each measure at evenly spaced
+    steps."""
+    rows = [r for r in rows if "final" not in r]
+    if not rows:
+        return []
+    last = rows[-1]["step"]
+    marks = sorted({round(last * (n + 1) / points) for n in range(points)})
+    table, known, n = [], {}, 0
+    for mark in marks:
+        fresh = {}
+        while n < len(rows) and rows[n]["step"] <= mark:
+            fresh |= {k: v for k, v in rows[n].items() if k in SHOWN}
+            n += 1
+        known = fresh
+        table.append((mark, *(_number(known[k]) if k in known else "" for k in SHOWN)))
+    return table
+
+
+def _table(head: tuple, rows: list[tuple]) -> list[str]:
+    """A Markdown table whose columns line up in a terminal."""
+    cells = [tuple(str(c).replace("|", "/") for c in row) for row in [head, *rows]]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(head))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return lines
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,256 @@
+"""The loop. Read it top to bottom: build, restore, then  evaluate -> save -> next batch -> step.
+
+Evaluation and saving come before the batch is drawn, so a checkpoint holds the state *before* its
+step and the step number alone says where the data stand. A run killed anywhere goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from bljust_jax import checkpoint, evaluate, metrics, optim, recipes, report, sharding, step
+from bljust_jax.data import pipeline
+from bljust_jax.errors import UserError
+from bljust_jax.progress import Progress
+
+
+def run(config: Any, workdir: pathlib.Path) -> dict | None:
+    """Train `config` in `workdir`. Returns the final metrics, or None when a SIGTERM ended the run
+    early."""
+    # ---------------------------------------------------------------- build
+    enable_compile_cache(config.compile_cache)
+    preempted = catch_sigterm()
+    first = jax.process_index() == 0
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    corpus = pipeline.load(config.data, seed=config.seed, multiple=mesh.size)
+    facts = recipes.Facts(
+        vocab_size=corpus.tokenizer.vocab_size,
+        steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
+    )
+    recipe = recipes.load(config.recipe)(config, facts)
+    optimizer = optim.make(recipe.combiner, recipe.groups, b1=config.optim.b1, b2=config.optim.b2)
+    segments = make_segments(recipe)
+    total = segments[-1].start + segments[-1].length
+    write_config(config, workdir, corpus)
+
+    # ---------------------------------------------------------------- restore
+    checkpoints = checkpoint.Checkpoints(workdir, config.keep)
+    abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
+    placed = sharding.state_sharding(abstract, mesh, optim.path_name)
+    restored = checkpoints.latest()
+    if restored is None:
+        state = step.init_state(recipe, optimizer, config.seed)
+        state = state._replace(stats=state.stats | recipe.statistics(corpus.sample_audio(20)))
+        state = jax.device_put(state, placed)
+        meta = {"window": {}, "best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
+    else:
+        abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
+        )
+        state, meta = checkpoints.restore(restored, abstract)
+    start = int(state.step)
+
+    # ---------------------------------------------------------------- report what will run
+    progress = Progress(total, start, active=first)
+    writer = metrics.Writer(workdir, restored, active=first)
+    window = metrics.Window(meta["window"])
+    for line in [*corpus.summary(), *describe(recipe, state.params)]:
+        progress.say(line)
+    if restored is not None:
+        progress.say(f"resumed from step {start}")
+
+    groups = optim.assign(state.params, recipe.groups)
+    programs = {
+        p.name: jax.jit(
+            step.make_train_step(recipe, p, optimizer, groups, config.seed),
+            donate_argnums=0,
+            out_shardings=(placed, None),
+        )
+        for p in recipe.phases
+    }
+    eval_step = step.make_eval_step(recipe)
+    shard = (jax.process_index(), jax.process_count())
+    batches = iter(corpus.train_batches(segments, start, shard=shard))
+    audio_seconds, waited, skipped, seen_shapes = 0.0, 0.0, 0, set()
+    phase_at = PhaseAt(segments, recipe.phases)
+
+    # ---------------------------------------------------------------- the loop
+    for now in range(start, total + 1):
+        # evaluate
+        if now != restored and (now == total or (now % config.eval_every == 0 and now > 0)):
+            result = evaluate.run("dev", corpus, eval_step, state.ema, state.stats)
+            writer.write(now, result.scores)
+            evaluate.write_samples(workdir / "samples" / f"dev-{now}.jsonl", result.pairs)
+            progress.say(f"step {now}, phase {phase_at(now - 1).name}")
+            for line in evaluate.describe("dev", result, config.samples):
+                progress.say(line)
+            if meta["best"] is None or result.scores["dev/wer"] < meta["best"]["wer"]:
+                meta["best"] = {"wer": result.scores["dev/wer"], "step": now}
+                checkpoints.save_best(now, state.ema)
+
+        # save
+        stopping = preempted() and now < total
+        if now != restored and (now % config.save_every == 0 or now == total or stopping):
+            window.settle()
+            meta["window"] = window.totals
+            checkpoints.save(now, state, meta)
+        if stopping:
+            checkpoints.close()
+            writer.close()
+            progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")
+            return None
+        if now == total:
+            break
+
+        # next batch
+        phase = phase_at(now)
+        if phase.moments == "reset" and (now == 0 or phase_at(now - 1) is not phase):
+            state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
+        asked = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - asked
+        shapes = corpus.shape_at(segments, now)
+        announce_compile(progress, seen_shapes, phase.name, shapes)
+
+        # step
+        state, means = programs[phase.name](state, sharding.put_batch(batch, mesh))
+        window.add(means)
+        audio_seconds += count_compute(meta["compute"], recipe, phase, shapes)
+
+        # log
+        if (now + 1) % config.log_every == 0 or now + 1 == total:
+            skipped = check_finite(window.settle(), skipped, config.max_skipped, now + 1, batch)
+            row = {**window.means(), **rename_compute(meta["compute"])}
+            row |= progress.rates(now + 1, audio_seconds, waited)
+            audio_seconds, waited = 0.0, 0.0
+            writer.write(now + 1, row)
+            progress.show(now + 1, phase.name, row)
+
+    # ---------------------------------------------------------------- the end
+    checkpoints.wait()
+    best = meta["best"]
+    ema = checkpoints.restore_best(best["step"], step.abstract_like(state.ema))
+    final = {"dev/wer": best["wer"], "best_step": best["step"]}
+    for split in ("dev", "test") if config.data.test else ("dev",):
+        result = evaluate.run(split, corpus, eval_step, ema, state.stats)
+        evaluate.write_samples(workdir / "samples" / f"{split}-best.jsonl", result.pairs)
+        final |= result.scores
+        for line in evaluate.describe(split, result, config.samples):
+            progress.say(line)
+    final |= rename_compute(meta["compute"])
+    final |= {"step": total, "params_digest": checkpoint.digest(state.params)}
+    writer.write(total, {"final": True, **final})
+    writer.close()
+    checkpoints.close()
+    if first:
+        report.write(workdir, config, recipe.phases, final)
+    return final
+
+
+class PhaseAt:
+    """Step -> phase, by a table."""
+
+    def __init__(self, segments: list[pipeline.Segment], phases: tuple[step.Phase, ...]):
+        self._starts = np.array([s.start for s in segments])
+        self._phases = phases
+
+    def __call__(self, now: int) -> step.Phase:
+        return self._phases[int(np.searchsorted(self._starts, now, side="right")) - 1]
+
+
+def make_segments(recipe: step.Recipe) -> list[pipeline.Segment]:
+    """The phases as stretches of steps, each with the streams that its objectives read."""
+    segments, start = [], 0
+    for phase in recipe.phases:
+        streams = {s for o in recipe.active(phase) for s in o.streams}
+        segments.append(pipeline.Segment(start, phase.steps, tuple(sorted(streams))))
+        start += phase.steps
+    return segments
+
+
+def describe(recipe: step.Recipe, params: Any) -> list[str]:
+    """Parameter counts a group, and the phase table."""
+    groups = optim.assign(params, recipe.groups)
+    counts = {g.name: 0 for g in recipe.groups}
+    for group, leaf in zip(jax.tree.leaves(groups), jax.tree.leaves(params), strict=True):
+        counts[group.name] += leaf.size
+    lines = ["parameters: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())]
+    lengths: dict[str, int] = {}
+    for phase in recipe.phases:
+        lengths[phase.name] = lengths.get(phase.name, 0) + phase.steps
+    levels = {p.name: " > ".join("+".join(level) for level in p.levels) for p in recipe.phases}
+    lines += [f"phase {name}: {n} steps of {levels[name]}" for name, n in lengths.items()]
+    return lines
+
+
+def count_compute(
+    compute: dict, recipe: step.Recipe, phase: step.Phase, shapes: dict[str, tuple[int, float]]
+) -> float:
+    """Add one step to the running totals: encoder FLOPs (forward 1, backward 2) over padded audio.
+    Returns its seconds."""
+    audio = 0.0
+    for objective in recipe.active(phase):
+        for loss in sorted(phase.losses & set(objective.losses)):
+            rows, seconds = shapes[objective.streams[0]]
+            compute["flops"] += 3 * rows * recipe.cost(loss, seconds)
+            compute[f"updates/{loss}"] = compute.get(f"updates/{loss}", 0) + 1
+            audio += rows * seconds
+    compute["audio_hours"] += audio / 3600
+    return audio
+
+
+def rename_compute(compute: dict) -> dict[str, float]:
+    named = {f"compute/{k}": v for k, v in compute.items() if k != "flops"}
+    return {"compute/encoder_tflop": compute["flops"] / 1e12, **named}
+
+
+def check_finite(steps: list, skipped: int, limit: int, now: int, batch: dict) -> int:
+    """Count steps in a row that were not finite; give up with the utterances of the last batch
+    after `limit`."""
+    for means in steps:
+        skipped = skipped + 1 if float(means["train/skipped"][0]) > 0 else 0
+        if skipped >= limit:
+            ids = {name: [int(i) for i in arrays["ids"]] for name, arrays in batch.items()}
+            raise UserError(
+                f"{skipped} steps in a row were not finite, up to step {now}: lower the learning "
+                f"rate, or look at the audio with these id checksums: {json.dumps(ids)}"
+            )
+    return skipped
+
+
+def announce_compile(progress: Progress, seen: set, phase: str, shapes: dict) -> None:
+    """Say what the pause is when a new program has to be compiled."""
+    key = (phase, tuple(sorted(shapes.items())))
+    if key not in seen:
+        seen.add(key)
+        sizes = ", ".join(f"{n} {r} x {seconds:g} s" for n, (r, seconds) in sorted(shapes.items()))
+        progress.say(f"compiling program {len(seen)}: {phase}, {sizes}")
+
+
+def write_config(config: Any, workdir: pathlib.Path, corpus: pipeline.Corpus) -> None:
+    """config.json and tokenizer.json: with a checkpoint, all that evaluation and export need."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    tokenizer = json.dumps(corpus.tokenizer.to_json(), ensure_ascii=False)
+    (workdir / "tokenizer.json").write_text(tokenizer + "\n")
+
+
+def enable_compile_cache(folder: str) -> None:
+    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def catch_sigterm():
+    """A function that says whether SIGTERM has arrived."""
+    arrived = []
+    signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+    return lambda: bool(arrived)

@@ -1,0 +1,242 @@
+"""What every config shares: the defaults, the variants after the colon, and smoke-sized copies.
+
+`--config=configs/X.py:a,b` calls `X.get_config("a,b")`; each name is a variant of X's or one of
+`COMMON`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+Variant = Callable[[ConfigDict], None]
+METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating")
+
+
+def apply_variants(config: ConfigDict, arg: str | None, own: Mapping[str, Variant]) -> ConfigDict:
+    """Apply the comma-separated variants in order. ValueError with the nearest name for one that is
+    unknown."""
+    known = {**COMMON, **own}
+    for name in filter(None, (arg or "").split(",")):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no variant {name!r}{hint} There are: {', '.join(sorted(known))}")
+        known[name](config)
+    config.variant = arg or ""
+    return config
+
+
+def base() -> ConfigDict:
+    """BL-JUST's defaults; where the papers are silent, a field that can be set (see
+    configs/librispeech.py)."""
+    c = ConfigDict()
+    c.recipe = "bljust"  # bljust_jax/recipes/<recipe>.py
+    c.method = "bljust"  # bljust | ptft | supervised | weighted_sum | alternating, at equal compute
+    c.variant = ""  # the text after the colon of --config
+    c.seed = 0  # seeds everything: parameters, data order, masks, dropout
+
+    c.data = ConfigDict()
+    # URI of the labelled audio: *.jsonl, librispeech:ROOT/SPLIT, synthetic:NAME/SPLIT; join with +
+    c.data.train = ""
+    c.data.unlabelled = ""  # URI of the lower level's audio; "" = all audio of data.train
+    c.data.dev = ""  # URI: evaluated while training, chooses the best weights
+    c.data.test = ""  # URI: evaluated once, at the end
+    c.data.root = ""  # audio outside this folder is refused; "" = the manifest's folder
+    c.data.sample_rate = 16000  # Hz; other rates are resampled
+    c.data.lower = True  # lower-case the transcripts
+    c.data.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
+    c.data.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
+    # strings of so many utterances of one speaker, (least, most); (1, 1) = never
+    c.data.join = (1, 1)
+    c.data.join_share = 0.0  # share of items that are such strings
+    # share of draws made uniform over distinct texts, so that rare words are seen
+    c.data.balance = 0.0
+    c.data.buckets = (5.0, 10.0, 17.0)  # seconds: batches are padded to one of these lengths
+    c.data.batch_seconds = 160.0  # padded audio a batch, labelled stream
+    # room for labels in a batch; denser utterances go to a longer bucket
+    c.data.labels_per_second = 25.0
+    c.data.speed = (1.0, 1.0)  # speed perturbation, uniform between these factors
+    c.data.noise_snr = ()  # dB (low, high) of added noise; () = none
+    c.data.min_seconds = 0.1  # shorter utterances are left out, and counted
+    c.data.max_seconds = 40.0  # longer ones too
+    # seconds; () = data.buckets; one entry = crop or join to one shape
+    c.data.unlabelled_buckets = ()
+    c.data.unlabelled_batch_seconds = 160.0  # padded audio a batch, unlabelled stream
+    c.data.unlabelled_join = (1, 1)  # as data.join, for the unlabelled stream
+    c.data.unlabelled_join_share = 0.0  # as data.join_share
+    c.data.eval_batch_seconds = 160.0  # padded audio a batch in evaluation
+    c.data.num_threads = 2  # decoding threads; they do not change the data
+    c.data.prefetch = 8  # batches read ahead
+    c.data.max_bad_fraction = 0.01  # refuse to start when more of the audio cannot be used
+
+    c.features = ConfigDict()
+    c.features.n_mels = 80  # log-mel bins
+    c.features.window = 400  # samples, 25 ms
+    c.features.hop = 160  # samples, 10 ms
+    c.features.n_fft = 512
+
+    c.specaugment = ConfigDict()  # on the upper level's features, per utterance
+    c.specaugment.freq_masks = 2
+    c.specaugment.freq_width = 27  # bins, at most
+    c.specaugment.time_masks = 2
+    c.specaugment.time_width = 40  # frames, at most
+    c.specaugment.max_time_share = 0.15  # of the utterance, for each time mask
+
+    c.model = ConfigDict()  # Conformer, x4 subsampling: 25 frames a second
+    c.model.dim = 256
+    c.model.layers = 16
+    c.model.heads = 4
+    c.model.kernel = 31  # frames of the depthwise convolution
+    c.model.channels = 256  # of the subsampling convolutions
+    c.model.ff_mult = 4
+    c.model.dropout = 0.1
+    c.model.dtype = "float32"  # of the arithmetic; parameters are float32
+    c.model.scan_unroll = 1  # layers a scan iteration holds
+    c.model.remat = False  # recompute activations: less memory, more time
+
+    c.ctc = ConfigDict()
+    c.ctc.reduction = "label"  # nats per label; or "utterance"
+
+    c.cpc = ConfigDict()
+    c.cpc.steps = 12  # frames of 40 ms that are predicted, each by its own linear map
+    c.cpc.first_step = 2  # neighbouring latents share audio: their windows overlap
+    c.cpc.width = 256  # of projected latents and predictions
+    c.cpc.temperature = 0.1  # of the cosine
+    c.cpc.negatives = 100  # other frames of the same utterance; 0 = all
+    # one causal pass; or "chunked", the published way: two windows encoded apart
+    c.cpc.context = "causal"
+    c.cpc.chunk = (2.0, 1.0, 1.0)  # seconds: context, future, slide of "chunked"
+    c.cpc.target_gradient = True  # let the loss shape its targets, as CPC does
+
+    c.penalty = ConfigDict()  # gamma_k = min(cap, start + slope * k)
+    c.penalty.start = 0.0
+    c.penalty.slope = 0.002
+    c.penalty.cap = 1.0
+    c.penalty.per = "epoch"  # or "step"
+    c.penalty.constant = 0.3  # the fixed weight of method weighted_sum
+    # a gradient an objective, with norms and cosine; "fused" = one backward pass
+    c.gradients = "separate"
+    c.head_scale = "plain"  # a head takes its own gradient; "penalised" = times gamma_k
+
+    c.phases = ConfigDict()
+    c.phases.unit = "epoch"  # of the labelled plan (explore: of the unlabelled one); or "step"
+    c.phases.explore = 5.0
+    c.phases.joint = 100.0
+    c.phases.finetune = 5.0
+    c.phases.explore_when = "once"  # or "every_epoch": spread over the joint epochs
+    c.phases.turn = 200  # steps that method alternating stays with one loss
+
+    c.lr = ConfigDict()
+    c.lr.explore = schedule("constant", 1e-3, 1000)  # rho
+    c.lr.joint = schedule("constant", 1e-4, 1000)  # alpha
+    c.lr.finetune = schedule("linear", 1e-5, 0)  # tau
+    c.lr.supervised = schedule("cosine", 1e-3, 1000)  # baselines supervised, and ptft's second half
+    c.lr.pretrain = schedule("constant", 1e-3, 1000)  # ptft's first half
+    c.lr.turn_ctc = schedule("constant", 1e-4, 1000)  # alternating
+    c.lr.turn_cpc = schedule("constant", 1e-4, 1000)
+    c.lr.heads = 1.0  # the heads' learning rates are so many times the encoder's
+
+    c.optim = ConfigDict()
+    c.optim.clip = 1.0  # of the gradient norm, a group
+    c.optim.weight_decay = 0.01
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.98
+    c.ema_decay = 0.999  # evaluation, export and "best by dev" use the averaged weights
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices that split the batch; -1 = all that fsdp leaves
+    c.mesh.fsdp = 1  # devices that also split parameters and optimizer state
+
+    c.eval_every = 2000  # steps between evaluations of dev
+    c.save_every = 2000  # steps between checkpoints
+    c.keep = 3  # checkpoints that stay
+    c.log_every = 50  # steps a row of metrics.jsonl averages
+    c.max_skipped = 20  # abort after so many steps in a row that were not finite
+    c.samples = 3  # reference / hypothesis pairs shown at each evaluation
+    c.compile_cache = "~/.cache/bljust_jax/xla"  # compiled programs outlive the run; "" = off
+    return c
+
+
+def schedule(shape: str, peak: float, warmup: int, moments: str = "keep") -> ConfigDict:
+    """A phase's learning rate: `constant`, `cosine` or `linear` (both fall to 0), after `warmup`
+    steps;
+    `moments="reset"` starts the phase with fresh optimizer state."""
+    return ConfigDict({"shape": shape, "peak": peak, "warmup": warmup, "moments": moments})
+
+
+def set_all_lr(c: ConfigDict, peak: float, warmup: int) -> None:
+    """One peak for every phase: constant while the encoder is shaped, then a cosine down to 0."""
+    for name in ("explore", "joint", "pretrain", "turn_ctc", "turn_cpc"):
+        c.lr[name] = schedule("constant", peak, warmup)
+    c.lr.finetune = schedule("cosine", peak, 0)
+    c.lr.supervised = schedule("cosine", peak, warmup)
+
+
+def method(name: str) -> Variant:
+    def variant(c: ConfigDict) -> None:
+        c.method = name
+
+    return variant
+
+
+def tiny_model(c: ConfigDict) -> None:
+    """0.9 M parameters: what two CPU cores train in minutes."""
+    c.features.n_mels = 40
+    c.model.update(dim=96, layers=4, heads=4, kernel=15, channels=48, dropout=0.0)
+    c.specaugment.update(freq_masks=2, freq_width=6, time_masks=2, time_width=20)
+    c.cpc.update(steps=4, width=64, negatives=0)
+
+
+def steps(c: ConfigDict, gradients: int) -> None:
+    """Phases of `gradients` encoder gradients in all: 12 % explore, 53 % joint (two a step), 35 %
+    finetune; the penalty reaches its cap after 80 % of the joint phase."""
+    joint = round(0.53 * gradients / 2)
+    c.phases.update(unit="step", explore=round(0.12 * gradients), joint=joint)
+    c.phases.finetune = gradients - c.phases.explore - 2 * joint
+    c.penalty.per = "step"
+    c.penalty.slope = c.penalty.cap / (0.8 * joint)
+
+
+def shrink(c: ConfigDict) -> None:
+    """Variant `smoke`: the same recipe, about a minute on two cores; synthetic speech unless data
+    are named."""
+    synthetic(c, "tiny")
+    c.model.update(dim=48, layers=2, heads=2, kernel=7, channels=16, dropout=0.0, remat=False)
+    c.features.n_mels = 40
+    c.cpc.update(steps=4, width=32, negatives=0, context="causal")
+    c.data.update(buckets=(4.0,), unlabelled_buckets=(), batch_seconds=32.0)
+    c.data.update(unlabelled_batch_seconds=32.0, eval_batch_seconds=32.0)
+    set_all_lr(c, 2e-3, 10)
+    steps(c, 120)
+    c.update(eval_every=10, save_every=10, log_every=5, keep=3, ema_decay=0.9)
+
+
+def overfit(c: ConfigDict) -> None:
+    """Variant `overfit`: eight utterances to WER 0, the first thing to try with a new set-up."""
+    synthetic(c, "overfit")
+    tiny_model(c)
+    c.method = "supervised"
+    c.specaugment.update(freq_masks=0, time_masks=0)
+    c.data.update(buckets=(4.0,), unlabelled_buckets=(), batch_seconds=32.0)
+    c.data.update(unlabelled_batch_seconds=32.0, eval_batch_seconds=32.0)
+    c.data.update(speed=(1.0, 1.0), noise_snr=(), join=(1, 1), unlabelled_join=(1, 1))
+    set_all_lr(c, 2e-3, 20)
+    steps(c, 400)
+    c.update(eval_every=100, save_every=100, log_every=20, ema_decay=0.9)
+
+
+def synthetic(c: ConfigDict, name: str) -> None:
+    """Synthetic speech for every split; data named on the command line still win."""
+    c.data.update(train=f"synthetic:{name}/train", dev=f"synthetic:{name}/dev")
+    c.data.update(test=f"synthetic:{name}/test", unlabelled="", root="")
+    c.data.update(labelled_fraction=1.0, labelled_speakers=0, max_bad_fraction=0.5)
+
+
+COMMON: dict[str, Variant] = {
+    **{name: method(name) for name in METHODS},
+    "smoke": shrink,
+    "overfit": overfit,
+}

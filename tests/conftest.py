@@ -1,0 +1,34 @@
+"""Tests run stricter than users do: eight CPU devices, no implicit rank promotion, checked
+shapes."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes of every public boundary are checked while testing, and only then.
+install_import_hook("bljust_jax", "beartype.beartype")
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = pathlib.Path(os.environ.get("BLJUST_TEST_CACHE", ROOT / ".pytest_xla_cache"))
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def speech():
+    """The folder of real recordings beside the checkout; tests that need it skip where it is
+    absent."""
+    folder = ROOT.parent / "shared" / "speech"
+    if not folder.is_dir():
+        pytest.skip("real recordings are not here: expected them at ../shared/speech")
+    return folder

@@ -1,0 +1,213 @@
+"""Which parameters see which gradient, what a step leaves alone, and the one clock."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bljust_jax import bilevel, optim, step
+from tests import toy
+
+
+def bits(tree):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", ["explore", "finetune"])
+def test_idle_groups_keep_parameters_and_moments_bit_for_bit(name):
+    """Law 5; psi starts at -0.0, which an added +0.0 would change."""
+    joint, phase = toy.phase("joint", 3), toy.phase(name, 5)
+    r, opt, groups, state = toy.start([joint, phase])
+    for p in (joint, phase) if name == "finetune" else (phase,):
+        before = state
+        state, _ = step.make_train_step(r, p, opt, groups, seed=0)(state, toy.BATCH)
+    idle = "f_head" if name == "explore" else "g_head"
+    assert bits(state.params[idle]) == bits(before.params[idle])
+    moments = [s.opt_state[1].inner_states[idle] for s in (before, state)]
+    assert bits(moments[0]) == bits(moments[1])
+    busy = "g_head" if name == "explore" else "f_head"
+    assert bits(state.params[busy]) != bits(before.params[busy])
+
+
+def test_a_phase_leaves_out_the_other_objective():
+    """Exploration never evaluates f: its batch need not be there, and nothing is reported of it."""
+    phase = toy.phase("explore")
+    r, opt, groups, state = toy.start([phase])
+    _, means = step.make_train_step(r, phase, opt, groups, seed=0)(
+        state, {"unlabelled": toy.BATCH["unlabelled"]}
+    )
+    assert "train/g/loss" in means
+    assert "train/f/loss" not in means
+    assert not any(name.startswith("penalty/") for name in means)
+
+
+def test_joint_metrics():
+    phase = toy.phase("joint", gamma=lambda k: 0.25)
+    r, opt, groups, state = toy.start([phase])
+    _, means = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+    mean = {k: float(s) / float(w) for k, (s, w) in means.items()}
+    assert mean["penalty/1"] == 0.25
+    assert mean["train/f/loss"] == pytest.approx(0.25**2 + 2.75**2 + 9.0)
+    assert mean["moo/norm/f"] == pytest.approx(np.hypot(2 * 0.25, 2 * -3.0))
+    assert -1 <= mean["moo/cos/f|g"] <= 1
+    assert mean["train/skipped"] == 0.0
+
+
+@pytest.mark.parametrize("head_scale", ["plain", "penalised"])
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_fused_equals_separate(gamma, head_scale):
+    """One backward pass over the sum, with scaled hidden states, takes the same step as two
+    passes."""
+    states = {}
+    for gradients in ("separate", "fused"):
+        phase = toy.phase("joint", gamma=lambda k: gamma)
+        options = {"gradients": gradients, "head_scale": head_scale}
+        r, opt, groups, state = toy.start([phase], **options)
+        train_step = jax.jit(step.make_train_step(r, phase, opt, groups, seed=0))
+        for _ in range(3):
+            state, _ = train_step(state, toy.BATCH)
+        states[gradients] = state
+    # the same real-number computation in another order of float32 operations
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+        states["separate"].params,
+        states["fused"].params,
+    )
+
+
+def test_a_step_that_is_not_finite_changes_only_the_step_counter():
+    phase = toy.phase("joint")
+    r, opt, groups, state = toy.start([phase])
+    train_step = jax.jit(step.make_train_step(r, phase, opt, groups, seed=0))
+    state, _ = train_step(state, toy.BATCH)
+    poisoned = {**toy.BATCH, "unlabelled": {"x": jnp.array([-1, 0], jnp.int32)}}
+    after, means = train_step(state, poisoned)
+    assert bits(after._replace(step=state.step)) == bits(state)
+    assert int(after.step) == int(state.step) + 1
+    assert float(means["train/skipped"][0]) == 1.0
+
+
+def test_ownership_on_the_raw_gradient():
+    """Law 2 on the toy: an objective's gradient on a head that it does not own is exactly zero."""
+    r, _, groups, state = toy.start([toy.phase("joint")])
+    extras = step.Extras(0, {}, {}, {}, {"f": 1.0, "g": 1.0})
+    for objective in r.objectives:
+
+        def loss(p, objective=objective):
+            losses, _ = objective.apply(p, extras, toy.BATCH, None)
+            return sum(s / w for s, w in losses.values())
+
+        grads = jax.grad(loss)(state.params)
+        for group, grad in zip(*map(jax.tree.leaves, (groups, grads)), strict=True):
+            if not group.owners & set(objective.losses):
+                assert not np.any(np.asarray(grad))
+
+
+def test_clock_counts_steps_in_phases_of_one_name():
+    phases = tuple(
+        toy.phase(name, n)
+        for name, n in [("explore", 2), ("joint", 3), ("explore", 2), ("joint", 4)]
+    )
+    want = {"explore": [0, 1, 2, 2, 2, 2, 3, 4, 4], "joint": [0, 0, 0, 1, 2, 3, 3, 3, 4]}
+    for name, positions in want.items():
+        assert [int(step.position(phases, name, s)) for s in range(9)] == positions
+
+
+def test_ema_follows_with_warm_up():
+    phase = toy.phase("joint")
+    r, opt, groups, state = toy.start([phase])
+    after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+    decay = min(0.9, 1 / 10)
+    want = decay * state.ema["encoder"]["theta"] + (1 - decay) * after.params["encoder"]["theta"]
+    np.testing.assert_allclose(after.ema["encoder"]["theta"], want, rtol=1e-6)
+
+
+def test_streams_of_randomness_differ_by_name_step_and_row():
+    keys = [
+        step.stream_key(seed, name, n) for seed in (0, 1) for name in ("ctc", "cpc") for n in (0, 1)
+    ]
+    data = {np.asarray(jax.random.key_data(k)).tobytes() for k in keys}
+    assert len(data) == len(keys)
+    ids = jnp.array([5, 9, 5], jnp.uint32)
+    rows = np.asarray(jax.random.key_data(step.row_keys(keys[0], ids)))
+    assert (rows[0] == rows[2]).all()
+    assert (rows[0] != rows[1]).any()
+
+
+def test_scale_gradient_selects_at_zero():
+    def loss(x, s):
+        return jnp.sum(jnp.log(step.scale_gradient(x, s)))
+
+    x = jnp.array([0.0, 2.0])
+    np.testing.assert_array_equal(jax.grad(loss)(x, 0.0), [0.0, 0.0])
+    np.testing.assert_allclose(jax.grad(loss)(jnp.array([1.0, 2.0]), 0.5), [0.5, 0.25])
+
+
+def test_separate_refuses_a_forward_shared_across_levels():
+    def both(params, extras, batch, rng):
+        return {"f": (jnp.float32(1), 1.0), "g": (jnp.float32(1), 1.0)}, step.Aux({}, {})
+
+    phase = toy.phase("joint")
+    r, opt, groups, state = toy.start([phase])
+    shared = step.Objective(("f", "g"), ("labelled",), both)
+    r = step.Recipe(**{**vars(r), "objectives": (shared,)})
+    with pytest.raises(ValueError, match="fused"):
+        step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+
+
+class TestOptim:
+    def test_every_parameter_matches_one_group(self):
+        params = {"encoder": {"kernel": jnp.zeros(2)}, "stray": jnp.zeros(1)}
+        with pytest.raises(ValueError, match="stray"):
+            optim.assign(params, toy.GROUPS)
+
+    def test_clip_is_a_group_s_own(self):
+        """A huge gradient in one group leaves the step of another untouched."""
+        groups = tuple(
+            step.Group(n, f"^{n}", frozenset({n}), clip=1.0, weight_decay=0.0) for n in "ab"
+        )
+        tx = optim.make(bilevel.combine_levels(), groups, eps=1.0)
+        params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+
+        def b_update(scale):
+            grads = bilevel.Grads(
+                {"a": scale * jnp.ones(2), "b": jnp.full(2, 0.1)}, ({"a": None, "b": None},)
+            )
+            updates, _ = tx.update(
+                grads,
+                tx.init(params),
+                params,
+                level_weights=(jnp.float32(1),),
+                lr={"a": jnp.float32(1), "b": jnp.float32(1)},
+                active={"a", "b"},
+            )
+            return updates["b"]
+
+        np.testing.assert_array_equal(b_update(1.0), b_update(1e6))
+
+    def test_decay_reaches_kernels_alone(self):
+        groups = (step.Group("all", "", frozenset({"f"}), clip=1.0, weight_decay=0.5),)
+        tx = optim.make(bilevel.combine_levels(), groups)
+        params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+        grads = bilevel.Grads(
+            jax.tree.map(jnp.zeros_like, params), ({"kernel": None, "bias": None},)
+        )
+        updates, _ = tx.update(
+            grads,
+            tx.init(params),
+            params,
+            level_weights=(jnp.float32(1),),
+            lr={"all": jnp.float32(0.1)},
+            active={"all"},
+        )
+        np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+        np.testing.assert_array_equal(updates["bias"], 0.0)
+
+    @pytest.mark.parametrize("shape", sorted(optim.SCHEDULES))
+    def test_schedules_reach_their_peak_and_stay_below(self, shape):
+        rate = optim.SCHEDULES[shape](0.5, 10, 100)
+        values = np.array([float(rate(k)) for k in range(101)])
+        assert values.max() <= 0.5 + 1e-7
+        assert values[9:12].max() >= 0.44
+        if shape != "constant":
+            assert values[100] == pytest.approx(0.0, abs=1e-7)
