@@ -1,0 +1,83 @@
+# Two commands: `make quickstart` and `make test`. Both make the environment first, once.
+#
+#   PYTHON=python3.12    the interpreter that the environment is made with (>= 3.11)
+#   ACCEL=cpu|cuda|tpu   whose jax is installed; default: cuda where nvidia-smi finds a GPU, else cpu
+#   ARGS="..."           added to the quickstart's or the tests' command line
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+RUNS ?= runs
+SPEECH ?= ../shared/speech
+ifndef ACCEL
+  ACCEL := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+endif
+ifeq ($(filter cpu cuda tpu,$(ACCEL)),)
+  $(error ACCEL=$(ACCEL) is not one of cpu, cuda, tpu)
+endif
+EXTRA := $(wildcard requirements-$(ACCEL).txt)
+STAMP := $(VENV)/.installed-$(ACCEL)
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+# The newest interpreter that runs here; `command -v` would also find shims that do not.
+PYTHON2 ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+VARIANTS := bljust ptft supervised weighted_sum alternating
+
+.PHONY: help setup quickstart test lint nightly nightly-slow nightly-newest nightly-quickstart \
+        nightly-digits clean
+
+help:
+	@echo "make quickstart   synthesise a small speech corpus and train on it, a few minutes on two cores"
+	@echo "make test         the tests, without the slow ones and those that need a GPU"
+	@echo "make setup        only make the environment in $(VENV)"
+	@echo "make lint         ruff's checks and its formatting"
+	@echo "make nightly      slow tests, a second interpreter, the quickstart with three seeds, all variants"
+	@echo "make clean        remove environments and caches; $(RUNS)/ stays"
+
+setup: $(STAMP)
+	@[ "$(origin PYTHON)" = file ] || [ "$$($(PYTHON) -c '$(VERSION)')" = "$$($(PY) -c '$(VERSION)')" ] \
+	  || { echo "$(VENV) was made with another Python than $(PYTHON): run 'make clean', or name another VENV=" >&2; exit 1; }
+
+$(STAMP): requirements.lock $(EXTRA)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is missing or older than 3.11: name a newer one, make PYTHON=python3.12" >&2; exit 1; }
+	@[ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.lock into $(VENV) for $(ACCEL), once" >&2
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock $(addprefix -r ,$(EXTRA))
+	@touch $@
+
+quickstart: setup
+	$(PY) -m bljust_jax.main --config=configs/quickstart.py --workdir=$(RUNS)/quickstart $(ARGS)
+
+test: setup
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check bljust_jax configs tests
+	$(PY) -m ruff format --check bljust_jax configs tests
+
+nightly: nightly-slow nightly-newest nightly-quickstart nightly-digits
+
+nightly-slow: setup
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n 2 -m "slow and not gpu"
+
+nightly-newest:
+	@[ -n "$(PYTHON2)" ] || { echo "no python3.13 or python3.12 here: name one, make nightly PYTHON2=..." >&2; exit 1; }
+	$(MAKE) test VENV=.venv-newest PYTHON=$(PYTHON2)
+
+nightly-quickstart: setup
+	set -eo pipefail; rm -rf $(RUNS)/nightly/quickstart-*; for seed in 0 1 2; do \
+	  $(PY) -m bljust_jax.main --config=configs/quickstart.py --config.seed=$$seed \
+	    --workdir=$(RUNS)/nightly/quickstart-$$seed | tail -n 1 | tee /dev/stderr \
+	    | $(PY) -c 'import json, sys; sys.exit(json.load(sys.stdin)["test/wer"] > 0.20)'; done
+
+nightly-digits: setup
+	@if [ ! -d $(SPEECH)/digits_ar ]; then echo "no real recordings in $(SPEECH): left out" >&2; exit 0; fi; \
+	set -e; rm -rf $(RUNS)/nightly/digits-*; for variant in $(VARIANTS); do \
+	  $(PY) -m bljust_jax.main --config=configs/manifest.py:digits,$$variant \
+	    --config.data.train=$(SPEECH)/digits_ar/train.jsonl --config.data.dev=$(SPEECH)/digits_ar/dev.jsonl \
+	    --workdir=$(RUNS)/nightly/digits-$$variant; done
+
+clean:
+	rm -rf .venv .venv-newest .pytest_xla_cache .hypothesis .ruff_cache
+	find bljust_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,187 @@
+"""Where utterances come from: a URI names a corpus, a reader module knows its layout."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import importlib
+import os
+import pkgutil
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float, Int16
+
+from bljust_jax.data import readers
+from bljust_jax.errors import UserError
+
+# Formats whose seeking is sample-exact; Opus, Vorbis, MP3 are decoded whole and sliced.
+SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
+# Manifests round durations; a file that ends this much (seconds) before its utterance is damaged.
+DURATION_SLACK = 0.1
+# Lossy files decode slowly (some 400 times real time a core), so these stay: 9 hours at 16 kHz.
+DECODED_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Utterance:
+    """A stretch of one audio file and what is known of it.
+
+    id: unique in a corpus; path: absolute; offset, duration: seconds; text: None where unlabelled;
+    line: "file:line" that declared it, for messages.
+    """
+
+    id: str
+    path: str
+    offset: float
+    duration: float
+    text: str | None
+    lang: str
+    speaker: str
+    line: str = ""
+
+
+def open_source(uri: str, root: str = "") -> list[Utterance]:
+    """The utterances of a URI: `*.jsonl` (a manifest), `scheme:REST`, or several joined by "+".
+
+    A scheme is the name of a module in `bljust_jax/data/readers` with `read(rest, root)`; `root` is
+    the folder that audio paths must not leave ("" for the reader's own default).
+    Raises UserError for an unknown scheme, an empty corpus or an id that occurs twice.
+    """
+    parts = [uri] if os.path.isfile(uri) else uri.split("+")
+    utterances = [u for part in parts for u in _read_part(part, root)]
+    if not utterances:
+        raise UserError(f"{uri}: no utterance found; check that the path holds audio")
+    seen: dict[str, Utterance] = {}
+    for u in utterances:
+        first = seen.setdefault(u.id, u)
+        if first is not u:
+            raise UserError(
+                f"{u.line or u.path}: id {u.id!r} was used before, at {first.line or first.path};"
+                " ids must be unique in a corpus"
+            )
+    return utterances
+
+
+def _read_part(uri: str, root: str) -> list[Utterance]:
+    scheme, colon, rest = uri.partition(":")
+    if uri.endswith(".jsonl") and not (colon and scheme.isidentifier()):
+        scheme, rest = "manifest", uri
+    known = sorted(module.name for module in pkgutil.iter_modules(readers.__path__))
+    if scheme not in known or not rest:
+        raise UserError(
+            f"cannot read {uri!r}: expected a *.jsonl manifest or SCHEME:REST with SCHEME one of "
+            + ", ".join(known)
+        )
+    return importlib.import_module(f"{readers.__name__}.{scheme}").read(rest, root)
+
+
+def header_seconds(paths: Sequence[str], lines: Sequence[str]) -> list[float]:
+    """Durations in seconds from the files' headers, read by threads, in the order of `paths`.
+
+    Raises UserError naming the line and the file for one that is not audio.
+    """
+
+    def seconds(path: str, line: str) -> float:
+        try:
+            info = soundfile.info(path)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise UserError(f"{line}: cannot read the header of {path}: {error}") from error
+        return info.frames / info.samplerate
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        return list(pool.map(seconds, paths, lines))
+
+
+def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]:
+    """Mono int16 samples [S] of an utterance at `sample_rate`, S = round(duration * sample_rate).
+
+    A pure function of the file: channels are averaged, then resampled (soxr HQ), then rounded and
+    saturated. Raises UserError naming line and file if it cannot be decoded or ends too early.
+    """
+    try:
+        samples = _decode(u, sample_rate)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UserError(
+            f"{u.line or u.id}: cannot decode {u.path}: {error}; replace or remove it"
+        ) from error
+    wanted = round(u.duration * sample_rate)
+    if len(samples) == 0 or len(samples) < wanted - DURATION_SLACK * sample_rate:
+        found = f"{len(samples) / sample_rate:.2f} of {u.duration:.2f} s from {u.offset:.2f} s on"
+        raise UserError(
+            f"{u.line or u.id}: {u.path} ends early: {found}; replace the file or correct the entry"
+        )
+    return samples[:wanted]
+
+
+def _decode(u: Utterance, sample_rate: int) -> np.ndarray:
+    """The stretch of `u`, a few samples more or less at its end."""
+    key = (u.path, sample_rate)
+    with _decoded.turn(key):
+        whole = _decoded.get(key)
+        if whole is None:
+            with soundfile.SoundFile(u.path) as file:
+                if file.format in SEEKABLE:
+                    start = min(round(u.offset * file.samplerate), file.frames)
+                    file.seek(start)
+                    frames = round((u.offset + u.duration) * file.samplerate) - start
+                    return _to_mono(file, frames, sample_rate)
+                whole = _to_mono(file, -1, sample_rate)
+            _decoded.put(key, whole)
+    start = round(u.offset * sample_rate)
+    return whole[start : start + round(u.duration * sample_rate)]
+
+
+def _to_mono(file: soundfile.SoundFile, frames: int, sample_rate: int) -> np.ndarray:
+    if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:
+        return file.read(frames, dtype="int16")
+    audio = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    if file.samplerate != sample_rate:
+        audio = soxr.resample(audio, file.samplerate, sample_rate)
+    return to_int16(audio * 32768)
+
+
+def to_int16(samples: Float[np.ndarray, "s"]) -> Int16[np.ndarray, "s"]:
+    """Rounded to the nearest integer and saturated at the limits of int16."""
+    return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)
+
+
+class _Decoded:
+    """Decoded files, least recently used first out, bounded by bytes; safe among threads."""
+
+    def __init__(self, limit: int):
+        self._limit, self._bytes = limit, 0
+        self._files: collections.OrderedDict[tuple[str, int], np.ndarray] = (
+            collections.OrderedDict()
+        )
+        self._lock = threading.Lock()
+        self._turns = [threading.Lock() for _ in range(256)]
+
+    def turn(self, key: tuple[str, int]) -> threading.Lock:
+        """Held while a file is decoded, so that threads do not do so twice."""
+        return self._turns[hash(key) % len(self._turns)]
+
+    def get(self, key: tuple[str, int]) -> np.ndarray | None:
+        with self._lock:
+            if key in self._files:
+                self._files.move_to_end(key)
+            return self._files.get(key)
+
+    def put(self, key: tuple[str, int], samples: np.ndarray) -> None:
+        samples.flags.writeable = False
+        with self._lock:
+            if key not in self._files and samples.nbytes <= self._limit:
+                self._files[key] = samples
+                self._bytes += samples.nbytes
+            while self._bytes > self._limit:
+                self._bytes -= self._files.popitem(last=False)[1].nbytes
+
+
+_decoded = _Decoded(DECODED_BYTES)
+
+
+def hours(utterances: Iterable[Utterance]) -> float:
+    """Total duration in hours."""
+    return sum(u.duration for u in utterances) / 3600

@@ -1,0 +1,55 @@
+"""Which utterances of a source train: those of usable length, and low-resource subsets by seed."""
+
+import collections
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bljust_jax.data.sources import Utterance
+from bljust_jax.errors import UserError
+
+
+def keep(
+    utterances: list[Utterance],
+    left_out: collections.Counter,
+    reason: str,
+    condition: Callable[[Utterance], object],
+) -> list[Utterance]:
+    """The utterances that meet a condition; the others are counted in `left_out` under `reason`."""
+    kept = [u for u in utterances if condition(u)]
+    if len(kept) < len(utterances):
+        left_out[reason] += len(utterances) - len(kept)
+    return kept
+
+
+def timely(
+    utterances: list[Utterance], data: Any, left_out: collections.Counter
+) -> list[Utterance]:
+    """Those of data.min_seconds to data.max_seconds (0: no limit)."""
+    low, high = data.min_seconds, data.max_seconds or math.inf
+    kept = keep(utterances, left_out, f"shorter than {low:g} s", lambda u: u.duration >= low)
+    return keep(kept, left_out, f"longer than {high:g} s (max)", lambda u: u.duration <= high)
+
+
+def low_resource(utterances: list[Utterance], data: Any, seed: int) -> list[Utterance]:
+    """data.labelled_speakers (0: all) speakers, then data.labelled_fraction of their utterances.
+
+    Both are the first of a permutation by seed, so a smaller set is part of a larger one, and
+    neither depends on the order of the source.
+    """
+    if not 0 < data.labelled_fraction <= 1:
+        raise UserError("config.data.labelled_fraction must be above 0 and at most 1")
+    rng = np.random.default_rng([seed, zlib.crc32(b"labelled")])
+    speakers = rng.permutation(sorted({u.speaker for u in utterances})).tolist()
+    if data.labelled_speakers > len(speakers):
+        raise UserError(
+            f"config.data.labelled_speakers: {data.labelled_speakers} of {len(speakers)} speakers"
+        )
+    heard = set(speakers[: data.labelled_speakers or None])
+    utterances = [u for u in utterances if u.speaker in heard]
+    ids = rng.permutation(sorted(u.id for u in utterances)).tolist()
+    chosen = set(ids[: math.ceil(data.labelled_fraction * len(ids))])
+    return [u for u in utterances if u.id in chosen]

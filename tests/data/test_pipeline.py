@@ -1,0 +1,336 @@
+import json
+import time
+import types
+import zlib
+
+import numpy as np
+import pytest
+import soundfile
+
+from bljust_jax.data import pipeline
+from bljust_jax.data.pipeline import Segment
+from bljust_jax.data.sources import read_audio
+from bljust_jax.data.text import CharTokenizer
+from bljust_jax.errors import UserError
+
+RATE = 8000
+DEFAULTS = {
+    "train": "",
+    "unlabelled": "",
+    "dev": "",
+    "test": "",
+    "root": "",
+    "sample_rate": RATE,
+    "lower": True,
+    "labelled_fraction": 1.0,
+    "labelled_speakers": 0,
+    "join": (2, 3),
+    "join_share": 0.5,
+    "balance": 0.3,
+    "buckets": (0.5, 1.5),
+    "batch_seconds": 6.0,
+    "labels_per_second": 8.0,
+    "speed": (0.9, 1.1),
+    "noise_snr": (10.0, 30.0),
+    "min_seconds": 0.0,
+    "max_seconds": 0.0,
+    "unlabelled_buckets": (),
+    "unlabelled_batch_seconds": 12.0,
+    "unlabelled_join": (1, 1),
+    "unlabelled_join_share": 0.0,
+    "eval_batch_seconds": 3.0,
+    "num_threads": 2,
+    "prefetch": 4,
+    "max_bad_fraction": 0.0,
+}
+PLAIN = {"join_share": 0.0, "balance": 0.0, "speed": (1.0, 1.0), "noise_snr": ()}
+JOINT = ("labelled", "unlabelled")
+SEGMENTS = [Segment(0, 4, ("unlabelled",)), Segment(4, 6, JOINT), Segment(10, 3, ("labelled",))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Noise of growing length: 40 utterances by 4 speakers, every fifth without a text."""
+    made = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    entries = []
+    for i in range(40):
+        seconds = round(0.2 + 0.03 * i, 3)
+        audio = rng.integers(-2000, 2000, round(seconds * RATE)).astype(np.int16)
+        soundfile.write(made / f"{i}.flac", audio, RATE)
+        entry = {"audio_filepath": f"{i}.flac", "duration": seconds, "speaker": f"s{i % 4}"}
+        entries.append(entry | {"id": f"u{i}"} | ({"text": f"Ab{i % 3}"} if i % 5 else {}))
+    write(made, "train", entries)
+    write(made, "dev", [e | {"text": "ba"} for e in entries[::4]] + [entries[39] | {"text": "ab!"}])
+    return made
+
+
+def write(folder, name, entries):
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (folder / f"{name}.jsonl").write_text(lines)
+
+
+def load(folder, *, seed=0, multiple=1, tokenizer=None, **changes):
+    sources = {"train": str(folder / "train.jsonl"), "dev": str(folder / "dev.jsonl")}
+    data = types.SimpleNamespace(**{**DEFAULTS, **sources, **changes})
+    return pipeline.load(data, seed=seed, multiple=multiple, tokenizer=tokenizer)
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for stream in a:
+        assert a[stream].keys() == b[stream].keys()
+        for name in a[stream]:
+            assert a[stream][name].dtype == b[stream][name].dtype
+            np.testing.assert_array_equal(a[stream][name], b[stream][name])
+
+
+def test_streams_and_shapes_follow_the_segments(folder):
+    corpus = load(folder)
+    batches = list(corpus.train_batches(SEGMENTS, 0))
+    assert len(batches) == 13
+    for step, batch in enumerate(batches):
+        shapes = corpus.shape_at(SEGMENTS, step)
+        expected = next(s.streams for s in SEGMENTS if s.start <= step < s.start + s.length)
+        assert tuple(batch) == tuple(shapes) == expected
+        for stream, arrays in batch.items():
+            rows, seconds = shapes[stream]
+            assert arrays["audio"].shape == (rows, round(seconds * RATE))
+            assert arrays["audio"].dtype == np.int16
+            assert arrays["ids"].dtype == np.uint32
+            lengths = arrays["audio_lengths"]
+            padding = np.arange(arrays["audio"].shape[1])[None, :] >= lengths[:, None]
+            assert np.all(lengths > 0)
+            assert not arrays["audio"][padding].any()
+            assert ("labels" in arrays) == (stream == "labelled")
+        if set(batch) == set(JOINT):  # one bucket index a step
+            assert shapes["labelled"][1] == shapes["unlabelled"][1]
+            labels = batch["labelled"]["labels"]
+            used = np.arange(labels.shape[1])[None, :] < batch["labelled"]["label_lengths"][:, None]
+            np.testing.assert_array_equal(labels > 0, used)
+            assert labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_resuming_equals_the_tail_whatever_the_threads(folder, threads):
+    whole = list(load(folder, num_threads=2).train_batches(SEGMENTS, 0))
+    for start in (0, 7, 12, 13):
+        tail = list(load(folder, num_threads=threads).train_batches(SEGMENTS, start))
+        assert len(tail) == len(whole) - start
+        for a, b in zip(whole[start:], tail, strict=True):
+            assert_equal(a, b)
+
+
+def test_shards_concatenate_to_the_whole(folder):
+    corpus = load(folder, multiple=2)
+    shards = [corpus.train_batches(SEGMENTS, 3, shard=(i, 2)) for i in range(2)]
+    for whole, *parts in zip(corpus.train_batches(SEGMENTS, 3), *shards, strict=True):
+        joined = {
+            stream: {
+                name: np.concatenate([part[stream][name] for part in parts]) for name in arrays
+            }
+            for stream, arrays in whole.items()
+        }
+        assert_equal(whole, joined)
+    with pytest.raises(ValueError, match="shards"):
+        corpus.train_batches(SEGMENTS, 0, shard=(0, 3))
+
+
+def test_positions_count_the_steps_that_a_stream_drove(folder):
+    corpus = load(folder, unlabelled_buckets=(1.0,))
+    labelled = corpus.plans["labelled"]
+    segments = [SEGMENTS[0], Segment(4, 2, JOINT), Segment(6, 2, ("unlabelled",))]
+    segments += [Segment(8, 2, JOINT)]
+    for step, n in [(0, 0), (3, 3), (6, 4), (7, 5)]:
+        assert corpus.draws(segments, step) == {"unlabelled": (0, n)}
+    for step, n in [(4, 0), (5, 1), (8, 2), (9, 3)]:
+        k = labelled.bucket_of(n)
+        expected = {"labelled": (k, labelled.count(k, n)), "unlabelled": (0, n)}
+        assert corpus.draws(segments, step) == expected
+        assert corpus.shape_at(segments, step)["unlabelled"] == (12, 1.0)
+    with pytest.raises(ValueError, match="in no segment"):
+        corpus.draws(segments, 10)
+
+
+def test_rows_without_augmentation_are_the_recordings(folder):
+    corpus = load(folder, **PLAIN)
+    by_key = {zlib.crc32(u.id.encode()): u for u in corpus.utterances("labelled")}
+    seen = set()
+    for batch in corpus.train_batches([Segment(0, 12, ("labelled",))], 0):
+        rows = batch["labelled"]
+        for row, key in enumerate(rows["ids"].tolist()):
+            u = by_key[key]
+            audio = read_audio(u, RATE)
+            assert rows["audio_lengths"][row] == len(audio)
+            np.testing.assert_array_equal(rows["audio"][row, : len(audio)], audio)
+            ids = rows["labels"][row, : rows["label_lengths"][row]]
+            assert corpus.tokenizer.decode(ids) == u.text.lower()
+            seen.add(u.id)
+    assert seen == {u.id for u in corpus.utterances("labelled")}
+
+
+def test_joined_rows_hold_texts_joined_by_a_space(folder):
+    corpus = load(folder, join_share=1.0)
+    batch = next(corpus.train_batches([Segment(0, 1, ("labelled",))], 0))["labelled"]
+    _, items = corpus.plans["labelled"].batch(0)
+    utterances = corpus.utterances("labelled")
+    for row, item in enumerate(items):
+        ids = batch["labels"][row, : batch["label_lengths"][row]]
+        texts = [utterances[i].text.lower() for i in item.members]
+        assert corpus.tokenizer.decode(ids) == " ".join(texts)
+        assert batch["ids"][row] == item.key
+    assert any(len(item.members) > 1 for item in items)
+
+
+def test_augmentation_differs_between_draws_and_seeds(folder):
+    segment = [Segment(0, 20, ("labelled",))]
+    settings = {**PLAIN, "noise_snr": (10.0, 30.0)}
+    seen = {}
+    for seed in (0, 1):
+        corpus = load(folder, seed=seed, **settings)
+        drawn = [corpus.draws(segment, step)["labelled"] for step in range(20)]
+        batches = corpus.train_batches(segment, 0)
+        for (_, m), batch in zip(drawn, batches, strict=True):
+            for key, audio in zip(
+                batch["labelled"]["ids"], batch["labelled"]["audio"], strict=True
+            ):
+                seen.setdefault(int(key), {}).setdefault((seed, m), audio.tobytes())
+    for draws in seen.values():
+        assert len(set(draws.values())) == len(draws)
+
+
+def test_long_unlabelled_audio_is_cropped_at_places_that_move(folder):
+    corpus = load(folder, **PLAIN, unlabelled_buckets=(0.3,), unlabelled_batch_seconds=12.0)
+    whole = {
+        zlib.crc32(u.id.encode()): read_audio(u, RATE) for u in corpus.utterances("unlabelled")
+    }
+    places = {}
+    for batch in corpus.sample_audio(3):
+        assert batch["audio"].shape == (40, 2400)
+        for key, audio, n in zip(
+            *(batch[k] for k in ("ids", "audio", "audio_lengths")), strict=True
+        ):
+            place = whole[int(key)].tobytes().find(audio[:n].tobytes())
+            assert place >= 0
+            places.setdefault(int(key), set()).add(place)
+    assert all(n == 3 for n in [len(p) for key, p in places.items() if len(whole[key]) > 4000])
+
+
+def test_low_resource_sets_are_nested_and_by_seed(folder):
+    def ids(**changes):
+        return {u.id for u in load(folder, **changes).utterances("labelled")}
+
+    full, half, tenth = ids(), ids(labelled_fraction=0.5), ids(labelled_fraction=0.1)
+    assert (len(full), len(half), len(tenth)) == (32, 16, 4)
+    assert tenth < half < full
+    assert half == ids(labelled_fraction=0.5)
+    assert half != ids(labelled_fraction=0.5, seed=1)
+    corpus = load(folder, labelled_speakers=2)
+    assert len({u.speaker for u in corpus.utterances("labelled")}) == 2
+    assert len(corpus.utterances("unlabelled")) == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"train": ""}, "data.train is empty"),
+        ({"labelled_fraction": 0.0}, "labelled_fraction"),
+        ({"labelled_speakers": 9}, "9 of 4 speakers"),
+        ({"unlabelled_buckets": (0.5, 1.0)}, "unlabelled_buckets"),
+        ({"tokenizer": CharTokenizer("ab012")}, "space"),
+        ({"min_seconds": 50.0}, "labelled.*is empty|no utterance"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(folder, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        load(folder, **changes)
+
+
+def test_what_is_left_out_is_counted(folder):
+    corpus = load(folder, min_seconds=0.3, max_seconds=1.0, tokenizer=CharTokenizer(" ab01"))
+    lines = "\n".join(corpus.summary())
+    assert "labelled: 8 utterances left out: without a text" in lines
+    assert "unlabelled: 4 utterances left out: shorter than 0.3 s" in lines
+    assert "unlabelled: 13 utterances left out: longer than 1 s" in lines
+    assert "with unknown characters" in lines
+    assert "dev: characters that the labelled texts lack: '!' x 1" in lines
+    assert "dev: 11 utterances, 0.00 h, 2 speakers" in lines
+
+
+def test_evaluation_sees_each_utterance_once_and_pads_with_empty_rows(folder):
+    corpus = load(folder, buckets=(0.5, 0.8))
+    seen, shapes = [], set()
+    for batch, utterances in corpus.eval_batches("dev"):
+        shapes.add(batch["audio"].shape)
+        assert 1 <= len(utterances) <= len(batch["ids"])
+        assert not batch["audio_lengths"][len(utterances) :].any()
+        for row, u in enumerate(utterances):
+            audio = read_audio(u, RATE)
+            np.testing.assert_array_equal(batch["audio"][row, : len(audio)], audio)
+            ids = batch["labels"][row, : batch["label_lengths"][row]]
+            assert corpus.tokenizer.decode(ids) == ("" if "!" in u.text else "ba")
+            seen.append(u)
+    assert shapes == {(6, 4000), (3, 6400), (1, 16000)}  # the last for those above 0.8 s
+    assert sorted(u.id for u in seen) == sorted(u.id for u in corpus.utterances("dev"))
+    assert corpus.references("dev")[-1] == "ab!"
+    assert list(corpus.eval_batches("test")) == []
+
+
+def test_a_split_to_score_needs_texts(folder):
+    corpus = load(folder, test=str(folder / "train.jsonl"))
+    assert corpus.references("test").count("") == 8
+    assert "test: 8 utterances without a text cannot be scored" in corpus.summary()
+    write(folder, "bare", [{"audio_filepath": "1.flac"}])
+    with pytest.raises(UserError, match=r"bare\.jsonl:1: no utterance of .* has a text"):
+        load(folder, test=str(folder / "bare.jsonl"))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Ten utterances, one of them not audio."""
+    entries = []
+    for i in range(10):
+        soundfile.write(tmp_path / f"{i}.flac", np.full(4000, i, np.int16), RATE)
+        entries.append({"audio_filepath": f"{i}.flac", "duration": 0.5, "text": "a", "id": str(i)})
+    (tmp_path / "6.flac").write_bytes(b"fLaC and then nothing of use")
+    write(tmp_path, "train", entries)
+    return tmp_path
+
+
+def test_damaged_audio_is_named_at_once(damaged):
+    started = time.monotonic()
+    corpus = load(damaged, dev=str(damaged / "train.jsonl"), **PLAIN)
+    with pytest.raises(UserError, match=r"train\.jsonl:7.*6\.flac"):
+        list(corpus.train_batches([Segment(0, 50, JOINT)], 0))
+    with pytest.raises(UserError, match=r"train\.jsonl:7.*6\.flac"):
+        list(corpus.eval_batches("dev"))
+    assert time.monotonic() - started < 20  # no hang; two busy cores take a second
+
+
+def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):
+    corpus = load(damaged, dev="", **PLAIN, max_bad_fraction=0.1)
+    bad = zlib.crc32(b"6")
+    for batch in corpus.train_batches([Segment(0, 5, JOINT)], 0):
+        for rows in batch.values():
+            np.testing.assert_array_equal(rows["audio_lengths"] == 0, rows["ids"] == bad)
+        rows = batch["labelled"]
+        np.testing.assert_array_equal(rows["label_lengths"] == 0, rows["ids"] == bad)
+    assert len([r for r in caplog.records if "6.flac" in r.getMessage()]) == 2  # once a stream
+
+
+def test_real_arabic_words(speech):
+    root = speech / "digits_ar"
+    corpus = load(
+        root,
+        sample_rate=16000,
+        buckets=(1.5, 3.0, 5.0),
+        join=(2, 5),
+        join_share=0.6,
+        labels_per_second=25.0,
+        eval_batch_seconds=150.0,
+    )
+    assert len(corpus.utterances("labelled")) == 2340
+    assert " " in corpus.tokenizer.symbols
+    batches = list(corpus.train_batches([Segment(0, 3, JOINT)], 0))
+    assert all(np.std(rows["audio"]) > 50 for batch in batches for rows in batch.values())
+    assert sum(len(utterances) for _, utterances in corpus.eval_batches("dev")) == 780

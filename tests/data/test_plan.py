@@ -1,0 +1,184 @@
+import collections
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bljust_jax.data.plan import Bucket, Plan, bucket_table
+from bljust_jax.errors import UserError
+
+TABLE = (Bucket(1.0, 6, 12), Bucket(2.0, 3, 24), Bucket(4.0, 2, 48))
+
+
+def make(n=60, *, seed=0, durations=None, buckets=TABLE, labels=True, **settings):
+    rng = np.random.default_rng(7)
+    durations = rng.uniform(0.2, 3.9, n) if durations is None else np.asarray(durations)
+    n = len(durations)
+    return Plan(
+        durations.tolist(),
+        [max(1, int(4 * d)) for d in durations] if labels else None,
+        [f"s{i % 4}" for i in range(n)],
+        [f"t{i % 7}" for i in range(n)],
+        [f"u{i}" for i in range(n)],
+        buckets,
+        seed,
+        **settings,
+    )
+
+
+SETTINGS = [
+    {},
+    {"join": (2, 5), "join_share": 0.6, "speed": (0.88, 1.12), "balance": 0.5},
+    {"join": (2, 3), "join_share": 1.0, "crop": True, "labels": False},
+]
+
+
+def test_bucket_table_rounds_batches_down_and_labels_up():
+    assert bucket_table((1.5, 4.0), 27.0, 2.5, 4) == (Bucket(1.5, 16, 4), Bucket(4.0, 4, 10))
+    assert bucket_table((0.3,), 27.0, 10.0)[0] == Bucket(0.3, 90, 3)
+    assert bucket_table((60.0,), 27.0, 1.0, 8)[0].batch_size == 8
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 3),
+    st.tuples(st.integers(1, 3), st.integers(0, 3)),
+    st.floats(0, 1),
+)
+def test_an_epoch_holds_each_utterance_exactly_once(seed, epoch, join, share):
+    plan = make(seed=seed, join=(join[0], sum(join)), join_share=share, speed=(0.9, 1.1))
+    members = [i for item in plan.items(epoch) for i in item.members]
+    assert sorted(members) == list(range(60))
+
+
+def test_batches_hold_every_item_and_repeat_fewer_than_a_batch():
+    plan = make()
+    for epoch in range(3):
+        seen = [collections.Counter() for _ in TABLE]
+        for n in range(epoch * plan.batches_per_epoch, (epoch + 1) * plan.batches_per_epoch):
+            k, items = plan.batch(n)
+            seen[k].update(item.members[0] for item in items)
+        assert sorted(set().union(*seen)) == list(range(60))
+        for bucket, counter in zip(TABLE, seen, strict=True):
+            assert counter.total() - len(counter) < bucket.batch_size
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_items_stay_within_their_bucket(settings):
+    plan = make(**settings)
+    for n in range(3 * plan.batches_per_epoch):
+        k, items = plan.batch(n)
+        bucket = plan.buckets[k]
+        assert len(items) == bucket.batch_size
+        for item in items:
+            assert len({i % 4 for i in item.members}) == 1  # of one speaker
+            assert len(item.members) <= settings.get("join", (1, 1))[1]
+            seconds = sum(plan._durations[i] for i in item.members) / item.speed
+            labels = sum(int(plan._labels[i]) + 1 for i in item.members) - 1
+            assert seconds + 0.15 * (len(item.members) - 1) <= bucket.seconds + 1e-5
+            assert labels <= bucket.max_labels
+            assert item.key == zlib.crc32("+".join(f"u{i}" for i in item.members).encode())
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_random_access_equals_sequence_and_counts_agree(settings):
+    plan, other = make(**settings), make(**settings)
+    total = 3 * plan.batches_per_epoch + 2
+    sequence = [plan.batch(n) for n in range(total)]
+    seen = [0] * len(TABLE)
+    for n, (k, items) in enumerate(sequence):
+        assert [plan.count(j, n) for j in range(len(TABLE))] == seen
+        assert plan.batch_in_bucket(k, seen[k]) == items
+        seen[k] += 1
+    for n in np.random.default_rng(0).permutation(total).tolist():
+        assert other.batch(n) == sequence[n]
+
+
+def test_epochs_and_seeds_differ_but_counts_do_not():
+    plan = make(**SETTINGS[1])
+    n = plan.batches_per_epoch
+    first, second = ([plan.batch(i) for i in range(e * n, (e + 1) * n)] for e in range(2))
+    assert first != second
+    assert collections.Counter(k for k, _ in first) == collections.Counter(k for k, _ in second)
+    assert make(seed=1).items(0) != make(seed=0).items(0)
+
+
+def test_join_share_sets_the_share_of_strings():
+    plan = make(durations=[0.2] * 400, join=(2, 3), join_share=0.5)
+    items = plan.items(0)
+    share = np.mean([len(item.members) > 1 for item in items])
+    assert abs(share - 0.5) < 0.1  # four standard errors of some 250 draws are 0.13
+    assert {len(item.members) for item in items} == {1, 2, 3}
+
+
+def test_strings_too_long_are_cut_to_fit():
+    plan = make(durations=[1.5] * 40, join=(5, 5), join_share=1.0)
+    assert {len(item.members) for item in plan.items(0)} == {2}
+    assert sum(len(item.members) for item in plan.items(0)) == 40
+
+
+def test_balance_draws_rare_texts_more_often():
+    texts = ["often"] * 90 + ["rare"] * 10
+    share = []
+    for balance in (0.0, 1.0):
+        bucket = [Bucket(1.0, 5, 9)]
+        ids = [str(i) for i in range(100)]
+        plan = Plan([0.5] * 100, [1] * 100, ["s"] * 100, texts, ids, bucket, 0, balance=balance)
+        drawn = [i for epoch in range(10) for item in plan.items(epoch) for i in item.members]
+        share.append(np.mean(np.array(drawn) >= 90))
+    assert share[0] == 0.1
+    assert abs(share[1] - 0.5) < 0.08  # five standard errors of 1000 draws
+
+
+def test_what_fits_nowhere_is_left_out_with_its_reason():
+    durations = [0.5] * 20 + [5.0, 1.0]
+    plan = Plan(
+        durations, [1] * 21 + [60], ["s"] * 22, [""] * 22, [str(i) for i in range(22)], TABLE, 0
+    )
+    assert plan.excluded == [(20, "longer than 4 s"), (21, "more than 48 labels")]
+    assert sorted(i for item in plan.items(0) for i in item.members) == list(range(20))
+
+
+def test_crop_keeps_long_utterances_in_the_last_bucket():
+    plan = make(durations=[9.0] * 4, labels=False, crop=True)
+    assert plan.excluded == []
+    assert plan.batch(0)[0] == 2
+
+
+def test_an_utterance_that_fits_only_as_recorded_keeps_its_speed():
+    plan = make(durations=[3.95] * 8, speed=(0.8, 0.8))
+    assert {item.speed for item in plan.items(0)} == {1.0}
+
+
+def test_empty_buckets_borrow_shorter_then_longer_items():
+    short = make(durations=[0.5] * 10)
+    assert short.counts == [2, 0, 0]
+    assert len(short.batch_in_bucket(2, 3)) == TABLE[2].batch_size
+    long = make(durations=[3.5] * 10, labels=False, crop=True)
+    assert len(long.batch_in_bucket(0, 5)) == TABLE[0].batch_size
+    with pytest.raises(UserError, match=r"data\.buckets"):
+        make(durations=[3.5] * 10).batch_in_bucket(0, 0)
+
+
+def test_a_bucket_empty_in_a_later_epoch_reuses_the_first():
+    plan = make(durations=[1.0, 1.0], speed=(0.7, 1.3))
+    for n in range(40 * plan.batches_per_epoch):
+        k, items = plan.batch(n)
+        assert len(items) == plan.buckets[k].batch_size
+        assert all(1.0 / item.speed <= plan.buckets[k].seconds + 1e-5 for item in items)
+
+
+@pytest.mark.parametrize("durations", [[], [9.0, 8.0]])
+def test_nothing_to_train_on_is_an_error(durations):
+    with pytest.raises(UserError, match="no utterance is left"):
+        make(durations=durations)
+
+
+def test_settings_out_of_order_are_errors():
+    with pytest.raises(UserError, match="ascending"):
+        make(buckets=TABLE[::-1])
+    with pytest.raises(UserError, match=r"data\.join"):
+        make(join=(3, 2))

@@ -1,0 +1,258 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from bljust_jax.data import sources
+from bljust_jax.data.sources import Utterance, open_source, read_audio
+from bljust_jax.errors import UserError
+
+RATE = 16000
+
+
+def tone(seconds, hz=440.0, rate=RATE):
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(
+        "float32"
+    )
+
+
+def write(folder, name, audio=None, rate=RATE, **kind):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(1.0, rate=rate) if audio is None else audio, rate, **kind)
+    return path
+
+
+def manifest(folder, *entries, name="m.jsonl"):
+    lines = [e if isinstance(e, str) else json.dumps(e, ensure_ascii=False) for e in entries]
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(folder / name)
+
+
+def utterance(path, offset=0.0, duration=1.0):
+    return Utterance("id", str(path), offset, duration, None, "", "s", "m.jsonl:3")
+
+
+def test_a_manifest_with_all_fields_and_with_one(tmp_path):
+    write(tmp_path, "a.wav")
+    full = {"audio_filepath": "a.wav", "duration": 0.5, "offset": 0.25, "text": "e\u0301"}
+    full |= {"lang": "fr", "speaker": 7, "id": "x"}
+    uri = manifest(tmp_path, full, "", {"audio_filepath": "a.wav"}, {**full, "id": None})
+    first, second, third = open_source(uri)
+    path = os.path.realpath(tmp_path / "a.wav")
+    assert first == Utterance("x", path, 0.25, 0.5, "é", "fr", "7", f"{uri}:1")
+    assert second == Utterance("a.wav", path, 0.0, 1.0, None, "", "a.wav", f"{uri}:3")
+    assert third.id == "a.wav@0.25"
+
+
+def test_byte_order_mark_and_crlf(tmp_path):
+    write(tmp_path, "a.wav")
+    line = json.dumps({"audio_filepath": "a.wav", "duration": 1.0, "text": "a"})
+    (tmp_path / "m.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n\r\n")
+    assert [u.text for u in open_source(str(tmp_path / "m.jsonl"))] == ["a"]
+
+
+A = '"audio_filepath": "a.wav"'
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{nope", "is not JSON"),
+        ("[1]", "audio_filepath"),
+        ('{"audio_filename": "a.wav"}', "audio_filepath"),
+        (f'{{{A}, "duration": 0}}', "duration"),
+        (f'{{{A}, "duration": -1}}', "duration"),
+        (f'{{{A}, "duration": NaN}}', "duration"),
+        (f'{{{A}, "duration": "2"}}', "duration"),
+        (f'{{{A}, "offset": -0.5}}', "offset"),
+        (f'{{{A}, "offset": 5}}', "past the end"),
+        (f'{{{A}, "text": 3}}', "text"),
+        ('{"audio_filepath": "b.wav"}', "no such file"),
+        ('{"audio_filepath": "../out.wav"}', "outside the data root"),
+        ('{"audio_filepath": "/etc/hostname"}', "outside the data root"),
+        ('{"audio_filepath": "link.wav"}', "outside the data root"),
+        ('{"audio_filepath": "text.wav"}', "header"),
+    ],
+)
+def test_bad_manifest_lines_are_named(tmp_path, line, complaint):
+    folder = tmp_path / "in"
+    write(folder, "a.wav")
+    out = write(tmp_path, "out.wav")
+    (folder / "link.wav").symlink_to(out)
+    (folder / "text.wav").write_text("not audio")
+    uri = manifest(folder, "", line)
+    with pytest.raises(UserError, match=complaint) as caught:
+        open_source(uri)
+    assert f"{uri}:2:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_root_widens_what_a_manifest_may_name(tmp_path):
+    write(tmp_path, "audio/a.wav")
+    absolute = str(tmp_path / "audio" / "a.wav")
+    (tmp_path / "lists").mkdir()
+    uri = manifest(
+        tmp_path / "lists",
+        {"audio_filepath": "../audio/a.wav", "id": "r"},
+        {"audio_filepath": absolute, "id": "a"},
+    )
+    with pytest.raises(UserError, match=r"config\.data\.root"):
+        open_source(uri)
+    assert [u.id for u in open_source(uri, str(tmp_path))] == ["r", "a"]
+
+
+def test_sources_are_concatenated_and_ids_unique(tmp_path):
+    write(tmp_path, "a.wav")
+    one = manifest(tmp_path, {"audio_filepath": "a.wav", "id": "1"}, name="one.jsonl")
+    two = manifest(tmp_path, {"audio_filepath": "a.wav", "id": "2"}, name="two.jsonl")
+    assert [u.id for u in open_source(f"{one}+{two}")] == ["1", "2"]
+    with pytest.raises(UserError, match=r"one\.jsonl:1: id '1' was used before, at .*one\.jsonl:1"):
+        open_source(f"{one}+{one}")
+
+
+def test_a_plus_in_a_file_name_is_no_separator(tmp_path):
+    write(tmp_path, "a.wav")
+    assert open_source(manifest(tmp_path, {"audio_filepath": "a.wav"}, name="x+y.jsonl"))
+
+
+@pytest.mark.parametrize("uri", ["nowhere:x", "data", "manifest:"])
+def test_unknown_schemes_list_the_known_ones(uri):
+    with pytest.raises(UserError, match=r"librispeech, manifest"):
+        open_source(uri)
+
+
+def test_missing_and_empty_manifests(tmp_path):
+    with pytest.raises(UserError, match="no such manifest"):
+        open_source(str(tmp_path / "no.jsonl"))
+    with pytest.raises(UserError, match="no utterance"):
+        open_source(manifest(tmp_path, ""))
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_pcm_is_read_bit_for_bit_and_sliced(tmp_path, name):
+    samples = np.random.default_rng(0).integers(-32768, 32768, RATE).astype(np.int16)
+    path = write(tmp_path, name, samples)
+    assert np.array_equal(read_audio(utterance(path)), samples)
+    part = read_audio(utterance(path, 0.25, 0.5))
+    assert np.array_equal(part, samples[4000:12000])
+
+
+def test_stereo_is_mixed_down(tmp_path):
+    stereo = np.stack([np.full(RATE, 100), np.full(RATE, 300)], axis=1).astype(np.int16)
+    path = write(tmp_path, "a.wav", stereo)
+    assert np.all(read_audio(utterance(path)) == 200)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_other_rates_are_resampled(tmp_path, rate):
+    path = write(tmp_path, "a.wav", tone(1.0, 440.0, rate), rate)
+    audio = read_audio(utterance(path)) / 32768
+    assert len(audio) == RATE
+    # 16-bit storage and the resampler's pass band; its edges, 100 samples, are left out.
+    assert np.max(np.abs(audio - tone(1.0))[100:-100]) < 1e-3
+
+
+def test_float_files_saturate(tmp_path):
+    path = write(tmp_path, "a.wav", np.full(RATE, 1.5, "float32"), subtype="FLOAT")
+    assert np.all(read_audio(utterance(path)) == 32767)
+
+
+def test_segments_of_opus_equal_slices_of_the_whole(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE).astype("float32")
+    path = write(tmp_path, "a.opus", noise, format="OGG", subtype="OPUS")
+    whole = read_audio(utterance(path, 0.0, 3.0))
+    for offset in (2.0, 0.7, 1.3):
+        start = round(offset * RATE)
+        part = read_audio(utterance(path, offset, 0.5))
+        assert np.array_equal(part, whole[start : start + RATE // 2])
+    with pytest.raises(ValueError, match="read-only"):
+        part[0] = 1
+
+
+def test_decoded_files_are_bounded_by_bytes():
+    kept = sources._Decoded(100)
+    for name in "abc":
+        kept.put((name, 1), np.zeros(20, np.int16))  # 40 bytes each
+    assert kept.get(("a", 1)) is None
+    kept.get(("b", 1))
+    kept.put(("d", 1), np.zeros(20, np.int16))
+    assert kept.get(("c", 1)) is None
+    kept.put(("e", 1), np.zeros(51, np.int16))
+    assert kept.get(("e", 1)) is None
+    assert len(kept.get(("b", 1))) == 20
+
+
+def test_bad_audio_is_named(tmp_path):
+    junk = tmp_path / "junk.flac"
+    junk.write_bytes(b"fLaC" + bytes(100))
+    short = write(tmp_path, "short.wav")
+    for path, duration in [(junk, 1.0), (tmp_path / "gone.wav", 1.0), (short, 2.0)]:
+        with pytest.raises(UserError, match=r"m\.jsonl:3") as caught:
+            read_audio(utterance(path, 0.0, duration))
+        assert str(path) in str(caught.value)
+
+
+def test_durations_rounded_up_are_forgiven(tmp_path):
+    path = write(tmp_path, "a.wav")
+    assert len(read_audio(utterance(path, 0.0, 1.05))) == RATE
+
+
+def test_a_truncated_flac_is_named(tmp_path):
+    path = write(tmp_path, "a.flac", tone(4.0))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"a\.flac"):
+        read_audio(utterance(path, 0.0, 4.0))
+
+
+def libri(folder, text="1-2-0000 HELLO THERE\n"):
+    write(folder / "LS" / "dev" / "1" / "2", "1-2-0000.flac", tone(0.5))
+    (folder / "LS" / "dev" / "1" / "2" / "1-2.trans.txt").write_text(text)
+    return f"librispeech:{folder}/LS/dev"
+
+
+def test_librispeech_layout(tmp_path):
+    (u,) = open_source(libri(tmp_path))
+    assert (u.id, u.text, u.speaker, u.lang) == ("1-2-0000", "HELLO THERE", "1", "en")
+    assert u.duration == 0.5
+    assert u.line.endswith("1-2.trans.txt:1")
+    assert open_source("librispeech:LS/dev", str(tmp_path)) == [u]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("1-2-0000\n", r"trans\.txt:1"), ("1-2-0000 A\n1-2-0001 B\n", "1-2-0001.flac is missing")],
+)
+def test_bad_librispeech_transcripts(tmp_path, text, complaint):
+    with pytest.raises(UserError, match=complaint):
+        open_source(libri(tmp_path, text))
+
+
+def test_missing_librispeech_split(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        open_source(f"librispeech:{tmp_path}/train-clean-100")
+
+
+def test_original_librispeech_files(speech):
+    root = speech / "layouts" / "LibriSpeech"
+    found = open_source(f"librispeech:{root}/dev-clean+librispeech:{root}/test-clean")
+    texts = {u.id: u.text for u in found}
+    assert len(found) == 8
+    listed = (speech / "layouts" / "librispeech_dev-clean_transcripts.txt").read_text()
+    assert f"1272-128104-0000 {texts['1272-128104-0000']}" in listed
+    for u in found:
+        audio = read_audio(u)
+        assert len(audio) == round(u.duration * RATE)
+        assert 100 < np.std(audio) < 10000
+
+
+def test_real_opus_segments(speech):
+    found = open_source(str(speech / "digits_ar" / "dev.jsonl"))
+    assert len(found) == 780
+    u = found[100]
+    direct, rate = soundfile.read(u.path, dtype="float32")
+    start = round(u.offset * rate)
+    expected = np.clip(np.rint(direct * 32768), -32768, 32767)
+    assert np.array_equal(read_audio(u), expected[start : start + round(u.duration * rate)])

@@ -1,0 +1,145 @@
+"""Who may import whom: the table of the architecture, read from the sources and never executed."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "bljust_jax"
+
+HOST = {"errors", "jaxtyping", "numpy"}
+JAX = HOST | {"jax"}
+LOOP = JAX | {"optax", "orbax", "tensorboardX", "step"}
+COMMAND = {"absl", "ml_collections"}
+EVALUATE = JAX | COMMAND | {
+    *("step", "sharding", "checkpoint", "metrics", "recipes", "data", "decode"),
+    *("jiwer", "sacrebleu"),
+}  # fmt: skip
+
+# What each part of the package may import: parts of the package and third-party packages by name.
+ALLOWED = {
+    "errors": set(),
+    "main": JAX | COMMAND | {"train"},
+    "train": JAX | {
+        *("step", "optim", "sharding", "checkpoint", "metrics", "evaluate", "recipes", "data"),
+        *("progress", "report", "export", "ml_collections"),
+    },
+    "recipes": JAX | {
+        *("objectives", "models", "bilevel", "ops", "decode", "step", "optim", "ml_collections"),
+    },
+    "objectives": JAX | {"ops", "step"},
+    "decode": JAX | {"ops", "step"},
+    "models": JAX | {"ops", "flax"},
+    "ops": JAX,
+    "bilevel": JAX | {"optax"},
+    "step": LOOP | {"bilevel"},
+    "optim": LOOP,
+    "sharding": LOOP,
+    "checkpoint": LOOP,
+    "metrics": LOOP,
+    "progress": set(),
+    "evaluate": EVALUATE,
+    "data": HOST | {
+        *("grain", "soundfile", "soxr", "sentencepiece", "tensorflow_datasets"),
+        "espeakng_loader",
+    },
+    "export": JAX | {"models", "checkpoint", "safetensors"},
+    "transcribe": EVALUATE | {"export"},
+    "export_checkpoint": JAX | COMMAND | {"export", "checkpoint", "recipes"},
+    "report": HOST | COMMAND | {"metrics", "matplotlib"},
+    "prepare": HOST | COMMAND | {"data"},
+    "bench": JAX | COMMAND | {"ops", "step", "optim", "recipes", "data", "optax"},
+}  # fmt: skip
+
+# Imported inside functions only: heavy, optional, or absent on some machines.
+LAZY = {
+    "data": {"grain", "tensorflow_datasets", "espeakng_loader"},
+    "train": {"export"},
+    "bench": {"data"},
+}
+
+
+def part_of(path: pathlib.Path) -> str:
+    """The row of the table that a source file belongs to."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: pathlib.Path) -> list[tuple[str, bool, int]]:
+    """(name, at import time, line) of all that a file imports: parts of the package, or
+    packages."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    bodies = [node for node in ast.walk(tree) if isinstance(node, functions)]
+    inside = {id(node) for body in bodies for node in ast.walk(body)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            whole = node.module in ("bljust_jax", "configs")
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = names if whole else [node.module]
+        else:
+            continue
+        found += [(name_of(m), id(node) not in inside, node.lineno) for m in modules]
+    return [entry for entry in found if entry[0] not in sys.stdlib_module_names]
+
+
+def name_of(module: str) -> str:
+    top, *rest = module.split(".")
+    return (rest or [top])[0] if top == "bljust_jax" else top
+
+
+def sources() -> list[pathlib.Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_part_may(path):
+    part = part_of(path)
+    assert part in ALLOWED, f"{part} has no row in the table of imports"
+    allowed = ALLOWED[part] | {part}
+    for name, eager, line in imports(path):
+        where = f"{path.relative_to(ROOT)}:{line}"
+        assert name in allowed, f"{where}: {part} must not import {name}"
+        assert not (eager and name in LAZY.get(part, ())), f"{where}: import {name} in a function"
+
+
+@pytest.mark.parametrize("name", ["flax", "espeakng_loader", "orbax"])
+def test_one_place_for_each(name):
+    places = {"flax": "models/", "espeakng_loader": "data/synthetic.py", "orbax": "checkpoint.py"}
+    for path in sources():
+        if any(imported == name for imported, _, _ in imports(path)):
+            assert path.relative_to(PACKAGE).as_posix().startswith(places[name]), path
+
+
+def test_the_package_itself_imports_nothing():
+    """`import bljust_jax` costs nothing, and a part's import pulls in no other."""
+    assert imports(PACKAGE / "__init__.py") == []
+
+
+def test_configs_know_nothing_of_the_package():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        for name, _, line in imports(path):
+            assert name in {"ml_collections", "configs"}, f"{path.name}:{line}: imports {name}"
+
+
+def test_the_reader_of_imports_sees_all_forms(tmp_path):
+    """`from package import part`, dotted names, aliases, and what is lazy."""
+    source = tmp_path / "module.py"
+    source.write_text(
+        "import os, flax.linen as nn\nfrom bljust_jax import ops\n"
+        "from bljust_jax.data.text import X\n"
+        "def f():\n    import grain\n    from bljust_jax.export import y\n"
+    )
+    assert sorted(imports(source)) == [
+        ("data", True, 3),
+        ("export", False, 6),
+        ("flax", True, 1),
+        ("grain", False, 5),
+        ("ops", True, 2),
+    ]
