@@ -92,8 +92,9 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
             progress.say(f"step {now}, phase {phase_at(now - 1).name}")
             for line in evaluate.describe("dev", result, config.samples):
                 progress.say(line)
-            if meta["best"] is None or result.scores["dev/wer"] < meta["best"]["wer"]:
-                meta["best"] = {"wer": result.scores["dev/wer"], "step": now}
+            errors = [result.scores["dev/wer"], result.scores["dev/cer"]]
+            if meta["best"] is None or errors < meta["best"]["errors"]:
+                meta["best"] = {"errors": errors, "step": now}
                 checkpoints.save_best(now, state.ema)
 
         # save
@@ -138,7 +139,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
     checkpoints.wait()
     best = meta["best"]
     ema = checkpoints.restore_best(best["step"], step.abstract_like(state.ema))
-    final = {"dev/wer": best["wer"], "best_step": best["step"]}
+    final = {"best_step": best["step"]}
     for split in ("dev", "test") if config.data.test else ("dev",):
         result = evaluate.run(split, corpus, eval_step, ema, state.stats)
         evaluate.write_samples(workdir / "samples" / f"{split}-best.jsonl", result.pairs)

@@ -70,7 +70,7 @@ def base() -> ConfigDict:
     c.data.eval_batch_seconds = 160.0  # padded audio a batch in evaluation
     c.data.num_threads = 2  # decoding threads; they do not change the data
     c.data.prefetch = 8  # batches read ahead
-    c.data.max_bad_fraction = 0.01  # refuse to start when more of the audio cannot be used
+    c.data.max_bad_fraction = 0.01  # give up when a larger share of the audio cannot be decoded
 
     c.features = ConfigDict()
     c.features.n_mels = 80  # log-mel bins

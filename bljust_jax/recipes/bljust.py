@@ -51,10 +51,10 @@ def build(config: Any, facts: Facts) -> Recipe:
         encoder, stats = model.init(k_enc)
         params = {
             "encoder": encoder,
-            "ctc_head": heads.init_linear(k_ctc, model.dim, head_size),
+            "ctc_head": heads.init(k_ctc, model.dim, head_size),
             "cpc_head": {
-                "project": heads.init_linear(k_project, model.dim, width),
-                "predict": heads.init_maps(k_predict, config.cpc.steps, model.dim, width),
+                "project": heads.init(k_project, model.dim, width),
+                "predict": heads.init(k_predict, model.dim, width, steps=config.cpc.steps),
             },
         }
         blank = {
@@ -68,7 +68,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         return model.apply(encoder, x, lengths, context=context, train=train, rng=rng, upto=upto)
 
     def logits(params, h):
-        return heads.linear(params["ctc_head"], h)
+        return heads.apply(params["ctc_head"], h)
 
     objectives = (
         ctc.make(
@@ -82,8 +82,10 @@ def build(config: Any, facts: Facts) -> Recipe:
             stream="unlabelled",
             features=frontend,
             encode=encode,
-            project=lambda params, z: heads.linear(params["cpc_head"]["project"], z),
-            predict=lambda params, c: heads.maps(params["cpc_head"]["predict"], c),
+            project=lambda params, z: heads.apply(params["cpc_head"]["project"], z),
+            predict=lambda params, c: jnp.moveaxis(
+                heads.apply(params["cpc_head"]["predict"], c), 2, 0
+            ),
             steps=config.cpc.steps,
             first_step=config.cpc.first_step,
             temperature=config.cpc.temperature,
@@ -162,10 +164,8 @@ def feature_statistics(config: Any, batches: Any) -> dict:
     for batch in batches:
         s, q, n = jax.device_get(moments(batch["audio"], batch["audio_lengths"]))
         total, squares, count = total + s.astype(float), squares + q.astype(float), count + float(n)
-    mean = total / max(count, 1.0)
-    variance = squares / max(count, 1.0) - mean**2
-    std = jnp.sqrt(jnp.maximum(jnp.asarray(variance, jnp.float32), 1e-4))
-    return {"features": {"mean": jnp.asarray(mean, jnp.float32), "std": std}}
+    mean, std = feature_ops.mean_and_std(total, squares, count)
+    return {"features": {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}}
 
 
 def _cost(config: Any, model: Conformer, loss: str, seconds: float) -> float:
