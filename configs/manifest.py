@@ -29,7 +29,7 @@ def digits(c):
     c.data.speed = (0.88, 1.12)
     c.data.noise_snr = (15.0, 40.0)
     # the lower level hears strings alone: single words are too short
-    c.data.unlabelled_join = (2, 5)
+    c.data.unlabelled_join = (4, 5)
     c.data.unlabelled_join_share = 1.0
     c.data.unlabelled_buckets = (4.0,)
     c.data.unlabelled_batch_seconds = 27.0

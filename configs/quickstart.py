@@ -23,7 +23,7 @@ def get_config(arg=None):
     c.data.speed = (0.9, 1.1)
     c.penalty.cap = 0.3
     common.set_all_lr(c, 2e-3, 50)
-    common.steps(c, 2000)  # encoder gradients
+    common.steps(c, 1200)  # encoder gradients
     c.ema_decay = 0.995
-    c.update(eval_every=200, save_every=200, log_every=20)
+    c.update(eval_every=100, save_every=100, log_every=20)
     return common.apply_variants(c, arg, {})

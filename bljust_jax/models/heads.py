@@ -1,0 +1,26 @@
+"""Linear maps on top of an encoder: the CTC head, CPC's projection, its predictor a step ahead."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+
+def init(rng: Key[Array, ""], dim: int, out: int, *, steps: int | None = None) -> dict[str, Array]:
+    """{"kernel": `[dim, out]`, "bias": `[out]`}; with `steps`, one map a step on a leading axis.
+
+    Kernels are normal with variance 1 / dim, biases 0, float32.
+    """
+    lead = () if steps is None else (steps,)
+    kernel = jax.random.normal(rng, (*lead, dim, out), jnp.float32) * dim**-0.5
+    return {"kernel": kernel, "bias": jnp.zeros((*lead, out), jnp.float32)}
+
+
+def apply(
+    params: dict[str, Array], x: Float[Array, "b t d"]
+) -> Float[Array, "b t k"] | Float[Array, "b t steps k"]:
+    """x @ kernel + bias in float32: `[B, T, K]`, or `[B, T, steps, K]` for a stack of maps."""
+    kernel, bias = params["kernel"], params["bias"]
+    x = x.astype(kernel.dtype)
+    if kernel.ndim == 2:
+        return x @ kernel + bias[None, None, :]
+    return jnp.einsum("btd,sdk->btsk", x, kernel) + bias[None, None, :, :]

@@ -1,0 +1,238 @@
+"""Laws of the encoder: padding, permutation, causality, execution modes, published sizes."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bljust_jax.errors import UserError
+from bljust_jax.models.conformer import SIZES, Conformer
+from bljust_jax.models.frontend import receptive_field
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+SMALL = Conformer(dim=16, layers=3, heads=2, kernel=5, n_mels=8, channels=4)
+LENGTHS = jnp.array([29, 18, 0])
+
+
+def randomised(params):
+    """Biases and scales away from 0 and 1, so that none hides an error."""
+    draw = np.random.default_rng(5)
+    return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), params)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return randomised(SMALL.init(jax.random.key(0))[0])
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(3, 29, 8)), jnp.float32)
+
+
+def encode(model, params, x, lengths, **options):
+    run = jax.jit(lambda p, x, n: model.apply(p, x, n, **options))
+    return run(params, x, lengths)
+
+
+def loss_and_grads(model, params, x, lengths, **options):
+    """A loss in which every valid output counts differently, and its gradients."""
+
+    def loss(params):
+        out = model.apply(params, x, lengths, **options)[0]
+        return jnp.sum(out * jnp.sin(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_trees_close(a, b, rtol):
+    """Each leaf within rtol of its own largest value."""
+
+    def check(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.max(np.abs(a - b)) <= rtol * max(np.max(np.abs(b)), 1e-3)
+
+    jax.tree.map(check, a, b)
+
+
+def test_shapes_lengths_and_zeros_in_padded_frames(params, x):
+    out, lengths, hidden, stats = encode(SMALL, params, x, LENGTHS)
+    assert out.shape == hidden["latents"].shape == (3, 8, 16)
+    assert lengths.tolist() == [8, 5, 0]
+    assert stats == {}
+    assert out.dtype == hidden["latents"].dtype == jnp.float32
+    for row, latents, n in zip(out, hidden["latents"], lengths.tolist(), strict=True):
+        assert np.all(np.isfinite(row))
+        assert not np.any(row[n:])
+        assert not np.any(latents[n:])
+
+
+@pytest.mark.parametrize("context", ["full", "causal"])
+def test_padding_never_matters_nan_included(params, x, context):
+    padded = jnp.full((3, 41, 8), jnp.nan)
+    for row, n in enumerate(LENGTHS.tolist()):
+        padded = padded.at[row, :n].set(x[row, :n])
+    out, _, hidden, _ = encode(SMALL, params, padded, LENGTHS, context=context)
+    expected, _, latents, _ = encode(SMALL, params, x, LENGTHS, context=context)
+    # The law's bound: sums of other lengths round differently in float32.
+    np.testing.assert_allclose(out[:, :8], expected, atol=1e-5)
+    np.testing.assert_allclose(hidden["latents"][:, :8], latents["latents"], atol=1e-5)
+    assert not np.any(out[:, 8:])
+    _, grads = loss_and_grads(SMALL, params, padded, LENGTHS, context=context)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+def test_batch_permutation_is_equivariant(params, x):
+    order = jnp.array([2, 0, 1])
+    out = encode(SMALL, params, x, LENGTHS)[0]
+    np.testing.assert_allclose(
+        encode(SMALL, params, x[order], LENGTHS[order])[0], out[order], atol=1e-6
+    )
+
+
+def test_causal_output_sees_nothing_after_its_receptive_field(params, x):
+    stride, _, right = receptive_field()
+    run = jax.jit(lambda x: SMALL.apply(params, x, LENGTHS, context="causal")[0])
+    out = run(x)
+    for t in (0, 3, 6):
+        after = stride * t + right + 1
+        changed = run(x.at[:, after:].set(7.0))
+        np.testing.assert_array_equal(changed[:, : t + 1], out[:, : t + 1])
+        assert np.any(changed[0, t + 1] != out[0, t + 1])
+
+
+def test_a_single_frame_has_the_same_output_in_both_contexts(params, x):
+    lengths = jnp.array([4, 3, 1])
+    full = encode(SMALL, params, x, lengths)[0]
+    causal = encode(SMALL, params, x, lengths, context="causal")[0]
+    np.testing.assert_allclose(causal, full, atol=1e-5)  # one frame, summed with other zeros
+
+
+def test_full_context_sees_the_future(params, x):
+    out = encode(SMALL, params, x, LENGTHS)[0]
+    changed = encode(SMALL, params, x.at[:, 20:].set(7.0), LENGTHS)[0]
+    assert np.any(np.abs(changed[0, 0] - out[0, 0]) > 1e-4)
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"scan_unroll": 2, "remat": True}])
+def test_execution_modes_agree(params, x, options):
+    value, grads = loss_and_grads(SMALL, params, x, LENGTHS)
+    other, other_grads = loss_and_grads(dataclasses.replace(SMALL, **options), params, x, LENGTHS)
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    assert_trees_close(other_grads, grads, 1e-4)  # float32 sums, fused differently
+
+
+def test_upto_runs_the_first_blocks(params, x):
+    short = dataclasses.replace(SMALL, layers=2)
+    first = jax.tree.map(lambda leaf: leaf[:2], params["blocks"])
+    expected = encode(short, {**params, "blocks": first}, x, LENGTHS)[0]
+    unrolled = dataclasses.replace(SMALL, scan_unroll=3)
+    np.testing.assert_allclose(encode(unrolled, params, x, LENGTHS, upto=2)[0], expected, atol=1e-6)
+    none, _, hidden, _ = encode(SMALL, params, x, LENGTHS, upto=0)
+    np.testing.assert_array_equal(none, hidden["latents"])
+    _, grads = loss_and_grads(SMALL, params, x, LENGTHS, upto=2)
+    assert all(not np.any(g[2:]) for g in jax.tree.leaves(grads["blocks"]))
+    assert all(np.any(g[:2]) for g in jax.tree.leaves(grads["blocks"]))
+
+
+def test_bfloat16_is_close_and_its_gradients_are_finite(params, x):
+    half = dataclasses.replace(SMALL, dtype="bfloat16")
+    out = encode(half, params, x, LENGTHS)[0]
+    expected = encode(SMALL, params, x, LENGTHS)[0]
+    assert out.dtype == jnp.float32
+    # Three blocks of rounding at 2^-8 on outputs of size 1.
+    np.testing.assert_allclose(out, expected, atol=0.15)
+    _, grads = loss_and_grads(half, params, x, LENGTHS)
+    for grad, leaf in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
+        assert grad.dtype == leaf.dtype
+        assert np.all(np.isfinite(grad))
+
+
+def test_gradient_matches_a_finite_difference_in_float64(params, x):
+    model = dataclasses.replace(SMALL, dtype="float64")
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        features, draw = jnp.asarray(x, jnp.float64), np.random.default_rng(1)
+        direction = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), exact)
+        loss = jax.jit(
+            lambda s: jnp.sum(
+                jnp.sin(
+                    model.apply(
+                        jax.tree.map(lambda p, d: p + s * d, exact, direction), features, LENGTHS
+                    )[0]
+                )
+            )
+        )
+        slope = jax.grad(loss)(jnp.float64(0.0))
+        # Central differences: error O(step^2) = 1e-10 and rounding 1e-16 / step = 1e-11.
+        difference = (loss(jnp.float64(1e-5)) - loss(jnp.float64(-1e-5))) / 2e-5
+        np.testing.assert_allclose(slope, difference, rtol=1e-6)
+
+
+def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, x):
+    model = dataclasses.replace(SMALL, dropout=0.5)
+    with pytest.raises(ValueError, match="rng"):
+        model.apply(params, x, LENGTHS, train=True)
+    out = encode(SMALL, params, x, LENGTHS)[0]
+    np.testing.assert_array_equal(encode(model, params, x, LENGTHS)[0], out)
+    run = jax.jit(lambda key: model.apply(params, x, LENGTHS, train=True, rng=key)[0])
+    first = run(jax.random.key(1))
+    assert np.any(np.abs(first - out) > 1e-3)
+    np.testing.assert_array_equal(run(jax.random.key(1)), first)
+    assert np.any(run(jax.random.key(2)) != first)
+    assert not np.any(first[1, 5:])
+
+
+def test_initial_scale_and_determinism():
+    params, stats = SMALL.init(jax.random.key(0))
+    again, _ = jax.jit(SMALL.init)(jax.random.key(0))
+    assert stats == {}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, again)
+    up = params["blocks"]["ff1"]["up"]["kernel"]
+    assert up.shape == (3, 16, 64)
+    np.testing.assert_allclose(np.std(up), 16**-0.5, rtol=0.05)  # 3072 draws: 1.3 % standard error
+    assert np.any(up[0] != up[1])
+    np.testing.assert_array_equal(params["blocks"]["norm"]["scale"], 1.0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameters_are_the_golden_ones(size):
+    model = Conformer(**SIZES[size], n_mels=40 if size == "tiny" else 80)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    table = {
+        "/".join(k.key for k in path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in leaves
+    }
+    total = sum(leaf.size for _, leaf in leaves)
+    golden = json.loads((GOLDEN / f"conformer_{size}.json").read_text())
+    assert {"total": total, "parameters": table} == golden
+
+
+def test_flops_are_those_the_compiler_counts_in_the_products():
+    """XLA adds element-wise work and unused distances: ours is below, by less than a third."""
+    model = dataclasses.replace(SMALL, dim=64, layers=1, channels=32, n_mels=40)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))[0]
+    x = jax.ShapeDtypeStruct((1, 128, 40), jnp.float32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    compiled = jax.jit(lambda p, x, n: model.apply(p, x, n)[0]).lower(shapes, x, lengths).compile()
+    counted = compiled.cost_analysis()["flops"]
+    assert 0.67 * counted < model.flops(128) < counted
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"dim": 15}, "dim=15"), ({"kernel": 4}, "kernel=4"), ({"dtype": "bf16"}, "dtype=bf16")],
+)
+def test_impossible_fields_are_the_users_error(fields, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SMALL, **fields)
+
+
+def test_unknown_context_and_depth_are_refused(params, x):
+    with pytest.raises(ValueError, match="upto=4"):
+        SMALL.apply(params, x, LENGTHS, upto=4)

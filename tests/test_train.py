@@ -1,0 +1,222 @@
+"""The loop as users run it: every config shrunk, every method, killed and resumed."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bljust_jax import checkpoint, metrics, train
+from configs import common, librispeech, manifest, quickstart
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHORT = {"explore": 4, "joint": 6, "finetune": 6}
+
+
+def shorten(config: ConfigDict) -> ConfigDict:
+    config.phases.update(**SHORT)
+    config.phases.turn = 2
+    config.penalty.slope = 0.05
+    config.update(eval_every=8, save_every=8, log_every=2, compile_cache="")
+    config.mesh.data = 1
+    return config
+
+
+# every method, spread over every config
+CONFIGS = {
+    "quickstart-bljust": lambda: quickstart.get_config("smoke"),
+    "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
+    "librispeech-weighted_sum": lambda: librispeech.get_config("M,weighted_sum,smoke"),
+    "manifest-ptft": lambda: manifest.get_config("digits,ptft,smoke"),
+    "manifest-supervised": lambda: manifest.get_config("sentences,supervised,smoke"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_config_trains(name, tmp_path, capsys):
+    config = shorten(CONFIGS[name]())
+    final = train.run(config, tmp_path)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    method = config.method
+    gradients = SHORT["explore"] + 2 * SHORT["joint"] + SHORT["finetune"]
+    updates = {k: v for k, v in final.items() if k.startswith("compute/updates/")}
+    assert sum(updates.values()) == gradients, "equal compute: encoder gradients"
+    assert np.isfinite(final["test/wer"])
+    assert final["dev/utterances"] == 8
+    assert final["step"] == rows[-1]["step"]
+    losses = [r["train/ctc/loss"] for r in rows if "train/ctc/loss" in r]
+    assert losses[-1] < losses[0]
+    penalties = [r["penalty/1"] for r in rows if "penalty/1" in r]
+    if method == "bljust":
+        assert penalties[0] < penalties[-1]
+        assert any("moo/cos/ctc|cpc" in r for r in rows)
+    elif method == "weighted_sum":
+        assert set(np.round(penalties, 6)) == {round(config.penalty.constant, 6)}
+    else:
+        assert not penalties
+    for made in ("config.json", "tokenizer.json", "report.md", "tb", "samples/test-best.jsonl"):
+        assert (tmp_path / made).exists(), made
+    assert "compute/encoder_tflop" in (tmp_path / "report.md").read_text()
+    err = capsys.readouterr().err
+    assert "phase" in err
+    assert "resumed" not in err
+
+
+def test_explore_every_epoch_interleaves_without_restarting_the_penalty(tmp_path):
+    config = shorten(quickstart.get_config("smoke"))
+    config.phases.update(explore=4, joint=8, explore_when="every_epoch")
+    config.data.labelled_fraction = 0.5
+    config.log_every = 1
+    train.run(config, tmp_path)
+    rows = [r for r in metrics.read(tmp_path / "metrics.jsonl") if "train/skipped" in r]
+    kinds = [
+        "joint" if "penalty/1" in r else "cpc" if "train/cpc/loss" in r else "ctc" for r in rows
+    ]
+    assert kinds.index("joint") < len(kinds) - 1 - kinds[::-1].index("cpc"), "exploration returns"
+    penalties = [r["penalty/1"] for r in rows if "penalty/1" in r]
+    np.testing.assert_allclose(penalties, [0.05 * k for k in range(8)], atol=1e-6)
+
+
+def test_a_run_that_never_is_finite_stops_and_says_so(tmp_path):
+    from bljust_jax.errors import UserError
+
+    config = shorten(quickstart.get_config("smoke,supervised"))
+    config.lr.supervised.peak = float("inf")
+    config.max_skipped = 4
+    with pytest.raises(UserError, match="4 steps in a row were not finite"):
+        train.run(config, tmp_path)
+
+
+# Killed and resumed, in processes of their own
+
+
+def launch(workdir, **popen):
+    flags = [f"--config.phases.{k}={v}" for k, v in SHORT.items()]
+    flags += ["--config.eval_every=4", "--config.save_every=4", "--config.log_every=3"]
+    flags += ["--config.compile_cache="]
+    command = [sys.executable, "-m", "bljust_jax.main", "--config=configs/quickstart.py:smoke"]
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    env["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", *flags],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **popen,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for_step(process, workdir, step):
+    """Until metrics.jsonl shows `step` or the process ends."""
+    path = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and any(r["step"] >= step for r in metrics.read(path)):
+            return
+        time.sleep(0.02)
+
+
+def rows_without_perf(workdir):
+    rows = metrics.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in rows]
+
+
+def arrays(workdir):
+    """Every array of the last checkpoint, as bytes on disk say."""
+    last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    manager = checkpoint.ocp.CheckpointManager(workdir / "checkpoints")
+    restored = manager.restore(
+        last, args=checkpoint.ocp.args.Composite(state=checkpoint.ocp.args.StandardRestore())
+    )
+    manager.close()
+    return last, checkpoint.digest(restored.state)
+
+
+@pytest.mark.filterwarnings("ignore")  # orbax warns of restoring without a target
+def test_killed_and_resumed_equals_unbroken(tmp_path):
+    """SIGTERM, then kill -9 at a random step, then run again: parameters, optimizer state and all
+    metrics but perf/* are those of an unbroken run, bit for bit; a finished run says so and prints
+    the same line."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    first = launch(whole)
+    code, out, err = finish(first)
+    assert code == 0, err
+    last_line = json.loads(out.splitlines()[-1])
+
+    process = launch(broken)
+    wait_for_step(process, broken, 3)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 75, err
+    assert not out
+
+    at = random.randint(6, 14)
+    process = launch(broken)
+    wait_for_step(process, broken, at)
+    process.kill()
+    finish(process)
+
+    code, out, err = finish(launch(broken))
+    assert code == 0, err
+    assert "resumed from step" in err
+    assert json.loads(out.splitlines()[-1]) == last_line, f"killed at step {at}"
+    assert rows_without_perf(broken) == rows_without_perf(whole), f"killed at step {at}"
+    assert arrays(broken) == arrays(whole), f"killed at step {at}"
+    for name in ("dev-best.jsonl", "test-best.jsonl"):
+        pair = [(w / "samples" / name).read_bytes() for w in (whole, broken)]
+        assert pair[0] == pair[1]
+
+    code, out, err = finish(launch(broken))
+    assert code == 0, err
+    assert f"resumed from step {last_line['step']}" in err
+    assert json.loads(out.splitlines()[-1]) == last_line
+    assert rows_without_perf(broken) == rows_without_perf(whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ([], "--config is required"),
+        (["--config=configs/quickstart.py:smoek"], "did you mean 'smoke'"),
+        (["--config=configs/quickstart.py", "--config.modle.dim=3"], "model"),
+        (["--config=configs/manifest.py", "--config.data.train=/none.jsonl"], "/none.jsonl"),
+    ],
+)
+def test_mistakes_are_one_line(flags, line, tmp_path):
+    command = [sys.executable, "-m", "bljust_jax.main", f"--workdir={tmp_path}", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert not done.stdout
+    errors = [x for x in done.stderr.splitlines() if not x.startswith("devices:")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert line in errors[0]
+
+
+def test_every_config_takes_smoke_and_overfit():
+    for module in (quickstart, manifest, librispeech):
+        for variant in ("smoke", "overfit"):
+            config = module.get_config(variant)
+            assert config.data.train.startswith("synthetic:")
+        config = module.get_config("smoke")
+        total = config.phases.explore + config.phases.joint + config.phases.finetune
+        assert total // config.save_every >= 8
+        assert config.keep == 3
+    with pytest.raises(ValueError, match="did you mean 'overfit'"):
+        quickstart.get_config("overfitt")
+    assert set(common.METHODS) <= set(common.COMMON)
