@@ -31,7 +31,7 @@ class Window:
     def add(self, metrics: Means) -> None:
         self._queue.append(metrics)
 
-    def settle(self) -> list[dict[str, tuple[float, float]]]:
+    def settle(self) -> list[Means]:
         """Fetch what is queued into `totals`; returns the settled steps, oldest first."""
         steps = jax.device_get(self._queue)
         self._queue = []

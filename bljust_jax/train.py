@@ -6,6 +6,7 @@ step and the step number alone says where the data stand. A run killed anywhere 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,7 +25,12 @@ from bljust_jax.progress import Progress
 
 def run(config: Any, workdir: pathlib.Path) -> dict | None:
     """Train `config` in `workdir`. Returns the final metrics, or None when a SIGTERM ended the run
-    early."""
+    early. Files are closed and saves finished however it ends."""
+    with contextlib.ExitStack() as stack:
+        return _run(config, workdir, stack)
+
+
+def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dict | None:
     # ---------------------------------------------------------------- build
     enable_compile_cache(config.compile_cache)
     preempted = catch_sigterm()
@@ -42,7 +48,9 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
     write_config(config, workdir, corpus)
 
     # ---------------------------------------------------------------- restore
-    checkpoints = checkpoint.Checkpoints(workdir, config.keep)
+    checkpoints = stack.enter_context(
+        contextlib.closing(checkpoint.Checkpoints(workdir, config.keep))
+    )
     abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
     placed = sharding.state_sharding(abstract, mesh, optim.path_name)
     restored = checkpoints.latest()
@@ -60,7 +68,9 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
 
     # ---------------------------------------------------------------- report what will run
     progress = Progress(total, start, active=first)
-    writer = metrics.Writer(workdir, restored, active=first)
+    writer = stack.enter_context(
+        contextlib.closing(metrics.Writer(workdir, restored, active=first))
+    )
     window = metrics.Window(meta["window"])
     for line in [*corpus.summary(), *describe(recipe, state.params)]:
         progress.say(line)
@@ -104,8 +114,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
             meta["window"] = window.totals
             checkpoints.save(now, state, meta)
         if stopping:
-            checkpoints.close()
-            writer.close()
+            checkpoints.wait()
             progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")
             return None
         if now == total:
@@ -149,8 +158,6 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
     final |= rename_compute(meta["compute"])
     final |= {"step": total, "params_digest": checkpoint.digest(state.params)}
     writer.write(total, {"final": True, **final})
-    writer.close()
-    checkpoints.close()
     if first:
         report.write(workdir, config, recipe.phases, final)
     return final
