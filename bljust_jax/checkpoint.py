@@ -7,6 +7,7 @@ step is always a committed one.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pathlib
 from typing import Any
@@ -35,8 +36,11 @@ class Checkpoints:
         return self._steps.latest_step()
 
     def save(self, step: int, state: TrainState, meta: dict) -> None:
-        """Asynchronous; the arrays are copied before this returns, so the state may be donated."""
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        """Asynchronous; arrays and `meta` are copied before this returns, so the state may be
+        donated and `meta` may change."""
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(copy.deepcopy(meta))
+        )
         self._steps.save(step, args=args, force=True)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:

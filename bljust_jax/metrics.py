@@ -26,21 +26,23 @@ class Window:
 
     def __init__(self, totals: dict[str, list[float]] | None = None):
         self.totals = {k: list(v) for k, v in (totals or {}).items()}
+        self.skipped_in_a_row = 0
         self._queue: list[Means] = []
 
     def add(self, metrics: Means) -> None:
         self._queue.append(metrics)
 
-    def settle(self) -> list[Means]:
-        """Fetch what is queued into `totals`; returns the settled steps, oldest first."""
-        steps = jax.device_get(self._queue)
-        self._queue = []
+    def settle(self) -> dict[str, list[float]]:
+        """Fetch what is queued; returns a copy of the totals, {name: [sum, weight]}."""
+        steps, self._queue = jax.device_get(self._queue), []
         for step in steps:
             for name, (total, weight) in sorted(step.items()):
                 entry = self.totals.setdefault(name, [0.0, 0.0])
                 entry[0] += float(total)
                 entry[1] += float(weight)
-        return steps
+            skipped = float(step.get("train/skipped", (0, 1))[0]) > 0
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return {k: list(v) for k, v in self.totals.items()}
 
     def means(self) -> dict[str, float]:
         """Settle, return {name: sum / weight} (weight 0: left out), and start the next window."""

@@ -89,7 +89,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     eval_step = step.make_eval_step(recipe)
     shard = (jax.process_index(), jax.process_count())
     batches = iter(corpus.train_batches(segments, start, shard=shard))
-    audio_seconds, waited, skipped, seen_shapes = 0.0, 0.0, 0, set()
+    audio_seconds, waited, seen_shapes = 0.0, 0.0, set()
     phase_at = PhaseAt(segments, recipe.phases)
 
     # ---------------------------------------------------------------- the loop
@@ -110,8 +110,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         # save
         stopping = preempted() and now < total
         if now != restored and (now % config.save_every == 0 or now == total or stopping):
-            window.settle()
-            meta["window"] = window.totals
+            meta["window"] = window.settle()
             checkpoints.save(now, state, meta)
         if stopping:
             checkpoints.wait()
@@ -123,7 +122,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         # next batch
         phase = phase_at(now)
         if phase.moments == "reset" and (now == 0 or phase_at(now - 1) is not phase):
-            state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
+            fresh = jax.jit(optimizer.init, out_shardings=placed.opt_state)
+            state = state._replace(opt_state=fresh(state.params))
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
@@ -137,8 +137,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
         # log
         if (now + 1) % config.log_every == 0 or now + 1 == total:
-            skipped = check_finite(window.settle(), skipped, config.max_skipped, now + 1, batch)
             row = {**window.means(), **rename_compute(meta["compute"])}
+            check_finite(window.skipped_in_a_row, config.max_skipped, now + 1, batch)
             row |= progress.rates(now + 1, audio_seconds, waited)
             audio_seconds, waited = 0.0, 0.0
             writer.write(now + 1, row)
@@ -220,18 +220,14 @@ def rename_compute(compute: dict) -> dict[str, float]:
     return {"compute/encoder_tflop": compute["flops"] / 1e12, **named}
 
 
-def check_finite(steps: list, skipped: int, limit: int, now: int, batch: dict) -> int:
-    """Count steps in a row that were not finite; give up with the utterances of the last batch
-    after `limit`."""
-    for means in steps:
-        skipped = skipped + 1 if float(means["train/skipped"][0]) > 0 else 0
-        if skipped >= limit:
-            ids = {name: [int(i) for i in arrays["ids"]] for name, arrays in batch.items()}
-            raise UserError(
-                f"{skipped} steps in a row were not finite, up to step {now}: lower the learning "
-                f"rate, or look at the audio with these id checksums: {json.dumps(ids)}"
-            )
-    return skipped
+def check_finite(skipped: int, limit: int, now: int, batch: dict) -> None:
+    """Give up, naming the last batch's utterances, when `limit` steps in a row were skipped."""
+    if skipped >= limit:
+        ids = {name: [int(i) for i in arrays["ids"]] for name, arrays in batch.items()}
+        raise UserError(
+            f"{skipped} steps in a row were not finite, up to step {now}: lower the learning "
+            f"rate, or look at the audio with these id checksums: {json.dumps(ids)}"
+        )
 
 
 def announce_compile(progress: Progress, seen: set, phase: str, shapes: dict) -> None:

@@ -82,7 +82,7 @@ def test_explore_every_epoch_interleaves_without_restarting_the_penalty(tmp_path
     ]
     assert kinds.index("joint") < len(kinds) - 1 - kinds[::-1].index("cpc"), "exploration returns"
     penalties = [r["penalty/1"] for r in rows if "penalty/1" in r]
-    np.testing.assert_allclose(penalties, [0.05 * k for k in range(8)], atol=1e-6)
+    np.testing.assert_allclose(penalties, [min(0.05 * k, 0.3) for k in range(8)], atol=1e-6)
 
 
 def test_a_run_that_never_is_finite_stops_and_says_so(tmp_path):
@@ -91,7 +91,7 @@ def test_a_run_that_never_is_finite_stops_and_says_so(tmp_path):
     config = shorten(quickstart.get_config("smoke,supervised"))
     config.lr.supervised.peak = float("inf")
     config.max_skipped = 4
-    with pytest.raises(UserError, match="4 steps in a row were not finite"):
+    with pytest.raises(UserError, match="steps in a row were not finite"):
         train.run(config, tmp_path)
 
 
