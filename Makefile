@@ -65,18 +65,22 @@ nightly-newest:
 	@[ -n "$(PYTHON2)" ] || { echo "no python3.13 or python3.12 here: name one, make nightly PYTHON2=..." >&2; exit 1; }
 	$(MAKE) test VENV=.venv-newest PYTHON=$(PYTHON2)
 
+# `... | $(AT_MOST) KEY LIMIT` fails unless KEY of the JSON line that ends a run is at most LIMIT.
+AT_MOST := tail -n 1 | tee /dev/stderr | $(PY) -c 'import json, sys; key, limit = sys.argv[1:]; \
+  sys.exit(not json.load(sys.stdin)[key] <= float(limit))'
+
 nightly-quickstart: setup
 	set -eo pipefail; rm -rf $(RUNS)/nightly/quickstart-*; for seed in 0 1 2; do \
-	  $(PY) -m bljust_jax.main --config=configs/quickstart.py --config.seed=$$seed \
-	    --workdir=$(RUNS)/nightly/quickstart-$$seed | tail -n 1 | tee /dev/stderr \
-	    | $(PY) -c 'import json, sys; sys.exit(json.load(sys.stdin)["test/wer"] > 0.20)'; done
+	  timeout 12m $(PY) -m bljust_jax.main --config=configs/quickstart.py --config.seed=$$seed \
+	    --workdir=$(RUNS)/nightly/quickstart-$$seed | $(AT_MOST) test/wer 0.20; done
 
 nightly-digits: setup
 	@if [ ! -d $(SPEECH)/digits_ar ]; then echo "no real recordings in $(SPEECH): left out" >&2; exit 0; fi; \
-	set -e; rm -rf $(RUNS)/nightly/digits-*; for variant in $(VARIANTS); do \
-	  $(PY) -m bljust_jax.main --config=configs/manifest.py:digits,$$variant \
+	set -eo pipefail; rm -rf $(RUNS)/nightly/digits-*; for variant in $(VARIANTS); do \
+	  limit=$$([ $$variant = bljust ] && echo 0.15 || echo inf); \
+	  timeout 20m $(PY) -m bljust_jax.main --config=configs/manifest.py:digits,$$variant \
 	    --config.data.train=$(SPEECH)/digits_ar/train.jsonl --config.data.dev=$(SPEECH)/digits_ar/dev.jsonl \
-	    --workdir=$(RUNS)/nightly/digits-$$variant; done
+	    --workdir=$(RUNS)/nightly/digits-$$variant | $(AT_MOST) dev/wer $$limit; done
 
 clean:
 	rm -rf .venv .venv-newest .pytest_xla_cache .hypothesis .ruff_cache

@@ -12,11 +12,10 @@ upper variable, so its optimal value v is a constant, and the penalised form
 
 needs neither an inner solve nor second derivatives. Its direction on the shared parameters is
 
-    direction = sum over levels l of  w_l * (sum of the gradients of that level's objectives),    w
-    = (1, gamma_k, ...)
+    direction = sum over levels l of  w_l * (sum of the gradients of that level's objectives)
 
-which is all that this module computes, as the first link of an optax chain. It knows nothing of
-speech.
+with w = (1, gamma_k, ...), which is all that this module computes, as the first link of an optax
+chain. It knows nothing of speech.
 """
 
 from __future__ import annotations

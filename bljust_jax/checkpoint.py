@@ -1,8 +1,8 @@
-"""Checkpoints: the whole train state and the open metric window as one unit, written by Orbax.
+"""Checkpoints: train state, best weights so far and open metric window as one unit, written by
+Orbax.
 
-`checkpoints/<step>/` holds the last few states, `best/<step>/` the EMA weights with the best dev
-score. A save that was cut short leaves a temporary folder, which the next run removes; a restored
-step is always a committed one.
+`checkpoints/<step>/` holds the last few. A save that was cut short leaves a temporary folder, which
+the next run removes; a restored step is always a committed one.
 """
 
 from __future__ import annotations
@@ -22,56 +22,39 @@ Tree = Any
 
 
 class Checkpoints:
-    """The two folders of one run."""
+    """The checkpoints of one run; `keep` of them stay."""
 
     def __init__(self, workdir: pathlib.Path, keep: int):
-        def manager(name: str, keep: int) -> ocp.CheckpointManager:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-            return ocp.CheckpointManager((workdir / name).absolute(), options=options)
-
-        self._steps = manager("checkpoints", keep)
-        self._best = manager("best", 1)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
     def latest(self) -> int | None:
-        return self._steps.latest_step()
+        return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, meta: dict) -> None:
-        """Asynchronous; arrays and `meta` are copied before this returns, so the state may be
-        donated and `meta` may change."""
+    def save(self, step: int, state: TrainState, best: Tree, meta: dict) -> None:
+        """Asynchronous; all is copied before this returns, so the state may be donated and `meta`
+        may change."""
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(copy.deepcopy(meta))
+            state=ocp.args.StandardSave(state),
+            best=ocp.args.StandardSave(best),
+            meta=ocp.args.JsonSave(copy.deepcopy(meta)),
         )
-        self._steps.save(step, args=args, force=True)
+        self._manager.save(step, args=args, force=True)
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
-        """The state of `step`, laid out as `abstract` (shapes, dtypes, shardings) says."""
+    def restore(self, step: int, state: TrainState) -> tuple[TrainState, Tree, dict]:
+        """(state, best EMA weights, meta) of `step`, laid out as the abstract `state` says."""
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(state),
+            best=ocp.args.StandardRestore(state.ema),
+            meta=ocp.args.JsonRestore(),
         )
-        found = self._steps.restore(step, args=args)
-        return found.state, found.meta
-
-    def save_best(self, step: int, ema: Tree) -> None:
-        """Keep these weights as the best so far; a run that was killed after it kept them keeps
-        them again."""
-        if step in self._best.all_steps():
-            self._best.delete(step)
-        for later in [s for s in self._best.all_steps() if s > step]:
-            self._best.delete(later)
-        self._best.save(step, args=ocp.args.Composite(ema=ocp.args.StandardSave(ema)), force=True)
-
-    def restore_best(self, step: int, abstract: Tree) -> Tree:
-        args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))
-        return self._best.restore(step, args=args).ema
-
-    def wait(self) -> None:
-        self._steps.wait_until_finished()
-        self._best.wait_until_finished()
+        found = self._manager.restore(step, args=args)
+        return found.state, found.best, found.meta
 
     def close(self) -> None:
-        self.wait()
-        self._steps.close()
-        self._best.close()
+        """Wait until what was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
 
 
 def digest(tree: Tree) -> str:

@@ -44,24 +44,32 @@ def score(references: list[str], hypotheses: list[str]) -> dict[str, float]:
     }
 
 
-def run(split: str, corpus: Any, eval_step: Callable, params: Any, stats: Any) -> Result:
-    """Greedy decoding of a whole split with the given weights."""
+def run(split: str, corpus: Any, predict: Callable[[dict], Any]) -> Result:
+    """Greedy decoding of a whole split; `predict(batch)` runs the model with the given weights.
+
+    A split of several sources is scored as a whole (`test/wer`) and by part (`test/<part>/wer`).
+    """
     found: dict[str, str] = {}
     blanks = np.zeros(2)
     for batch, utterances in corpus.eval_batches(split):
-        prediction = jax.device_get(eval_step(params, stats, batch))
+        prediction = jax.device_get(predict(batch))
         blanks += np.asarray([float(x) for x in prediction["blank_share"]])
         for utterance, path in zip(utterances, prediction["path"], strict=False):
             found[utterance.id] = corpus.tokenizer.decode(greedy.collapse(path))
-    order = [u.id for u in corpus.utterances(split)]
-    references = corpus.references(split)
-    scores = score(references, [found[i] for i in order])
-    scores["blank_share"] = float(blanks[0] / max(blanks[1], 1))
     pairs = [
-        {"id": i, "reference": r, "hypothesis": found[i]}
-        for i, r in zip(order, references, strict=True)
+        {"id": u.id, "reference": reference, "hypothesis": found[u.id]}
+        for u, reference in zip(corpus.utterances(split), corpus.references(split), strict=True)
     ]
-    return Result({f"{split}/{k}": v for k, v in scores.items()}, pairs)
+    scores = {f"{split}/{k}": v for k, v in _score_pairs(pairs).items()}
+    scores[f"{split}/blank_share"] = float(blanks[0] / max(blanks[1], 1))
+    for part, members in corpus.parts(split).items():
+        own = _score_pairs([pairs[i] for i in members])
+        scores |= {f"{split}/{part}/{k}": own[k] for k in ("wer", "cer")}
+    return Result(scores, pairs)
+
+
+def _score_pairs(pairs: list[dict[str, str]]) -> dict[str, float]:
+    return score([p["reference"] for p in pairs], [p["hypothesis"] for p in pairs])
 
 
 def write_samples(path: pathlib.Path, pairs: list[dict[str, str]]) -> None:

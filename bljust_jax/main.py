@@ -41,6 +41,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

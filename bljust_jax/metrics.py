@@ -8,6 +8,7 @@ hosts.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -24,24 +25,30 @@ class Window:
     stalls it.
     """
 
-    def __init__(self, totals: dict[str, list[float]] | None = None):
+    def __init__(self, totals: dict[str, list[float]] | None = None, skipped: int = 0):
         self.totals = {k: list(v) for k, v in (totals or {}).items()}
-        self.skipped_in_a_row = 0
+        self.skipped = self.longest_skip = skipped  # steps in a row that were not finite
         self._queue: list[Means] = []
 
     def add(self, metrics: Means) -> None:
         self._queue.append(metrics)
 
     def settle(self) -> dict[str, list[float]]:
-        """Fetch what is queued; returns a copy of the totals, {name: [sum, weight]}."""
+        """Fetch what is queued; returns a copy of the totals, {name: [sum, weight]}.
+
+        A pair that is not finite is left out: `train/skipped` counts its step.
+        """
         steps, self._queue = jax.device_get(self._queue), []
         for step in steps:
-            for name, (total, weight) in sorted(step.items()):
-                entry = self.totals.setdefault(name, [0.0, 0.0])
-                entry[0] += float(total)
-                entry[1] += float(weight)
+            for name, pair in sorted(step.items()):
+                total, weight = (float(x) for x in pair)
+                if math.isfinite(total) and math.isfinite(weight):
+                    entry = self.totals.setdefault(name, [0.0, 0.0])
+                    entry[0] += total
+                    entry[1] += weight
             skipped = float(step.get("train/skipped", (0, 1))[0]) > 0
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+            self.skipped = self.skipped + 1 if skipped else 0
+            self.longest_skip = max(self.longest_skip, self.skipped)
         return {k: list(v) for k, v in self.totals.items()}
 
     def means(self) -> dict[str, float]:
@@ -54,7 +61,7 @@ class Window:
 
 class Writer:
     """Appends rows to `metrics.jsonl` and TensorBoard; on resume drops the rows that the run will
-    write again."""
+    write again: those after the restored step, and the `final` one."""
 
     def __init__(self, workdir: pathlib.Path, resumed_at: int | None, active: bool = True):
         self.path = workdir / "metrics.jsonl"
@@ -62,18 +69,18 @@ class Writer:
         if not active:
             return
         if resumed_at is not None and self.path.exists():
-            keep = [r for r in read(self.path) if r["step"] <= resumed_at and not is_final(r)]
+            keep = [r for r in read(self.path) if r["step"] <= resumed_at and "final" not in r]
             scratch = self.path.with_suffix(".tmp")
             scratch.write_text("".join(json.dumps(r) + "\n" for r in keep))
             scratch.replace(self.path)
         self._file = self.path.open("a" if resumed_at is not None else "w")
-        purge = None if resumed_at is None else resumed_at + 1
+        purge = 0 if resumed_at is None else resumed_at + 1
         self._board = SummaryWriter(str(workdir / "tb"), purge_step=purge)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in row.items():
             if isinstance(value, (int, float)):
@@ -83,11 +90,6 @@ class Writer:
         if self._file is not None:
             self._file.close()
             self._board.close()
-
-
-def is_final(row: dict) -> bool:
-    """Rows of the end of a run (the test split), written anew by whoever finishes it."""
-    return any(name.startswith("test/") for name in row)
 
 
 def read(path: pathlib.Path) -> list[dict]:

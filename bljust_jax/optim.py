@@ -103,31 +103,19 @@ def _gate(name: str, inner: optax.GradientTransformationExtraArgs):
 
 # Learning rates, as functions of the steps spent in a phase
 
-
-def warmup_constant(peak: float, warmup: int) -> Schedule:
-    """Linear from 0 to `peak` over `warmup` steps, then constant."""
-    return lambda k: peak * jnp.minimum(1.0, (k + 1) / max(warmup, 1))
-
-
-def warmup_cosine(peak: float, warmup: int, steps: int, floor: float = 0.0) -> Schedule:
-    """Linear to `peak` over `warmup` steps, then half a cosine down to `floor * peak` at
-    `steps`."""
-
-    def schedule(k):
-        share = jnp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        fall = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * share))
-        return peak * jnp.minimum(1.0, (k + 1) / max(warmup, 1)) * fall
-
-    return schedule
-
-
-def linear_to_zero(peak: float, steps: int) -> Schedule:
-    """From `peak` at 0 to 0 at `steps`."""
-    return lambda k: peak * jnp.clip(1.0 - k / max(steps, 1), 0.0, 1.0)
-
-
-SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {
-    "constant": lambda peak, warmup, steps: warmup_constant(peak, warmup),
-    "cosine": lambda peak, warmup, steps: warmup_cosine(peak, warmup, steps),
-    "linear": lambda peak, warmup, steps: linear_to_zero(peak, steps),
+# What is left of the peak after a share of the phase.
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "constant": lambda share: 1.0,
+    "cosine": lambda share: 0.5 * (1 + jnp.cos(jnp.pi * share)),
+    "linear": lambda share: 1.0 - share,
 }
+
+
+def schedule(shape: str, peak: float, warmup: int, steps: int) -> Schedule:
+    """Linear from 0 to `peak` over `warmup` steps, then `SHAPES[shape]` of the rest of `steps`."""
+
+    def rate(k):
+        share = jnp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        return peak * jnp.minimum(1.0, (k + 1) / max(warmup, 1)) * SHAPES[shape](share)
+
+    return rate

@@ -3,8 +3,10 @@ elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 
 class Progress:
@@ -26,6 +28,15 @@ class Progress:
             print("\r" + " " * self._width, end="\r", file=sys.stderr)
             self._width = 0
         print(text, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time spent inside (evaluation, saving) counts neither in rates nor in the time left."""
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        self._mark += spent
+        self._began += spent
 
     def rates(self, step: int, audio_seconds: float, waited: float) -> dict[str, float]:
         """perf/* since the last call."""

@@ -1,12 +1,12 @@
 """One training step: which losses are taken on which batches, and which parameters see which
 gradient.
 
-    direction(shared)    = sum over levels l of  w_l * sum of that level's gradients
-    (bilevel.py) direction(own head)  = that objective's plain gradient
+    direction(shared)    = sum over levels l of  w_l * sum of that level's gradients  (bilevel.py)
+    direction(own head)  = that objective's plain gradient
 
 A step is pure: (state, batch) -> (state, metrics). Randomness is a function of (seed, objective
-name, step); schedules are functions of
-`state.step`; a step that is not finite changes nothing but the step counter.
+name, step); schedules are functions of `state.step`; a step that is not finite changes nothing but
+the step counter.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class _Step(NamedTuple):
 
 def _separate(
     this: _Step, state: TrainState, batch: Tree, rng: Callable, weights: tuple
-) -> tuple[bilevel.Grads, Means, dict]:
+) -> tuple[bilevel.Grads, tuple, Means, dict]:
     """One gradient an objective, one after another; norms and the cosine come for free."""
     extras = Extras(
         state.step, state.frozen, state.stats, state.ema, dict.fromkeys(this.recipe.losses, 1.0)
@@ -253,7 +253,7 @@ def _separate(
     if len(on_shared) == 2:
         a, b = on_shared
         metrics[f"moo/cos/{a}|{b}"] = (bilevel.cosine(on_shared[a], on_shared[b]), 1.0)
-    return bilevel.Grads(owned, tuple(levels)), metrics, stats
+    return bilevel.Grads(owned, tuple(levels)), weights, metrics, stats
 
 
 def _add_owned(this: _Step, owned: Tree, grads: Tree, losses: frozenset[str], weight: Any) -> Tree:
@@ -273,7 +273,7 @@ def _add_owned(this: _Step, owned: Tree, grads: Tree, losses: frozenset[str], we
 
 def _fused(
     this: _Step, state: TrainState, batch: Tree, rng: Callable, weights: tuple
-) -> tuple[bilevel.Grads, Means, dict]:
+) -> tuple[bilevel.Grads, tuple, Means, dict]:
     """One backward pass over the sum of all losses: each reads shared hidden states through
     `scale_gradient`, so the shared leaves already hold the penalised direction. No norm or cosine
     an objective."""
@@ -309,7 +309,8 @@ def _fused(
         return jnp.where(weight == 0, 0, jnp.asarray(weight, grad.dtype) * grad)
 
     owned = jax.tree.map(own, grads, this.shared, this.owners)
-    return bilevel.Grads(owned, (_keep(this.shared, grads),)), metrics, stats
+    direction = _keep(this.shared, grads)
+    return bilevel.Grads(owned, (direction,)), (jnp.float32(1),), metrics, stats
 
 
 # The step
@@ -355,14 +356,14 @@ def make_train_step(
         k = position(recipe.phases, phase.name, state.step)
         weights = tuple(jnp.asarray(w, jnp.float32) for w in phase.weights(k))
         lr = {g: jnp.asarray(phase.lr[g](k), jnp.float32) for g in sorted(active)}
-        grads, metrics, new_stats = gradients(
+        grads, level_weights, metrics, new_stats = gradients(
             this, state, batch, lambda name: stream_key(seed, name, state.step), weights
         )
         updates, opt_state = optimizer.update(
             grads,
             state.opt_state,
             state.params,
-            level_weights=weights if len(grads.levels) == len(weights) else (jnp.float32(1),),
+            level_weights=level_weights,
             lr=lr,
             active=active,
         )
@@ -384,14 +385,3 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, ema, state.frozen, stats), metrics
 
     return train_step
-
-
-def make_eval_step(recipe: Recipe) -> Callable[[Tree, Tree, Tree], Any]:
-    """`(params, stats, batch) -> prediction`, jitted: the same features and encoder as in training,
-    without dropout or masks."""
-    return jax.jit(recipe.predict)
-
-
-def abstract_like(tree: Tree) -> Tree:
-    """Shapes, dtypes and shardings of concrete arrays: what a checkpoint is restored into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

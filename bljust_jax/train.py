@@ -12,9 +12,11 @@ import os
 import pathlib
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bljust_jax import checkpoint, evaluate, metrics, optim, recipes, report, sharding, step
@@ -32,20 +34,16 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
 
 def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dict | None:
     # ---------------------------------------------------------------- build
+    check_config(config, workdir)
     enable_compile_cache(config.compile_cache)
-    preempted = catch_sigterm()
+    preempted = catch_sigterm(stack)
     first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     corpus = pipeline.load(config.data, seed=config.seed, multiple=mesh.size)
-    facts = recipes.Facts(
-        vocab_size=corpus.tokenizer.vocab_size,
-        steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
-    )
-    recipe = recipes.load(config.recipe)(config, facts)
+    recipe = build_recipe(config, corpus)
     optimizer = optim.make(recipe.combiner, recipe.groups, b1=config.optim.b1, b2=config.optim.b2)
     segments = make_segments(recipe)
     total = segments[-1].start + segments[-1].length
-    write_config(config, workdir, corpus)
 
     # ---------------------------------------------------------------- restore
     checkpoints = stack.enter_context(
@@ -58,26 +56,32 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         state = step.init_state(recipe, optimizer, config.seed)
         state = state._replace(stats=state.stats | recipe.statistics(corpus.sample_audio(20)))
         state = jax.device_put(state, placed)
-        meta = {"window": {}, "best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
+        best = jax.tree.map(jnp.copy, state.ema)
+        meta = {"best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
+        meta |= {"window": {}, "skipped": 0, "data": corpus.digest()}
     else:
-        abstract = jax.tree.map(
+        target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
         )
-        state, meta = checkpoints.restore(restored, abstract)
+        state, best, meta = checkpoints.restore(restored, target)
+        if meta["data"] != corpus.digest():
+            raise UserError(f"{workdir} was trained on other data or devices; name a new --workdir")
     start = int(state.step)
+    write_config(config, workdir, corpus)
 
-    # ---------------------------------------------------------------- report what will run
+    # ---------------------------------------------------------------- say what will run
     progress = Progress(total, start, active=first)
     writer = stack.enter_context(
         contextlib.closing(metrics.Writer(workdir, restored, active=first))
     )
-    window = metrics.Window(meta["window"])
-    for line in [*corpus.summary(), *describe(recipe, state.params)]:
+    window = metrics.Window(meta["window"], meta["skipped"])
+    groups = optim.assign(state.params, recipe.groups)
+    progress.say(f"workdir: {workdir}")
+    for line in [*corpus.summary(), *describe(recipe, groups, state.params)]:
         progress.say(line)
     if restored is not None:
         progress.say(f"resumed from step {start}")
 
-    groups = optim.assign(state.params, recipe.groups)
     programs = {
         p.name: jax.jit(
             step.make_train_step(recipe, p, optimizer, groups, config.seed),
@@ -86,17 +90,25 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         )
         for p in recipe.phases
     }
-    eval_step = step.make_eval_step(recipe)
+    fresh_moments = jax.jit(optimizer.init, out_shardings=placed.opt_state)
+    predict = jax.jit(recipe.predict)
+
+    def score(split: str, params: Any) -> evaluate.Result:
+        return evaluate.run(
+            split, corpus, lambda b: predict(params, state.stats, sharding.put_batch(b, mesh))
+        )
+
     shard = (jax.process_index(), jax.process_count())
     batches = iter(corpus.train_batches(segments, start, shard=shard))
-    audio_seconds, waited, seen_shapes = 0.0, 0.0, set()
+    audio_seconds, waited, compiled = 0.0, 0.0, set()
     phase_at = PhaseAt(segments, recipe.phases)
 
     # ---------------------------------------------------------------- the loop
     for now in range(start, total + 1):
         # evaluate
         if now != restored and (now == total or (now % config.eval_every == 0 and now > 0)):
-            result = evaluate.run("dev", corpus, eval_step, state.ema, state.stats)
+            with progress.aside():
+                result = score("dev", state.ema)
             writer.write(now, result.scores)
             evaluate.write_samples(workdir / "samples" / f"dev-{now}.jsonl", result.pairs)
             progress.say(f"step {now}, phase {phase_at(now - 1).name}")
@@ -105,15 +117,15 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             errors = [result.scores["dev/wer"], result.scores["dev/cer"]]
             if meta["best"] is None or errors < meta["best"]["errors"]:
                 meta["best"] = {"errors": errors, "step": now}
-                checkpoints.save_best(now, state.ema)
+                best = jax.tree.map(jnp.copy, state.ema)
 
         # save
         stopping = preempted() and now < total
         if now != restored and (now % config.save_every == 0 or now == total or stopping):
-            meta["window"] = window.settle()
-            checkpoints.save(now, state, meta)
+            with progress.aside():
+                meta |= {"window": window.settle(), "skipped": window.skipped}
+                checkpoints.save(now, state, best, meta)
         if stopping:
-            checkpoints.wait()
             progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")
             return None
         if now == total:
@@ -122,13 +134,12 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         # next batch
         phase = phase_at(now)
         if phase.moments == "reset" and (now == 0 or phase_at(now - 1) is not phase):
-            fresh = jax.jit(optimizer.init, out_shardings=placed.opt_state)
-            state = state._replace(opt_state=fresh(state.params))
+            state = state._replace(opt_state=fresh_moments(state.params))
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
         shapes = corpus.shape_at(segments, now)
-        announce_compile(progress, seen_shapes, phase.name, shapes)
+        announce_compile(progress, compiled, phase.name, shapes)
 
         # step
         state, means = programs[phase.name](state, sharding.put_batch(batch, mesh))
@@ -137,30 +148,80 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
         # log
         if (now + 1) % config.log_every == 0 or now + 1 == total:
-            row = {**window.means(), **rename_compute(meta["compute"])}
-            check_finite(window.skipped_in_a_row, config.max_skipped, now + 1, batch)
+            row = {**window.means(), **name_compute(meta["compute"])}
             row |= progress.rates(now + 1, audio_seconds, waited)
+            row["perf/compiles"] = len(compiled)
             audio_seconds, waited = 0.0, 0.0
             writer.write(now + 1, row)
             progress.show(now + 1, phase.name, row)
+            check_finite(window.longest_skip, config.max_skipped, now + 1)
 
     # ---------------------------------------------------------------- the end
-    checkpoints.wait()
-    best = meta["best"]
-    ema = checkpoints.restore_best(best["step"], step.abstract_like(state.ema))
-    final = {"best_step": best["step"]}
+    final = {"best_step": meta["best"]["step"]}
     for split in ("dev", "test") if config.data.test else ("dev",):
-        result = evaluate.run(split, corpus, eval_step, ema, state.stats)
+        result = score(split, best)
         evaluate.write_samples(workdir / "samples" / f"{split}-best.jsonl", result.pairs)
         final |= result.scores
         for line in evaluate.describe(split, result, config.samples):
             progress.say(line)
-    final |= rename_compute(meta["compute"])
+    final |= name_compute(meta["compute"])
     final |= {"step": total, "params_digest": checkpoint.digest(state.params)}
     writer.write(total, {"final": True, **final})
     if first:
         report.write(workdir, config, recipe.phases, final)
     return final
+
+
+# What the loop asks for, in its order
+
+
+def check_config(config: Any, workdir: pathlib.Path) -> None:
+    """UserError for intervals below 1, and for a workdir that holds a run of another config."""
+    for name in ("eval_every", "save_every", "log_every", "keep", "max_skipped"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must be at least 1")
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    old, new = (flatten(x) for x in (json.loads(path.read_text()), json.loads(config.to_json())))
+    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
+    if changed:
+        shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config ({shown}{more}); name a new --workdir"
+        )
+
+
+# Fields that a run may be resumed with other values of: they change no number.
+MAY_CHANGE = (
+    *("data.num_threads", "data.prefetch", "mesh.data", "mesh.fsdp"),
+    *("keep", "samples", "compile_cache", "max_skipped"),
+)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        inner = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{key}": value} if inner is None else inner
+    return flat
+
+
+def build_recipe(config: Any, corpus: pipeline.Corpus) -> step.Recipe:
+    """The recipe of `config.recipe`; what it finds wrong with the config is a UserError."""
+    facts = recipes.Facts(
+        vocab_size=corpus.tokenizer.vocab_size,
+        steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
+    )
+    try:
+        recipe = recipes.load(config.recipe)(config, facts)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+    if not recipe.phases:
+        raise UserError("config.phases: every phase has length 0")
+    return recipe
 
 
 class PhaseAt:
@@ -184,9 +245,8 @@ def make_segments(recipe: step.Recipe) -> list[pipeline.Segment]:
     return segments
 
 
-def describe(recipe: step.Recipe, params: Any) -> list[str]:
+def describe(recipe: step.Recipe, groups: Any, params: Any) -> list[str]:
     """Parameter counts a group, and the phase table."""
-    groups = optim.assign(params, recipe.groups)
     counts = {g.name: 0 for g in recipe.groups}
     for group, leaf in zip(jax.tree.leaves(groups), jax.tree.leaves(params), strict=True):
         counts[group.name] += leaf.size
@@ -215,18 +275,17 @@ def count_compute(
     return audio
 
 
-def rename_compute(compute: dict) -> dict[str, float]:
+def name_compute(compute: dict) -> dict[str, float]:
     named = {f"compute/{k}": v for k, v in compute.items() if k != "flops"}
     return {"compute/encoder_tflop": compute["flops"] / 1e12, **named}
 
 
-def check_finite(skipped: int, limit: int, now: int, batch: dict) -> None:
-    """Give up, naming the last batch's utterances, when `limit` steps in a row were skipped."""
+def check_finite(skipped: int, limit: int, now: int) -> None:
+    """Give up when `limit` steps in a row were skipped."""
     if skipped >= limit:
-        ids = {name: [int(i) for i in arrays["ids"]] for name, arrays in batch.items()}
         raise UserError(
-            f"{skipped} steps in a row were not finite, up to step {now}: lower the learning "
-            f"rate, or look at the audio with these id checksums: {json.dumps(ids)}"
+            f"{skipped} steps in a row were not finite, up to step {now}: lower config.lr, or look "
+            "for audio that is silent or broken"
         )
 
 
@@ -242,7 +301,7 @@ def announce_compile(progress: Progress, seen: set, phase: str, shapes: dict) ->
 def write_config(config: Any, workdir: pathlib.Path, corpus: pipeline.Corpus) -> None:
     """config.json and tokenizer.json: with a checkpoint, all that evaluation and export need."""
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
     tokenizer = json.dumps(corpus.tokenizer.to_json(), ensure_ascii=False)
     (workdir / "tokenizer.json").write_text(tokenizer + "\n")
 
@@ -253,8 +312,9 @@ def enable_compile_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def catch_sigterm():
-    """A function that says whether SIGTERM has arrived."""
+def catch_sigterm(stack: contextlib.ExitStack) -> Callable[[], bool]:
+    """A function that says whether SIGTERM has arrived; the old handler returns with the stack."""
     arrived = []
-    signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+    old = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
+    stack.callback(signal.signal, signal.SIGTERM, old)
     return lambda: bool(arrived)

@@ -12,17 +12,6 @@ from bljust_jax import bilevel, step
 from tests import toy
 
 
-def sgd(combiner, rate):
-    """The combiner and a plain step down, so that an update is -rate * direction."""
-
-    def update(updates, state, params=None, **extra):
-        return jax.tree.map(lambda u: -rate * u, updates), state
-
-    return optax.chain(
-        combiner, optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
-    )
-
-
 def run_to_rest(gamma, steps=2000):
     def rate(k):
         return 0.05 * jnp.maximum(0.0, 1 - k / steps)
@@ -106,7 +95,7 @@ def test_direction_against_finite_differences(gradients, head_scale):
         phase = toy.phase("joint", gamma=lambda k: gamma)
         options = {"gradients": gradients, "head_scale": head_scale}
         r = toy.recipe([phase], **options)
-        opt = sgd(r.combiner, 1.0)
+        opt = toy.sgd(r.combiner, 1.0)
         r, opt, groups, state = toy.start([phase], opt, **options)
         params = jax.tree.map(lambda p: p.astype(jnp.float64), state.params)
         state = state._replace(params=params, ema=params)

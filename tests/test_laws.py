@@ -8,13 +8,14 @@ import pkgutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from bljust_jax import bilevel, objectives, optim, recipes, sharding, step
 from configs import common
+from tests import toy
 
 RECIPES = sorted(m.name for m in pkgutil.iter_modules(recipes.__path__))
+FACTS = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 4, "unlabelled": 4})
 RATE, SECONDS, ROWS = 16000, 1.5, 4
 SMALL = {"dim": 16, "layers": 2, "heads": 2, "kernel": 5, "channels": 8}
 
@@ -54,9 +55,7 @@ def make_batch(rows=ROWS, seconds=SECONDS, seed=0):
 
 
 def build(name, **model):
-    config = config_for(name, **model)
-    facts = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 4, "unlabelled": 4})
-    return recipes.load(name)(config, facts)
+    return recipes.load(name)(config_for(name, **model), FACTS)
 
 
 def cases():
@@ -150,101 +149,122 @@ class TestObjective:
 
 
 @functools.cache
-def joint_step(recipe_name, mesh_shape, gradients="separate"):
-    """One joint step of a recipe on a mesh, from fixed parameters; SGD, so the change is the
-    gradient."""
-    config = config_for(recipe_name)
-    config.gradients = gradients
+def small_recipe(name, gradients="separate", head_scale="plain"):
+    config = config_for(name)
+    config.update(gradients=gradients, head_scale=head_scale)
+    config.specaugment.update(freq_masks=0, time_masks=0)
+    return recipes.load(name)(config, FACTS)
+
+
+def two_streams(seed=3):
+    return {"labelled": make_batch(8), "unlabelled": make_batch(8, seed=seed)}
+
+
+@functools.cache
+def compiled_step(name, phase_name, weights, mesh_shape=(1, 1), **options):
+    """(initial state, step): SGD of rate 1, so that a change is a gradient. `phase_name` "joint"
+    stands for the first phase of several levels."""
+    recipe = small_recipe(name, **options)
     mesh = sharding.make_mesh(*mesh_shape)
-    facts = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 4, "unlabelled": 4})
-    recipe = recipes.load(recipe_name)(config, facts)
-    phase = next(p for p in recipe.phases if len(p.levels) > 1)
-    phase = step.Phase(**{**vars(phase), "weights": lambda k: (1.0, 0.5)})
-
-    def descend(updates, state, params=None, **extra):
-        return jax.tree.map(lambda u: -u, updates), state
-
-    optimizer = optax.chain(
-        recipe.combiner,
-        optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), descend),
+    phase = next(
+        p
+        for p in recipe.phases
+        if (len(p.levels) > 1 if phase_name == "joint" else p.name == phase_name)
     )
+    phase = step.Phase(**{**vars(phase), "weights": lambda k: weights})
+    optimizer = toy.sgd(recipe.combiner, 1.0)
     state = step.init_state(recipe, optimizer, seed=0)
     groups = optim.assign(state.params, recipe.groups)
     placed = sharding.state_sharding(state, mesh, optim.path_name)
-    before = state.params
     train_step = jax.jit(
         step.make_train_step(recipe, phase, optimizer, groups, 0), out_shardings=(placed, None)
     )
-    batch = {"labelled": make_batch(8), "unlabelled": make_batch(8, seed=3)}
-    after, means = train_step(jax.device_put(state, placed), sharding.put_batch(batch, mesh))
-    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.params, before)
+    return jax.device_put(state, placed), lambda s, b: train_step(s, sharding.put_batch(b, mesh))
+
+
+def gradient(name, phase_name, weights, **options):
+    """(gradient tree, mean losses) of one step on the standard batch."""
+    state, train_step = compiled_step(name, phase_name, weights, **options)
+    after, means = train_step(state, two_streams())
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
     return moved, {k: float(s) / float(w) for k, (s, w) in means.items() if float(w)}
+
+
+def assert_close_leaf_by_leaf(one, other, relative):
+    """Each leaf within `relative` of its own largest entry; leaves of rounding noise alone (under
+    1e-6 of the largest of all) within that noise."""
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one))
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=max(relative * np.abs(a).max(), 1e-6 * largest))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_penalty_zero_is_supervised_training(recipe):
+    """Law 3: in one compiled joint step another lower batch changes no bit of what the upper level
+    trains; the separately compiled supervised step agrees to 1e-6 of the gradient's size."""
+    state, train_step = compiled_step(recipe, "joint", (1.0, 0.0))
+    one, _ = train_step(state, two_streams(seed=3))
+    two, _ = train_step(state, two_streams(seed=4))
+    for part in ("encoder", "ctc_head"):
+        for a, b in zip(*(jax.tree.leaves(s.params[part]) for s in (one, two)), strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    joint, _ = gradient(recipe, "joint", (1.0, 0.0))
+    alone, _ = gradient(recipe, "finetune", (1.0,))
+    for part in ("encoder", "ctc_head"):
+        size = float(bilevel.norm(joint[part]))
+        apart = jax.tree.map(lambda a, b: a - b, joint[part], alone[part])
+        assert float(bilevel.norm(apart)) <= 1e-6 * size
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_eight_devices_give_the_step_of_one(recipe):
-    """config.mesh = {data: 4, fsdp: 2}: loss and gradients of one device to 1e-5 of their size."""
-    one, means = joint_step(recipe, (1, 1))
-    eight, others = joint_step(recipe, (4, 2))
+    """config.mesh = {data: 4, fsdp: 2}: loss and gradients of one device to 1e-5."""
+    one, means = gradient(recipe, "joint", (1.0, 0.5))
+    eight, others = gradient(recipe, "joint", (1.0, 0.5), mesh_shape=(4, 2))
     for name in means:
         if name.endswith("/loss"):
             assert others[name] == pytest.approx(means[name], rel=1e-5)
-    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one))
-    for a, b in zip(*map(jax.tree.leaves, (one, eight)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+    assert_close_leaf_by_leaf(one, eight, 1e-5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_fused_gradients_are_the_separate_ones(recipe):
-    separate, _ = joint_step(recipe, (1, 1))
-    fused, _ = joint_step(recipe, (1, 1), gradients="fused")
-    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(separate))
-    # the same sum in another order of float32 additions
-    for a, b in zip(*map(jax.tree.leaves, (separate, fused)), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5 * largest)
+    """The same sum in another order of float32 additions."""
+    separate, _ = gradient(recipe, "joint", (1.0, 0.5))
+    fused, _ = gradient(recipe, "joint", (1.0, 0.5), gradients="fused")
+    assert_close_leaf_by_leaf(separate, fused, 2e-5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_direction_of_the_whole_recipe_against_finite_differences(recipe):
-    """Law 4 on the real model: along the step's own direction, f + gamma g falls as the gradient
-    says."""
-    config = config_for(recipe)
-    config.head_scale = "penalised"
-    config.specaugment.update(freq_masks=0, time_masks=0)
-    facts = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 4, "unlabelled": 4})
-    r = recipes.load(recipe)(config, facts)
-    params, frozen, stats = r.init(jax.random.key(1))
+    """Law 4 on the real model: along the gradient of f + 0.5 g, and along that of g alone, the
+    penalised objective changes as its gradient says."""
+    weights = (1.0, 0.5)
+    total, _ = gradient(recipe, "joint", weights, head_scale="penalised")
+    lower, _ = gradient(recipe, "explore", (1.0,))
+    state, _ = compiled_step(recipe, "joint", weights, head_scale="penalised")
+    r, batch = small_recipe(recipe, head_scale="penalised"), two_streams()
     phase = next(p for p in r.phases if len(p.levels) > 1)
-    phase = step.Phase(**{**vars(phase), "weights": lambda k: (1.0, 0.5)})
-    optimizer = optax.chain(
-        r.combiner,
-        optax.GradientTransformationExtraArgs(
-            lambda p: optax.EmptyState(), lambda u, s, p=None, **e: (u, s)
-        ),
-    )
-    state = step.init_state(r, optimizer, seed=0)._replace(params=params, stats=stats)
-    groups = optim.assign(params, r.groups)
-    batch = {"labelled": make_batch(), "unlabelled": make_batch(seed=3)}
-    after, _ = jax.jit(step.make_train_step(r, phase, optimizer, groups, 0))(state, batch)
-    gradient = jax.tree.map(lambda a, b: a - b, after.params, params)
-    extras = step.Extras(state.step, frozen, stats, params, dict.fromkeys(r.losses, 1.0))
+    ones = dict.fromkeys(r.losses, 1.0)
+    extras = step.Extras(state.step, state.frozen, state.stats, state.ema, ones)
 
     @jax.jit
-    def objective(p):
-        total = 0.0
+    def objective(params):
+        value = 0.0
         for o in r.objectives:
             streams = {s: batch[s] for s in o.streams}
-            losses, _ = o.apply(p, extras, streams, step.stream_key(0, o.name, 0))
+            losses, _ = o.apply(params, extras, streams, step.stream_key(0, o.name, 0))
             for name, (s, w) in losses.items():
-                total += (1.0, 0.5)[phase.level_of(name)] * s / jnp.maximum(w, 1)
-        return total
+                value += weights[phase.level_of(name)] * s / jnp.maximum(w, 1)
+        return value
 
-    size = float(bilevel.norm(gradient))
-    # moves parameters by 3e-3 in all: float32 noise 1e-6 against a change of 1e-2
-    eps = 3e-3 / size
+    for direction in (total, lower):
+        size = float(bilevel.norm(direction))
+        eps = 1e-3 / size  # float32 noise of 1e-6 against a change of 1e-2
 
-    def moved(sign):
-        return float(objective(jax.tree.map(lambda p, g: p + sign * eps * g, params, gradient)))
+        def moved(sign, direction=direction, eps=eps):
+            shifted = jax.tree.map(lambda p, g: p + sign * eps * g, state.params, direction)
+            return float(objective(shifted))
 
-    slope = (moved(1) - moved(-1)) / (2 * eps)
-    assert slope == pytest.approx(size**2, rel=5e-3)
+        slope = (moved(1) - moved(-1)) / (2 * eps)
+        assert slope == pytest.approx(float(bilevel.dot(total, direction)), rel=1e-2)

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from configs import common
+from tests import test_train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", ".venv-newest", "runs", "__pycache__", ".pytest_xla_cache"}
@@ -106,6 +107,17 @@ def test_readme_commands_exist():
     assert ["make", "test"] in found
     for words in found:
         check_command(words)
+
+
+def test_the_configs_of_the_readme_are_among_those_run_shrunk():
+    """Every training command of the README is a Makefile target or has its config run by a test."""
+    named = {
+        pathlib.Path(word.split("=", 1)[1].split(":")[0]).stem
+        for words in commands(README.read_text(encoding="utf-8"))
+        for word in words
+        if word.startswith("--config=")
+    }
+    assert named <= {name.split("-")[0] for name in test_train.CONFIGS}
 
 
 @pytest.mark.parametrize(

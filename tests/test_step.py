@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax import bilevel, optim, step
+from bljust_jax import bilevel, checkpoint, metrics, optim, step
 from tests import toy
 
 
@@ -15,18 +15,41 @@ def bits(tree):
 
 @pytest.mark.parametrize("name", ["explore", "finetune"])
 def test_idle_groups_keep_parameters_and_moments_bit_for_bit(name):
-    """Law 5; psi starts at -0.0, which an added +0.0 would change."""
+    """Law 5; -0.0 is the value that an added +0.0 would change."""
     joint, phase = toy.phase("joint", 3), toy.phase(name, 5)
     r, opt, groups, state = toy.start([joint, phase])
-    for p in (joint, phase) if name == "finetune" else (phase,):
-        before = state
-        state, _ = step.make_train_step(r, p, opt, groups, seed=0)(state, toy.BATCH)
-    idle = "f_head" if name == "explore" else "g_head"
-    assert bits(state.params[idle]) == bits(before.params[idle])
-    moments = [s.opt_state[1].inner_states[idle] for s in (before, state)]
+    state, _ = step.make_train_step(r, joint, opt, groups, seed=0)(state, toy.BATCH)
+    idle, busy = ("f_head", "g_head") if name == "explore" else ("g_head", "f_head")
+    negative_zero = jax.tree.map(lambda x: jnp.full_like(x, -0.0), state.params[idle])
+    before = state._replace(params={**state.params, idle: negative_zero})
+    after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(before, toy.BATCH)
+    assert bits(after.params[idle]) == bits(before.params[idle])
+    moments = [s.opt_state[1].inner_states[idle] for s in (before, after)]
+    assert any(np.asarray(m).any() for m in jax.tree.leaves(moments[0]))
     assert bits(moments[0]) == bits(moments[1])
-    busy = "g_head" if name == "explore" else "f_head"
-    assert bits(state.params[busy]) != bits(before.params[busy])
+    assert bits(after.params[busy]) != bits(before.params[busy])
+
+
+def test_frozen_arrays_are_in_the_checkpoint_and_in_no_gradient(tmp_path):
+    """Law 5, second half: all six fields of the state come back bit for bit."""
+    phase = toy.phase("joint")
+    r, opt, groups, state = toy.start([phase])
+    after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+    assert bits(after.frozen) == bits(state.frozen)
+    assert "codebook" not in str(jax.tree.structure(after.params))
+    folder = checkpoint.Checkpoints(tmp_path, keep=1)
+    folder.save(1, after, after.ema, {"note": [1.5]})
+    folder.close()
+    again = checkpoint.Checkpoints(tmp_path, keep=1)
+
+    def abstract(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    found, best, meta = again.restore(again.latest(), jax.tree.map(abstract, after))
+    again.close()
+    assert bits(found) == bits(after)
+    assert bits(best) == bits(after.ema)
+    assert meta == {"note": [1.5]}
 
 
 def test_a_phase_leaves_out_the_other_objective():
@@ -54,24 +77,27 @@ def test_joint_metrics():
 
 
 @pytest.mark.parametrize("head_scale", ["plain", "penalised"])
-@pytest.mark.parametrize("gamma", [0.0, 0.3])
-def test_fused_equals_separate(gamma, head_scale):
+@pytest.mark.parametrize(
+    ("name", "top", "gamma"), [("joint", 1, 0), ("joint", 0.5, 0.3), ("explore", 0.5, 0)]
+)
+def test_fused_equals_separate(name, top, gamma, head_scale):
     """One backward pass over the sum, with scaled hidden states, takes the same step as two
     passes."""
-    states = {}
+    after = {}
     for gradients in ("separate", "fused"):
-        phase = toy.phase("joint", gamma=lambda k: gamma)
+        phase = toy.phase(name, gamma=lambda k: gamma, top=top)
         options = {"gradients": gradients, "head_scale": head_scale}
-        r, opt, groups, state = toy.start([phase], **options)
+        r = toy.recipe([phase], **options)
+        r, opt, groups, state = toy.start([phase], toy.sgd(r.combiner, 0.01), **options)
         train_step = jax.jit(step.make_train_step(r, phase, opt, groups, seed=0))
         for _ in range(3):
             state, _ = train_step(state, toy.BATCH)
-        states[gradients] = state
+        after[gradients] = state.params
     # the same real-number computation in another order of float32 operations
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
-        states["separate"].params,
-        states["fused"].params,
+        after["separate"],
+        after["fused"],
     )
 
 
@@ -203,11 +229,25 @@ class TestOptim:
         np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
         np.testing.assert_array_equal(updates["bias"], 0.0)
 
-    @pytest.mark.parametrize("shape", sorted(optim.SCHEDULES))
-    def test_schedules_reach_their_peak_and_stay_below(self, shape):
-        rate = optim.SCHEDULES[shape](0.5, 10, 100)
-        values = np.array([float(rate(k)) for k in range(101)])
-        assert values.max() <= 0.5 + 1e-7
-        assert values[9:12].max() >= 0.44
-        if shape != "constant":
-            assert values[100] == pytest.approx(0.0, abs=1e-7)
+    @pytest.mark.parametrize("shape", sorted(optim.SHAPES))
+    def test_schedules_rise_to_their_peak_and_fall_as_they_say(self, shape):
+        rate = optim.schedule(shape, 0.5, 10, 110)
+        values = np.array([float(rate(k)) for k in range(111)])
+        np.testing.assert_allclose(values[:10], 0.05 * np.arange(1, 11), rtol=1e-6)
+        half = {"constant": 0.5, "cosine": 0.25, "linear": 0.25}[shape]
+        end = 0.5 if shape == "constant" else 0.0
+        np.testing.assert_allclose([values[60], values[110]], [half, end], atol=1e-7)
+
+
+class TestWindow:
+    def test_means_are_sums_over_weights_and_survive_a_step_that_is_not_finite(self):
+        window = metrics.Window({"a": [3.0, 1.0]})
+        window.add({"a": (1.0, 3.0), "train/skipped": (0.0, 1.0)})
+        window.add({"a": (float("nan"), 1.0), "train/skipped": (1.0, 1.0)})
+        window.add({"b": (0.0, 0.0), "train/skipped": (1.0, 1.0)})
+        totals = window.settle()
+        assert totals["a"] == [4.0, 4.0]
+        assert (window.skipped, window.longest_skip) == (2, 2)
+        assert window.means() == {"a": 1.0, "train/skipped": 2 / 3}
+        assert totals["a"] == [4.0, 4.0], "what was handed out is a copy"
+        assert window.means() == {}

@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bljust_jax import checkpoint, metrics, train
+from bljust_jax.errors import UserError
 from configs import common, librispeech, manifest, quickstart
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def shorten(config: ConfigDict) -> ConfigDict:
 CONFIGS = {
     "quickstart-bljust": lambda: quickstart.get_config("smoke"),
     "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
-    "librispeech-weighted_sum": lambda: librispeech.get_config("M,weighted_sum,smoke"),
+    "librispeech-weighted_sum": lambda: librispeech.get_config("M,chunked,weighted_sum,smoke"),
     "manifest-ptft": lambda: manifest.get_config("digits,ptft,smoke"),
     "manifest-supervised": lambda: manifest.get_config("sentences,supervised,smoke"),
 }
@@ -86,8 +87,6 @@ def test_explore_every_epoch_interleaves_without_restarting_the_penalty(tmp_path
 
 
 def test_a_run_that_never_is_finite_stops_and_says_so(tmp_path):
-    from bljust_jax.errors import UserError
-
     config = shorten(quickstart.get_config("smoke,supervised"))
     config.lr.supervised.peak = float("inf")
     config.max_skipped = 4
@@ -169,7 +168,7 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
     process = launch(broken)
     wait_for_step(process, broken, at)
     process.kill()
-    finish(process)
+    assert finish(process)[0] == -signal.SIGKILL, "it was gone before it could be killed"
 
     code, out, err = finish(launch(broken))
     assert code == 0, err
@@ -206,6 +205,36 @@ def test_mistakes_are_one_line(flags, line, tmp_path):
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert line in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("phases.unit", "steps"),
+        ("lr.joint.shape", "cosin"),
+        ("gradients", "fuse"),
+        ("cpc.context", "full"),
+        ("penalty.start", 2.0),
+        ("cpc.temperature", 0.0),
+        ("recipe", "bljsut"),
+        ("log_every", 0),
+        ("data.dev", ""),
+    ],
+)
+def test_wrong_fields_are_named(field, value, tmp_path):
+    config = shorten(quickstart.get_config("smoke"))
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=field.split(".")[-1]):
+        train.run(config, tmp_path)
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
+    config = shorten(quickstart.get_config("smoke"))
+    (tmp_path / "config.json").write_text(config.to_json())
+    config.seed = 7
+    config.data.num_threads += 1
+    with pytest.raises(UserError, match=r"\(seed 0 -> 7\)"):
+        train.run(config, tmp_path)
 
 
 def test_every_config_takes_smoke_and_overfit():

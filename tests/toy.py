@@ -9,7 +9,9 @@ penalty gamma the minimiser of f + gamma g has theta_1 = (3/2 + 5 gamma) / (1/2 
 (theta_1 + 3) / 2, psi = theta_1.
 """
 
+import jax
 import jax.numpy as jnp
+import optax
 
 from bljust_jax import bilevel, optim, step
 
@@ -58,9 +60,9 @@ BATCH = {
 }
 
 
-def phase(name, steps=1000, gamma=lambda k: 1.0, lr=lambda k: 0.05, moments="keep"):
+def phase(name, steps=1000, gamma=lambda k: 1.0, lr=lambda k: 0.05, moments="keep", top=1.0):
     levels = LEVELS[name]
-    weights = (lambda k: (1.0, gamma(k))) if len(levels) == 2 else (lambda k: (1.0,))
+    weights = (lambda k: (top, gamma(k))) if len(levels) == 2 else (lambda k: (top,))
     rates = dict.fromkeys(("encoder", "f_head", "g_head"), lr)
     return step.Phase(name, steps, levels, weights, rates, moments)
 
@@ -88,3 +90,14 @@ def start(phases, optimizer=None, **options):
     opt = optimizer or optim.make(r.combiner, r.groups)
     state = step.init_state(r, opt, seed=0)
     return r, opt, optim.assign(state.params, r.groups), state
+
+
+def sgd(combiner, rate):
+    """The combiner and a plain step down, so that an update is -rate * direction."""
+
+    def update(updates, state, params=None, **extra):
+        return jax.tree.map(lambda u: -rate * u, updates), state
+
+    return optax.chain(
+        combiner, optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    )

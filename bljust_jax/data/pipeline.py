@@ -6,6 +6,8 @@ the number of threads, of hosts, and of restarts.
 
 import collections
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import threading
@@ -16,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.data import augment
-from bljust_jax.data.plan import Bucket, Item, Plan, bucket_table
+from bljust_jax.data.plan import Bucket, Item, Plan, bucket_table, evaluation_batches
 from bljust_jax.data.sources import Utterance, hours, open_source, read_audio
-from bljust_jax.data.subset import keep, low_resource, timely
+from bljust_jax.data.subset import keep, low_resource, scorable, timely
 from bljust_jax.data.text import CharTokenizer
 from bljust_jax.errors import UserError
 
@@ -59,6 +61,7 @@ class Corpus:
         self._utterances, self._left_out = utterances, left_out
         self._bad: dict[str, set[str]] = {"labelled": set(), "unlabelled": set()}
         self._bad_lock = threading.Lock()
+        self._unjoinable: list[str] = []
         self.plans = {name: self._plan(name) for name in ("labelled", "unlabelled")}
         lengths = [[b.seconds for b in plan.buckets] for plan in self.plans.values()]
         if lengths[0] != lengths[1] and len(lengths[1]) > 1:
@@ -75,6 +78,10 @@ class Corpus:
             data.labels_per_second,
             self._multiple,
         )
+        join = tuple(data.join if paired else data.unlabelled_join)
+        share = float(data.join_share if paired else data.unlabelled_join_share)
+        if share > 0 and join[1] > 1:
+            self._check_speakers(stream, share)
         texts = [self.tokenizer.normalise(u.text) if paired and u.text else "" for u in utterances]
         return Plan(
             [u.duration for u in utterances],
@@ -84,13 +91,38 @@ class Corpus:
             [u.id for u in utterances],
             table,
             zlib.crc32(f"{self._seed}/{stream}".encode()),
-            join=tuple(data.join if paired else data.unlabelled_join),
-            join_share=float(data.join_share if paired else data.unlabelled_join_share),
+            join=join,
+            join_share=share,
             max_gap=GAP[1],
             balance=float(data.balance if paired else 0.0),
             speed=tuple(data.speed),
             crop=not paired,
         )
+
+    def _check_speakers(self, stream: str, share: float) -> None:
+        """Strings are of one speaker: notes where there can be none; raises if nothing else is."""
+        utterances = self._utterances[stream]
+        if len({u.speaker for u in utterances}) < max(1, len(utterances)):
+            return
+        problem = f"{stream}: strings cannot be joined: no two utterances share a speaker"
+        if share >= 1:
+            setting = "join_share" if stream == "labelled" else "unlabelled_join_share"
+            raise UserError(
+                f'{problem}; add "speaker" to the manifest or set config.data.{setting} to 0'
+            )
+        self._unjoinable.append(problem)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that a run must share with a checkpoint to resume exactly.
+
+        They are of the tokenizer and, for each plan, ids, durations, bucket table and seed.
+        """
+        facts: list[Any] = [self.tokenizer.to_json()]
+        for stream, plan in self.plans.items():
+            utterances = [(u.id, u.duration) for u in self._utterances[stream]]
+            table = [dataclasses.astuple(bucket) for bucket in plan.buckets]
+            facts.append([stream, utterances, table, plan.seed])
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     # Training
 
@@ -146,11 +178,15 @@ class Corpus:
 
         return self._parallel(load_step, start, total)
 
-    def sample_audio(self, batches: int) -> list[Batch]:
+    def sample_audio(self, batches: int) -> Iterator[Batch]:
         """The first batches of the unlabelled plan's own order, for feature statistics."""
         plan = self.plans["unlabelled"]
-        drawn = [(plan.bucket_of(n), n) for n in range(batches)]
-        return [self._train_batch("unlabelled", k, plan.count(k, n), (0, 1)) for k, n in drawn]
+
+        def load_batch(n: int) -> Batch:
+            k = plan.bucket_of(n)
+            return self._train_batch("unlabelled", k, plan.count(k, n), (0, 1))
+
+        return self._parallel(load_batch, 0, batches)
 
     def _parallel(self, make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
         """make(start), ..., make(stop - 1), in order, by grain's threads."""
@@ -218,50 +254,39 @@ class Corpus:
         """Normalised texts of `utterances(split)`, "" where one is missing."""
         return [self._reference(u) for u in self._utterances[split]]
 
-    def eval_batches(self, split: str) -> Iterator[tuple[Batch, list[Utterance]]]:
-        """Batches as labelled ones, and the utterances of their first rows, each exactly once.
+    def parts(self, split: str) -> dict[str, list[int]]:
+        """{name: indices into `utterances(split)`} of the sources that a split joins by "+".
 
-        No augmentation and no joining; a bucket's last batch is padded with rows of length 0.
-        Audio or text that fits no bucket gets a shape of its own, whole even seconds long. A text
-        with characters that the tokenizer lacks has label length 0. Bad audio raises UserError.
+        The names are those of `open_source`; {} where the split is of one source.
         """
-        batches = self._eval_plan(split)
+        found: dict[str, list[int]] = {}
+        for i, u in enumerate(self._utterances[split]):
+            if u.part:
+                found.setdefault(u.part, []).append(i)
+        return found
+
+    def eval_batches(self, split: str) -> Iterator[tuple[Batch, list[Utterance]]]:
+        """Batches as unlabelled ones, and the utterances of their first rows, each exactly once.
+
+        No augmentation and no joining; a bucket's last batch is padded with rows of length 0. The
+        shapes are those of `evaluation_batches`. Bad audio raises UserError.
+        """
+        data, utterances = self._data, self._utterances[split]
+        durations = [u.duration for u in utterances]
+        batches = evaluation_batches(
+            durations, data.buckets, data.eval_batch_seconds, self._multiple
+        )
 
         def load_batch(n: int) -> tuple[Batch, list[Utterance]]:
-            bucket, members = batches[n]
-            batch = self._empty(bucket, bucket.batch_size, True)
+            bucket, indices = batches[n]
+            members = [utterances[i] for i in indices]
+            batch = self._empty(bucket, bucket.batch_size, False)
             for row, u in enumerate(members):
                 batch["ids"][row] = zlib.crc32(u.id.encode())
-                text = self._reference(u)
-                audio = read_audio(u, self._data.sample_rate)
-                self._fill(batch, row, audio, text if self.tokenizer.covers(text) else "")
+                self._fill(batch, row, read_audio(u, data.sample_rate))
             return batch, members
 
         return self._parallel(load_batch, 0, len(batches))
-
-    def _eval_plan(self, split: str) -> list[tuple[Bucket, list[Utterance]]]:
-        data = self._data
-        table = self._eval_table(data.buckets)
-        groups: dict[Bucket, list[Utterance]] = {bucket: [] for bucket in table}
-        for u in self._utterances[split]:
-            labels = len(self._reference(u))
-            fitting = (b for b in table if u.duration <= b.seconds and labels <= b.max_labels)
-            bucket = next(fitting, None)
-            if bucket is None:
-                seconds = max(u.duration, labels / data.labels_per_second)
-                bucket = self._eval_table([2.0 * math.ceil(seconds / 2)])[0]
-            groups.setdefault(bucket, []).append(u)
-        return [
-            (bucket, members[i : i + bucket.batch_size])
-            for bucket, members in groups.items()
-            for i in range(0, len(members), bucket.batch_size)
-        ]
-
-    def _eval_table(self, seconds: Sequence[float]) -> tuple[Bucket, ...]:
-        data = self._data
-        return bucket_table(
-            seconds, data.eval_batch_seconds, data.labels_per_second, self._multiple
-        )
 
     def _reference(self, u: Utterance) -> str:
         return self.tokenizer.normalise(u.text or "")
@@ -280,7 +305,7 @@ class Corpus:
             batch["label_lengths"] = np.zeros(rows, np.int32)
         return batch
 
-    def _fill(self, batch: Batch, row: int, audio: np.ndarray, text: str) -> None:
+    def _fill(self, batch: Batch, row: int, audio: np.ndarray, text: str = "") -> None:
         batch["audio"][row, : len(audio)] = audio
         batch["audio_lengths"][row] = len(audio)
         if "labels" in batch:
@@ -292,7 +317,7 @@ class Corpus:
 
     def summary(self) -> list[str]:
         """Lines on sizes, what was left out and why, bucket tables, uncovered characters."""
-        lines = []
+        lines = list(self._unjoinable)
         for name, utterances in self._utterances.items():
             if not utterances:
                 continue
@@ -326,10 +351,14 @@ def load(
     """The corpus that `config.data` describes; batch sizes are multiples of `multiple`.
 
     `tokenizer` replaces the one made from the labelled training texts (resumed and exported runs).
-    Raises UserError for sources that cannot be read and settings that leave nothing to train on.
+    Raises UserError for sources that cannot be read and settings that leave nothing to train on or
+    to score.
     """
-    if not data.train:
-        raise UserError("config.data.train is empty; name a manifest or SCHEME:REST")
+    if seed < 0:
+        raise UserError(f"config.seed is {seed}; it must be 0 or above")
+    for name, uri in (("train", data.train), ("dev", data.dev)):
+        if not uri:
+            raise UserError(f"config.data.{name} is empty; name a manifest or SCHEME:REST")
     train = open_source(data.train, data.root)
     audio = open_source(data.unlabelled, data.root) if data.unlabelled else train
     left_out = {"labelled": collections.Counter(), "unlabelled": collections.Counter()}
@@ -351,15 +380,7 @@ def load(
     utterances = {
         "labelled": labelled,
         "unlabelled": timely(audio, data, left_out["unlabelled"]),
-        "dev": _open_split(data.dev, data.root),
-        "test": _open_split(data.test, data.root),
+        "dev": scorable(data.dev, data.root, normalise),
+        "test": scorable(data.test, data.root, normalise),
     }
     return Corpus(data, seed, multiple, tokenizer, utterances, left_out)
-
-
-def _open_split(uri: str, root: str) -> list[Utterance]:
-    """The utterances of a split to score, none for ""; raises UserError if not one has a text."""
-    utterances = open_source(uri, root) if uri else []
-    if utterances and not any(u.text for u in utterances):
-        raise UserError(f"{utterances[0].line or uri}: no utterance of {uri} has a text to score")
-    return utterances

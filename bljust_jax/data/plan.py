@@ -52,6 +52,26 @@ def bucket_table(
     return tuple(table)
 
 
+def evaluation_batches(
+    durations: Sequence[float], seconds: Sequence[float], batch_seconds: float, multiple: int = 1
+) -> list[tuple[Bucket, list[int]]]:
+    """Each utterance exactly once: (bucket, at most batch_size indices) a batch.
+
+    An utterance goes to the first length of `seconds` that holds it; beyond the last, to the first
+    of last * 1.5 ** n, n = 1, 2, ..., so that few shapes exist. max_labels is 0.
+    """
+    lengths = [float(length) for length in seconds]
+    while lengths[-1] < max(durations, default=0.0):
+        lengths.append(1.5 * lengths[-1])
+    first = np.searchsorted(lengths, durations)
+    batches = []
+    for k, bucket in enumerate(bucket_table(lengths, batch_seconds, 0.0, multiple)):
+        members = np.flatnonzero(first == k).tolist()
+        starts = range(0, len(members), bucket.batch_size)
+        batches += [(bucket, members[i : i + bucket.batch_size]) for i in starts]
+    return batches
+
+
 class Plan:
     """Epochs of batches of items over utterances 0..N-1.
 
@@ -109,7 +129,8 @@ class Plan:
         self._limit = (float(self._seconds[-1]), int(self._max_labels[-1]))
         self.excluded = self._exclude()
         self._speakers = self._group(speakers, texts)
-        self._epochs = _Recent(self._make_epoch, 3)
+        # A follower's buckets drift apart, each in an epoch of its own.
+        self._epochs = _Recent(self._make_epoch, len(buckets) + 2)
         self._orders = _Recent(self._make_order, 3)
         self._first = self._make_items(0)
         self.counts, self._supply = self._count()

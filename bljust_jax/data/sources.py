@@ -4,7 +4,9 @@ import collections
 import concurrent.futures
 import dataclasses
 import importlib
+import itertools
 import os
+import pathlib
 import pkgutil
 import threading
 from collections.abc import Iterable, Sequence
@@ -30,7 +32,8 @@ class Utterance:
     """A stretch of one audio file and what is known of it.
 
     id: unique in a corpus; path: absolute; offset, duration: seconds; text: None where unlabelled;
-    line: "file:line" that declared it, for messages.
+    line: "file:line" that declared it, for messages; part: which of several joined sources it comes
+    from, "" where there is one.
     """
 
     id: str
@@ -41,17 +44,23 @@ class Utterance:
     lang: str
     speaker: str
     line: str = ""
+    part: str = ""
 
 
 def open_source(uri: str, root: str = "") -> list[Utterance]:
     """The utterances of a URI: `*.jsonl` (a manifest), `scheme:REST`, or several joined by "+".
 
     A scheme is the name of a module in `bljust_jax/data/readers` with `read(rest, root)`; `root` is
-    the folder that audio paths must not leave ("" for the reader's own default).
+    the folder that audio paths must not leave ("" for the reader's own default). Each of several
+    sources gives its utterances its name as `part`: the last component of its path without
+    extension, with "-2", "-3" after it where a name returns.
     Raises UserError for an unknown scheme, an empty corpus or an id that occurs twice.
     """
-    parts = [uri] if os.path.isfile(uri) else uri.split("+")
-    utterances = [u for part in parts for u in _read_part(part, root)]
+    uris = [uri] if os.path.isfile(uri) else uri.split("+")
+    utterances = []
+    for part, name in zip(uris, _part_names(uris), strict=True):
+        found = _read_part(part, root)
+        utterances += [dataclasses.replace(u, part=name) for u in found] if name else found
     if not utterances:
         raise UserError(f"{uri}: no utterance found; check that the path holds audio")
     seen: dict[str, Utterance] = {}
@@ -63,6 +72,29 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
                 " ids must be unique in a corpus"
             )
     return utterances
+
+
+def _part_names(uris: Sequence[str]) -> list[str]:
+    """A name of its own for each of several sources; "" for a single one."""
+    if len(uris) == 1:
+        return [""]
+    names: list[str] = []
+    for uri in uris:
+        stem = pathlib.PurePath(uri.partition(":")[2] or uri).stem
+        numbered = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
+        names.append(next(name for name in numbered if name not in names))
+    return names
+
+
+def inside(path: str | os.PathLike, root: str, where: str) -> str:
+    """The path without symbolic links; raises UserError, naming `where`, if it leaves `root`."""
+    root, found = os.path.realpath(root), os.path.realpath(path)
+    if os.path.commonpath([found, root]) != root:
+        raise UserError(
+            f"{where}: {path} lies outside the data root {root}; set config.data.root to a folder"
+            " that holds it"
+        )
+    return found
 
 
 def _read_part(uri: str, root: str) -> list[Utterance]:

@@ -111,7 +111,7 @@ def make_corpus(name: str = "commands", *, cache: str | os.PathLike | None = Non
         where `$XDG_CACHE_HOME` is `~/.cache` if unset.
 
     Raises:
-      UserError: `name` is unknown, or eSpeak NG cannot be loaded or fails.
+      UserError: `name` is unknown, or eSpeak NG is not installed, cannot be loaded or fails.
     """
     if name not in CORPORA:
         raise UserError(f"synthetic:{name}: no such corpus; there are {', '.join(CORPORA)}")
@@ -141,7 +141,13 @@ def cache_folder() -> pathlib.Path:
 
 def fingerprint(settings: Settings) -> str:
     """Sixteen hexadecimal digits of the settings, the words, the format and eSpeak NG's version."""
-    voice = importlib.metadata.version("espeakng-loader")
+    try:
+        voice = importlib.metadata.version("espeakng-loader")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            "synthetic speech needs the package espeakng-loader: `pip install espeakng-loader`, or"
+            " name your own data with config.data.train and config.data.dev"
+        ) from error
     text = json.dumps([FORMAT, voice, WORDS, dataclasses.asdict(settings)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

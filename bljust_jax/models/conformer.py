@@ -71,7 +71,9 @@ class Conformer:
         """Float32 parameters {"frontend", "blocks"} and no stats; blocks are stacked on axis 0.
 
         Kernels are normal with variance 1 / fan-in, scales 1, biases 0, all from one draw: an
-        initialiser a parameter would compile for many times as long.
+        initialiser a parameter would compile for many times as long. The front end's last bias is
+        normal of deviation 0.1: frames that SpecAugment blanks are that bias alone, and at exactly
+        0 the first LayerNorm would multiply their gradient by a thousand.
         """
         lengths, valid = jnp.ones(1, jnp.int32), jnp.ones((1, 1), bool)
         features, latents = jnp.zeros((1, 4, self.n_mels)), jnp.zeros((1, 1, self.dim))
@@ -80,7 +82,10 @@ class Conformer:
         block = jax.eval_shape(self.block.init, key, latents, valid)["params"]
         stacked = jax.tree.map(lambda leaf: (self.layers, *leaf.shape), block)
         shapes = {"frontend": jax.tree.map(lambda leaf: leaf.shape, frontend), "blocks": stacked}
-        return _draw(rng, shapes), {}
+        params = _draw(rng, shapes)
+        bias = 0.1 * jax.random.normal(jax.random.fold_in(rng, 1), (self.dim,), jnp.float32)
+        params["frontend"]["linear"]["bias"] = bias
+        return params, {}
 
     def apply(
         self,

@@ -2,9 +2,11 @@
 
 ICASSP 2024 (arXiv 2401.06980) and the journal version with its three phases (arXiv 2412.08548):
 
-    explore    (encoder, cpc_head)            lr rho     minimise g
-    joint      (encoder, ctc_head, cpc_head)  lr alpha   encoder: grad f + gamma_k grad g; each
-    head: its own plain gradient finetune   (encoder, ctc_head)            lr tau     minimise f
+    phase     trains                          rate   direction
+    explore   encoder, cpc_head               rho    grad g
+    joint     encoder, ctc_head, cpc_head     alpha  encoder: grad f + gamma_k grad g
+                                                     each head: its own plain gradient
+    finetune  encoder, ctc_head               tau    grad f
 
 f is CTC on the labelled stream, g is CPC on the unlabelled one. The baselines are other phase
 tables over the same parts, at the same number of encoder gradients (a joint step takes two).
@@ -42,6 +44,7 @@ LEVELS = {
 
 
 def build(config: Any, facts: Facts) -> Recipe:
+    check_choices(config)
     model = make_encoder(config)
     frontend = make_features(config)
     head_size, width = facts.vocab_size, config.cpc.width
@@ -127,6 +130,30 @@ def build(config: Any, facts: Facts) -> Recipe:
     )
 
 
+CHOICES = {
+    "method": ("bljust", "weighted_sum", "ptft", "supervised", "alternating"),
+    "ctc.reduction": ("label", "utterance"),
+    "cpc.context": ("causal", "chunked"),
+    "penalty.per": ("step", "epoch"),
+    "phases.unit": ("step", "epoch"),
+    "phases.explore_when": ("once", "every_epoch"),
+    "gradients": ("separate", "fused"),
+    "head_scale": ("plain", "penalised"),
+    **{f"lr.{phase}.shape": tuple(optim.SHAPES) for phase in LEVELS},
+    **{f"lr.{phase}.moments": ("keep", "reset") for phase in LEVELS},
+}
+
+
+def check_choices(config: Any) -> None:
+    """UserError for a field that is none of its choices."""
+    for field, choices in CHOICES.items():
+        value = config
+        for key in field.split("."):
+            value = value[key]
+        if value not in choices:
+            raise UserError(f"config.{field}={value!r} is none of {', '.join(choices)}")
+
+
 # Parts
 
 
@@ -206,13 +233,10 @@ def make_phases(config: Any, steps_per_epoch: Any) -> tuple[Phase, ...]:
         table = [("supervised", budget)]
     elif config.method == "ptft":
         table = [("pretrain", budget - budget // 2), ("supervised", budget // 2)]
-    elif config.method == "alternating":
+    else:
         rounds = max(1, round(joint / length.turn))
         turns = _rounds([("turn_cpc", joint), ("turn_ctc", joint)], rounds)
         table = [("explore", explore), *turns, ("finetune", finetune)]
-    else:
-        methods = "bljust, weighted_sum, ptft, supervised, alternating"
-        raise UserError(f"config.method: {config.method!r} is none of {methods}")
     totals: dict[str, int] = {}
     for name, steps in table:
         totals[name] = totals.get(name, 0) + steps
@@ -229,19 +253,17 @@ def _rounds(parts: list[tuple[str, int]], rounds: int) -> list[tuple[str, int]]:
 
 
 def _phase(config: Any, steps_per_epoch: int, name: str, steps: int, total: int) -> Phase:
-    schedule = config.lr[name]
-    peak = optim.SCHEDULES[schedule.shape](schedule.peak, schedule.warmup, total)
-    heads_peak = optim.SCHEDULES[schedule.shape](
-        schedule.peak * config.lr.heads, schedule.warmup, total
-    )
+    rate = config.lr[name]
+    encoder = optim.schedule(rate.shape, rate.peak, rate.warmup, total)
+    heads_rate = optim.schedule(rate.shape, rate.peak * config.lr.heads, rate.warmup, total)
     levels = LEVELS[name]
     return Phase(
         name=name,
         steps=steps,
         levels=levels,
         weights=_weights(config, steps_per_epoch) if len(levels) > 1 else (lambda k: (1.0,)),
-        lr={"encoder": peak, "ctc_head": heads_peak, "cpc_head": heads_peak},
-        moments=schedule.moments,
+        lr={"encoder": encoder, "ctc_head": heads_rate, "cpc_head": heads_rate},
+        moments=rate.moments,
     )
 
 

@@ -234,6 +234,9 @@ def test_low_resource_sets_are_nested_and_by_seed(folder):
     ("changes", "complaint"),
     [
         ({"train": ""}, "data.train is empty"),
+        ({"dev": ""}, r"config\.data\.dev is empty; name a manifest or SCHEME:REST"),
+        ({"seed": -1}, r"config\.seed is -1"),
+        ({"labelled_speakers": -1}, r"config\.data\.labelled_speakers"),
         ({"labelled_fraction": 0.0}, "labelled_fraction"),
         ({"labelled_speakers": 9}, "9 of 4 speakers"),
         ({"unlabelled_buckets": (0.5, 1.0)}, "unlabelled_buckets"),
@@ -261,19 +264,29 @@ def test_evaluation_sees_each_utterance_once_and_pads_with_empty_rows(folder):
     corpus = load(folder, buckets=(0.5, 0.8))
     seen, shapes = [], set()
     for batch, utterances in corpus.eval_batches("dev"):
+        assert batch.keys() == {"audio", "audio_lengths", "ids"}
         shapes.add(batch["audio"].shape)
         assert 1 <= len(utterances) <= len(batch["ids"])
         assert not batch["audio_lengths"][len(utterances) :].any()
         for row, u in enumerate(utterances):
             audio = read_audio(u, RATE)
+            assert batch["audio_lengths"][row] == len(audio)
             np.testing.assert_array_equal(batch["audio"][row, : len(audio)], audio)
-            ids = batch["labels"][row, : batch["label_lengths"][row]]
-            assert corpus.tokenizer.decode(ids) == ("" if "!" in u.text else "ba")
+            assert batch["ids"][row] == zlib.crc32(u.id.encode())
             seen.append(u)
-    assert shapes == {(6, 4000), (3, 6400), (1, 16000)}  # the last for those above 0.8 s
+    # beyond 0.8 s: 1.2 and 1.8 s
+    assert shapes == {(6, 4000), (3, 6400), (2, 9600), (1, 14400)}
     assert sorted(u.id for u in seen) == sorted(u.id for u in corpus.utterances("dev"))
     assert corpus.references("dev")[-1] == "ab!"
     assert list(corpus.eval_batches("test")) == []
+
+
+def test_parts_of_a_joined_split(folder):
+    write(folder, "more", [{"audio_filepath": "3.flac", "id": "m3", "text": "b"}])
+    corpus = load(folder, test=f"{folder}/dev.jsonl+{folder}/more.jsonl")
+    assert corpus.parts("dev") == {}
+    assert corpus.parts("test") == {"dev": list(range(11)), "more": [11]}
+    assert corpus.utterances("test")[11].id == "m3"
 
 
 def test_a_split_to_score_needs_texts(folder):
@@ -283,6 +296,48 @@ def test_a_split_to_score_needs_texts(folder):
     write(folder, "bare", [{"audio_filepath": "1.flac"}])
     with pytest.raises(UserError, match=r"bare\.jsonl:1: no utterance of .* has a text"):
         load(folder, test=str(folder / "bare.jsonl"))
+    write(folder, "blank", [{"audio_filepath": "1.flac", "text": " \u3000"}])
+    with pytest.raises(UserError, match=r"blank\.jsonl:1: no utterance of .* has a text"):
+        load(folder, dev=str(folder / "blank.jsonl"))
+    with pytest.raises(UserError, match=r"blank\.jsonl:1: no utterance of blank in .*dev.* a text"):
+        load(folder, dev=f"{folder}/dev.jsonl+{folder}/blank.jsonl")
+
+
+def test_strings_need_utterances_that_share_a_speaker(folder):
+    entries = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    write(folder, "alone", [{k: v for k, v in e.items() if k != "speaker"} for e in entries])
+    alone = str(folder / "alone.jsonl")
+    note = "labelled: strings cannot be joined: no two utterances share a speaker"
+    assert note in load(folder, train=alone).summary()
+    assert note not in load(folder).summary()
+    assert note not in load(folder, train=alone, join_share=0.0).summary()
+    assert note not in load(folder, train=alone, join=(1, 1), join_share=1.0).summary()
+    with pytest.raises(UserError, match=f'{note}; add "speaker".*config.data.join_share to 0'):
+        load(folder, train=alone, join_share=1.0)
+    with pytest.raises(UserError, match=r"unlabelled: .*config\.data\.unlabelled_join_share to 0"):
+        load(folder, unlabelled=alone, unlabelled_join=(2, 2), unlabelled_join_share=1.0)
+
+
+def test_the_digest_is_of_what_decides_the_order(folder):
+    digest = load(folder).digest()
+    assert len(digest) == 16
+    assert load(folder, num_threads=1, eval_batch_seconds=9.0).digest() == digest
+    changes = [{"seed": 1}, {"multiple": 5}, {"labelled_fraction": 0.5}, {"buckets": (0.5, 1.6)}]
+    changes += [{"tokenizer": CharTokenizer(" ab012x")}, {"min_seconds": 0.3}]
+    assert len({digest} | {load(folder, **change).digest() for change in changes}) == 7
+
+
+def test_audio_samples_come_one_by_one(folder, monkeypatch):
+    corpus = load(folder, num_threads=1, prefetch=1)
+    made = []
+    make = corpus._train_batch
+    monkeypatch.setattr(corpus, "_train_batch", lambda *args: made.append(args) or make(*args))
+    batches = corpus.sample_audio(30)
+    first = next(batches)
+    assert len(made) < 10  # the first, and a few read ahead
+    assert len(list(batches)) == 29
+    again = next(load(folder, num_threads=0).sample_audio(1))
+    assert_equal({"unlabelled": first}, {"unlabelled": again})
 
 
 @pytest.fixture
@@ -308,7 +363,7 @@ def test_damaged_audio_is_named_at_once(damaged):
 
 
 def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):
-    corpus = load(damaged, dev="", **PLAIN, max_bad_fraction=0.1)
+    corpus = load(damaged, dev=str(damaged / "train.jsonl"), **PLAIN, max_bad_fraction=0.1)
     bad = zlib.crc32(b"6")
     for batch in corpus.train_batches([Segment(0, 5, JOINT)], 0):
         for rows in batch.values():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bljust_jax.data.plan import Bucket, Plan, bucket_table
+from bljust_jax.data.plan import Bucket, Plan, bucket_table, evaluation_batches
 from bljust_jax.errors import UserError
 
 TABLE = (Bucket(1.0, 6, 12), Bucket(2.0, 3, 24), Bucket(4.0, 2, 48))
@@ -39,6 +39,20 @@ def test_bucket_table_rounds_batches_down_and_labels_up():
     assert bucket_table((1.5, 4.0), 27.0, 2.5, 4) == (Bucket(1.5, 16, 4), Bucket(4.0, 4, 10))
     assert bucket_table((0.3,), 27.0, 10.0)[0] == Bucket(0.3, 90, 3)
     assert bucket_table((60.0,), 27.0, 1.0, 8)[0].batch_size == 8
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.floats(0.1, 100), max_size=40), st.integers(1, 3))
+def test_evaluation_sees_each_utterance_once_in_few_shapes(durations, multiple):
+    batches = evaluation_batches(durations, (1.0, 4.0), 12.0, multiple)
+    assert sorted(i for _, members in batches for i in members) == list(range(len(durations)))
+    lengths = [1.0, 4.0] + [4.0 * 1.5**n for n in range(1, 9)]
+    for bucket, members in batches:
+        assert bucket.batch_size % multiple == 0
+        assert 1 <= len(members) <= bucket.batch_size
+        k = lengths.index(bucket.seconds)
+        assert all(durations[i] <= bucket.seconds for i in members)
+        assert k == 0 or all(durations[i] > lengths[k - 1] for i in members)
 
 
 @settings(deadline=None, max_examples=20)
@@ -169,6 +183,19 @@ def test_a_bucket_empty_in_a_later_epoch_reuses_the_first():
         k, items = plan.batch(n)
         assert len(items) == plan.buckets[k].batch_size
         assert all(1.0 / item.speed <= plan.buckets[k].seconds + 1e-5 for item in items)
+
+
+def test_a_followers_buckets_may_each_be_in_an_epoch_of_their_own(monkeypatch):
+    made = []
+    make_epoch = Plan._make_epoch
+    monkeypatch.setattr(Plan, "_make_epoch", lambda s, e: made.append(e) or make_epoch(s, e))
+    plan = make()
+    # two of the three buckets are read over the end of an epoch
+    places = [(0, 0), (0, 1), (1, 3), (1, 4), (2, 6)]
+    for position in range(3):
+        for k, epoch in places:
+            plan.batch_in_bucket(k, epoch * plan._supply[k][1] + position % plan._supply[k][1])
+    assert made == [0, 1, 3, 4, 6], "each is made once"
 
 
 @pytest.mark.parametrize("durations", [[], [9.0, 8.0]])

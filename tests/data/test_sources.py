@@ -108,9 +108,17 @@ def test_sources_are_concatenated_and_ids_unique(tmp_path):
     write(tmp_path, "a.wav")
     one = manifest(tmp_path, {"audio_filepath": "a.wav", "id": "1"}, name="one.jsonl")
     two = manifest(tmp_path, {"audio_filepath": "a.wav", "id": "2"}, name="two.jsonl")
-    assert [u.id for u in open_source(f"{one}+{two}")] == ["1", "2"]
+    assert [(u.id, u.part) for u in open_source(f"{one}+{two}")] == [("1", "one"), ("2", "two")]
+    assert [u.part for u in open_source(one)] == [""]
     with pytest.raises(UserError, match=r"one\.jsonl:1: id '1' was used before, at .*one\.jsonl:1"):
         open_source(f"{one}+{one}")
+
+
+def test_parts_have_names_of_their_own():
+    uris = ["librispeech:LS/test-clean", "librispeech:test-other/", "a/dev.jsonl", "b/dev.jsonl"]
+    uris += ["synthetic:tiny/dev", "dev-2.jsonl"]
+    names = ["test-clean", "test-other", "dev", "dev-2", "dev-3", "dev-2-2"]
+    assert sources._part_names(uris) == names
 
 
 def test_a_plus_in_a_file_name_is_no_separator(tmp_path):
@@ -235,11 +243,29 @@ def test_missing_librispeech_split(tmp_path):
         open_source(f"librispeech:{tmp_path}/train-clean-100")
 
 
+def test_librispeech_stays_inside_the_root(tmp_path):
+    uri = libri(tmp_path / "in")
+    root = str(tmp_path / "in")
+    (u,) = open_source(uri, root)  # absolute, and inside
+    assert u.path == os.path.realpath(tmp_path / "in/LS/dev/1/2/1-2-0000.flac")
+    libri(tmp_path / "out")
+    for rest in (f"{tmp_path}/out/LS/dev", "../out/LS/dev", "LS/../../out/LS/dev"):
+        with pytest.raises(UserError, match=f"^librispeech:{rest}: .* outside the data root"):
+            open_source(f"librispeech:{rest}", root)
+    recording = tmp_path / "in/LS/dev/1/2/1-2-0000.flac"
+    recording.unlink()
+    recording.symlink_to(tmp_path / "out/LS/dev/1/2/1-2-0000.flac")
+    with pytest.raises(UserError, match=r"1-2\.trans\.txt:1: .*1-2-0000\.flac lies outside"):
+        open_source("librispeech:LS/dev", root)
+    assert len(open_source(uri)) == 1  # without a root nothing is confined
+
+
 def test_original_librispeech_files(speech):
     root = speech / "layouts" / "LibriSpeech"
     found = open_source(f"librispeech:{root}/dev-clean+librispeech:{root}/test-clean")
     texts = {u.id: u.text for u in found}
     assert len(found) == 8
+    assert {u.part for u in found} == {"dev-clean", "test-clean"}
     listed = (speech / "layouts" / "librispeech_dev-clean_transcripts.txt").read_text()
     assert f"1272-128104-0000 {texts['1272-128104-0000']}" in listed
     for u in found:

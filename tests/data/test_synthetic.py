@@ -1,6 +1,7 @@
 """The quickstart corpus: reproducible, split as promised, and speech rather than silence."""
 
 import dataclasses
+import importlib.metadata
 import itertools
 import json
 import pathlib
@@ -15,6 +16,7 @@ import soundfile
 
 from bljust_jax.data import synthetic
 from bljust_jax.errors import UserError
+from configs import quickstart
 
 COMMANDS = synthetic.CORPORA["commands"]
 
@@ -164,6 +166,16 @@ def test_what_espeak_refuses_is_one_line(tmp_path, monkeypatch, change, reason):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_voice_is_one_line_with_the_cure(tmp_path, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(UserError, match=r"pip install espeakng-loader.*config\.data\.train"):
+        synthetic.make_corpus("overfit", cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="commands, tiny, overfit"):
         synthetic.make_corpus("comands")
@@ -200,3 +212,16 @@ def test_the_library_is_loaded_in_the_speaking_process_only():
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr == "synthetic:overfit: speaking 8 utterances, once\n"
+
+
+@pytest.mark.slow
+def test_eight_utterances_are_learned_by_heart(tmp_path):
+    """`configs/quickstart.py:overfit`: the first thing to try with a new set-up works."""
+    from bljust_jax import train
+
+    config = quickstart.get_config("overfit")
+    config.mesh.data = 1
+    config.compile_cache = ""
+    final = train.run(config, tmp_path)
+    assert final["dev/utterances"] == 8
+    assert final["dev/wer"] == 0

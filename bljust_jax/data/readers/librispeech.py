@@ -3,7 +3,7 @@
 import pathlib
 import unicodedata
 
-from bljust_jax.data.sources import Utterance, header_seconds
+from bljust_jax.data.sources import Utterance, header_seconds, inside
 from bljust_jax.errors import UserError
 
 
@@ -11,10 +11,12 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     """The utterances of a split folder (`rest`, relative to `root` where given), ordered by id.
 
     ids, speakers and chapters come from the file names, texts from the transcripts, durations from
-    the FLAC headers. Raises UserError for a missing folder, a bad transcript line, or a transcript
-    without its recording.
+    the FLAC headers. Raises UserError for a missing folder, a bad transcript line, a transcript
+    without its recording, or, where `root` is given, a split or a recording that is not in it.
     """
     split = pathlib.Path(root, rest).absolute()
+    if root:
+        inside(split, root, f"librispeech:{rest}")
     if not split.is_dir():
         raise UserError(f"librispeech:{rest}: no such folder: {split}")
     found = []
@@ -23,7 +25,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
         with transcript.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    found.append(_utterance(line, transcript, number, recordings))
+                    found.append(_utterance(line, transcript, number, recordings, root))
     lengths = header_seconds([path for _, path, _, _ in found], [line for *_, line in found])
     return [
         Utterance(identity, path, 0.0, seconds, text, "en", identity.split("-")[0], line)
@@ -32,7 +34,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
 
 
 def _utterance(
-    line: str, transcript: pathlib.Path, number: int, recordings: set[str]
+    line: str, transcript: pathlib.Path, number: int, recordings: set[str], root: str
 ) -> tuple[str, str, str, str]:
     """(id, path, text, "file:line") of one transcript line `ID TEXT`."""
     where = f"{transcript}:{number}"
@@ -42,4 +44,6 @@ def _utterance(
     if identity not in recordings:
         raise UserError(f"{where}: its recording {identity}.flac is missing from the folder")
     path = str(transcript.parent / f"{identity}.flac")
+    if root:
+        path = inside(path, root, where)
     return identity, path, unicodedata.normalize("NFC", text), where

@@ -6,7 +6,7 @@ import math
 import os
 import unicodedata
 
-from bljust_jax.data.sources import Utterance, header_seconds
+from bljust_jax.data.sources import Utterance, header_seconds, inside
 from bljust_jax.errors import UserError
 
 
@@ -20,7 +20,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     if not os.path.isfile(rest):
         raise UserError(f"{rest}: no such manifest")
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
-    root = os.path.realpath(root) if root else folder
+    root = root or folder
     utterances = []
     with open(rest, encoding="utf-8-sig", newline=None) as file:
         try:
@@ -41,12 +41,7 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
     if not isinstance(entry, dict) or not isinstance(entry.get("audio_filepath"), str):
         raise UserError(f'{where}: has no "audio_filepath"; write a JSON object with that field')
     named = entry["audio_filepath"]
-    path = os.path.realpath(os.path.join(folder, named))
-    if os.path.commonpath([path, root]) != root:
-        raise UserError(
-            f"{where}: {named} lies outside the data root {root}; set config.data.root to a folder"
-            " that holds it"
-        )
+    path = inside(os.path.join(folder, named), root, where)
     if not os.path.isfile(path):
         raise UserError(f"{where}: no such file: {path}")
     offset = _seconds(entry.get("offset") or 0.0, "offset", where)
