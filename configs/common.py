@@ -103,7 +103,8 @@ def base() -> ConfigDict:
 
     c.cpc = ConfigDict()
     c.cpc.steps = 12  # frames of 40 ms that are predicted, each by its own linear map
-    c.cpc.first_step = 2  # neighbouring latents share audio: their windows overlap
+    # neighbouring latents share 45 ms of audio; two apart 5 ms, at the tapered ends of two windows
+    c.cpc.first_step = 2
     c.cpc.width = 256  # of projected latents and predictions
     c.cpc.temperature = 0.1  # of the cosine
     c.cpc.negatives = 100  # other frames of the same utterance; 0 = all

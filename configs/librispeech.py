@@ -76,6 +76,7 @@ def get_config(arg=None):
     c.data.train = LABELLED  # 100.6 h, 251 speakers
     c.data.unlabelled = f"{LABELLED}+{CLEAN_REST}+{OTHER}"  # 961 h, 2,338 speakers
     c.data.dev = "librispeech:dev-other"  # chooses the best weights
+    # scored as a whole and apart: test/test-clean/wer, test/test-other/wer
     c.data.test = "librispeech:test-clean+librispeech:test-other"
     # padding stays under 10 %; the longest training utterance has 24.5 s (35 s in the dev and test
     # splits)
