@@ -28,21 +28,17 @@ def write(workdir: pathlib.Path, config: Any, phases: Any, final: dict) -> None:
 
 
 def _course(rows: list[dict], points: int = 12) -> list[tuple]:
-    """About `points` rows of the run: the last value known of each measure at evenly spaced
-    steps."""
+    """`points` evenly spaced stretches of the run, each with the last value it logged of every
+    measure."""
     rows = [r for r in rows if "final" not in r]
     if not rows:
         return []
     last = rows[-1]["step"]
     marks = sorted({round(last * (n + 1) / points) for n in range(points)})
-    table, known, n = [], {}, 0
-    for mark in marks:
-        fresh = {}
-        while n < len(rows) and rows[n]["step"] <= mark:
-            fresh |= {k: v for k, v in rows[n].items() if k in SHOWN}
-            n += 1
-        known = fresh
-        table.append((mark, *(_number(known[k]) if k in known else "" for k in SHOWN)))
+    table = []
+    for start, end in zip([0, *marks], marks, strict=False):
+        logged = {k: v for r in rows if start < r["step"] <= end for k, v in r.items()}
+        table.append((end, *(_number(logged[k]) if k in logged else "" for k in SHOWN)))
     return table
 
 

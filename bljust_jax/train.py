@@ -181,9 +181,9 @@ def check_config(config: Any, workdir: pathlib.Path) -> None:
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be at least 1")
     path = workdir / "config.json"
-    if not path.exists():
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         return
-    old, new = (flatten(x) for x in (json.loads(path.read_text()), json.loads(config.to_json())))
+    old, new = (flatten(json.loads(text)) for text in (path.read_text(), config.to_json()))
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
     if changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])

@@ -231,6 +231,7 @@ def test_wrong_fields_are_named(field, value, tmp_path):
 def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
     config = shorten(quickstart.get_config("smoke"))
     (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     config.seed = 7
     config.data.num_threads += 1
     with pytest.raises(UserError, match=r"\(seed 0 -> 7\)"):
