@@ -260,11 +260,12 @@ def test_direction_of_the_whole_recipe_against_finite_differences(recipe):
 
     for direction in (total, lower):
         size = float(bilevel.norm(direction))
-        eps = 1e-3 / size  # float32 noise of 1e-6 against a change of 1e-2
+        eps = 3e-4 / size  # float32 noise of 1e-6 against changes of 1e-3 and more
 
         def moved(sign, direction=direction, eps=eps):
             shifted = jax.tree.map(lambda p, g: p + sign * eps * g, state.params, direction)
             return float(objective(shifted))
 
         slope = (moved(1) - moved(-1)) / (2 * eps)
-        assert slope == pytest.approx(float(bilevel.dot(total, direction)), rel=1e-2)
+        # ReLU's kinks make the error first order in eps, 0.6 % here; without g's part it is 30 %
+        assert slope == pytest.approx(float(bilevel.dot(total, direction)), rel=2e-2)
