@@ -193,7 +193,10 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
         ([], "--config is required"),
         (["--config=configs/quickstart.py:smoek"], "did you mean 'smoke'"),
         (["--config=configs/quickstart.py", "--config.modle.dim=3"], "model"),
-        (["--config=configs/manifest.py", "--config.data.train=/none.jsonl"], "/none.jsonl"),
+        (
+            ["--config=configs/quickstart.py", "--config.data.train=/none.jsonl"],
+            "/none.jsonl",
+        ),
     ],
 )
 def test_mistakes_are_one_line(flags, line, tmp_path):
