@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bljust_jax import checkpoint, metrics, train
+from bljust_jax import checkpoint, main, metrics, train
 from bljust_jax.errors import UserError
 from configs import common, librispeech, manifest, quickstart
 
@@ -239,6 +239,13 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
     config.data.num_threads += 1
     with pytest.raises(UserError, match=r"\(seed 0 -> 7\)"):
         train.run(config, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections loads configs by it
+def test_the_default_workdir_is_named_after_config_and_variants():
+    config, workdir = main.parse(["main", f"--config={ROOT}/configs/quickstart.py:ptft,smoke"])
+    assert workdir == pathlib.Path("runs/quickstart-ptft-smoke")
+    assert config.method == "ptft"
 
 
 def test_every_config_takes_smoke_and_overfit():
