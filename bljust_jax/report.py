@@ -10,17 +10,12 @@ from bljust_jax import metrics
 SHOWN = ("train/ctc/loss", "train/cpc/loss", "penalty/1", "moo/cos/ctc|cpc", "dev/wer", "dev/cer")
 
 
-def write(workdir: pathlib.Path, config: Any, phases: Any, final: dict) -> None:
-    """Write `workdir/report.md` from the final metrics and `metrics.jsonl`."""
+def write(workdir: pathlib.Path, config: Any, phases: list[tuple], final: dict) -> None:
+    """Write `workdir/report.md` from the phase table, the final metrics and `metrics.jsonl`."""
     lines = [f"# {workdir.name}: {config.recipe}, method {config.method}, seed {config.seed}", ""]
     lines += _table(("measure", "value"), [(k, _number(v)) for k, v in sorted(final.items())])
-    lengths: dict[str, int] = {}
-    levels = {}
-    for phase in phases:
-        lengths[phase.name] = lengths.get(phase.name, 0) + phase.steps
-        levels[phase.name] = " > ".join("+".join(level) for level in phase.levels)
     lines += ["", "## Phases", ""]
-    lines += _table(("phase", "steps", "levels"), [(n, s, levels[n]) for n, s in lengths.items()])
+    lines += _table(("phase", "steps", "levels"), phases)
     lines += ["", "Compute counts encoder FLOPs (forward 1, backward 2) over padded audio.", ""]
     lines += ["## Course", ""]
     lines += _table(("step", *SHOWN), _course(metrics.read(workdir / "metrics.jsonl")))

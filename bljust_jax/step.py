@@ -134,6 +134,15 @@ class Recipe:
     def losses(self) -> frozenset[str]:
         return frozenset(name for objective in self.objectives for name in objective.losses)
 
+    @property
+    def phase_table(self) -> list[tuple[str, int, str]]:
+        """(name, steps in all, levels) of each phase, in the order of first appearance."""
+        steps: dict[str, int] = {}
+        for phase in self.phases:
+            steps[phase.name] = steps.get(phase.name, 0) + phase.steps
+        levels = {p.name: " > ".join("+".join(level) for level in p.levels) for p in self.phases}
+        return [(name, n, levels[name]) for name, n in steps.items()]
+
     def active(self, phase: Phase) -> tuple[Objective, ...]:
         return tuple(o for o in self.objectives if phase.losses & set(o.losses))
 

@@ -168,7 +168,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     final |= {"step": total, "params_digest": checkpoint.digest(state.params)}
     writer.write(total, {"final": True, **final})
     if first:
-        report.write(workdir, config, recipe.phases, final)
+        report.write(workdir, config, recipe.phase_table, final)
     return final
 
 
@@ -251,12 +251,9 @@ def describe(recipe: step.Recipe, groups: Any, params: Any) -> list[str]:
     for group, leaf in zip(jax.tree.leaves(groups), jax.tree.leaves(params), strict=True):
         counts[group.name] += leaf.size
     lines = ["parameters: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())]
-    lengths: dict[str, int] = {}
-    for phase in recipe.phases:
-        lengths[phase.name] = lengths.get(phase.name, 0) + phase.steps
-    levels = {p.name: " > ".join("+".join(level) for level in p.levels) for p in recipe.phases}
-    lines += [f"phase {name}: {n} steps of {levels[name]}" for name, n in lengths.items()]
-    return lines
+    return lines + [
+        f"phase {name}: {n} steps of {levels}" for name, n, levels in recipe.phase_table
+    ]
 
 
 def count_compute(

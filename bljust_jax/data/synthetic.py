@@ -298,13 +298,13 @@ class Espeak:
         import espeakng_loader
 
         self.data = espeakng_loader.get_data_path()
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.espeak = ctypes.CDLL(espeakng_loader.get_library_path())
         size, uint, pointer = ctypes.c_size_t, ctypes.c_uint, ctypes.c_void_p
-        self.library.espeak_Synth.argtypes = [
+        self.espeak.espeak_Synth.argtypes = [
             *(ctypes.c_char_p, size, uint, ctypes.c_int, uint, uint, pointer, pointer)
         ]
-        self.library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-        self.sample_rate = self.library.espeak_Initialize(
+        self.espeak.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+        self.sample_rate = self.espeak.espeak_Initialize(
             self.RETRIEVAL, 0, self.data.encode(), self.DONT_EXIT
         )
         if self.sample_rate <= 0:
@@ -314,7 +314,7 @@ class Espeak:
         )
         self.chunks: list[bytes] = []
         self.callback = signature(self._receive)  # kept: the library holds only its address
-        self.library.espeak_SetSynthCallback(self.callback)
+        self.espeak.espeak_SetSynthCallback(self.callback)
 
     def _receive(self, samples, count: int, events) -> int:
         if samples and count:
@@ -326,9 +326,9 @@ class Espeak:
         variant = speaker.partition("+")[2]
         if variant and not os.path.exists(os.path.join(self.data, "voices", "!v", variant)):
             raise UserError(f"eSpeak NG has no voice variant {variant}")
-        self.library.espeak_ng_SetRandSeed(seed)  # breath; by default the clock is its seed
+        self.espeak.espeak_ng_SetRandSeed(seed)  # breath; by default the clock is its seed
         self.chunks.clear()
-        library, encoded = self.library, text.encode()
+        library, encoded = self.espeak, text.encode()
         size = len(encoded) + 1
         for action, code in (
             (f"use the voice {speaker}", library.espeak_SetVoiceByName(speaker.encode())),

@@ -66,9 +66,8 @@ def build(config: Any, facts: Facts) -> Recipe:
         }
         return params, {}, {**stats, "features": blank}
 
-    def encode(params, x, lengths, *, context, train, rng, upto=None):
-        encoder = params["encoder"]
-        return model.apply(encoder, x, lengths, context=context, train=train, rng=rng, upto=upto)
+    def encode(params, x, lengths, *, context, train, rng):
+        return model.apply(params["encoder"], x, lengths, context=context, train=train, rng=rng)
 
     def logits(params, h):
         return heads.apply(params["ctc_head"], h)
@@ -161,6 +160,10 @@ def make_encoder(config: Any) -> Conformer:
     return Conformer(n_mels=config.features.n_mels, **config.model.to_dict())
 
 
+def make_log_mel(config: Any):
+    return partial(feature_ops.log_mel, sample_rate=config.data.sample_rate, **config.features)
+
+
 def make_features(config: Any):
     """int16 audio -> normalised log-mel, inside the jitted step: the one door for training and
     evaluation.
@@ -168,7 +171,7 @@ def make_features(config: Any):
     With `stats` they are normalised by stored statistics (nothing of the future leaks), without by
     the utterance's own. With `keys` (one an utterance) SpecAugment is applied.
     """
-    mel = partial(feature_ops.log_mel, sample_rate=config.data.sample_rate, **config.features)
+    mel = make_log_mel(config)
     masks = config.specaugment.to_dict()
 
     def features(audio, lengths, *, keys, train, stats=None):
@@ -185,7 +188,7 @@ def make_features(config: Any):
 def feature_statistics(config: Any, batches: Any) -> dict:
     """{"features": {"mean" [M], "std" [M]}} of log-mel over the given batches, for causal
     contexts."""
-    mel = partial(feature_ops.log_mel, sample_rate=config.data.sample_rate, **config.features)
+    mel = make_log_mel(config)
     moments = jax.jit(lambda audio, lengths: feature_ops.moments(*mel(audio, lengths)))
     total, squares, count = 0.0, 0.0, 0.0
     for batch in batches:
