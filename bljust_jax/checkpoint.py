@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bljust_jax.step import TrainState
+from bljust_jax.system import TrainState, Weights
 
 Tree = Any
 
@@ -31,7 +31,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, best: Tree, meta: dict) -> None:
+    def save(self, step: int, state: TrainState, best: Weights, meta: dict) -> None:
         """Asynchronous; all is copied before this returns, so the state may be donated and `meta`
         may change."""
         args = ocp.args.Composite(
@@ -41,15 +41,20 @@ class Checkpoints:
         )
         self._manager.save(step, args=args, force=True)
 
-    def restore(self, step: int, state: TrainState) -> tuple[TrainState, Tree, dict]:
-        """(state, best EMA weights, meta) of `step`, laid out as the abstract `state` says."""
+    def restore(self, step: int, state: TrainState) -> tuple[TrainState, Weights, dict]:
+        """(state, best weights, meta) of `step`, laid out as the abstract `state` says."""
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(state),
-            best=ocp.args.StandardRestore(state.ema),
+            best=ocp.args.StandardRestore(state.weights),
             meta=ocp.args.JsonRestore(),
         )
         found = self._manager.restore(step, args=args)
         return found.state, found.best, found.meta
+
+    def restore_best(self, step: int, weights: Weights) -> Weights:
+        """The best weights alone, laid out as the abstract `weights` say."""
+        args = ocp.args.Composite(best=ocp.args.StandardRestore(weights))
+        return self._manager.restore(step, args=args).best
 
     def close(self) -> None:
         """Wait until what was saved is on disk."""

@@ -16,6 +16,7 @@ import jiwer
 import numpy as np
 
 from bljust_jax.decode import greedy
+from bljust_jax.system import Recipe, Weights
 
 
 class Result(NamedTuple):
@@ -44,8 +45,17 @@ def score(references: list[str], hypotheses: list[str]) -> dict[str, float]:
     }
 
 
+def best_paths(recipe: Recipe, weights: Weights, batch: dict) -> dict[str, Any]:
+    """{"path": int32 [B, T], "blank_share": (sum, weight)} of a batch; to be jitted."""
+    logits, lengths = recipe.predict(weights.params, weights.stats, batch)
+    return {
+        "path": greedy.best_path(logits, lengths),
+        "blank_share": greedy.blank_share(logits, lengths),
+    }
+
+
 def run(split: str, corpus: Any, predict: Callable[[dict], Any]) -> Result:
-    """Greedy decoding of a whole split; `predict(batch)` runs the model with the given weights.
+    """Greedy decoding of a whole split; `predict(batch)` gives `best_paths` with some weights.
 
     A split of several sources is scored as a whole (`test/wer`) and by part (`test/<part>/wer`).
     """

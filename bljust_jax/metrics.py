@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from bljust_jax.step import Means
+from bljust_jax.system import Means
 
 
 class Window:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bljust_jax.step import Group
+from bljust_jax.system import Group
 
 Tree = Any
 Schedule = Callable[[Any], Any]

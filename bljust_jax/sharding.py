@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bljust_jax.errors import UserError
-from bljust_jax.step import TrainState
+from bljust_jax.system import TrainState
 
 Tree = Any
 AXES = ("data", "fsdp")

@@ -13,13 +13,14 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bljust_jax import checkpoint, evaluate, metrics, optim, recipes, report, sharding, step
+from bljust_jax import checkpoint, evaluate, metrics, optim, recipes, report, sharding, step, system
 from bljust_jax.data import pipeline
 from bljust_jax.errors import UserError
 from bljust_jax.progress import Progress
@@ -56,7 +57,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         state = step.init_state(recipe, optimizer, config.seed)
         state = state._replace(stats=state.stats | recipe.statistics(corpus.sample_audio(20)))
         state = jax.device_put(state, placed)
-        best = jax.tree.map(jnp.copy, state.ema)
+        best = jax.tree.map(jnp.copy, state.weights)
         meta = {"best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
         meta |= {"window": {}, "skipped": 0, "data": corpus.digest()}
     else:
@@ -91,11 +92,11 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         for p in recipe.phases
     }
     fresh_moments = jax.jit(optimizer.init, out_shardings=placed.opt_state)
-    predict = jax.jit(recipe.predict)
+    best_paths = jax.jit(partial(evaluate.best_paths, recipe))
 
-    def score(split: str, params: Any) -> evaluate.Result:
+    def score(split: str, weights: system.Weights) -> evaluate.Result:
         return evaluate.run(
-            split, corpus, lambda b: predict(params, state.stats, sharding.put_batch(b, mesh))
+            split, corpus, lambda batch: best_paths(weights, sharding.put_batch(batch, mesh))
         )
 
     shard = (jax.process_index(), jax.process_count())
@@ -108,7 +109,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         # evaluate
         if now != restored and (now == total or (now % config.eval_every == 0 and now > 0)):
             with progress.aside():
-                result = score("dev", state.ema)
+                result = score("dev", state.weights)
             writer.write(now, result.scores)
             evaluate.write_samples(workdir / "samples" / f"dev-{now}.jsonl", result.pairs)
             progress.say(f"step {now}, phase {phase_at(now - 1).name}")
@@ -117,7 +118,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             errors = [result.scores["dev/wer"], result.scores["dev/cer"]]
             if meta["best"] is None or errors < meta["best"]["errors"]:
                 meta["best"] = {"errors": errors, "step": now}
-                best = jax.tree.map(jnp.copy, state.ema)
+                best = jax.tree.map(jnp.copy, state.weights)
 
         # save
         stopping = preempted() and now < total
@@ -209,7 +210,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build_recipe(config: Any, corpus: pipeline.Corpus) -> step.Recipe:
+def build_recipe(config: Any, corpus: pipeline.Corpus) -> system.Recipe:
     """The recipe of `config.recipe`; what it finds wrong with the config is a UserError."""
     facts = recipes.Facts(
         vocab_size=corpus.tokenizer.vocab_size,
@@ -227,15 +228,15 @@ def build_recipe(config: Any, corpus: pipeline.Corpus) -> step.Recipe:
 class PhaseAt:
     """Step -> phase, by a table."""
 
-    def __init__(self, segments: list[pipeline.Segment], phases: tuple[step.Phase, ...]):
+    def __init__(self, segments: list[pipeline.Segment], phases: tuple[system.Phase, ...]):
         self._starts = np.array([s.start for s in segments])
         self._phases = phases
 
-    def __call__(self, now: int) -> step.Phase:
+    def __call__(self, now: int) -> system.Phase:
         return self._phases[int(np.searchsorted(self._starts, now, side="right")) - 1]
 
 
-def make_segments(recipe: step.Recipe) -> list[pipeline.Segment]:
+def make_segments(recipe: system.Recipe) -> list[pipeline.Segment]:
     """The phases as stretches of steps, each with the streams that its objectives read."""
     segments, start = [], 0
     for phase in recipe.phases:
@@ -245,7 +246,7 @@ def make_segments(recipe: step.Recipe) -> list[pipeline.Segment]:
     return segments
 
 
-def describe(recipe: step.Recipe, groups: Any, params: Any) -> list[str]:
+def describe(recipe: system.Recipe, groups: Any, params: Any) -> list[str]:
     """Parameter counts a group, and the phase table."""
     counts = {g.name: 0 for g in recipe.groups}
     for group, leaf in zip(jax.tree.leaves(groups), jax.tree.leaves(params), strict=True):
@@ -257,7 +258,7 @@ def describe(recipe: step.Recipe, groups: Any, params: Any) -> list[str]:
 
 
 def count_compute(
-    compute: dict, recipe: step.Recipe, phase: step.Phase, shapes: dict[str, tuple[int, float]]
+    compute: dict, recipe: system.Recipe, phase: system.Phase, shapes: dict[str, tuple[int, float]]
 ) -> float:
     """Add one step to the running totals: encoder FLOPs (forward 1, backward 2) over padded audio.
     Returns its seconds."""

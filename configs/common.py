@@ -47,7 +47,13 @@ def base() -> ConfigDict:
     c.data.test = ""  # URI: evaluated once, at the end
     c.data.root = ""  # audio outside this folder is refused; "" = the manifest's folder
     c.data.sample_rate = 16000  # Hz; other rates are resampled
-    c.data.lower = True  # lower-case the transcripts
+    c.data.text = ConfigDict()
+    c.data.text.units = "characters"  # or SentencePiece's "unigram", "bpe", learned from data.train
+    c.data.text.vocab_size = 500  # pieces, with unigram and bpe
+    c.data.text.model = ""  # a SentencePiece .model to use instead of learning one
+    c.data.text.sha256 = ""  # of the SentencePiece model; a run writes it into its config.json
+    # in this order: lower, upper, punctuation (dropped), alef (one form), diacritics (dropped)
+    c.data.text.normalise = ("lower",)
     c.data.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
     c.data.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
     # strings of so many utterances of one speaker, (least, most); (1, 1) = never

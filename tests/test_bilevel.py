@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bljust_jax import bilevel, step
+from bljust_jax import bilevel, step, system
 from tests import toy
 
 
@@ -102,7 +102,7 @@ def test_direction_against_finite_differences(gradients, head_scale):
         after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
         direction = jax.tree.map(lambda a, b: a - b, state.params, after.params)
 
-        extras = step.Extras(0, {}, {}, {}, {"f": 1.0, "g": 1.0})
+        extras = system.Extras(0, {}, {}, {}, {"f": 1.0, "g": 1.0})
 
         def losses(p):
             f, _ = toy.upper(p, extras, toy.BATCH, None)

@@ -11,10 +11,10 @@ PACKAGE = ROOT / "bljust_jax"
 
 HOST = {"errors", "jaxtyping", "numpy"}
 JAX = HOST | {"jax"}
-LOOP = JAX | {"optax", "orbax", "tensorboardX", "step"}
+LOOP = JAX | {"optax", "orbax", "tensorboardX", "system"}
 COMMAND = {"absl", "ml_collections"}
 EVALUATE = JAX | COMMAND | {
-    *("step", "sharding", "checkpoint", "metrics", "recipes", "data", "decode"),
+    *("system", "sharding", "checkpoint", "metrics", "recipes", "data", "decode"),
     *("jiwer", "sacrebleu"),
 }  # fmt: skip
 
@@ -23,18 +23,20 @@ ALLOWED = {
     "errors": set(),
     "main": JAX | COMMAND | {"train"},
     "train": JAX | {
-        *("step", "optim", "sharding", "checkpoint", "metrics", "evaluate", "recipes", "data"),
-        *("progress", "report", "export", "ml_collections"),
+        *("system", "step", "optim", "sharding", "checkpoint", "metrics", "evaluate"),
+        *("recipes", "data", "example", "progress", "report", "export", "ml_collections"),
     },
     "recipes": JAX | {
-        *("objectives", "models", "bilevel", "ops", "decode", "step", "optim", "ml_collections"),
+        *("objectives", "models", "bilevel", "ops", "system", "optim", "ml_collections"),
     },
-    "objectives": JAX | {"ops", "step"},
-    "decode": JAX | {"ops", "step"},
+    "objectives": JAX | {"ops", "system"},
+    "decode": JAX | {"ops", "kenlm"},
     "models": JAX | {"ops", "flax"},
     "ops": JAX,
     "bilevel": JAX | {"optax"},
-    "step": LOOP | {"bilevel"},
+    "system": JAX | {"optax"},
+    "gradients": JAX | {"system", "bilevel"},
+    "step": LOOP | {"gradients"},
     "optim": LOOP,
     "sharding": LOOP,
     "checkpoint": LOOP,
@@ -43,21 +45,27 @@ ALLOWED = {
     "evaluate": EVALUATE,
     "data": HOST | {
         *("grain", "soundfile", "soxr", "sentencepiece", "tensorflow_datasets"),
-        "espeakng_loader",
+        *("array_record", "espeakng_loader"),
     },
     "export": JAX | {"models", "checkpoint", "safetensors"},
     "transcribe": EVALUATE | {"export"},
     "export_checkpoint": JAX | COMMAND | {"export", "checkpoint", "recipes"},
-    "report": HOST | COMMAND | {"metrics", "matplotlib"},
+    "example": JAX | {"system", "ops", "data", "decode"},
+    "plots": HOST | {"matplotlib"},
+    "report": HOST | COMMAND | {"metrics", "plots"},
+    "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
-    "bench": JAX | COMMAND | {"ops", "step", "optim", "recipes", "data", "optax"},
+    "bench": JAX | COMMAND | {
+        *("ops", "system", "step", "optim", "sharding", "recipes", "data", "optax", "torch"),
+    },
 }  # fmt: skip
 
 # Imported inside functions only: heavy, optional, or absent on some machines.
 LAZY = {
-    "data": {"grain", "tensorflow_datasets", "espeakng_loader"},
+    "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"},
+    "decode": {"kenlm"},
     "train": {"export"},
-    "bench": {"data"},
+    "bench": {"data", "torch"},
 }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax import bilevel, objectives, optim, recipes, sharding, step
+from bljust_jax import bilevel, objectives, optim, recipes, sharding, step, system
 from configs import common
 from tests import toy
 
@@ -71,7 +71,7 @@ def setup(recipe_name, objective, **model):
     chosen = next(o for o in recipe.objectives if o.name == objective)
     params, frozen, stats = recipe.init(jax.random.key(1))
     scale = dict.fromkeys(recipe.losses, 1.0)
-    extras = step.Extras(jnp.int32(0), frozen, stats, params, scale)
+    extras = system.Extras(jnp.int32(0), frozen, stats, params, scale)
 
     def loss(params, data, rng):
         batch = dict.fromkeys(chosen.streams, data)
@@ -171,7 +171,7 @@ def compiled_step(name, phase_name, weights, mesh_shape=(1, 1), **options):
         for p in recipe.phases
         if (len(p.levels) > 1 if phase_name == "joint" else p.name == phase_name)
     )
-    phase = step.Phase(**{**vars(phase), "weights": lambda k: weights})
+    phase = system.Phase(**{**vars(phase), "weights": lambda k: weights})
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = step.init_state(recipe, optimizer, seed=0)
     groups = optim.assign(state.params, recipe.groups)
@@ -246,14 +246,14 @@ def test_direction_of_the_whole_recipe_against_finite_differences(recipe):
     r, batch = small_recipe(recipe, head_scale="penalised"), two_streams()
     phase = next(p for p in r.phases if len(p.levels) > 1)
     ones = dict.fromkeys(r.losses, 1.0)
-    extras = step.Extras(state.step, state.frozen, state.stats, state.ema, ones)
+    extras = system.Extras(state.step, state.frozen, state.stats, state.ema, ones)
 
     @jax.jit
     def objective(params):
         value = 0.0
         for o in r.objectives:
             streams = {s: batch[s] for s in o.streams}
-            losses, _ = o.apply(params, extras, streams, step.stream_key(0, o.name, 0))
+            losses, _ = o.apply(params, extras, streams, system.stream_key(0, o.name, 0))
             for name, (s, w) in losses.items():
                 value += weights[phase.level_of(name)] * s / jnp.maximum(w, 1)
         return value

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax import bilevel, checkpoint, metrics, optim, step
+from bljust_jax import bilevel, checkpoint, metrics, optim, step, system
 from tests import toy
 
 
@@ -38,7 +38,7 @@ def test_frozen_arrays_are_in_the_checkpoint_and_in_no_gradient(tmp_path):
     assert bits(after.frozen) == bits(state.frozen)
     assert "codebook" not in str(jax.tree.structure(after.params))
     folder = checkpoint.Checkpoints(tmp_path, keep=1)
-    folder.save(1, after, after.ema, {"note": [1.5]})
+    folder.save(1, after, after.weights, {"note": [1.5]})
     folder.close()
     again = checkpoint.Checkpoints(tmp_path, keep=1)
 
@@ -48,7 +48,7 @@ def test_frozen_arrays_are_in_the_checkpoint_and_in_no_gradient(tmp_path):
     found, best, meta = again.restore(again.latest(), jax.tree.map(abstract, after))
     again.close()
     assert bits(found) == bits(after)
-    assert bits(best) == bits(after.ema)
+    assert bits(best) == bits(after.weights)
     assert meta == {"note": [1.5]}
 
 
@@ -116,7 +116,7 @@ def test_a_step_that_is_not_finite_changes_only_the_step_counter():
 def test_ownership_on_the_raw_gradient():
     """Law 2 on the toy: an objective's gradient on a head that it does not own is exactly zero."""
     r, _, groups, state = toy.start([toy.phase("joint")])
-    extras = step.Extras(0, {}, {}, {}, {"f": 1.0, "g": 1.0})
+    extras = system.Extras(0, {}, {}, {}, {"f": 1.0, "g": 1.0})
     for objective in r.objectives:
 
         def loss(p, objective=objective):
@@ -136,7 +136,7 @@ def test_clock_counts_steps_in_phases_of_one_name():
     )
     want = {"explore": [0, 1, 2, 2, 2, 2, 3, 4, 4], "joint": [0, 0, 0, 1, 2, 3, 3, 3, 4]}
     for name, positions in want.items():
-        assert [int(step.position(phases, name, s)) for s in range(9)] == positions
+        assert [int(system.position(phases, name, s)) for s in range(9)] == positions
 
 
 def test_ema_follows_with_warm_up():
@@ -149,20 +149,19 @@ def test_ema_follows_with_warm_up():
 
 
 def test_streams_of_randomness_differ_by_name_step_and_row():
-    keys = [
-        step.stream_key(seed, name, n) for seed in (0, 1) for name in ("ctc", "cpc") for n in (0, 1)
-    ]
+    streams = [(seed, name, n) for seed in (0, 1) for name in ("ctc", "cpc") for n in (0, 1)]
+    keys = [system.stream_key(*stream) for stream in streams]
     data = {np.asarray(jax.random.key_data(k)).tobytes() for k in keys}
     assert len(data) == len(keys)
     ids = jnp.array([5, 9, 5], jnp.uint32)
-    rows = np.asarray(jax.random.key_data(step.row_keys(keys[0], ids)))
+    rows = np.asarray(jax.random.key_data(system.row_keys(keys[0], ids)))
     assert (rows[0] == rows[2]).all()
     assert (rows[0] != rows[1]).any()
 
 
 def test_scale_gradient_selects_at_zero():
     def loss(x, s):
-        return jnp.sum(jnp.log(step.scale_gradient(x, s)))
+        return jnp.sum(jnp.log(system.scale_gradient(x, s)))
 
     x = jnp.array([0.0, 2.0])
     np.testing.assert_array_equal(jax.grad(loss)(x, 0.0), [0.0, 0.0])
@@ -171,12 +170,12 @@ def test_scale_gradient_selects_at_zero():
 
 def test_separate_refuses_a_forward_shared_across_levels():
     def both(params, extras, batch, rng):
-        return {"f": (jnp.float32(1), 1.0), "g": (jnp.float32(1), 1.0)}, step.Aux({}, {})
+        return {"f": (jnp.float32(1), 1.0), "g": (jnp.float32(1), 1.0)}, system.Aux({}, {})
 
     phase = toy.phase("joint")
     r, opt, groups, state = toy.start([phase])
-    shared = step.Objective(("f", "g"), ("labelled",), both)
-    r = step.Recipe(**{**vars(r), "objectives": (shared,)})
+    shared = system.Objective(("f", "g"), ("labelled",), both)
+    r = system.Recipe(**{**vars(r), "objectives": (shared,)})
     with pytest.raises(ValueError, match="fused"):
         step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
 
@@ -190,7 +189,7 @@ class TestOptim:
     def test_clip_is_a_group_s_own(self):
         """A huge gradient in one group leaves the step of another untouched."""
         groups = tuple(
-            step.Group(n, f"^{n}", frozenset({n}), clip=1.0, weight_decay=0.0) for n in "ab"
+            system.Group(n, f"^{n}", frozenset({n}), clip=1.0, weight_decay=0.0) for n in "ab"
         )
         tx = optim.make(bilevel.combine_levels(), groups, eps=1.0)
         params = {"a": jnp.ones(2), "b": jnp.ones(2)}
@@ -212,7 +211,7 @@ class TestOptim:
         np.testing.assert_array_equal(b_update(1.0), b_update(1e6))
 
     def test_decay_reaches_kernels_alone(self):
-        groups = (step.Group("all", "", frozenset({"f"}), clip=1.0, weight_decay=0.5),)
+        groups = (system.Group("all", "", frozenset({"f"}), clip=1.0, weight_decay=0.5),)
         tx = optim.make(bilevel.combine_levels(), groups)
         params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
         grads = bilevel.Grads(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bljust_jax import bilevel, optim, step
+from bljust_jax import bilevel, optim, step, system
 
 
 def optimum(gamma):
@@ -22,21 +22,21 @@ def optimum(gamma):
 
 
 def upper(params, extras, batch, rng):
-    theta = step.scale_gradient(params["encoder"]["theta"], extras.scale["f"])
+    theta = system.scale_gradient(params["encoder"]["theta"], extras.scale["f"])
     phi = params["f_head"]["phi"]
     x = batch["labelled"]["x"].astype(theta.dtype)
     loss = (theta[0] - phi) ** 2 + (phi - 3) ** 2 + (theta[1] - 1) ** 2
     loss = loss + 0 * jnp.sum(x)
-    return {"f": (3.0 * loss, 3.0)}, step.Aux({"f/seen": (jnp.sum(x), 1.0)}, {})
+    return {"f": (3.0 * loss, 3.0)}, system.Aux({"f/seen": (jnp.sum(x), 1.0)}, {})
 
 
 def lower(params, extras, batch, rng):
-    theta = step.scale_gradient(params["encoder"]["theta"], extras.scale["g"])
+    theta = system.scale_gradient(params["encoder"]["theta"], extras.scale["g"])
     psi = params["g_head"]["psi"]
     poison = batch["unlabelled"]["x"].astype(theta.dtype)[0]
     poison = jnp.where(poison < 0, jnp.nan, poison)
     loss = (theta[0] - 5) ** 2 * jnp.sqrt(poison) + (theta[0] - psi) ** 2
-    return {"g": (2.0 * loss, 2.0)}, step.Aux({}, {})
+    return {"g": (2.0 * loss, 2.0)}, system.Aux({}, {})
 
 
 def init(rng):
@@ -49,9 +49,9 @@ def init(rng):
 
 
 GROUPS = (
-    step.Group("encoder", r"^encoder/", frozenset({"f", "g"}), clip=1e9, weight_decay=0.0),
-    step.Group("f_head", r"^f_head/", frozenset({"f"}), clip=1e9, weight_decay=0.0),
-    step.Group("g_head", r"^g_head/", frozenset({"g"}), clip=1e9, weight_decay=0.0),
+    system.Group("encoder", r"^encoder/", frozenset({"f", "g"}), clip=1e9, weight_decay=0.0),
+    system.Group("f_head", r"^f_head/", frozenset({"f"}), clip=1e9, weight_decay=0.0),
+    system.Group("g_head", r"^g_head/", frozenset({"g"}), clip=1e9, weight_decay=0.0),
 )
 LEVELS = {"explore": (("g",),), "joint": (("f",), ("g",)), "finetune": (("f",),)}
 BATCH = {
@@ -64,20 +64,20 @@ def phase(name, steps=1000, gamma=lambda k: 1.0, lr=lambda k: 0.05, moments="kee
     levels = LEVELS[name]
     weights = (lambda k: (top, gamma(k))) if len(levels) == 2 else (lambda k: (top,))
     rates = dict.fromkeys(("encoder", "f_head", "g_head"), lr)
-    return step.Phase(name, steps, levels, weights, rates, moments)
+    return system.Phase(name, steps, levels, weights, rates, moments)
 
 
 def recipe(phases, **options):
-    return step.Recipe(
+    return system.Recipe(
         objectives=(
-            step.Objective(("f",), ("labelled",), upper),
-            step.Objective(("g",), ("unlabelled",), lower),
+            system.Objective(("f",), ("labelled",), upper),
+            system.Objective(("g",), ("unlabelled",), lower),
         ),
         groups=GROUPS,
         phases=tuple(phases),
         init=init,
         combiner=bilevel.combine_levels(),
-        predict=lambda params, stats, batch: {},
+        predict=lambda params, stats, batch: (batch["logits"], batch["lengths"]),
         statistics=lambda batches: {},
         cost=lambda loss, seconds: seconds,
         **{"ema_decay": 0.9, **options},

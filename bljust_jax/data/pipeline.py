@@ -362,7 +362,7 @@ def load(
     train = open_source(data.train, data.root)
     audio = open_source(data.unlabelled, data.root) if data.unlabelled else train
     left_out = {"labelled": collections.Counter(), "unlabelled": collections.Counter()}
-    normalise = CharTokenizer((), data.lower).normalise
+    normalise = CharTokenizer((), "lower" in data.text.normalise).normalise
     labelled = keep(
         train, left_out["labelled"], "without a text", lambda u: normalise(u.text or "")
     )
@@ -370,7 +370,7 @@ def load(
     joins = data.join_share > 0 and data.join[1] > 1
     if tokenizer is None:
         texts = (u.text or "" for u in labelled)
-        tokenizer = CharTokenizer.from_texts(texts, data.lower, joined=joins)
+        tokenizer = CharTokenizer.from_texts(texts, "lower" in data.text.normalise, joined=joins)
     elif joins and " " not in tokenizer.symbols:
         raise UserError("config.data.join_share joins texts by a space, which the tokenizer lacks")
     covers = tokenizer.covers

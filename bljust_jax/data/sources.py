@@ -4,12 +4,13 @@ import collections
 import concurrent.futures
 import dataclasses
 import importlib
+import io
 import itertools
 import os
 import pathlib
 import pkgutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import soundfile
@@ -33,7 +34,8 @@ class Utterance:
 
     id: unique in a corpus; path: absolute; offset, duration: seconds; text: None where unlabelled;
     line: "file:line" that declared it, for messages; part: which of several joined sources it comes
-    from, "" where there is one.
+    from, "" where there is one; fetch: the encoded file where it lies in a shard, which `path` then
+    only names.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Utterance:
     speaker: str
     line: str = ""
     part: str = ""
+    fetch: Callable[[], bytes] | None = None
 
 
 def open_source(uri: str, root: str = "") -> list[Utterance]:
@@ -154,7 +157,7 @@ def _decode(u: Utterance, sample_rate: int) -> np.ndarray:
     with _decoded.turn(key):
         whole = _decoded.get(key)
         if whole is None:
-            with soundfile.SoundFile(u.path) as file:
+            with soundfile.SoundFile(io.BytesIO(u.fetch()) if u.fetch else u.path) as file:
                 if file.format in SEEKABLE:
                     start = min(round(u.offset * file.samplerate), file.frames)
                     file.seek(start)

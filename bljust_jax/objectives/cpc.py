@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from bljust_jax.step import Aux, Objective, row_keys, scale_gradient
+from bljust_jax.system import Aux, Objective, row_keys, scale_gradient
 
 EPS = 1e-8
 CONTEXTS = ("causal", "chunked")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bljust_jax.ops.ctc import blank_share, ctc_feasible, ctc_loss
-from bljust_jax.step import Aux, Objective, row_keys, scale_gradient
+from bljust_jax.system import Aux, Objective, row_keys, scale_gradient
 
 REDUCTIONS = ("label", "utterance")
 

@@ -1,6 +1,6 @@
 """Recipes are found by file name: `config.recipe = "bljust"` is `recipes/bljust.py`, whose
 `build(config, facts)`
-returns a `step.Recipe`. A new system is a new file here."""
+returns a `system.Recipe`. A new system is a new file here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bljust_jax.errors import UserError
-from bljust_jax.step import Recipe
+from bljust_jax.system import Recipe
 
 
 class Facts(NamedTuple):

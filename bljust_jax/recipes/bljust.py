@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from bljust_jax import bilevel, optim
-from bljust_jax.decode import greedy
 from bljust_jax.errors import UserError
 from bljust_jax.models import heads
 from bljust_jax.models.conformer import Conformer
@@ -29,7 +28,7 @@ from bljust_jax.objectives import cpc, ctc
 from bljust_jax.ops import features as feature_ops
 from bljust_jax.ops.specaugment import specaugment
 from bljust_jax.recipes import Facts
-from bljust_jax.step import Group, Phase, Recipe
+from bljust_jax.system import Group, Phase, Recipe
 
 CTC, CPC = "ctc", "cpc"
 LEVELS = {
@@ -102,11 +101,7 @@ def build(config: Any, facts: Facts) -> Recipe:
     def predict(params, stats, batch):
         x, lengths = frontend(batch["audio"], batch["audio_lengths"], keys=None, train=False)
         h, lengths, _, _ = encode(params, x, lengths, context="full", train=False, rng=None)
-        z = logits(params, h)
-        return {
-            "path": greedy.best_path(z, lengths),
-            "blank_share": greedy.blank_share(z, lengths),
-        }
+        return logits(params, h), lengths
 
     clip, decay = config.optim.clip, config.optim.weight_decay
     group = partial(Group, clip=clip, weight_decay=decay)

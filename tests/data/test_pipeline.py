@@ -21,7 +21,10 @@ DEFAULTS = {
     "test": "",
     "root": "",
     "sample_rate": RATE,
-    "lower": True,
+    "text": {
+        **{"units": "characters", "vocab_size": 500, "model": "", "sha256": ""},
+        "normalise": ("lower",),
+    },
     "labelled_fraction": 1.0,
     "labelled_speakers": 0,
     "join": (2, 3),

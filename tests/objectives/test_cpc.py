@@ -9,7 +9,7 @@ import pytest
 
 from bljust_jax.objectives import cpc
 from bljust_jax.objectives.cpc import View, draw_negatives, info_nce
-from bljust_jax.step import Extras
+from bljust_jax.system import Extras
 
 HOP, DIM, WIDTH = 4, 6, 5
 KEY = jax.random.key(0)

@@ -7,7 +7,7 @@ import pytest
 
 from bljust_jax.objectives import ctc
 from bljust_jax.ops.ctc import ctc_loss
-from bljust_jax.step import Extras, row_keys
+from bljust_jax.system import Extras, row_keys
 
 DIM, CLASSES, HOP = 6, 5, 4
 EXTRAS = Extras(step=0, frozen={}, stats={}, ema={}, scale={"ctc": jnp.float32(1)})

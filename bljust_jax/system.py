@@ -1,0 +1,200 @@
+"""A system as data: pure objectives over one set of parameters, the groups that own them, phases.
+
+Randomness is a function of (seed, stream name, step, utterance id) and is never stored; schedules
+are functions of the steps spent in a phase.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, Key, UInt32
+
+Tree = Any
+Means = dict[
+    str, tuple[Any, Any]
+]  # name -> (sum, weight); the mean is taken once, over a whole window
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint holds. `frozen` (codebooks, a fixed extractor) and `stats` (feature
+    statistics) are no one's gradient."""
+
+    step: Any
+    params: Tree
+    opt_state: Tree
+    ema: Tree
+    frozen: Tree
+    stats: Tree
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.ema, self.stats)
+
+
+class Weights(NamedTuple):
+    """What recognises: averaged parameters and the statistics that belong to them."""
+
+    params: Tree
+    stats: Tree
+
+
+class Extras(NamedTuple):
+    """What an objective may read besides parameters and batch. `scale[name]` multiplies the
+    gradient that loss `name` sends into shared hidden states (1 unless the step takes one backward
+    pass over all losses)."""
+
+    step: Any
+    frozen: Tree
+    stats: Tree
+    ema: Tree
+    scale: Mapping[str, Any]
+
+
+class Aux(NamedTuple):
+    metrics: Means
+    stats: dict
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`apply(params, extras, batch, rng) -> ({loss name: (loss_sum, weight)}, Aux)`, pure; a loss
+    is sum / max(weight, 1), float32."""
+
+    losses: tuple[str, ...]
+    streams: tuple[str, ...]
+    apply: Callable[..., tuple[dict[str, tuple[Any, Any]], Aux]]
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.losses)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters whose path matches `pattern`, owned by the losses named in `owners`; owned by
+    every loss of a recipe = shared."""
+
+    name: str
+    pattern: str
+    owners: frozenset[str]
+    clip: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training. `levels` lists the active losses, upper level first; `weights(k)`
+    gives the absolute level weights and
+    `lr[group](k)` the learning rates, k = steps spent so far in phases of this name. Phases of one
+    name differ in length alone."""
+
+    name: str
+    steps: int
+    levels: tuple[tuple[str, ...], ...]
+    weights: Callable[[Any], tuple[Any, ...]]
+    lr: Mapping[str, Callable[[Any], Any]]
+    moments: str = "keep"
+
+    @property
+    def losses(self) -> frozenset[str]:
+        return frozenset(name for level in self.levels for name in level)
+
+    def level_of(self, loss: str) -> int:
+        return next(n for n, level in enumerate(self.levels) if loss in level)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole system as data: objectives over one set of parameters, how they are combined, and
+    when."""
+
+    objectives: tuple[Objective, ...]
+    groups: tuple[Group, ...]
+    phases: tuple[Phase, ...]
+    init: Callable[[Any], tuple[Tree, Tree, Tree]]  # rng -> (params, frozen, stats)
+    combiner: optax.GradientTransformationExtraArgs
+    # (params, stats, batch) -> (logits [B, T, K], lengths [B]), for evaluation
+    predict: Callable[..., Any]
+    # batches of audio -> the stats that are measured before the first step
+    statistics: Callable[[Any], Tree]
+    # (loss name, padded seconds of one row) -> forward FLOPs that it spends in the encoder
+    cost: Callable[[str, float], float]
+    # "separate": a gradient an objective; "fused": one backward pass over the sum of the losses
+    gradients: str = "separate"
+    # "plain": a head takes its own gradient; "penalised": times its level's weight, the exact
+    # gradient of the penalised objective
+    head_scale: str = "plain"
+    ema_decay: float = 0.999
+
+    @property
+    def losses(self) -> frozenset[str]:
+        return frozenset(name for objective in self.objectives for name in objective.losses)
+
+    @property
+    def phase_table(self) -> list[tuple[str, int, str]]:
+        """(name, steps in all, levels) of each phase, in the order of first appearance."""
+        steps: dict[str, int] = {}
+        for phase in self.phases:
+            steps[phase.name] = steps.get(phase.name, 0) + phase.steps
+        levels = {p.name: " > ".join("+".join(level) for level in p.levels) for p in self.phases}
+        return [(name, n, levels[name]) for name, n in steps.items()]
+
+    def active(self, phase: Phase) -> tuple[Objective, ...]:
+        return tuple(o for o in self.objectives if phase.losses & set(o.losses))
+
+    def active_groups(self, phase: Phase) -> frozenset[str]:
+        return frozenset(g.name for g in self.groups if g.owners & phase.losses)
+
+
+# Randomness
+
+
+def stream_key(seed: int, name: str, step: Any) -> Key[Array, ""]:
+    """The key of one named stream of randomness at one step; two streams never meet by accident,
+    and nothing is stored."""
+    return jax.random.fold_in(
+        jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), step
+    )
+
+
+def row_keys(rng: Key[Array, ""], ids: UInt32[Array, "b"]) -> Key[Array, "b"]:
+    """One key an utterance, a function of its id: draws survive permutation, micro-batches and
+    another number of hosts."""
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(ids)
+
+
+# Schedules and shared hidden states
+
+
+def position(phases: tuple[Phase, ...], name: str, step: Any) -> Int[Array, ""]:
+    """Steps spent before `step` in phases called `name`: the clock of every schedule."""
+    starts = np.cumsum([0] + [p.steps for p in phases[:-1]])
+    spans = [(s, p.steps) for s, p in zip(starts, phases, strict=True) if p.name == name]
+    starts, lengths = (np.array(column, np.int32) for column in zip(*spans, strict=True))
+    return jnp.sum(jnp.clip(step - starts, 0, lengths), dtype=jnp.int32)
+
+
+@jax.custom_vjp
+def scale_gradient(x: Array, scale: Any) -> Array:
+    """x forwards; the cotangent times `scale` backwards, selected (not multiplied) at scale 0."""
+    return x
+
+
+def _scale_forward(x, scale):
+    return x, scale
+
+
+def _scale_backward(scale, ct):
+    scale = jnp.asarray(scale, ct.dtype)
+    return jnp.where(scale == 0, 0, scale * ct), jnp.zeros_like(scale)
+
+
+scale_gradient.defvjp(_scale_forward, _scale_backward)
