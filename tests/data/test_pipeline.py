@@ -1,11 +1,11 @@
 import json
 import time
-import types
 import zlib
 
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 
 from bljust_jax.data import pipeline
 from bljust_jax.data.pipeline import Segment
@@ -75,7 +75,7 @@ def write(folder, name, entries):
 
 def load(folder, *, seed=0, multiple=1, tokenizer=None, **changes):
     sources = {"train": str(folder / "train.jsonl"), "dev": str(folder / "dev.jsonl")}
-    data = types.SimpleNamespace(**{**DEFAULTS, **sources, **changes})
+    data = ConfigDict({**DEFAULTS, **sources, **changes})
     return pipeline.load(data, seed=seed, multiple=multiple, tokenizer=tokenizer)
 
 
