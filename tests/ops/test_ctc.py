@@ -1,4 +1,5 @@
-"""CTC against the sum over all paths, a float64 lattice, optax, and identities of its gradient."""
+"""CTC against the sum over all paths, a float64 lattice, optax, PyTorch, and identities of its
+gradient. Every implementation runs the same table; kernels are interpreted here."""
 
 import itertools
 
@@ -10,20 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bljust_jax.ops.ctc import ctc_feasible, ctc_loss
+from bljust_jax.ops import ctc
+from bljust_jax.ops.ctc import IMPLEMENTATIONS, ctc_feasible, ctc_loss
 
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 VALUE_AND_GRAD = jax.jit(
     jax.value_and_grad(
         lambda *args, **kw: (lambda loss: (loss.sum(), loss))(ctc_loss(*args, **kw)), has_aux=True
     ),
-    static_argnames=("blank",),
+    static_argnames=("blank", "implementation"),
 )
 
 
-def loss_and_grad(logits, logit_lengths, labels, label_lengths, blank=0):
+def loss_and_grad(logits, logit_lengths, labels, label_lengths, blank=0, implementation="auto"):
     """[B] losses and the gradient of their sum, as numpy."""
     ints = (jnp.asarray(a, jnp.int32) for a in (logit_lengths, labels, label_lengths))
-    (_, loss), gradient = VALUE_AND_GRAD(jnp.asarray(logits), *ints, blank=blank)
+    (_, loss), gradient = VALUE_AND_GRAD(
+        jnp.asarray(logits), *ints, blank=blank, implementation=implementation
+    )
     return np.asarray(loss), np.asarray(gradient)
 
 
@@ -90,9 +95,17 @@ def random_batch(seed, batch, frames, width, classes, scale=1.0, blank=0):
     return logits, labels
 
 
-@pytest.mark.parametrize("blank", [0, 2])
-@pytest.mark.parametrize(("frames", "classes"), [(1, 4), (4, 4), (6, 3)])
-def test_equals_sum_over_all_paths(frames, classes, blank):
+ORDINARY = ([30, 24, 17, 30], [6, 4, 6, 0])  # frames and labels of `ordinary_batch`
+
+
+def ordinary_batch(seed):
+    """Logits [4, 30, 8] and labels [4, 6]: one shape for many tests, so few compilations."""
+    return random_batch(seed, 4, 30, 6, 8)
+
+
+@every_implementation
+@pytest.mark.parametrize(("frames", "classes", "blank"), [(1, 4, 0), (4, 4, 2), (6, 3, 0)])
+def test_equals_sum_over_all_paths(frames, classes, blank, implementation):
     """Every labelling of up to 4 labels: 1e-5 is float32 over six frames."""
     alphabet = [k for k in range(classes) if k != blank]
     labellings = [y for n in range(5) for y in itertools.product(alphabet, repeat=n)]
@@ -102,7 +115,9 @@ def test_equals_sum_over_all_paths(frames, classes, blank):
     logits, _ = random_batch(0, len(labellings), frames, 0, classes, scale=2.0)
     lengths = [len(y) for y in labellings]
     full = [frames] * len(labellings)
-    loss, gradient = loss_and_grad(logits, full, labels, lengths, blank)
+    loss, gradient = loss_and_grad(
+        logits, full, labels, lengths, blank, implementation=implementation
+    )
     feasible = ctc_feasible(jnp.asarray(labels), jnp.asarray(lengths), jnp.asarray(full))
     for i, labelling in enumerate(labellings):
         expected = by_enumeration(logits[i], labelling, blank)
@@ -115,20 +130,22 @@ def test_equals_sum_over_all_paths(frames, classes, blank):
             np.testing.assert_allclose(gradient[i], expected[1], atol=2e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@every_implementation
+@settings(max_examples=5, deadline=None)
 @given(
     seed=st.integers(0, 1000),
-    frames=st.sampled_from([1, 7, 12]),
-    width=st.sampled_from([0, 1, 4]),
-    classes=st.sampled_from([2, 5]),
+    frames=st.sampled_from([1, 12]),
+    width=st.sampled_from([0, 4]),
     scale=st.sampled_from([0.1, 1.0, 20.0]),
 )
-def test_equals_float64_lattice_at_any_shape(seed, frames, width, classes, scale):
-    logits, labels = random_batch(seed, 3, frames, width, classes, scale)
+def test_equals_float64_lattice_at_any_shape(seed, frames, width, scale, implementation):
+    logits, labels = random_batch(seed, 3, frames, width, 5, scale)
     rng = np.random.default_rng(seed)
     frame_counts = rng.integers(1, frames + 1, 3)
     label_counts = rng.integers(0, width + 1, 3)
-    loss, gradient = loss_and_grad(logits, frame_counts, labels, label_counts)
+    loss, gradient = loss_and_grad(
+        logits, frame_counts, labels, label_counts, implementation=implementation
+    )
     for i in range(3):
         t, u = frame_counts[i], label_counts[i]
         y = labels[i, :u]
@@ -178,45 +195,64 @@ def test_float32_gradient_keeps_its_digits_at_length():
     assert np.abs(gradient - exact_gradient).max() < 5e-4
 
 
-def test_equals_optax_on_ordinary_batches():
-    logits, labels = random_batch(7, 4, 40, 10, 12)
-    frame_counts, label_counts = np.array([40, 33, 29, 40]), np.array([10, 7, 1, 0])
-    frame_pad = (np.arange(40)[None] >= frame_counts[:, None]).astype(np.float32)
-    label_pad = (np.arange(10)[None] >= label_counts[:, None]).astype(np.float32)
-    expected, expected_gradient = jax.value_and_grad(
-        lambda x: optax.ctc_loss(x, frame_pad, labels, label_pad).sum()
+def test_equals_optax_on_an_ordinary_batch():
+    logits, labels = ordinary_batch(7)
+    frame_counts, label_counts = map(np.array, ORDINARY)
+    frame_pad = (np.arange(30)[None] >= frame_counts[:, None]).astype(np.float32)
+    label_pad = (np.arange(6)[None] >= label_counts[:, None]).astype(np.float32)
+    expected, expected_gradient = jax.jit(
+        jax.value_and_grad(lambda x: optax.ctc_loss(x, frame_pad, labels, label_pad).sum())
     )(jnp.asarray(logits))
     loss, gradient = loss_and_grad(logits, frame_counts, labels, label_counts)
     np.testing.assert_allclose(loss.sum(), expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=3e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=3e-5)  # optax carries log P ~ 60
 
 
-def test_gradient_of_a_valid_frame_sums_to_zero_and_padding_never_matters():
-    logits, labels = random_batch(8, 3, 50, 9, 20)
-    frame_counts, label_counts = [50, 41, 30], [9, 5, 3]
-    loss, gradient = loss_and_grad(logits, frame_counts, labels, label_counts)
-    assert np.abs(gradient.sum(-1)).max() < 5e-6
-    for i in range(3):
+def test_equals_torch_on_an_ordinary_batch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    logits, labels = ordinary_batch(14)
+    x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    log_probs = torch.log_softmax(x, -1).transpose(0, 1)
+    ints = (torch.tensor(labels), *map(torch.tensor, ORDINARY))
+    expected = torch.nn.functional.ctc_loss(log_probs, *ints, reduction="none")
+    expected.sum().backward()
+    loss, gradient = loss_and_grad(logits, ORDINARY[0], labels, ORDINARY[1])
+    np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), atol=3e-6)
+
+
+@every_implementation
+def test_gradient_of_a_valid_frame_sums_to_zero_and_padding_never_matters(implementation):
+    """Sums of 8 float32 terms of at most 1. More padding may change the order of additions."""
+    (logits, labels), (frame_counts, label_counts) = ordinary_batch(8), ORDINARY
+    kw = {"implementation": implementation}
+    loss, gradient = loss_and_grad(logits, frame_counts, labels, label_counts, **kw)
+    assert np.abs(gradient.sum(-1)).max() < 2e-6
+    for i in range(4):
         logits[i, frame_counts[i] :] = np.nan
-        labels[i, label_counts[i] :] = [-1, 999, 2**31 - 1][i]
-    dirty, dirty_gradient = loss_and_grad(logits, frame_counts, labels, label_counts)
+        labels[i, label_counts[i] :] = [-1, 999, 2**31 - 1, 3][i]
+    dirty, dirty_gradient = loss_and_grad(logits, frame_counts, labels, label_counts, **kw)
     np.testing.assert_array_equal(dirty, loss)
     np.testing.assert_array_equal(dirty_gradient, gradient)
     longer = np.pad(logits, ((0, 0), (0, 13), (0, 0)), constant_values=np.inf)
     wider = np.pad(labels, ((0, 0), (0, 4)))
-    padded, padded_gradient = loss_and_grad(longer, frame_counts, wider, label_counts)
+    padded, padded_gradient = loss_and_grad(longer, frame_counts, wider, label_counts, **kw)
     np.testing.assert_allclose(padded, loss, rtol=1e-6)
-    np.testing.assert_allclose(padded_gradient[:, :50], gradient, atol=1e-6)
+    np.testing.assert_allclose(padded_gradient[:, :30], gradient, atol=1e-6)
+    assert not padded_gradient[:, 30:].any()
 
 
-def test_infeasible_rows_are_exactly_zero_even_when_their_logits_are_nan():
+@every_implementation
+def test_infeasible_rows_are_exactly_zero_even_when_their_logits_are_nan(implementation):
     logits, labels = random_batch(9, 4, 5, 4, 3)
     labels[:] = [[1, 1, 1, 1], [1, 2, 1, 2], [1, 1, 2, 2], [1, 1, 1, 2]]
     logits[0] = np.nan
     frame_counts, label_counts = [5, 3, 5, 0], [4, 4, 4, 1]
     args = (jnp.asarray(labels), jnp.asarray(label_counts), jnp.asarray(frame_counts))
     assert ctc_feasible(*args).tolist() == [False] * 4
-    loss, gradient = loss_and_grad(logits, frame_counts, labels, label_counts)
+    loss, gradient = loss_and_grad(
+        logits, frame_counts, labels, label_counts, implementation=implementation
+    )
     assert not loss.any()
     assert not gradient.any()
 
@@ -229,61 +265,103 @@ def test_feasibility_counts_repeats_among_valid_labels_only():
     assert ctc_feasible(labels, label_lengths, frames).tolist() == expected
 
 
-def test_no_labels_and_no_frames():
+@every_implementation
+def test_no_labels_and_no_frames(implementation):
     logits, _ = random_batch(10, 2, 5, 0, 3)
-    loss, gradient = loss_and_grad(logits, [5, 0], np.zeros((2, 0), int), [0, 0])
+    loss, gradient = loss_and_grad(
+        logits, [5, 0], np.zeros((2, 0), int), [0, 0], implementation=implementation
+    )
     np.testing.assert_allclose(loss[0], -log_softmax(logits[0])[:, 0].sum(), rtol=1e-6)
     assert loss[1] == 0
     assert not gradient[1].any()
-    empty, _ = loss_and_grad(np.zeros((2, 0, 3), np.float32), [0, 0], np.ones((2, 2), int), [0, 1])
+    empty, _ = loss_and_grad(
+        np.zeros((2, 0, 3), np.float32),
+        [0, 0],
+        np.ones((2, 2), int),
+        [0, 1],
+        implementation=implementation,
+    )
     assert empty.tolist() == [0, 0]
 
 
-def test_confident_logits_never_go_below_zero_and_nan_is_not_hidden():
+@every_implementation
+def test_confident_logits_never_go_below_zero_and_nan_is_not_hidden(implementation):
     labels = np.array([[1, 2, 1]])
     path = np.array([0, 1, 1, 0, 2, 0, 1, 0])
     for confidence in (5.0, 20.0, 300.0):
         logits = confidence * np.eye(3, dtype=np.float32)[path][None]
-        loss, gradient = loss_and_grad(logits, [8], labels, [3])
+        loss, gradient = loss_and_grad(logits, [8], labels, [3], implementation=implementation)
         assert loss[0] >= 0
         assert np.isfinite(gradient).all()
     logits[0, 3, 1] = np.nan
-    assert np.isnan(loss_and_grad(logits, [8], labels, [3])[0][0])
+    assert np.isnan(loss_and_grad(logits, [8], labels, [3], implementation=implementation)[0][0])
 
 
-def test_probability_zero_is_infinite_loss():
+@every_implementation
+def test_probability_zero_is_infinite_loss(implementation):
     logits = np.zeros((1, 4, 3), np.float32)
     logits[..., 1] = -np.inf
-    assert loss_and_grad(logits, [4], np.array([[1]]), [1])[0].tolist() == [np.inf]
+    assert loss_and_grad(logits, [4], np.array([[1]]), [1], implementation=implementation)[
+        0
+    ].tolist() == [np.inf]
     logits[0, 1, 0] = -np.inf  # frame 1 must now be the label
-    assert np.isinf(loss_and_grad(logits, [4], np.array([[1]]), [1])[0][0])
+    assert np.isinf(
+        loss_and_grad(logits, [4], np.array([[1]]), [1], implementation=implementation)[0][0]
+    )
     logits[0, 1, 0] = 0
-    loss, gradient = loss_and_grad(logits, [4], np.array([[2]]), [1])
+    loss, gradient = loss_and_grad(logits, [4], np.array([[2]]), [1], implementation=implementation)
     np.testing.assert_allclose(loss[0], -np.log(10 / 16), rtol=1e-6)  # runs of 1..4 in 4 frames
     assert np.isfinite(gradient).all()
 
 
-def test_batch_permutation_is_bit_exact():
-    logits, labels = random_batch(11, 5, 20, 4, 6)
-    frame_counts, label_counts = np.array([20, 15, 11, 7, 3]), np.array([4, 3, 2, 1, 0])
-    loss, gradient = loss_and_grad(logits, frame_counts, labels, label_counts)
-    order = np.array([3, 0, 4, 2, 1])
+@every_implementation
+def test_batch_permutation_is_bit_exact(implementation):
+    logits, labels = ordinary_batch(11)
+    frame_counts, label_counts = map(np.array, ORDINARY)
+    kw = {"implementation": implementation}
+    loss, gradient = loss_and_grad(logits, frame_counts, labels, label_counts, **kw)
+    order = np.array([3, 0, 2, 1])
     permuted, permuted_gradient = loss_and_grad(
-        logits[order], frame_counts[order], labels[order], label_counts[order]
+        logits[order], frame_counts[order], labels[order], label_counts[order], **kw
     )
     np.testing.assert_array_equal(permuted, loss[order])
     np.testing.assert_array_equal(permuted_gradient, gradient[order])
 
 
-def test_bfloat16_logits_are_read_in_float32_and_get_bfloat16_gradients():
-    logits, labels = random_batch(12, 2, 30, 6, 8)
+@every_implementation
+def test_bfloat16_logits_are_read_in_float32_and_get_bfloat16_gradients(implementation):
+    logits, labels = ordinary_batch(12)
     half = jnp.asarray(logits, jnp.bfloat16)
-    loss, gradient = loss_and_grad(half, [30, 20], labels, [6, 4])
-    wide, wide_gradient = loss_and_grad(half.astype(jnp.float32), [30, 20], labels, [6, 4])
+    args, kw = (ORDINARY[0], labels, ORDINARY[1]), {"implementation": implementation}
+    loss, gradient = loss_and_grad(half, *args, **kw)
+    wide, wide_gradient = loss_and_grad(half.astype(jnp.float32), *args, **kw)
     assert loss.dtype == np.float32
     assert gradient.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(loss, wide)
-    np.testing.assert_array_equal(gradient, wide_gradient.astype(jnp.bfloat16))
+    np.testing.assert_allclose(loss, wide, rtol=1e-6)  # two programs may round apart
+    np.testing.assert_allclose(
+        gradient.astype(np.float32), wide_gradient, rtol=2**-8, atol=1e-6
+    )  # bfloat16 keeps 8 bits
+
+
+@pytest.mark.parametrize("less", [ctc._less_by_scatter, ctc._less_by_product])
+def test_every_label_of_a_class_is_taken_off_it(less):
+    """Exact: one-hot products and scatters add the same few numbers of two digits."""
+    rng = np.random.default_rng(15)
+    probability = rng.integers(0, 99, size=(2, 3, 5)).astype(np.float32)
+    occupancy = rng.integers(0, 99, size=(2, 3, 8)).astype(np.float32)
+    columns = np.array([[1, 1, 1, 1, 4, 1, 0, 0], [2, 3, 2, 3, 2, 3, 2, 0]])
+    expected = probability.copy()
+    for b, w in itertools.product(range(2), range(8)):
+        expected[b, :, columns[b, w]] -= occupancy[b, :, w]
+    found = less(*map(jnp.asarray, (probability, occupancy, columns)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_label_outside_the_classes_is_nan_and_not_another_class():
+    logits, labels = ordinary_batch(16)
+    labels[1, 2] = 8
+    loss, _ = loss_and_grad(logits, ORDINARY[0], labels, ORDINARY[1])
+    assert np.isnan(loss).tolist() == [False, True, False, False]
 
 
 def test_value_only_program_stores_no_forward_variables():
@@ -302,7 +380,7 @@ def test_value_only_program_stores_no_forward_variables():
                     yield from scans(inner)
 
     (scan,) = scans(jaxpr.jaxpr)
-    assert all(out.aval.ndim <= 2 for out in scan.outvars)
+    assert max(out.aval.size for out in scan.outvars) <= 64 * 2  # a number a frame, no states
 
 
 def test_rejects_unknown_implementation_and_blank():
