@@ -24,7 +24,7 @@ PYTHON2 ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null && e
 VARIANTS := bljust ptft supervised weighted_sum alternating
 
 .PHONY: help setup quickstart test lint nightly nightly-slow nightly-newest nightly-quickstart \
-        nightly-digits clean
+        nightly-digits aot bench bench-gpu clean
 
 help:
 	@echo "make quickstart   synthesise a small speech corpus and train on it, a few minutes on two cores"
@@ -32,6 +32,7 @@ help:
 	@echo "make setup        only make the environment in $(VENV)"
 	@echo "make lint         ruff's checks and its formatting"
 	@echo "make nightly      slow tests, a second interpreter, the quickstart with three seeds, all variants"
+	@echo "make aot          compile the TPU kernels ahead of time for v4, v5e and v6e; needs no TPU"
 	@echo "make clean        remove environments and caches; $(RUNS)/ stays"
 
 setup: $(STAMP)
@@ -82,6 +83,10 @@ nightly-digits: setup
 	    --config.data.train=$(SPEECH)/digits_ar/train.jsonl --config.data.dev=$(SPEECH)/digits_ar/dev.jsonl \
 	    --workdir=$(RUNS)/nightly/digits-$$variant | $(AT_MOST) dev/wer $$limit; done
 
+aot:
+	$(MAKE) setup VENV=.venv-aot ACCEL=tpu
+	JAX_PLATFORMS=cpu .venv-aot/bin/python -m pytest -n 2 -m "not slow" tests/aot $(ARGS)
+
 clean:
-	rm -rf .venv .venv-newest .pytest_xla_cache .hypothesis .ruff_cache
+	rm -rf .venv .venv-newest .venv-aot .pytest_xla_cache .hypothesis .ruff_cache
 	find bljust_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

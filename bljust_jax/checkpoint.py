@@ -7,26 +7,41 @@ the next run removes; a restored step is always a committed one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import logging
 import pathlib
+import re
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bljust_jax.errors import UserError
 from bljust_jax.system import TrainState, Weights
 
 Tree = Any
 
 
 class Checkpoints:
-    """The checkpoints of one run; `keep` of them stay."""
+    """The checkpoints of one run; `keep` of them stay.
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    A save that fails, at once or behind the run's back, is a `UserError` of the next `save` or of
+    `close`; what it left is removed, and the checkpoints before it stay.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int = 1, *, read_only: bool = False):
+        """`read_only`: leaves alone what a run that is still training may be writing."""
+        self._folder = (workdir / "checkpoints").absolute()
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -39,7 +54,8 @@ class Checkpoints:
             best=ocp.args.StandardSave(best),
             meta=ocp.args.JsonSave(copy.deepcopy(meta)),
         )
-        self._manager.save(step, args=args, force=True)
+        with self._saying_what_failed():
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, step: int, state: TrainState) -> tuple[TrainState, Weights, dict]:
         """(state, best weights, meta) of `step`, laid out as the abstract `state` says."""
@@ -58,8 +74,35 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until what was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._saying_what_failed():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _saying_what_failed(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+                raise
+            for left in self._folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+            reason = re.search(r"([A-Z][a-z ]+) \[os_error_code", str(error))
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be written: "
+                f"{reason[1] if reason else error}; the checkpoints before it are whole: free some "
+                "space and run the same command again"
+            ) from error
+
+
+def _is_repeated(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of each of its threads, and then raises the same error again."""
+    return "orbax" in record.pathname and record.exc_info is not None
+
+
+logging.getLogger("absl").addFilter(lambda record: not _is_repeated(record))
 
 
 def digest(tree: Tree) -> str:

@@ -1,72 +1,140 @@
 """python -m bljust_jax.main --config=configs/X.py[:variant,...] [--workdir=DIR] [--config.a.b=value
 ...]
 
-Trains, evaluates and writes DIR. The last line on stdout is one JSON object with the final metrics;
-logs go to stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config
-or data, in one line.
+Trains, evaluates and writes DIR (by default runs/<config>-<variant>). configs/X.py says in comments
+which fields there are. The last line on stdout is one JSON object with the final metrics; logs go
+to stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config or data,
+in one line.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from bljust_jax.command import DONE, INTERRUPTED, MISTAKE, PREEMPTED
+from bljust_jax.data import settings
 from bljust_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
 
-DONE, MISTAKE, PREEMPTED = 0, 2, 75
-
 
 def main() -> int:
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        print(__doc__.strip())
+        return DONE
     try:
         config, workdir = parse(sys.argv)
+        settings.check(config.data)
         import jax
 
         from bljust_jax import train
 
         print_devices(jax)
         result = train.run(config, workdir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if result is None:
         return PREEMPTED
     print(json.dumps(result), flush=True)
     return DONE
 
 
-def parse(argv: list[str]):
+def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     """Flags -> (config, workdir); whatever is wrong with them becomes a `UserError`."""
+    given = config_given(argv)
+    name = pathlib.Path(given.partition(":")[0])
     try:
         rest = FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (SyntaxError, ImportError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{name}{line}: is no working config: {error}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(explain(error, given, argv)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
     if CONFIG.value is None:
         raise UserError("--config is required, for example --config=configs/quickstart.py")
-    name = pathlib.Path(FLAGS["config"].config_filename.split(":")[0]).stem
     variant = CONFIG.value.variant.replace(",", "-")
-    default = f"runs/{name}-{variant}" if variant else f"runs/{name}"
+    default = f"runs/{name.stem}-{variant}" if variant else f"runs/{name.stem}"
     return CONFIG.value, pathlib.Path(WORKDIR.value or default)
+
+
+def config_given(argv: list[str]) -> str:
+    """The value of --config, "" without; UserError, with the nearest, where it names no file."""
+    given = None
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        if arg == "--config" or arg.startswith("--config="):
+            given = arg.partition("=")[2] if "=" in arg else following
+    if given is None:
+        return ""
+    path = given.partition(":")[0]
+    if not os.path.isfile(path):
+        there = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+        there = [p for p in there if not p.endswith(("common.py", "__init__.py"))]
+        raise UserError(f"--config={given}: no such config file{nearest(path, there)}")
+    return given
+
+
+def explain(error: Exception, given: str, argv: list[str]) -> str:
+    """What is wrong with the flags, in the user's words."""
+    text = str(error)
+    if "Traceback" in text:  # get_config raised
+        return f"--config={given}: " + text.splitlines()[-1].removeprefix("ValueError: ")
+    if isinstance(error, AttributeError) and "get_config" in text:
+        return f"{given}: is no working config: {text}"
+    for arg in argv:
+        if arg.startswith("--config."):
+            wrong = wrong_field(arg, FLAGS["config"].parser.parse(given), error)
+            if wrong:
+                return wrong
+    return text
+
+
+def wrong_field(arg: str, node: Any, error: Exception) -> str | None:
+    """What is wrong with `--config.a.b=value`: it names no field, or `error` is of its type."""
+    path = "config"
+    for field in arg.partition("=")[0].split(".")[1:]:
+        if not isinstance(node, ConfigDict):
+            return f"{arg}: {path} is no group of fields but the value {node!r}"
+        if field not in node:
+            return f"{arg}: {path} has no field {field!r}{nearest(field, sorted(node))}"
+        node, path = node[field], f"{path}.{field}"
+    if f"--{path}=" in str(error):
+        if isinstance(node, ConfigDict):
+            return f"{arg}: {path} is a group of fields; set one as in --{path}.{min(node)}=..."
+        return f"{arg}: {path} must be {KINDS[type(node)]}; set it as in --{path}={node}"
+    return None
+
+
+KINDS = {
+    **{bool: "true or false", int: "a whole number", float: "a number", str: "a text"},
+    **{tuple: "values parted by commas, all of one type"},
+}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The nearest of the known names, if one is near, and all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return f"{hint} There are: {', '.join(known)}"
 
 
 def print_devices(jax) -> None:

@@ -28,10 +28,11 @@ class Window:
     def __init__(self, totals: dict[str, list[float]] | None = None, skipped: int = 0):
         self.totals = {k: list(v) for k, v in (totals or {}).items()}
         self.skipped = self.longest_skip = skipped  # steps in a row that were not finite
-        self._queue: list[Means] = []
+        self.last_skipped = -1  # the step that ended the longest such row
+        self._queue: list[tuple[int, Means]] = []
 
-    def add(self, metrics: Means) -> None:
-        self._queue.append(metrics)
+    def add(self, step: int, metrics: Means) -> None:
+        self._queue.append((step, metrics))
 
     def settle(self) -> dict[str, list[float]]:
         """Fetch what is queued; returns a copy of the totals, {name: [sum, weight]}.
@@ -39,7 +40,7 @@ class Window:
         A pair that is not finite is left out: `train/skipped` counts its step.
         """
         steps, self._queue = jax.device_get(self._queue), []
-        for step in steps:
+        for number, step in steps:
             for name, pair in sorted(step.items()):
                 total, weight = (float(x) for x in pair)
                 if math.isfinite(total) and math.isfinite(weight):
@@ -48,7 +49,8 @@ class Window:
                     entry[1] += weight
             skipped = float(step.get("train/skipped", (0, 1))[0]) > 0
             self.skipped = self.skipped + 1 if skipped else 0
-            self.longest_skip = max(self.longest_skip, self.skipped)
+            if skipped and self.skipped >= self.longest_skip:
+                self.longest_skip, self.last_skipped = self.skipped, int(number)
         return {k: list(v) for k, v in self.totals.items()}
 
     def means(self) -> dict[str, float]:

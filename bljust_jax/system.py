@@ -107,6 +107,10 @@ class Phase:
     def losses(self) -> frozenset[str]:
         return frozenset(name for level in self.levels for name in level)
 
+    def describe_levels(self) -> str:
+        """ctc > cpc: the upper level first."""
+        return " > ".join("+".join(level) for level in self.levels)
+
     def level_of(self, loss: str) -> int:
         return next(n for n, level in enumerate(self.levels) if loss in level)
 
@@ -123,10 +127,14 @@ class Recipe:
     combiner: optax.GradientTransformationExtraArgs
     # (params, stats, batch) -> (logits [B, T, K], lengths [B]), for evaluation
     predict: Callable[..., Any]
+    # (audio [B, S], lengths [B]) -> (log-mel [B, T, M], frames [B]), for pictures
+    log_mel: Callable[..., Any]
+    # samples of audio -> frames of logits
+    frames: Callable[[int], int]
     # batches of audio -> the stats that are measured before the first step
     statistics: Callable[[Any], Tree]
-    # (loss name, padded seconds of one row) -> forward FLOPs that it spends in the encoder
-    cost: Callable[[str, float], float]
+    # (an objective's active losses, padded seconds of one row) -> forward FLOPs in the encoder
+    cost: Callable[[frozenset[str], float], float]
     # "separate": a gradient an objective; "fused": one backward pass over the sum of the losses
     gradients: str = "separate"
     # "plain": a head takes its own gradient; "penalised": times its level's weight, the exact
@@ -144,7 +152,7 @@ class Recipe:
         steps: dict[str, int] = {}
         for phase in self.phases:
             steps[phase.name] = steps.get(phase.name, 0) + phase.steps
-        levels = {p.name: " > ".join("+".join(level) for level in p.levels) for p in self.phases}
+        levels = {p.name: p.describe_levels() for p in self.phases}
         return [(name, n, levels[name]) for name, n in steps.items()]
 
     def active(self, phase: Phase) -> tuple[Objective, ...]:

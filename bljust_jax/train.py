@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 import signal
 import time
@@ -20,9 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bljust_jax import checkpoint, evaluate, metrics, optim, recipes, report, sharding, step, system
+from bljust_jax import (
+    checkpoint,
+    evaluate,
+    example,
+    folder,
+    metrics,
+    optim,
+    recipes,
+    report,
+    sharding,
+    step,
+    system,
+)
 from bljust_jax.data import pipeline
 from bljust_jax.errors import UserError
+from bljust_jax.programs import Programs, keep_compiled
 from bljust_jax.progress import Progress
 
 
@@ -35,12 +47,15 @@ def run(config: Any, workdir: pathlib.Path) -> dict | None:
 
 def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dict | None:
     # ---------------------------------------------------------------- build
-    check_config(config, workdir)
-    enable_compile_cache(config.compile_cache)
+    folder.check_config(config, workdir)
+    keep_compiled(config.compile_cache)
     preempted = catch_sigterm(stack)
     first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    corpus = pipeline.load(config.data, seed=config.seed, multiple=mesh.size)
+    stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
+    corpus = pipeline.load(
+        config.data, seed=config.seed, multiple=mesh.size, tokenizer=folder.saved_tokenizer(workdir)
+    )
     recipe = build_recipe(config, corpus)
     optimizer = optim.make(recipe.combiner, recipe.groups, b1=config.optim.b1, b2=config.optim.b2)
     segments = make_segments(recipe)
@@ -59,7 +74,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         state = jax.device_put(state, placed)
         best = jax.tree.map(jnp.copy, state.weights)
         meta = {"best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
-        meta |= {"window": {}, "skipped": 0, "data": corpus.digest()}
+        meta |= {"window": {}, "skipped": 0, "data": corpus.digest(), "quarantined": []}
     else:
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
@@ -67,8 +82,12 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         state, best, meta = checkpoints.restore(restored, target)
         if meta["data"] != corpus.digest():
             raise UserError(f"{workdir} was trained on other data or devices; name a new --workdir")
+        corpus.quarantined.restore(meta["quarantined"])
     start = int(state.step)
-    write_config(config, workdir, corpus)
+    if first:
+        folder.write_config(config, workdir, corpus.tokenizer)
+        folder.write_facts(workdir, recipe, [s.start for s in segments], mesh)
+        stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
 
     # ---------------------------------------------------------------- say what will run
     progress = Progress(total, start, active=first)
@@ -78,19 +97,17 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     window = metrics.Window(meta["window"], meta["skipped"])
     groups = optim.assign(state.params, recipe.groups)
     progress.say(f"workdir: {workdir}")
-    for line in [*corpus.summary(), *describe(recipe, groups, state.params)]:
+    about_data = [*corpus.summary(), *corpus.infeasible(recipe.frames)]
+    for line in [*about_data, *describe(recipe, groups, state.params)]:
         progress.say(line)
     if restored is not None:
         progress.say(f"resumed from step {start}")
 
-    programs = {
-        p.name: jax.jit(
-            step.make_train_step(recipe, p, optimizer, groups, config.seed),
-            donate_argnums=0,
-            out_shardings=(placed, None),
-        )
-        for p in recipe.phases
-    }
+    # ---------------------------------------------------------------- compile the largest batches
+    programs = make_programs(recipe, optimizer, groups, config.seed, placed, corpus, progress.say)
+    for name, streams in coming(segments, recipe.phases, start).items():
+        largest = corpus.blank_batch(streams, corpus.buckets_in_use(streams)[-1])
+        programs.compile(name, state, sharding.put_batch(largest, mesh))
     fresh_moments = jax.jit(optimizer.init, out_shardings=placed.opt_state)
     best_paths = jax.jit(partial(evaluate.best_paths, recipe))
 
@@ -101,13 +118,31 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
     shard = (jax.process_index(), jax.process_count())
     batches = iter(corpus.train_batches(segments, start, shard=shard))
-    audio_seconds, waited, compiled = 0.0, 0.0, set()
     phase_at = PhaseAt(segments, recipe.phases)
+    audio_seconds, waited = 0.0, 0.0
+    closed: tuple | None = None  # a log window that has ended and is not written yet
+
+    def write_window() -> None:
+        nonlocal closed
+        if closed is None:
+            return
+        (end, row), closed = closed, None
+        row |= window.means()
+        writer.write(end, row)
+        progress.show(end, phase_at(end - 1).name, row)
+        check_finite(window, config.max_skipped, workdir, corpus, segments)
 
     # ---------------------------------------------------------------- the loop
     for now in range(start, total + 1):
+        stopping = preempted() and now < total
+        fresh, ending = now != restored, now == total
+        evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
+        saving = fresh and (ending or now % config.save_every == 0 or stopping)
+        if evaluating or saving or stopping:
+            write_window()
+
         # evaluate
-        if now != restored and (now == total or (now % config.eval_every == 0 and now > 0)):
+        if evaluating:
             with progress.aside():
                 result = score("dev", state.weights)
             writer.write(now, result.scores)
@@ -121,10 +156,10 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
                 best = jax.tree.map(jnp.copy, state.weights)
 
         # save
-        stopping = preempted() and now < total
-        if now != restored and (now % config.save_every == 0 or now == total or stopping):
+        if saving:
             with progress.aside():
                 meta |= {"window": window.settle(), "skipped": window.skipped}
+                meta |= {"quarantined": corpus.quarantined.state()}
                 checkpoints.save(now, state, best, meta)
         if stopping:
             progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")
@@ -139,23 +174,20 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
-        shapes = corpus.shape_at(segments, now)
-        announce_compile(progress, compiled, phase.name, shapes)
 
         # step
-        state, means = programs[phase.name](state, sharding.put_batch(batch, mesh))
-        window.add(means)
+        state, means = programs.run(phase.name, state, sharding.put_batch(batch, mesh))
+        shapes = corpus.shape_at(segments, now)
         audio_seconds += count_compute(meta["compute"], recipe, phase, shapes)
 
-        # log
+        # log: a window is fetched when the step after it is on its way, so that no step waits
+        write_window()
+        window.add(now, means)
         if (now + 1) % config.log_every == 0 or now + 1 == total:
-            row = {**window.means(), **name_compute(meta["compute"])}
-            row |= progress.rates(now + 1, audio_seconds, waited)
-            row["perf/compiles"] = len(compiled)
+            row = name_compute(meta["compute"]) | {"perf/compiles": len(programs)}
+            row |= {"data/quarantined": len(corpus.quarantined)}
+            closed = (now + 1, row | progress.rates(now + 1, audio_seconds, waited))
             audio_seconds, waited = 0.0, 0.0
-            writer.write(now + 1, row)
-            progress.show(now + 1, phase.name, row)
-            check_finite(window.longest_skip, config.max_skipped, now + 1)
 
     # ---------------------------------------------------------------- the end
     final = {"best_step": meta["best"]["step"]}
@@ -165,49 +197,17 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         final |= result.scores
         for line in evaluate.describe(split, result, config.samples):
             progress.say(line)
-    final |= name_compute(meta["compute"])
+        if split == "dev" and first:
+            picture(workdir, recipe, best, corpus, result, config.data.sample_rate)
+    final |= name_compute(meta["compute"]) | {"data/quarantined": len(corpus.quarantined)}
     final |= {"step": total, "params_digest": checkpoint.digest(state.params)}
     writer.write(total, {"final": True, **final})
     if first:
-        report.write(workdir, config, recipe.phase_table, final)
+        report.write(workdir)
     return final
 
 
 # What the loop asks for, in its order
-
-
-def check_config(config: Any, workdir: pathlib.Path) -> None:
-    """UserError for intervals below 1, and for a workdir that holds a run of another config."""
-    for name in ("eval_every", "save_every", "log_every", "keep", "max_skipped"):
-        if config[name] < 1:
-            raise UserError(f"config.{name}={config[name]} must be at least 1")
-    path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
-        return
-    old, new = (flatten(json.loads(text)) for text in (path.read_text(), config.to_json()))
-    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
-    if changed:
-        shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise UserError(
-            f"{workdir} holds a run of another config ({shown}{more}); name a new --workdir"
-        )
-
-
-# Fields that a run may be resumed with other values of: they change no number.
-MAY_CHANGE = (
-    *("data.num_threads", "data.prefetch", "mesh.data", "mesh.fsdp"),
-    *("keep", "samples", "compile_cache", "max_skipped"),
-)
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        inner = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat |= {f"{prefix}{key}": value} if inner is None else inner
-    return flat
 
 
 def build_recipe(config: Any, corpus: pipeline.Corpus) -> system.Recipe:
@@ -264,11 +264,12 @@ def count_compute(
     Returns its seconds."""
     audio = 0.0
     for objective in recipe.active(phase):
-        for loss in sorted(phase.losses & set(objective.losses)):
-            rows, seconds = shapes[objective.streams[0]]
-            compute["flops"] += 3 * rows * recipe.cost(loss, seconds)
+        wanted = phase.losses & set(objective.losses)
+        rows, seconds = shapes[objective.streams[0]]
+        compute["flops"] += 3 * rows * recipe.cost(wanted, seconds)
+        audio += rows * seconds
+        for loss in sorted(wanted):
             compute[f"updates/{loss}"] = compute.get(f"updates/{loss}", 0) + 1
-            audio += rows * seconds
     compute["audio_hours"] += audio / 3600
     return audio
 
@@ -278,36 +279,78 @@ def name_compute(compute: dict) -> dict[str, float]:
     return {"compute/encoder_tflop": compute["flops"] / 1e12, **named}
 
 
-def check_finite(skipped: int, limit: int, now: int) -> None:
-    """Give up when `limit` steps in a row were skipped."""
-    if skipped >= limit:
-        raise UserError(
-            f"{skipped} steps in a row were not finite, up to step {now}: lower config.lr, or look "
-            "for audio that is silent or broken"
+def check_finite(
+    window: metrics.Window,
+    limit: int,
+    workdir: pathlib.Path,
+    corpus: pipeline.Corpus,
+    segments: list[pipeline.Segment],
+) -> None:
+    """Give up when `limit` steps in a row were skipped, and name what they heard."""
+    if window.longest_skip < limit:
+        return
+    last = window.last_skipped
+    steps = range(last - window.longest_skip + 1, last + 1)
+    heard = {now: corpus.names_at(segments, now) for now in steps if now >= 0}
+    path = workdir / "not_finite.json"
+    path.write_text(json.dumps(heard, ensure_ascii=False, indent=2) + "\n")
+    raise UserError(
+        f"{len(steps)} steps in a row were not finite, {steps[0]} to {last}; the last heard "
+        f"{', '.join(heard[last][:3])}, ... (all in {path}): lower config.lr, or look for broken "
+        "audio"
+    )
+
+
+def make_programs(
+    recipe: system.Recipe,
+    optimizer: Any,
+    groups: Any,
+    seed: int,
+    placed: Any,
+    corpus: pipeline.Corpus,
+    say: Callable[[str], None],
+) -> Programs:
+    """The steps of all phases, not compiled yet."""
+    jitted = {
+        p.name: jax.jit(
+            step.make_train_step(recipe, p, optimizer, groups, seed),
+            donate_argnums=0,
+            out_shardings=(placed, None),
         )
+        for p in recipe.phases
+    }
+    streams = coming(make_segments(recipe), recipe.phases, 0)
+    total = sum(len(corpus.buckets_in_use(streams[name])) for name in jitted)
+    return Programs(jitted, total, say)
 
 
-def announce_compile(progress: Progress, seen: set, phase: str, shapes: dict) -> None:
-    """Say what the pause is when a new program has to be compiled."""
-    key = (phase, tuple(sorted(shapes.items())))
-    if key not in seen:
-        seen.add(key)
-        sizes = ", ".join(f"{n} {r} x {seconds:g} s" for n, (r, seconds) in sorted(shapes.items()))
-        progress.say(f"compiling program {len(seen)}: {phase}, {sizes}")
+def coming(
+    segments: list[pipeline.Segment], phases: tuple[system.Phase, ...], start: int
+) -> dict[str, tuple[str, ...]]:
+    """{phase: streams} of those that take steps from `start` on."""
+    return {
+        phase.name: segment.streams
+        for segment, phase in zip(segments, phases, strict=True)
+        if segment.start + segment.length > start
+    }
 
 
-def write_config(config: Any, workdir: pathlib.Path, corpus: pipeline.Corpus) -> None:
-    """config.json and tokenizer.json: with a checkpoint, all that evaluation and export need."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-    tokenizer = json.dumps(corpus.tokenizer.to_json(), ensure_ascii=False)
-    (workdir / "tokenizer.json").write_text(tokenizer + "\n")
-
-
-def enable_compile_cache(folder: str) -> None:
-    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+def picture(
+    workdir: pathlib.Path,
+    recipe: system.Recipe,
+    weights: system.Weights,
+    corpus: pipeline.Corpus,
+    result: evaluate.Result,
+    sample_rate: int,
+) -> None:
+    """example.npz: the utterance of dev that the report shows."""
+    seconds = {u.id: u.duration for u in corpus.utterances("dev")}
+    name = report.typical(result.pairs, seconds, corpus.tokenizer.covers)
+    if name is not None:
+        shown = example.make(
+            recipe.predict, recipe.log_mel, weights, corpus, "dev", name, sample_rate
+        )
+        example.write(workdir / "example.npz", shown)
 
 
 def catch_sigterm(stack: contextlib.ExitStack) -> Callable[[], bool]:

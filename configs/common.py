@@ -40,7 +40,8 @@ def base() -> ConfigDict:
     c.seed = 0  # seeds everything: parameters, data order, masks, dropout
 
     c.data = ConfigDict()
-    # URI of the labelled audio: *.jsonl, librispeech:ROOT/SPLIT, synthetic:NAME/SPLIT; join with +
+    # URI of the labelled audio: *.jsonl, librispeech:ROOT/SPLIT, tedlium:ROOT/SPLIT,
+    # tfds:DIR/SPLIT (made by bljust_jax.prepare), synthetic:NAME/SPLIT; join with +
     c.data.train = ""
     c.data.unlabelled = ""  # URI of the lower level's audio; "" = all audio of data.train
     c.data.dev = ""  # URI: evaluated while training, chooses the best weights
@@ -52,7 +53,7 @@ def base() -> ConfigDict:
     c.data.text.vocab_size = 500  # pieces, with unigram and bpe
     c.data.text.model = ""  # a SentencePiece .model to use instead of learning one
     c.data.text.sha256 = ""  # of the SentencePiece model; a run writes it into its config.json
-    # in this order: lower, upper, punctuation (dropped), alef (one form), diacritics (dropped)
+    # in this order: lower, upper, punctuation (a space), alef (one form), diacritics (dropped)
     c.data.text.normalise = ("lower",)
     c.data.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
     c.data.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
@@ -68,7 +69,7 @@ def base() -> ConfigDict:
     c.data.speed = (1.0, 1.0)  # speed perturbation, uniform between these factors
     c.data.noise_snr = ()  # dB (low, high) of added noise; () = none
     c.data.min_seconds = 0.1  # shorter utterances are left out, and counted
-    c.data.max_seconds = 40.0  # longer ones too
+    c.data.max_seconds = 40.0  # longer ones too, of dev and test as well
     # seconds; () = data.buckets; one entry = crop or join to one shape
     c.data.unlabelled_buckets = ()
     c.data.unlabelled_batch_seconds = 160.0  # padded audio a batch, unlabelled stream
@@ -77,7 +78,9 @@ def base() -> ConfigDict:
     c.data.eval_batch_seconds = 160.0  # padded audio a batch in evaluation
     c.data.num_threads = 2  # decoding threads; they do not change the data
     c.data.prefetch = 8  # batches read ahead
-    c.data.max_bad_fraction = 0.01  # give up when a larger share of the audio cannot be decoded
+    # give up when a larger share of a split's audio cannot be decoded; below it, such utterances
+    # are left out and listed in quarantine.jsonl
+    c.data.max_bad_fraction = 0.01
 
     c.features = ConfigDict()
     c.features.n_mels = 80  # log-mel bins
@@ -98,6 +101,7 @@ def base() -> ConfigDict:
     c.model.heads = 4
     c.model.kernel = 31  # frames of the depthwise convolution
     c.model.channels = 256  # of the subsampling convolutions
+    c.model.subsampling = "conv2d"  # x4: 25 frames a second; or "parakeet", depthwise-separable, x8
     c.model.ff_mult = 4
     c.model.dropout = 0.1
     c.model.dtype = "float32"  # of the arithmetic; parameters are float32
@@ -106,6 +110,8 @@ def base() -> ConfigDict:
 
     c.ctc = ConfigDict()
     c.ctc.reduction = "label"  # nats per label; or "utterance"
+    c.ctc.context = "full"  # or "causal": a recogniser that needs no future, for streaming
+    c.ctc.implementation = "auto"  # or scan, one_scan, pallas_tpu, pallas_gpu
 
     c.cpc = ConfigDict()
     c.cpc.steps = 12  # frames of 40 ms that are predicted, each by its own linear map
@@ -127,6 +133,9 @@ def base() -> ConfigDict:
     c.penalty.constant = 0.3  # the fixed weight of method weighted_sum
     # a gradient an objective, with norms and cosine; "fused" = one backward pass
     c.gradients = "separate"
+    # one causal forward pass over data.train for both losses: half the cost of a joint step; needs
+    # gradients="fused", ctc.context="causal", no SpecAugment
+    c.share_forward = False
     c.head_scale = "plain"  # a head takes its own gradient; "penalised" = times gamma_k
 
     c.phases = ConfigDict()
@@ -242,6 +251,7 @@ def overfit(c: ConfigDict) -> None:
 
 def synthetic(c: ConfigDict, name: str) -> None:
     """Synthetic speech for every split; data named on the command line still win."""
+    c.data.text.update(units="characters", model="")
     c.data.update(train=f"synthetic:{name}/train", dev=f"synthetic:{name}/dev")
     c.data.update(test=f"synthetic:{name}/test", unlabelled="", root="")
     c.data.update(labelled_fraction=1.0, labelled_speakers=0)

@@ -12,18 +12,20 @@ PACKAGE = ROOT / "bljust_jax"
 HOST = {"errors", "jaxtyping", "numpy"}
 JAX = HOST | {"jax"}
 LOOP = JAX | {"optax", "orbax", "tensorboardX", "system"}
-COMMAND = {"absl", "ml_collections"}
+COMMAND = {"absl", "ml_collections", "command"}
 EVALUATE = JAX | COMMAND | {
-    *("system", "sharding", "checkpoint", "metrics", "recipes", "data", "decode"),
+    *("system", "sharding", "checkpoint", "programs", "metrics", "recipes", "data", "decode"),
     *("jiwer", "sacrebleu"),
 }  # fmt: skip
 
 # What each part of the package may import: parts of the package and third-party packages by name.
 ALLOWED = {
     "errors": set(),
-    "main": JAX | COMMAND | {"train"},
+    "command": {"errors"},
+    "main": JAX | COMMAND | {"train", "data"},
     "train": JAX | {
         *("system", "step", "optim", "sharding", "checkpoint", "metrics", "evaluate"),
+        *("programs", "folder"),
         *("recipes", "data", "example", "progress", "report", "export", "ml_collections"),
     },
     "recipes": JAX | {
@@ -41,6 +43,8 @@ ALLOWED = {
     "sharding": LOOP,
     "checkpoint": LOOP,
     "metrics": LOOP,
+    "folder": {"errors", "data", "system"},
+    "programs": JAX | {"system"},
     "progress": set(),
     "evaluate": EVALUATE,
     "data": HOST | {
@@ -48,15 +52,16 @@ ALLOWED = {
         *("array_record", "espeakng_loader"),
     },
     "export": JAX | {"models", "checkpoint", "safetensors"},
-    "transcribe": EVALUATE | {"export"},
-    "export_checkpoint": JAX | COMMAND | {"export", "checkpoint", "recipes"},
+    "transcribe": EVALUATE | {"evaluate", "export"},
+    "export_checkpoint": JAX | COMMAND | {"export", "evaluate", "checkpoint", "recipes"},
     "example": JAX | {"system", "ops", "data", "decode"},
     "plots": HOST | {"matplotlib"},
     "report": HOST | COMMAND | {"metrics", "plots"},
     "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
     "bench": JAX | COMMAND | {
-        *("ops", "system", "step", "optim", "sharding", "recipes", "data", "optax", "torch"),
+        *("ops", "system", "step", "optim", "sharding", "recipes", "data", "optax"),
+        *("torch", "transformers", "configs", "bilevel", "models"),
     },
 }  # fmt: skip
 
@@ -65,7 +70,7 @@ LAZY = {
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"},
     "decode": {"kenlm"},
     "train": {"export"},
-    "bench": {"data", "torch"},
+    "bench": {"data", "torch", "transformers"},
 }
 
 

@@ -241,12 +241,12 @@ class TestOptim:
 class TestWindow:
     def test_means_are_sums_over_weights_and_survive_a_step_that_is_not_finite(self):
         window = metrics.Window({"a": [3.0, 1.0]})
-        window.add({"a": (1.0, 3.0), "train/skipped": (0.0, 1.0)})
-        window.add({"a": (float("nan"), 1.0), "train/skipped": (1.0, 1.0)})
-        window.add({"b": (0.0, 0.0), "train/skipped": (1.0, 1.0)})
+        window.add(7, {"a": (1.0, 3.0), "train/skipped": (0.0, 1.0)})
+        window.add(8, {"a": (float("nan"), 1.0), "train/skipped": (1.0, 1.0)})
+        window.add(9, {"b": (0.0, 0.0), "train/skipped": (1.0, 1.0)})
         totals = window.settle()
         assert totals["a"] == [4.0, 4.0]
-        assert (window.skipped, window.longest_skip) == (2, 2)
+        assert (window.skipped, window.longest_skip, window.last_skipped) == (2, 2, 9)
         assert window.means() == {"a": 1.0, "train/skipped": 2 / 3}
         assert totals["a"] == [4.0, 4.0], "what was handed out is a copy"
         assert window.means() == {}

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bljust_jax import checkpoint, main, metrics, train
 from bljust_jax.errors import UserError
-from configs import common, librispeech, manifest, quickstart
+from configs import common, librispeech, manifest, quickstart, tedlium
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHORT = {"explore": 4, "joint": 6, "finetune": 6}
@@ -36,6 +37,7 @@ CONFIGS = {
     "quickstart-bljust": lambda: quickstart.get_config("smoke"),
     "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
     "librispeech-weighted_sum": lambda: librispeech.get_config("M,chunked,weighted_sum,smoke"),
+    "tedlium-bljust": lambda: tedlium.get_config("tenth,smoke"),
     "manifest-ptft": lambda: manifest.get_config("digits,ptft,smoke"),
     "manifest-supervised": lambda: manifest.get_config("sentences,supervised,smoke"),
 }
@@ -63,11 +65,14 @@ def test_config_trains(name, tmp_path, capsys):
         assert set(np.round(penalties, 6)) == {round(config.penalty.constant, 6)}
     else:
         assert not penalties
-    for made in ("config.json", "tokenizer.json", "report.md", "tb", "samples/test-best.jsonl"):
+    for made in ("config.json", "tokenizer.json", "run.json", "tb", "samples/test-best.jsonl"):
         assert (tmp_path / made).exists(), made
-    assert "compute/encoder_tflop" in (tmp_path / "report.md").read_text()
+    assert "encoder TFLOP" in (tmp_path / "report.md").read_text()
+    assert {p.name for p in (tmp_path / "plots").iterdir()} >= {"losses.png", "alignment.png"}
     err = capsys.readouterr().err
     assert "phase" in err
+    assert re.search(r"compiling program 1 of \d", err)
+    assert re.search(r"\d s; \d+ MiB of [\d.]+ [GM]iB memory", err)
     assert "resumed" not in err
 
 

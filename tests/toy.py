@@ -78,8 +78,10 @@ def recipe(phases, **options):
         init=init,
         combiner=bilevel.combine_levels(),
         predict=lambda params, stats, batch: (batch["logits"], batch["lengths"]),
+        log_mel=lambda audio, lengths: (audio[..., None], lengths),
+        frames=lambda samples: samples,
         statistics=lambda batches: {},
-        cost=lambda loss, seconds: seconds,
+        cost=lambda losses, seconds: seconds,
         **{"ema_decay": 0.9, **options},
     )
 

@@ -4,30 +4,31 @@ The step alone says where the data stand: a batch is a function of (config, seed
 the number of threads, of hosts, and of restarts.
 """
 
-import collections
 import dataclasses
+import functools
 import hashlib
 import json
-import logging
 import math
-import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bljust_jax.data import augment
-from bljust_jax.data.plan import Bucket, Item, Plan, bucket_table, evaluation_batches
-from bljust_jax.data.sources import Utterance, hours, open_source, read_audio
-from bljust_jax.data.subset import keep, low_resource, scorable, timely
-from bljust_jax.data.text import CharTokenizer
+from bljust_jax.data import augment, normalise, settings, summary, text
+from bljust_jax.data.plan import Item, Plan, bucket_table
+from bljust_jax.data.quarantine import Quarantine
+from bljust_jax.data.sources import Utterance, open_source
+from bljust_jax.data.splits import Batch, Splits, empty_batch, fill, open_split, reasons
+from bljust_jax.data.subset import keep, low_resource, timely
+from bljust_jax.data.text import Tokenizer
 from bljust_jax.errors import UserError
 
 GAP = (0.02, 0.15)  # seconds between joined utterances
 GAIN_DB = (-3.0, 3.0)  # of each joined utterance
 
-Batch = dict[str, np.ndarray]
+STREAMS = ("labelled", "unlabelled")
 
 
 class Segment(NamedTuple):
@@ -38,13 +39,11 @@ class Segment(NamedTuple):
     streams: tuple[str, ...]
 
 
-class Corpus:
-    """Streams for training and splits for evaluation; made by `load`.
+class Corpus(Splits):
+    """Streams for training, and splits for evaluation; made by `load`.
 
-    tokenizer; plans: {"labelled": Plan, "unlabelled": Plan}.
-    A stream's batch is {audio: int16 [B, S], audio_lengths: int32 [B] (samples), ids: uint32 [B]
-    (crc32 of the utterances' ids)}, S = round(seconds * sample_rate); a labelled one has also
-    labels: int32 [B, U] (0 padded) and label_lengths: int32 [B], U the bucket's max_labels.
+    plans: {"labelled": Plan, "unlabelled": Plan}. A stream's batch is that of `empty_batch`, filled
+    from its first row to its last; only a labelled one has labels.
     """
 
     def __init__(
@@ -52,21 +51,27 @@ class Corpus:
         data: Any,
         seed: int,
         multiple: int,
-        tokenizer: CharTokenizer,
+        tokenizer: Tokenizer,
         utterances: dict[str, list[Utterance]],
-        left_out: dict[str, collections.Counter],
+        left_out: dict[str, Counter],
+        quarantined: Quarantine,
     ):
-        self.tokenizer = tokenizer
-        self._data, self._seed, self._multiple = data, seed, multiple
-        self._utterances, self._left_out = utterances, left_out
-        self._bad: dict[str, set[str]] = {"labelled": set(), "unlabelled": set()}
-        self._bad_lock = threading.Lock()
+        super().__init__(data, multiple, tokenizer, utterances, left_out, quarantined)
+        self._seed = seed
         self._unjoinable: list[str] = []
-        self.plans = {name: self._plan(name) for name in ("labelled", "unlabelled")}
+        encoded = [tokenizer.encode(u.text or "") for u in utterances["labelled"]]
+        self._labels = np.array([len(ids) for ids in encoded], np.int64)
+        self._repeats = np.array([np.sum(ids[1:] == ids[:-1]) for ids in encoded], np.int64)
+        self.plans = {}
+        for stream in STREAMS:
+            try:
+                self.plans[stream] = self._plan(stream)
+            except UserError as error:
+                raise UserError(f"{stream}: {error}") from error
         lengths = [[b.seconds for b in plan.buckets] for plan in self.plans.values()]
         if lengths[0] != lengths[1] and len(lengths[1]) > 1:
             raise UserError(
-                "data.unlabelled_buckets must be empty (the lengths of data.buckets) or one length"
+                "config.data.unlabelled_buckets must be empty (those of data.buckets) or one length"
             )
 
     def _plan(self, stream: str) -> Plan:
@@ -82,12 +87,11 @@ class Corpus:
         share = float(data.join_share if paired else data.unlabelled_join_share)
         if share > 0 and join[1] > 1:
             self._check_speakers(stream, share)
-        texts = [self.tokenizer.normalise(u.text) if paired and u.text else "" for u in utterances]
         return Plan(
             [u.duration for u in utterances],
-            [len(text) for text in texts] if paired else None,
+            self._labels.tolist() if paired else None,
             [u.speaker for u in utterances],
-            texts,
+            self.references(stream) if paired else [""] * len(utterances),
             [u.id for u in utterances],
             table,
             zlib.crc32(f"{self._seed}/{stream}".encode()),
@@ -104,13 +108,13 @@ class Corpus:
         utterances = self._utterances[stream]
         if len({u.speaker for u in utterances}) < max(1, len(utterances)):
             return
-        problem = f"{stream}: strings cannot be joined: no two utterances share a speaker"
+        problem = "strings cannot be joined: no two utterances share a speaker"
         if share >= 1:
             setting = "join_share" if stream == "labelled" else "unlabelled_join_share"
             raise UserError(
                 f'{problem}; add "speaker" to the manifest or set config.data.{setting} to 0'
             )
-        self._unjoinable.append(problem)
+        self._unjoinable.append(f"{stream}: {problem}")
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that a run must share with a checkpoint to resume exactly.
@@ -135,22 +139,50 @@ class Corpus:
         """
         n = 0
         for segment in segments:
-            driver = "labelled" if "labelled" in segment.streams else "unlabelled"
             if segment.start <= step < segment.start + segment.length:
                 break
         else:
             raise ValueError(f"step {step} is in no segment")
+        leader = driver(segment.streams)
         for earlier in segments:
-            drives = "labelled" if "labelled" in earlier.streams else "unlabelled"
-            if drives == driver:
+            if driver(earlier.streams) == leader:
                 n += min(max(step - earlier.start, 0), earlier.length)
-        k = self.plans[driver].bucket_of(n)
-        m = self.plans[driver].count(k, n)
-        drawn = {}
-        for stream in segment.streams:
-            alone = stream != driver and len(self.plans[stream].buckets) == 1
-            drawn[stream] = (0, n) if alone else (k, m)
-        return drawn
+        k = self.plans[leader].bucket_of(n)
+        m = self.plans[leader].count(k, n)
+        return {s: (0, n) if self._alone(s, leader) else (k, m) for s in segment.streams}
+
+    def _alone(self, stream: str, leader: str) -> bool:
+        """Whether a stream has one bucket of its own, whatever the leader's."""
+        return stream != leader and len(self.plans[stream].buckets) == 1
+
+    def names_at(self, segments: Sequence[Segment], step: int) -> list[str]:
+        """ "id (file:line)" of each utterance that a step hears, once, by stream and row."""
+        heard = [
+            self._utterances[stream][i]
+            for stream, (k, m) in self.draws(segments, step).items()
+            for item in self.plans[stream].batch_in_bucket(k, m)
+            for i in item.members
+        ]
+        return list(dict.fromkeys(f"{u.id} ({u.line or u.path})" for u in heard))
+
+    def buckets_in_use(self, streams: Sequence[str]) -> list[int]:
+        """Indices of the buckets that steps of these streams have, the largest last."""
+        counts = self.plans[driver(streams)].counts
+        return [k for k, count in enumerate(counts) if count]
+
+    def blank_batch(
+        self, streams: Sequence[str], k: int, *, shard: tuple[int, int] = (0, 1)
+    ) -> dict[str, Batch]:
+        """{stream: batch of empty rows} of the shapes that a step has in the driver's bucket k."""
+        rate = self._data.sample_rate
+        blank = {}
+        for stream in streams:
+            alone = self._alone(stream, driver(streams))
+            bucket = self.plans[stream].buckets[0 if alone else k]
+            labelled = stream == "labelled"
+            rows = bucket.batch_size // shard[1]
+            blank[stream] = empty_batch(bucket, rows, rate, labelled=labelled)
+        return blank
 
     def shape_at(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, float]]:
         """{stream: (rows, seconds a row)} of a step, padding included; reads no audio."""
@@ -162,71 +194,79 @@ class Corpus:
     ) -> Iterator[dict[str, Batch]]:
         """{stream: batch} of each step from `start` to the end of the segments.
 
-        shard: (index, count): only the index-th of `count` equal runs of rows is loaded. Audio that
-        cannot be read raises UserError once more than `data.max_bad_fraction` of a stream's
-        utterances proved bad; until then such a row has no audio and no labels, and is logged.
+        shard: (index, count): only the index-th of `count` equal runs of rows is loaded. A row with
+        audio that cannot be read is quarantined when its step comes: it has no audio and no labels,
+        and so no part in any loss. UserError once more than `data.max_bad_fraction` of a stream's
+        utterances proved bad.
         """
         if self._multiple % shard[1]:
             raise ValueError(f"batches of a multiple of {self._multiple} rows in {shard[1]} shards")
         total = max((s.start + s.length for s in segments), default=0)
 
-        def load_step(step: int) -> dict[str, Batch]:
+        def load_step(step: int) -> dict[str, _Loaded]:
             return {
                 stream: self._train_batch(stream, k, m, shard)
                 for stream, (k, m) in self.draws(segments, step).items()
             }
 
-        return self._parallel(load_step, start, total)
+        def admit(loaded: dict[str, _Loaded]) -> dict[str, Batch]:
+            return {stream: self._admit(stream, made) for stream, made in loaded.items()}
+
+        return map(admit, self._parallel(load_step, start, total))
 
     def sample_audio(self, batches: int) -> Iterator[Batch]:
         """The first batches of the unlabelled plan's own order, for feature statistics."""
         plan = self.plans["unlabelled"]
 
-        def load_batch(n: int) -> Batch:
+        def load_batch(n: int) -> _Loaded:
             k = plan.bucket_of(n)
             return self._train_batch("unlabelled", k, plan.count(k, n), (0, 1))
 
-        return self._parallel(load_batch, 0, batches)
+        loaded = self._parallel(load_batch, 0, batches)
+        return map(functools.partial(self._admit, "unlabelled"), loaded)
 
-    def _parallel(self, make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-        """make(start), ..., make(stop - 1), in order, by grain's threads."""
-        import grain
+    def _admit(self, stream: str, loaded: "_Loaded") -> Batch:
+        """The batch, its bad utterances quarantined: in order of steps, whatever the threads."""
+        for u, reason in loaded.bad:
+            self.quarantined.add(stream, u, reason)
+        return loaded.batch
 
-        threads, buffer = self._data.num_threads, self._data.prefetch
-        options = grain.ReadOptions(threads, max(buffer, threads))
-        return iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
-
-    def _train_batch(self, stream: str, k: int, m: int, shard: tuple[int, int]) -> Batch:
-        plan = self.plans[stream]
+    def _train_batch(self, stream: str, k: int, m: int, shard: tuple[int, int]) -> "_Loaded":
+        plan, utterances = self.plans[stream], self._utterances[stream]
         bucket, items = plan.buckets[k], plan.batch_in_bucket(k, m)
         rows = len(items) // shard[1]
         items = items[shard[0] * rows : (shard[0] + 1) * rows]
-        batch = self._empty(bucket, rows, stream == "labelled")
+        labelled = stream == "labelled"
+        batch = empty_batch(bucket, rows, self._data.sample_rate, labelled=labelled)
+        bad = []
         for row, item in enumerate(items):
-            batch["ids"][row] = item.key
-            audio = self._waveform(stream, item, bucket.seconds, m)
-            if audio is None:
+            members = [utterances[i] for i in item.members]
+            try:
+                audio = self._waveform(members, item, bucket.seconds, m)
+            except _BadAudio as error:
+                bad.append(error.args)
+                batch["ids"][row] = item.key
                 continue
-            members = [self._utterances[stream][i] for i in item.members]
-            self._fill(batch, row, audio, " ".join(u.text or "" for u in members))
-        return batch
+            texts = " ".join(u.text or "" for u in members)
+            fill(batch, row, item.key, audio, self.tokenizer.encode(texts) if labelled else None)
+        return _Loaded(batch, bad)
 
-    def _waveform(self, stream: str, item: Item, seconds: float, draw: int) -> np.ndarray | None:
-        """The augmented audio of an item, at most `seconds` long; None where it cannot be read."""
+    def _waveform(
+        self, members: Sequence[Utterance], item: Item, seconds: float, draw: int
+    ) -> np.ndarray:
+        """The augmented audio of an item, at most `seconds` long; raises _BadAudio."""
         rate = self._data.sample_rate
         rng = augment.generator(self._seed, item.key, draw)
         parts = []
-        for i in item.members:
-            u = self._utterances[stream][i]
-            excess = u.duration - seconds * item.speed
+        for u in members:
+            stretch, excess = u, u.duration - seconds * item.speed
             if excess > 0:  # crop before decoding
                 start = u.offset + rng.uniform(0.0, excess)
-                u = dataclasses.replace(u, offset=start, duration=seconds * item.speed)
+                stretch = dataclasses.replace(u, offset=start, duration=seconds * item.speed)
             try:
-                parts.append(augment.speed(read_audio(u, rate), item.speed))
+                parts.append(augment.speed(self._audio(stretch), item.speed))
             except UserError as error:
-                self._tolerate(stream, u, error)
-                return None
+                raise _BadAudio(u, str(error)) from error
         gaps = (round(GAP[0] * rate), math.floor(GAP[1] * rate))
         audio = augment.join(parts, gaps, GAIN_DB, rng) if len(parts) > 1 else parts[0]
         audio = audio[: round(seconds * rate)]  # speed rounds lengths
@@ -234,120 +274,51 @@ class Corpus:
             audio = augment.noise(audio, rng.uniform(*self._data.noise_snr), rng)
         return audio
 
-    def _tolerate(self, stream: str, u: Utterance, error: UserError) -> None:
-        """Logs a bad utterance, once; raises when they are too many."""
-        bad = self._bad[stream]
-        with self._bad_lock:
-            if u.id not in bad:
-                bad.add(u.id)
-                if len(bad) > self._data.max_bad_fraction * len(self._utterances[stream]):
-                    raise error
-                logging.warning("left out: %s", error)
-
-    # Evaluation
-
-    def utterances(self, split: str) -> list[Utterance]:
-        """Utterances of "labelled", "unlabelled", "dev" or "test", in the order of their source."""
-        return self._utterances[split]
-
-    def references(self, split: str) -> list[str]:
-        """Normalised texts of `utterances(split)`, "" where one is missing."""
-        return [self._reference(u) for u in self._utterances[split]]
-
-    def parts(self, split: str) -> dict[str, list[int]]:
-        """{name: indices into `utterances(split)`} of the sources that a split joins by "+".
-
-        The names are those of `open_source`; {} where the split is of one source.
-        """
-        found: dict[str, list[int]] = {}
-        for i, u in enumerate(self._utterances[split]):
-            if u.part:
-                found.setdefault(u.part, []).append(i)
-        return found
-
-    def eval_batches(self, split: str) -> Iterator[tuple[Batch, list[Utterance]]]:
-        """Batches as unlabelled ones, and the utterances of their first rows, each exactly once.
-
-        No augmentation and no joining; a bucket's last batch is padded with rows of length 0. The
-        shapes are those of `evaluation_batches`. Bad audio raises UserError.
-        """
-        data, utterances = self._data, self._utterances[split]
-        durations = [u.duration for u in utterances]
-        batches = evaluation_batches(
-            durations, data.buckets, data.eval_batch_seconds, self._multiple
-        )
-
-        def load_batch(n: int) -> tuple[Batch, list[Utterance]]:
-            bucket, indices = batches[n]
-            members = [utterances[i] for i in indices]
-            batch = self._empty(bucket, bucket.batch_size, False)
-            for row, u in enumerate(members):
-                batch["ids"][row] = zlib.crc32(u.id.encode())
-                self._fill(batch, row, read_audio(u, data.sample_rate))
-            return batch, members
-
-        return self._parallel(load_batch, 0, len(batches))
-
-    def _reference(self, u: Utterance) -> str:
-        return self.tokenizer.normalise(u.text or "")
-
-    # Arrays
-
-    def _empty(self, bucket: Bucket, rows: int, labelled: bool) -> Batch:
-        samples = round(bucket.seconds * self._data.sample_rate)
-        batch = {
-            "audio": np.zeros((rows, samples), np.int16),
-            "audio_lengths": np.zeros(rows, np.int32),
-            "ids": np.zeros(rows, np.uint32),
-        }
-        if labelled:
-            batch["labels"] = np.zeros((rows, bucket.max_labels), np.int32)
-            batch["label_lengths"] = np.zeros(rows, np.int32)
-        return batch
-
-    def _fill(self, batch: Batch, row: int, audio: np.ndarray, text: str = "") -> None:
-        batch["audio"][row, : len(audio)] = audio
-        batch["audio_lengths"][row] = len(audio)
-        if "labels" in batch:
-            labels = self.tokenizer.encode(text)
-            batch["labels"][row, : len(labels)] = labels
-            batch["label_lengths"][row] = len(labels)
-
     # Words for people
 
     def summary(self) -> list[str]:
-        """Lines on sizes, what was left out and why, bucket tables, uncovered characters."""
-        lines = list(self._unjoinable)
-        for name, utterances in self._utterances.items():
-            if not utterances:
-                continue
-            size = f"{len(utterances)} utterances, {hours(utterances):.2f} h"
-            lines.append(f"{name}: {size}, {len({u.speaker for u in utterances})} speakers")
-        for stream, plan in self.plans.items():
-            reasons = collections.Counter(reason for _, reason in plan.excluded)
-            for reason, n in (self._left_out[stream] + reasons).items():
-                lines.append(f"{stream}: {n} utterances left out: {reason}")
-            for bucket, batches in zip(plan.buckets, plan.counts, strict=True):
-                lines.append(
-                    f"{stream}: {batches} batches an epoch of {bucket.batch_size} x "
-                    f"{bucket.seconds:g} s, at most {bucket.max_labels} labels"
-                )
-        lines.append(f"tokenizer: {self.tokenizer.vocab_size - 1} characters and the blank")
-        for split in ("dev", "test"):
-            references = self.references(split)
-            silent = references.count("")
-            if silent:
-                lines.append(f"{split}: {silent} utterances without a text cannot be scored")
-            unknown = self.tokenizer.uncovered(references)
-            if unknown:
-                counts = ", ".join(f"{character!r} x {n}" for character, n in unknown.items())
-                lines.append(f"{split}: characters that the labelled texts lack: {counts}")
-        return lines
+        """Lines on sizes, what was left out and why, bucket tables, how labels cover the texts."""
+        sizes, plans = summary.sizes(self), summary.plans(self.plans)
+        return [*self._unjoinable, *sizes, *plans, *summary.texts(self, ("dev", "test"))]
+
+    def infeasible(self, frames: Callable[[int], int]) -> list[str]:
+        """A line on labelled utterances that CTC cannot align, none where it can align them all.
+
+        They have fewer frames than labels and repeats: T < U + repeats, which costs them any part
+        in the loss. frames: samples -> frames of the encoder's output, at the speed as recorded.
+        """
+        needed = (self._labels + self._repeats).tolist()
+        utterances = self._utterances["labelled"]
+        lengths = [frames(round(u.duration * self._data.sample_rate)) for u in utterances]
+        short = [i for i, (t, n) in enumerate(zip(lengths, needed, strict=True)) if t < n]
+        if not short:
+            return []
+        u, t, n = utterances[short[0]], lengths[short[0]], needed[short[0]]
+        return [
+            f"labelled: {len(short)} of {len(utterances)} utterances have fewer frames than CTC"
+            f" needs for their {self.tokenizer.unit}s and add nothing to it, first"
+            f" {u.id} ({u.line or u.path}) with {t} for {n}: look for wrong texts or durations, or"
+            " use larger units"
+        ]
 
 
-def load(
-    data: Any, *, seed: int, multiple: int = 1, tokenizer: CharTokenizer | None = None
-) -> Corpus:
+class _Loaded(NamedTuple):
+    """A batch, and the utterances that it had to do without, with the reasons."""
+
+    batch: Batch
+    bad: list[tuple[Utterance, str]]
+
+
+class _BadAudio(Exception):
+    """(utterance, reason)"""
+
+
+def driver(streams: Sequence[str]) -> str:
+    """The stream whose plan decides the bucket of a step."""
+    return "labelled" if "labelled" in streams else "unlabelled"
+
+
+def load(data: Any, *, seed: int, multiple: int = 1, tokenizer: Tokenizer | None = None) -> Corpus:
     """The corpus that `config.data` describes; batch sizes are multiples of `multiple`.
 
     `tokenizer` replaces the one made from the labelled training texts (resumed and exported runs).
@@ -356,31 +327,45 @@ def load(
     """
     if seed < 0:
         raise UserError(f"config.seed is {seed}; it must be 0 or above")
-    for name, uri in (("train", data.train), ("dev", data.dev)):
-        if not uri:
-            raise UserError(f"config.data.{name} is empty; name a manifest or SCHEME:REST")
+    settings.check(data)
+    bad = Quarantine(data.max_bad_fraction)
     train = open_source(data.train, data.root)
     audio = open_source(data.unlabelled, data.root) if data.unlabelled else train
-    left_out = {"labelled": collections.Counter(), "unlabelled": collections.Counter()}
-    normalise = CharTokenizer((), "lower" in data.text.normalise).normalise
-    labelled = keep(
-        train, left_out["labelled"], "without a text", lambda u: normalise(u.text or "")
-    )
-    labelled = low_resource(timely(labelled, data, left_out["labelled"]), data, seed)
+    train, audio = bad.sift("labelled", train), bad.sift("unlabelled", audio)
+    left_out = {stream: Counter() for stream in STREAMS}
+    utterances, tokenizer = _label(train, data, seed, tokenizer, left_out["labelled"])
+    streams = {
+        "labelled": utterances,
+        "unlabelled": timely(audio, data, left_out["unlabelled"]),
+    }
+    _require(streams["unlabelled"], left_out["unlabelled"], "unlabelled")
+    for split in ("dev", "test"):
+        streams[split], left_out[split] = open_split(split, data[split], data, bad)
+    return Corpus(data, seed, multiple, tokenizer, streams, left_out, bad)
+
+
+def _label(
+    train: list[Utterance], data: Any, seed: int, tokenizer: Tokenizer | None, left_out: Counter
+) -> tuple[list[Utterance], Tokenizer]:
+    """The utterances that train with labels, and what spells those."""
+    spell = normalise.make(data.text.normalise)
+    found = keep(train, left_out, "without a text", lambda u: spell(u.text or ""))
+    found = _require(timely(found, data, left_out), left_out, "train")
+    found = low_resource(found, data, seed)
     joins = data.join_share > 0 and data.join[1] > 1
     if tokenizer is None:
-        texts = (u.text or "" for u in labelled)
-        tokenizer = CharTokenizer.from_texts(texts, "lower" in data.text.normalise, joined=joins)
-    elif joins and " " not in tokenizer.symbols:
-        raise UserError("config.data.join_share joins texts by a space, which the tokenizer lacks")
+        tokenizer = text.make(data.text, (u.text or "" for u in found), joined=joins)
     covers = tokenizer.covers
-    labelled = keep(
-        labelled, left_out["labelled"], "with unknown characters", lambda u: covers(u.text or "")
-    )
-    utterances = {
-        "labelled": labelled,
-        "unlabelled": timely(audio, data, left_out["unlabelled"]),
-        "dev": scorable(data.dev, data.root, normalise),
-        "test": scorable(data.test, data.root, normalise),
-    }
-    return Corpus(data, seed, multiple, tokenizer, utterances, left_out)
+    found = keep(found, left_out, "with unknown characters", lambda u: covers(u.text or ""))
+    found = _require(found, left_out, "train")
+    if joins and not covers(f"{found[0].text} {found[0].text}"):
+        raise UserError("config.data.join_share joins texts by a space, which the tokenizer lacks")
+    return found, tokenizer
+
+
+def _require(utterances: list[Utterance], left_out: Counter, source: str) -> list[Utterance]:
+    if not utterances:
+        raise UserError(
+            f"config.data.{source}: no utterance is left to train on: {reasons(left_out)}"
+        )
+    return utterances

@@ -269,14 +269,11 @@ class Plan:
         sizes = [bucket.batch_size for bucket in self.buckets]
         counts = [-(-n // size) for n, size in zip(items, sizes, strict=True)]
         if not sum(counts):
-            reasons = collections.Counter(reason for _, reason in self.excluded)
+            counted = collections.Counter(reason for _, reason in self.excluded)
+            reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
             raise UserError(
-                "no utterance is left to train on: "
-                + (
-                    ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-                    or "the set is empty"
-                )
-                + "; check data.buckets and data.labels_per_second"
+                f"no utterance is left to train on: {reasons or 'the set is empty'}; check"
+                " config.data.buckets and config.data.labels_per_second"
             )
         supply = []
         for k, size in enumerate(sizes):

@@ -10,7 +10,7 @@ import os
 import pathlib
 import pkgutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import soundfile
@@ -35,7 +35,7 @@ class Utterance:
     id: unique in a corpus; path: absolute; offset, duration: seconds; text: None where unlabelled;
     line: "file:line" that declared it, for messages; part: which of several joined sources it comes
     from, "" where there is one; fetch: the encoded file where it lies in a shard, which `path` then
-    only names.
+    only names; fault: why the audio is known to be unusable, "" where nothing is known against it.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Utterance:
     line: str = ""
     part: str = ""
     fetch: Callable[[], bytes] | None = None
+    fault: str = ""
 
 
 def open_source(uri: str, root: str = "") -> list[Utterance]:
@@ -59,20 +60,19 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
     extension, with "-2", "-3" after it where a name returns.
     Raises UserError for an unknown scheme, an empty corpus or an id that occurs twice.
     """
-    uris = [uri] if os.path.isfile(uri) else uri.split("+")
+    check(uri)
+    uris = _parts(uri)
     utterances = []
     for part, name in zip(uris, _part_names(uris), strict=True):
         found = _read_part(part, root)
         utterances += [dataclasses.replace(u, part=name) for u in found] if name else found
-    if not utterances:
-        raise UserError(f"{uri}: no utterance found; check that the path holds audio")
     seen: dict[str, Utterance] = {}
     for u in utterances:
         first = seen.setdefault(u.id, u)
         if first is not u:
             raise UserError(
                 f"{u.line or u.path}: id {u.id!r} was used before, at {first.line or first.path};"
-                " ids must be unique in a corpus"
+                ' ids must be unique in a corpus: remove one, or give each an "id"'
             )
     return utterances
 
@@ -100,34 +100,82 @@ def inside(path: str | os.PathLike, root: str, where: str) -> str:
     return found
 
 
-def _read_part(uri: str, root: str) -> list[Utterance]:
+def check(uri: str) -> None:
+    """Raises UserError, before anything is read, where `open_source` would find nothing to read."""
+    for part in _parts(uri):
+        scheme, rest = _locate(part)
+        if scheme == "manifest" and not os.path.isfile(rest):
+            kind = "is a folder, not a manifest" if os.path.isdir(rest) else "no such manifest"
+            raise UserError(
+                f"{rest}: {kind}; name a file *.jsonl that holds one JSON object a line"
+            )
+
+
+def _parts(uri: str) -> list[str]:
+    return [uri] if os.path.isfile(uri) else uri.split("+")
+
+
+def _locate(uri: str) -> tuple[str, str]:
+    """(scheme, rest) of the URI of one source."""
     scheme, colon, rest = uri.partition(":")
     if uri.endswith(".jsonl") and not (colon and scheme.isidentifier()):
         scheme, rest = "manifest", uri
     known = sorted(module.name for module in pkgutil.iter_modules(readers.__path__))
     if scheme not in known or not rest:
+        found = " is a folder" if os.path.isdir(uri) else ""
         raise UserError(
-            f"cannot read {uri!r}: expected a *.jsonl manifest or SCHEME:REST with SCHEME one of "
-            + ", ".join(known)
+            f"cannot read {uri!r}{found}: expected a *.jsonl manifest or SCHEME:REST with SCHEME "
+            f"one of {', '.join(known)}"
         )
-    return importlib.import_module(f"{readers.__name__}.{scheme}").read(rest, root)
+    return scheme, rest
 
 
-def header_seconds(paths: Sequence[str], lines: Sequence[str]) -> list[float]:
-    """Durations in seconds from the files' headers, read by threads, in the order of `paths`.
+def _read_part(uri: str, root: str) -> list[Utterance]:
+    scheme, rest = _locate(uri)
+    found = importlib.import_module(f"{readers.__name__}.{scheme}").read(rest, root)
+    if not found:
+        raise UserError(f"{uri}: no utterance found: it is empty; name a source that holds some")
+    return found
 
-    Raises UserError naming the line and the file for one that is not audio.
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
+    """("path:number", line) of each line of a UTF-8 text file that is not blank.
+
+    A byte order mark and CRLF are accepted. Raises UserError where it is not UTF-8.
+    """
+    with open(path, encoding="utf-8-sig", newline=None) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 text: {error}; save it as UTF-8") from error
+
+
+def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """The utterances, a duration of 0 replaced by the rest of the file from its offset on.
+
+    Lengths come from the files' headers, read by threads. Where a header cannot be read the
+    duration stays 0 and `fault` says why. Raises UserError for an offset past the end.
     """
 
-    def seconds(path: str, line: str) -> float:
+    def complete(u: Utterance) -> Utterance:
+        if u.duration:
+            return u
         try:
-            info = soundfile.info(path)
+            info = soundfile.info(u.path)
         except (soundfile.SoundFileError, OSError) as error:
-            raise UserError(f"{line}: cannot read the header of {path}: {error}") from error
-        return info.frames / info.samplerate
+            fault = f"{u.line}: cannot read the header of {u.path}: {error}; replace or remove it"
+            return dataclasses.replace(u, fault=fault)
+        duration = info.frames / info.samplerate - u.offset
+        if u.offset and duration <= 0:
+            raise UserError(f"{u.line}: offset {u.offset:g} s is past the end of {u.path}")
+        if not duration:
+            return dataclasses.replace(u, fault=f"{u.line}: {u.path} holds no audio; remove it")
+        return dataclasses.replace(u, duration=duration)
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(seconds, paths, lines))
+        return list(pool.map(complete, utterances))
 
 
 def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]:
@@ -173,6 +221,8 @@ def _to_mono(file: soundfile.SoundFile, frames: int, sample_rate: int) -> np.nda
     if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:
         return file.read(frames, dtype="int16")
     audio = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+    if not np.isfinite(audio).all():
+        raise soundfile.SoundFileError("it has samples that are not finite")
     if file.samplerate != sample_rate:
         audio = soxr.resample(audio, file.samplerate, sample_rate)
     return to_int16(audio * 32768)

@@ -1,4 +1,4 @@
-"""The Conformer encoder: x4 subsampling, then blocks run by `lax.scan` over stacked parameters."""
+"""The Conformer encoder: subsampling, then blocks run by `lax.scan` over stacked parameters."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.errors import UserError
-from bljust_jax.models.frontend import Subsampling
+from bljust_jax.models.frontend import FACTORS, Subsampling, output_lengths, subsampling_flops
 from bljust_jax.models.layers import ConformerBlock, at_least_float32
 from bljust_jax.ops.features import valid_frames
 
@@ -30,12 +30,14 @@ Context = Literal["full", "causal"]
 
 @dataclasses.dataclass(frozen=True)
 class Conformer:
-    """Log-mel features to hidden frames, four feature frames each (Gulati et al., 2020).
+    """Log-mel features to hidden frames, `factor` feature frames each (Gulati et al., 2020).
 
     Fields: width, blocks, attention heads, taps of the depthwise convolution (odd), mel bands,
     channels of the front end, feed-forward expansion, dropout rate on each branch, dtype of the
-    products ("float32" or "bfloat16"; parameters stay float32), blocks unrolled a scan step, and
-    whether blocks are recomputed in the backward pass.
+    products ("float32" or "bfloat16"; parameters stay float32), blocks unrolled a scan step,
+    whether blocks are recomputed in the backward pass, and the front end: "conv2d" or "parakeet"
+    (separable convolutions, a seventh of the cost), with its factor, 4 or 8; 0 is the usual one,
+    `frontend.FACTORS`.
     """
 
     dim: int
@@ -49,6 +51,8 @@ class Conformer:
     dtype: str = "float32"
     scan_unroll: int = 1
     remat: bool = False
+    subsampling: str = "conv2d"
+    subsampling_factor: int = 0
 
     def __post_init__(self):
         if self.dim % self.heads or self.dim % 2:
@@ -57,10 +61,21 @@ class Conformer:
             raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
         if self.kernel % 2 == 0:
             raise UserError(f"kernel={self.kernel} must be odd, as its taps are centred")
+        if self.subsampling not in FACTORS:
+            known = " or ".join(FACTORS)
+            raise UserError(f"subsampling={self.subsampling!r} must be {known}")
+        if self.factor not in (4, 8):
+            raise UserError(f"subsampling_factor={self.subsampling_factor} must be 4 or 8")
+
+    @property
+    def factor(self) -> int:
+        """Feature frames an output frame."""
+        return self.subsampling_factor or FACTORS[self.subsampling]
 
     @property
     def frontend(self) -> Subsampling:
-        return Subsampling(self.channels, self.dim, jnp.dtype(self.dtype))
+        separable, dtype = self.subsampling == "parakeet", jnp.dtype(self.dtype)
+        return Subsampling(self.channels, self.dim, self.factor, separable, dtype)
 
     @property
     def block(self) -> ConformerBlock:
@@ -107,13 +122,13 @@ class Conformer:
           x: normalised features `[B, T, M]`; padded frames never matter, NaN included.
           lengths: valid frames `[B]`; 0 is allowed.
           context: "full", or "causal": the same weights with a triangular attention mask and the
-            future taps of the depthwise convolutions left out; output t then depends on feature
-            frames up to 4t + 3 alone (`frontend.receptive_field`).
+            future taps of the blocks' depthwise convolutions left out; output t then depends on
+            feature frames up to factor (t + 1) - 1 alone (`frontend.receptive_field`).
           upto: run only the first `upto` blocks.
           train, rng: dropout is active in training and then needs a key.
 
         Returns:
-          float32 output `[B, ceil(T / 4), D]`, exactly 0 in padded frames; its lengths `[B]`;
+          float32 output `[B, ceil(T / factor), D]`, exactly 0 in padded frames; its lengths `[B]`;
           {"latents": the front end's output, same shape}; the stats unchanged (there are none).
 
         Raises:
@@ -145,19 +160,23 @@ class Conformer:
         output = jnp.where(valid[..., None], at_least_float32(output), 0.0)
         return output, lengths, {"latents": at_least_float32(latents)}, stats or {}
 
+    def frames(self, frames: int) -> int:
+        """Output frames of `frames` feature frames."""
+        return output_lengths(frames, self.factor)
+
     def flops(self, frames: int) -> float:
         """Floating-point operations of one forward pass over `frames` feature frames (heads apart).
 
-        2 t1 f1 9 C + 2 t2 f2 9 C^2 + 2 t2 f2 C d + L (2 t2 ((4 e + 7) d^2 + k d) + 6 t2^2 d), with
-        t1 = T/2, t2 = T/4, f1 = M/2, f2 = M/4 rounded up and e = ff_mult; 6 t2^2 d is attention's
-        content scores, position scores and weighted sum. A backward pass costs twice as much.
+        Those of the front end (`frontend.subsampling_flops`) and L (2 t ((4 e + 7) d^2 + k d) +
+        6 t^2 d), with t output frames and e = ff_mult; 6 t^2 d is attention's content scores,
+        position scores and weighted sum. A backward pass costs twice as much.
         """
-        t1, f1 = (frames + 1) // 2, (self.n_mels + 1) // 2
-        t2, f2 = (t1 + 1) // 2, (f1 + 1) // 2
-        c, d = self.channels, self.dim
-        frontend = 2 * t1 * f1 * 9 * c + 2 * t2 * f2 * 9 * c**2 + 2 * t2 * f2 * c * d
-        frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + 6 * t2 * d
-        return float(frontend + self.layers * t2 * frame)
+        d, separable = self.dim, self.subsampling == "parakeet"
+        subsampling, t = subsampling_flops(
+            frames, self.n_mels, self.channels, d, self.factor, separable
+        )
+        frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + 6 * t * d
+        return float(subsampling + self.layers * t * frame)
 
 
 def _draw(rng: Key[Array, ""], shapes: dict[str, Any]) -> dict[str, Any]:

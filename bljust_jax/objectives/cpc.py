@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from bljust_jax.objectives import shared
 from bljust_jax.system import Aux, Objective, row_keys, scale_gradient
 
 EPS = 1e-8
@@ -72,36 +73,83 @@ def make(
             f"chunk {chunk}: a slide shorter than the future window would make an utterance's "
             "negatives equal to its positives"
         )
-    parts = _Parts(features, encode, project, predict, target_gradient, name)
-    if context == "causal":
-        ahead = range(first_step, first_step + steps)
-        view = functools.partial(_causal, parts, ahead=ahead)
-    else:
-        chunk_samples = tuple(round(seconds * sample_rate) for seconds in chunk)
-        view = functools.partial(_chunked, parts, chunk=chunk_samples, steps=steps)
+    forward = functools.partial(shared.run, features, encode)
+    heads = _Heads(project, predict, target_gradient, name)
+    contrast = functools.partial(_contrast, negatives, temperature, name)
+    read = reader(
+        project=project,
+        predict=predict,
+        steps=steps,
+        first_step=first_step,
+        temperature=temperature,
+        negatives=negatives,
+        target_gradient=target_gradient,
+        name=name,
+    )
+    windows = tuple(round(seconds * sample_rate) for seconds in chunk)
 
-    def apply(params, extras, batch, rng):
+    def causal(params, extras, batch, rng):
         data = batch[stream]
         draw_rng, encoder_rng = jax.random.split(rng)
-        seen = view(params, extras, data["audio"], data["audio_lengths"], encoder_rng)
-        if seen is None:
-            nats = hits = counted = jnp.zeros((1, len(data["ids"]), 1))
-        else:
-            keys = row_keys(draw_rng, data["ids"])
-            nats, hits, counted = info_nce(
-                *(seen.queries, seen.pick(seen.pool), seen.pick(seen.valid)),
-                *draw_negatives(keys, seen, negatives),
-                temperature=temperature,
-            )
-        pairs = jnp.sum(counted, dtype=jnp.float32)
-        short = (data["audio_lengths"] > 0) & ~jnp.any(counted, axis=(0, 2))
-        metrics = {
-            f"{name}/accuracy": (jnp.sum(hits, dtype=jnp.float32), pairs),
-            f"{name}/short": (jnp.sum(short, dtype=jnp.float32), jnp.float32(1)),
-        }
-        return {name: (jnp.sum(nats), pairs)}, Aux(metrics, {})
+        encoded = forward(
+            *(params, extras, data["audio"], data["audio_lengths"], encoder_rng, "causal")
+        )
+        return read(params, extras, data, encoded, draw_rng)
 
+    def chunked(params, extras, batch, rng):
+        data = batch[stream]
+        draw_rng, encoder_rng = jax.random.split(rng)
+        view = _chunked(
+            *(forward, heads, params, extras, data["audio"], data["audio_lengths"], encoder_rng),
+            chunk=windows,
+            steps=steps,
+        )
+        return contrast(view, data, draw_rng)
+
+    apply = {"causal": causal, "chunked": chunked}[context]
     return Objective(losses=(name,), streams=(stream,), apply=apply)
+
+
+def reader(
+    *,
+    project: Callable,
+    predict: Callable,
+    steps: int,
+    first_step: int,
+    temperature: float | int,
+    negatives: int,
+    target_gradient: bool,
+    name: str,
+) -> Callable:
+    """The loss of `make` with context="causal" on a causal encoder's output, for `shared.make`."""
+    heads = _Heads(project, predict, target_gradient, name)
+    ahead = range(first_step, first_step + steps)
+
+    def read(params, extras, data, encoded, rng):
+        view = _causal(heads, params, extras, encoded, ahead)
+        return _contrast(negatives, temperature, name, view, data, rng)
+
+    return read
+
+
+def _contrast(negatives, temperature, name, view, data, rng):
+    """InfoNCE over a view of the batch, with its metrics; nothing counts where the view is None."""
+    if view is None:
+        nats = hits = counted = jnp.zeros((1, len(data["ids"]), 1))
+    else:
+        keys = row_keys(rng, data["ids"])
+        nats, hits, counted = info_nce(
+            *(view.queries, view.pick(view.pool), view.pick(view.valid)),
+            *draw_negatives(keys, view, negatives),
+            temperature=temperature,
+        )
+    pairs = jnp.sum(counted, dtype=jnp.float32)
+    short = (data["audio_lengths"] > 0) & ~jnp.any(counted, axis=(0, 2))
+    metrics = {
+        f"{name}/accuracy": (jnp.sum(hits, dtype=jnp.float32), pairs),
+        f"{name}/short": (jnp.sum(short, dtype=jnp.float32), jnp.float32(1)),
+    }
+    return {name: (jnp.sum(nats), pairs)}, Aux(metrics, {})
 
 
 def info_nce(
@@ -166,27 +214,20 @@ def draw_negatives(
     return drawn, is_negative
 
 
-class _Parts(NamedTuple):
+class _Heads(NamedTuple):
     """The functions that the recipe bound, and how gradients pass through them."""
 
-    features: Callable
-    encode: Callable
     project: Callable
     predict: Callable
     target_gradient: bool
     name: str
 
-    def run(self, params, extras, audio, lengths, rng, context):
+    def hear(self, extras, encoded):
         """Encoder output and latents, zero where padded, and which of their frames are valid."""
-        stats = extras.stats["features"]
-        x, lengths = self.features(audio, lengths, keys=None, train=True, stats=stats)
-        output, lengths, hidden, *_ = self.encode(
-            params, x, lengths, context=context, train=True, rng=rng
-        )
-        valid = jnp.arange(output.shape[1])[None, :] < lengths[:, None]
+        valid = jnp.arange(encoded.output.shape[1])[None, :] < encoded.lengths[:, None]
         output, latents = (
             scale_gradient(jnp.where(valid[..., None], h, 0), extras.scale[self.name])
-            for h in (output, hidden["latents"])
+            for h in (encoded.output, encoded.latents)
         )
         return output, latents, valid
 
@@ -196,9 +237,9 @@ class _Parts(NamedTuple):
         return self.project(params, latents)
 
 
-def _causal(parts: _Parts, params, extras, audio, audio_lengths, rng, *, ahead) -> View:
+def _causal(heads: _Heads, params, extras, encoded, ahead) -> View:
     """Frame t of one causal pass predicts the latents of frames t + k for k in `ahead`."""
-    output, latents, valid = parts.run(params, extras, audio, audio_lengths, rng, "causal")
+    output, latents, valid = heads.hear(extras, encoded)
     frames = valid.shape[1]
 
     def pick(x):
@@ -206,11 +247,11 @@ def _causal(parts: _Parts, params, extras, audio, audio_lengths, rng, *, ahead) 
         rest = [(0, 0)] * (x.ndim - 2)
         return jnp.stack([jnp.pad(s, ((0, 0), (0, frames - s.shape[1]), *rest)) for s in shifted])
 
-    return View(parts.predict(params, output), parts.targets(params, latents), valid, pick)
+    return View(heads.predict(params, output), heads.targets(params, latents), valid, pick)
 
 
 def _chunked(
-    parts: _Parts, params, extras, audio, audio_lengths, rng, *, chunk, steps
+    forward, heads: _Heads, params, extras, audio, audio_lengths, rng, *, chunk, steps
 ) -> View | None:
     """The last output of each past window predicts the first latents of the window after it.
 
@@ -231,10 +272,12 @@ def _chunked(
         return jnp.stack(pieces, axis=1).reshape(batch * windows, size), lengths.reshape(-1)
 
     past_rng, future_rng = jax.random.split(rng)
-    output, _, heard = parts.run(params, extras, *cut(0, past), past_rng, "full")
+    encoded = forward(params, extras, *cut(0, past), past_rng, "full")
+    output, _, heard = heads.hear(extras, encoded)
     last = jnp.maximum(jnp.sum(heard, axis=1) - 1, 0)
     output = jnp.take_along_axis(output, last[:, None, None], axis=1)
-    _, latents, valid = parts.run(params, extras, *cut(past, future), future_rng, "full")
+    encoded = forward(params, extras, *cut(past, future), future_rng, "full")
+    _, latents, valid = heads.hear(extras, encoded)
     frames = valid.shape[1]
     reach = min(steps, frames)
 
@@ -245,8 +288,8 @@ def _chunked(
     def utterances(x):
         return x.reshape(batch, windows * frames, *x.shape[2:])
 
-    queries = parts.predict(params, output.reshape(batch, windows, -1))[:reach]
-    targets = parts.targets(params, utterances(latents))
+    queries = heads.predict(params, output.reshape(batch, windows, -1))[:reach]
+    targets = heads.targets(params, utterances(latents))
     return View(queries, targets, utterances(valid), pick)
 
 

@@ -22,33 +22,67 @@ def make(
     blank: int = 0,
     name: str = "ctc",
     reduction: str = "label",
+    context: str = "full",
+    implementation: str = "auto",
 ) -> Objective:
     """-log P(labels | audio) in nats, over the feasible utterances of `stream`.
 
-    features(audio [B, S], lengths [B], *, keys, train) -> (x, lengths [B]); with `keys` [B] it
-        may mask or augment, each utterance from its own key
+    features(audio [B, S], lengths [B], *, keys, train, stats) -> (x, lengths [B]); with `keys` [B]
+        it may mask or augment, each utterance from its own key
     encode(params, x, lengths, *, context, train, rng) -> (output [B, T, D], lengths [B], ...)
     head(params, output) -> logits [B, T, K]
 
     The loss is a sum of nats over feasible utterances; its weight is their number of labels
-    (reduction="label") or their number ("utterance"). Metrics: `<name>/infeasible`, utterances a
-    step with fewer frames than their labels need (they count nowhere else), and
-    `<name>/blank_share`. Raises ValueError for another reduction.
+    (reduction="label") or their number ("utterance"). context="causal" encodes without a view of
+    the future, on features normalised by the stored statistics. `implementation`: of `ctc_loss`.
+    Metrics: `<name>/infeasible`, utterances a step with fewer frames than their labels need (they
+    count nowhere else), and `<name>/blank_share`. Raises ValueError for another reduction.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction {reduction!r}: expected one of {REDUCTIONS}")
+    loss = _loss(head, blank, name, reduction, implementation)
 
     def apply(params, extras, batch, rng):
         data = batch[stream]
         augment_rng, encoder_rng = jax.random.split(rng)
         keys = row_keys(augment_rng, data["ids"])
-        x, lengths = features(data["audio"], data["audio_lengths"], keys=keys, train=True)
-        output, lengths, *_ = encode(
-            params, x, lengths, context="full", train=True, rng=encoder_rng
+        stats = extras.stats["features"] if context == "causal" else None
+        x, lengths = features(
+            data["audio"], data["audio_lengths"], keys=keys, train=True, stats=stats
         )
+        output, lengths, *_ = encode(
+            params, x, lengths, context=context, train=True, rng=encoder_rng
+        )
+        return loss(params, extras, data, output, lengths)
+
+    return Objective(losses=(name,), streams=(stream,), apply=apply)
+
+
+def reader(
+    *,
+    head: Callable,
+    blank: int = 0,
+    name: str = "ctc",
+    reduction: str = "label",
+    implementation: str = "auto",
+) -> Callable:
+    """The loss of `make` on an encoder's output, for `shared.make`."""
+    loss = _loss(head, blank, name, reduction, implementation)
+
+    def read(params, extras, data, encoded, rng):
+        return loss(params, extras, data, encoded.output, encoded.lengths)
+
+    return read
+
+
+def _loss(head, blank, name, reduction, implementation):
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction {reduction!r}: expected one of {REDUCTIONS}")
+
+    def loss(params, extras, data, output, lengths):
         logits = head(params, scale_gradient(output, extras.scale[name]))
         labels, label_lengths = data["labels"], data["label_lengths"]
-        nats = ctc_loss(logits, lengths, labels, label_lengths, blank=blank)
+        nats = ctc_loss(
+            logits, lengths, labels, label_lengths, blank=blank, implementation=implementation
+        )
         real = data["audio_lengths"] > 0
         feasible = ctc_feasible(labels, label_lengths, lengths)
         counts = label_lengths if reduction == "label" else real
@@ -59,4 +93,4 @@ def make(
         }
         return {name: (jnp.sum(nats), weight)}, Aux(metrics, {})
 
-    return Objective(losses=(name,), streams=(stream,), apply=apply)
+    return loss

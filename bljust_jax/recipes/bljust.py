@@ -24,8 +24,9 @@ from bljust_jax import bilevel, optim
 from bljust_jax.errors import UserError
 from bljust_jax.models import heads
 from bljust_jax.models.conformer import Conformer
-from bljust_jax.objectives import cpc, ctc
+from bljust_jax.objectives import cpc, ctc, shared
 from bljust_jax.ops import features as feature_ops
+from bljust_jax.ops.ctc import IMPLEMENTATIONS
 from bljust_jax.ops.specaugment import specaugment
 from bljust_jax.recipes import Facts
 from bljust_jax.system import Group, Phase, Recipe
@@ -71,37 +72,48 @@ def build(config: Any, facts: Facts) -> Recipe:
     def logits(params, h):
         return heads.apply(params["ctc_head"], h)
 
-    objectives = (
-        ctc.make(
-            stream="labelled",
-            features=frontend,
-            encode=encode,
-            head=logits,
-            reduction=config.ctc.reduction,
-        ),
-        cpc.make(
-            stream="unlabelled",
-            features=frontend,
-            encode=encode,
-            project=lambda params, z: heads.apply(params["cpc_head"]["project"], z),
-            predict=lambda params, c: jnp.moveaxis(
-                heads.apply(params["cpc_head"]["predict"], c), 2, 0
-            ),
-            steps=config.cpc.steps,
-            first_step=config.cpc.first_step,
-            temperature=config.cpc.temperature,
-            negatives=config.cpc.negatives,
-            context=config.cpc.context,
-            chunk=tuple(config.cpc.chunk),
-            target_gradient=config.cpc.target_gradient,
-            sample_rate=config.data.sample_rate,
-        ),
-    )
+    def project(params, z):
+        return heads.apply(params["cpc_head"]["project"], z)
+
+    def predict_ahead(params, c):
+        return jnp.moveaxis(heads.apply(params["cpc_head"]["predict"], c), 2, 0)
+
+    context = config.ctc.context
 
     def predict(params, stats, batch):
-        x, lengths = frontend(batch["audio"], batch["audio_lengths"], keys=None, train=False)
-        h, lengths, _, _ = encode(params, x, lengths, context="full", train=False, rng=None)
+        stored = stats["features"] if context == "causal" else None
+        audio, lengths = batch["audio"], batch["audio_lengths"]
+        x, lengths = frontend(audio, lengths, keys=None, train=False, stats=stored)
+        h, lengths, _, _ = encode(params, x, lengths, context=context, train=False, rng=None)
         return logits(params, h), lengths
+
+    parts = {"features": frontend, "encode": encode}
+    upper = {
+        "head": logits,
+        "reduction": config.ctc.reduction,
+        "implementation": config.ctc.implementation,
+    }
+    lower = {"project": project, "predict": predict_ahead} | {
+        name: config.cpc[name]
+        for name in ("steps", "first_step", "temperature", "negatives", "target_gradient")
+    }
+    if config.share_forward:
+        check_shareable(config)
+        readers = {CTC: ctc.reader(name=CTC, **upper), CPC: cpc.reader(name=CPC, **lower)}
+        objectives = (shared.make(stream="labelled", readers=readers, **parts),)
+    else:
+        objectives = (
+            ctc.make(stream="labelled", name=CTC, context=context, **parts, **upper),
+            cpc.make(
+                stream="unlabelled",
+                name=CPC,
+                context=config.cpc.context,
+                chunk=tuple(config.cpc.chunk),
+                sample_rate=config.data.sample_rate,
+                **parts,
+                **lower,
+            ),
+        )
 
     clip, decay = config.optim.clip, config.optim.weight_decay
     group = partial(Group, clip=clip, weight_decay=decay)
@@ -116,6 +128,8 @@ def build(config: Any, facts: Facts) -> Recipe:
         init=init,
         combiner=bilevel.combine_levels(),
         predict=predict,
+        log_mel=make_log_mel(config),
+        frames=partial(_frames, config, model),
         statistics=partial(feature_statistics, config),
         cost=partial(_cost, config, model),
         gradients=config.gradients,
@@ -126,7 +140,10 @@ def build(config: Any, facts: Facts) -> Recipe:
 
 CHOICES = {
     "method": ("bljust", "weighted_sum", "ptft", "supervised", "alternating"),
+    "model.subsampling": ("conv2d", "parakeet"),
     "ctc.reduction": ("label", "utterance"),
+    "ctc.context": ("full", "causal"),
+    "ctc.implementation": IMPLEMENTATIONS,
     "cpc.context": ("causal", "chunked"),
     "penalty.per": ("step", "epoch"),
     "phases.unit": ("step", "epoch"),
@@ -146,6 +163,23 @@ def check_choices(config: Any) -> None:
             value = value[key]
         if value not in choices:
             raise UserError(f"config.{field}={value!r} is none of {', '.join(choices)}")
+
+
+def check_shareable(config: Any) -> None:
+    """UserError where one forward pass cannot serve both losses, with the reason."""
+    masks = config.specaugment.freq_masks + config.specaugment.time_masks
+    data = config.data
+    whole = data.labelled_fraction == 1 and data.labelled_speakers == 0
+    for met, reason in (
+        (config.gradients == "fused", 'one backward pass serves both: set gradients="fused"'),
+        (config.ctc.context == "causal", 'CPC must not see the future: set ctc.context="causal"'),
+        (config.cpc.context == "causal", "windows encoded apart are other passes"),
+        (masks == 0, "CPC reads unmasked features: set specaugment's numbers of masks to 0"),
+        (not data.unlabelled, "both levels hear data.train: data.unlabelled must be empty"),
+        (whole, "both levels hear data.train: all of it must be labelled"),
+    ):
+        if not met:
+            raise UserError(f"config.share_forward=True: {reason}")
 
 
 # Parts
@@ -193,8 +227,15 @@ def feature_statistics(config: Any, batches: Any) -> dict:
     return {"features": {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}}
 
 
-def _cost(config: Any, model: Conformer, loss: str, seconds: float) -> float:
-    """Forward FLOPs of the encoder for one row of a batch of `loss`, padding included."""
+def _frames(config: Any, model: Conformer, samples: int) -> int:
+    """Frames of logits that `samples` samples of audio give."""
+    return model.frames(
+        feature_ops.frame_count(samples, config.features.window, config.features.hop)
+    )
+
+
+def _cost(config: Any, model: Conformer, losses: frozenset[str], seconds: float) -> float:
+    """Forward FLOPs of the encoder for one row of a batch of an objective, padding included."""
 
     def flops(s):
         samples = round(s * config.data.sample_rate)
@@ -202,7 +243,7 @@ def _cost(config: Any, model: Conformer, loss: str, seconds: float) -> float:
             feature_ops.frame_count(samples, config.features.window, config.features.hop)
         )
 
-    if loss == CPC and config.cpc.context == "chunked":
+    if CPC in losses and config.cpc.context == "chunked":
         past, future, slide = config.cpc.chunk
         windows = max(0, int((seconds - past - future) // slide) + 1)
         return windows * (flops(past) + flops(future))
@@ -222,7 +263,8 @@ def make_phases(config: Any, steps_per_epoch: Any) -> tuple[Phase, ...]:
         round(length.joint * unit),
         round(length.finetune * unit),
     )
-    budget = explore + 2 * joint + finetune
+    passes = joint if config.share_forward else 2 * joint
+    budget = explore + passes + finetune
     make = partial(_phase, config, labelled)
     if config.method in ("bljust", "weighted_sum"):
         rounds = 1 if length.explore_when == "once" else max(1, round(joint / labelled))
@@ -232,8 +274,9 @@ def make_phases(config: Any, steps_per_epoch: Any) -> tuple[Phase, ...]:
     elif config.method == "ptft":
         table = [("pretrain", budget - budget // 2), ("supervised", budget // 2)]
     else:
-        rounds = max(1, round(joint / length.turn))
-        turns = _rounds([("turn_cpc", joint), ("turn_ctc", joint)], rounds)
+        half = passes // 2
+        rounds = max(1, round(half / length.turn))
+        turns = _rounds([("turn_cpc", half), ("turn_ctc", passes - half)], rounds)
         table = [("explore", explore), *turns, ("finetune", finetune)]
     totals: dict[str, int] = {}
     for name, steps in table:

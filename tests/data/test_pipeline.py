@@ -1,91 +1,23 @@
 import json
-import time
+import re
 import zlib
 
 import numpy as np
 import pytest
-import soundfile
-from ml_collections import ConfigDict
 
-from bljust_jax.data import pipeline
 from bljust_jax.data.pipeline import Segment
 from bljust_jax.data.sources import read_audio
 from bljust_jax.data.text import CharTokenizer
 from bljust_jax.errors import UserError
+from tests import corpora
+from tests.corpora import JOINT, PLAIN, RATE, assert_equal, load, write
 
-RATE = 8000
-DEFAULTS = {
-    "train": "",
-    "unlabelled": "",
-    "dev": "",
-    "test": "",
-    "root": "",
-    "sample_rate": RATE,
-    "text": {
-        **{"units": "characters", "vocab_size": 500, "model": "", "sha256": ""},
-        "normalise": ("lower",),
-    },
-    "labelled_fraction": 1.0,
-    "labelled_speakers": 0,
-    "join": (2, 3),
-    "join_share": 0.5,
-    "balance": 0.3,
-    "buckets": (0.5, 1.5),
-    "batch_seconds": 6.0,
-    "labels_per_second": 8.0,
-    "speed": (0.9, 1.1),
-    "noise_snr": (10.0, 30.0),
-    "min_seconds": 0.0,
-    "max_seconds": 0.0,
-    "unlabelled_buckets": (),
-    "unlabelled_batch_seconds": 12.0,
-    "unlabelled_join": (1, 1),
-    "unlabelled_join_share": 0.0,
-    "eval_batch_seconds": 3.0,
-    "num_threads": 2,
-    "prefetch": 4,
-    "max_bad_fraction": 0.0,
-}
-PLAIN = {"join_share": 0.0, "balance": 0.0, "speed": (1.0, 1.0), "noise_snr": ()}
-JOINT = ("labelled", "unlabelled")
 SEGMENTS = [Segment(0, 4, ("unlabelled",)), Segment(4, 6, JOINT), Segment(10, 3, ("labelled",))]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Noise of growing length: 40 utterances by 4 speakers, every fifth without a text."""
-    made = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
-    entries = []
-    for i in range(40):
-        seconds = round(0.2 + 0.03 * i, 3)
-        audio = rng.integers(-2000, 2000, round(seconds * RATE)).astype(np.int16)
-        soundfile.write(made / f"{i}.flac", audio, RATE)
-        entry = {"audio_filepath": f"{i}.flac", "duration": seconds, "speaker": f"s{i % 4}"}
-        entries.append(entry | {"id": f"u{i}"} | ({"text": f"Ab{i % 3}"} if i % 5 else {}))
-    write(made, "train", entries)
-    write(made, "dev", [e | {"text": "ba"} for e in entries[::4]] + [entries[39] | {"text": "ab!"}])
-    return made
-
-
-def write(folder, name, entries):
-    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    (folder / f"{name}.jsonl").write_text(lines)
-
-
-def load(folder, *, seed=0, multiple=1, tokenizer=None, **changes):
-    sources = {"train": str(folder / "train.jsonl"), "dev": str(folder / "dev.jsonl")}
-    data = ConfigDict({**DEFAULTS, **sources, **changes})
-    return pipeline.load(data, seed=seed, multiple=multiple, tokenizer=tokenizer)
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for stream in a:
-        assert a[stream].keys() == b[stream].keys()
-        for name in a[stream]:
-            assert a[stream][name].dtype == b[stream][name].dtype
-            np.testing.assert_array_equal(a[stream][name], b[stream][name])
+    return corpora.noise(tmp_path_factory.mktemp("corpus"))
 
 
 def test_streams_and_shapes_follow_the_segments(folder):
@@ -243,8 +175,21 @@ def test_low_resource_sets_are_nested_and_by_seed(folder):
         ({"labelled_fraction": 0.0}, "labelled_fraction"),
         ({"labelled_speakers": 9}, "9 of 4 speakers"),
         ({"unlabelled_buckets": (0.5, 1.0)}, "unlabelled_buckets"),
+        ({"buckets": (1.0, 0.5)}, r"config\.data\.buckets=.* ascending"),
+        ({"buckets": ()}, r"config\.data\.buckets"),
+        ({"speed": (1.1, 0.9)}, r"config\.data\.speed=.*\(slowest, fastest\)"),
+        ({"join": (0.5, 2)}, r"config\.data\.join="),
+        ({"noise_snr": (10.0,)}, r"config\.data\.noise_snr="),
+        ({"batch_seconds": 0.0}, r"config\.data\.batch_seconds=0.0 must be above 0"),
+        ({"max_bad_fraction": float("nan")}, r"config\.data\.max_bad_fraction=nan"),
         ({"tokenizer": CharTokenizer("ab012")}, "space"),
-        ({"min_seconds": 50.0}, "labelled.*is empty|no utterance"),
+        (
+            {"min_seconds": 50.0},
+            r"data\.train: no utterance is left.* 8 without a text, 32",
+        ),
+        ({"buckets": (0.1,)}, "labelled: no utterance is left.* 32 longer than 0.1 s"),
+        ({"max_seconds": 0.1, "min_seconds": 0.0}, "no utterance is left"),
+        ({"tokenizer": CharTokenizer(" xy")}, "no utterance is left.*with unknown characters"),
     ],
 )
 def test_settings_that_cannot_work_are_named(folder, changes, complaint):
@@ -259,51 +204,12 @@ def test_what_is_left_out_is_counted(folder):
     assert "unlabelled: 4 utterances left out: shorter than 0.3 s" in lines
     assert "unlabelled: 13 utterances left out: longer than 1 s" in lines
     assert "with unknown characters" in lines
-    assert "dev: characters that the labelled texts lack: '!' x 1" in lines
+    assert "dev: 7 utterances, 0.00 h, 1 speakers" in lines
+    reason = "longer than config.data.max_seconds=1, so not scored"
+    assert f"dev: 4 utterances left out: {reason}" in lines
+    lines = load(folder, tokenizer=CharTokenizer(" ab012")).summary()
+    assert "dev: characters without a label: '!' x 1" in lines
     assert "dev: 11 utterances, 0.00 h, 2 speakers" in lines
-
-
-def test_evaluation_sees_each_utterance_once_and_pads_with_empty_rows(folder):
-    corpus = load(folder, buckets=(0.5, 0.8))
-    seen, shapes = [], set()
-    for batch, utterances in corpus.eval_batches("dev"):
-        assert batch.keys() == {"audio", "audio_lengths", "ids"}
-        shapes.add(batch["audio"].shape)
-        assert 1 <= len(utterances) <= len(batch["ids"])
-        assert not batch["audio_lengths"][len(utterances) :].any()
-        for row, u in enumerate(utterances):
-            audio = read_audio(u, RATE)
-            assert batch["audio_lengths"][row] == len(audio)
-            np.testing.assert_array_equal(batch["audio"][row, : len(audio)], audio)
-            assert batch["ids"][row] == zlib.crc32(u.id.encode())
-            seen.append(u)
-    # beyond 0.8 s: 1.2 and 1.8 s
-    assert shapes == {(6, 4000), (3, 6400), (2, 9600), (1, 14400)}
-    assert sorted(u.id for u in seen) == sorted(u.id for u in corpus.utterances("dev"))
-    assert corpus.references("dev")[-1] == "ab!"
-    assert list(corpus.eval_batches("test")) == []
-
-
-def test_parts_of_a_joined_split(folder):
-    write(folder, "more", [{"audio_filepath": "3.flac", "id": "m3", "text": "b"}])
-    corpus = load(folder, test=f"{folder}/dev.jsonl+{folder}/more.jsonl")
-    assert corpus.parts("dev") == {}
-    assert corpus.parts("test") == {"dev": list(range(11)), "more": [11]}
-    assert corpus.utterances("test")[11].id == "m3"
-
-
-def test_a_split_to_score_needs_texts(folder):
-    corpus = load(folder, test=str(folder / "train.jsonl"))
-    assert corpus.references("test").count("") == 8
-    assert "test: 8 utterances without a text cannot be scored" in corpus.summary()
-    write(folder, "bare", [{"audio_filepath": "1.flac"}])
-    with pytest.raises(UserError, match=r"bare\.jsonl:1: no utterance of .* has a text"):
-        load(folder, test=str(folder / "bare.jsonl"))
-    write(folder, "blank", [{"audio_filepath": "1.flac", "text": " \u3000"}])
-    with pytest.raises(UserError, match=r"blank\.jsonl:1: no utterance of .* has a text"):
-        load(folder, dev=str(folder / "blank.jsonl"))
-    with pytest.raises(UserError, match=r"blank\.jsonl:1: no utterance of blank in .*dev.* a text"):
-        load(folder, dev=f"{folder}/dev.jsonl+{folder}/blank.jsonl")
 
 
 def test_strings_need_utterances_that_share_a_speaker(folder):
@@ -343,37 +249,53 @@ def test_audio_samples_come_one_by_one(folder, monkeypatch):
     assert_equal({"unlabelled": first}, {"unlabelled": again})
 
 
-@pytest.fixture
-def damaged(tmp_path):
-    """Ten utterances, one of them not audio."""
-    entries = []
-    for i in range(10):
-        soundfile.write(tmp_path / f"{i}.flac", np.full(4000, i, np.int16), RATE)
-        entries.append({"audio_filepath": f"{i}.flac", "duration": 0.5, "text": "a", "id": str(i)})
-    (tmp_path / "6.flac").write_bytes(b"fLaC and then nothing of use")
-    write(tmp_path, "train", entries)
-    return tmp_path
+def test_the_utterances_of_a_step_are_named(folder):
+    corpus = load(folder)
+    segments = [Segment(0, 4, JOINT)]
+    for step, batch in enumerate(corpus.train_batches(segments, 0)):
+        names = corpus.names_at(segments, step)
+        assert len(set(names)) == len(names)
+        assert all(re.fullmatch(r"u\d+ \(\S+train\.jsonl:\d+\)", name) for name in names)
+        ids = {name.split()[0] for name in names}
+        singles = {zlib.crc32(identity.encode()) for identity in ids}
+        assert set(batch["unlabelled"]["ids"].tolist()) <= singles  # never joined here
+        k, m = corpus.draws(segments, step)["labelled"]
+        items = corpus.plans["labelled"].batch_in_bucket(k, m)
+        assert {f"u{i}" for i in range(40)} >= ids
+        assert {corpus.utterances("labelled")[i].id for item in items for i in item.members} <= ids
 
 
-def test_damaged_audio_is_named_at_once(damaged):
-    started = time.monotonic()
-    corpus = load(damaged, dev=str(damaged / "train.jsonl"), **PLAIN)
-    with pytest.raises(UserError, match=r"train\.jsonl:7.*6\.flac"):
-        list(corpus.train_batches([Segment(0, 50, JOINT)], 0))
-    with pytest.raises(UserError, match=r"train\.jsonl:7.*6\.flac"):
-        list(corpus.eval_batches("dev"))
-    assert time.monotonic() - started < 20  # no hang; two busy cores take a second
+def test_blank_batches_have_the_shapes_of_the_steps(folder):
+    for changes in ({}, {"unlabelled_buckets": (1.0,)}):
+        corpus = load(folder, **changes)
+        for streams in (JOINT, ("labelled",), ("unlabelled",)):
+            blank = {}
+            for k in corpus.buckets_in_use(streams):
+                batch = corpus.blank_batch(streams, k)
+                key = {stream: rows["audio"].shape for stream, rows in batch.items()}
+                blank[json.dumps(key)] = batch
+            for batch in corpus.train_batches([Segment(0, 20, streams)], 0):
+                key = {stream: rows["audio"].shape for stream, rows in batch.items()}
+                twin = blank[json.dumps(key)]
+                for stream, rows in batch.items():
+                    for name, array in rows.items():
+                        assert twin[stream][name].shape == array.shape
+                        assert twin[stream][name].dtype == array.dtype
+                        assert not twin[stream][name].any()
 
 
-def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):
-    corpus = load(damaged, dev=str(damaged / "train.jsonl"), **PLAIN, max_bad_fraction=0.1)
-    bad = zlib.crc32(b"6")
-    for batch in corpus.train_batches([Segment(0, 5, JOINT)], 0):
-        for rows in batch.values():
-            np.testing.assert_array_equal(rows["audio_lengths"] == 0, rows["ids"] == bad)
-        rows = batch["labelled"]
-        np.testing.assert_array_equal(rows["label_lengths"] == 0, rows["ids"] == bad)
-    assert len([r for r in caplog.records if "6.flac" in r.getMessage()]) == 2  # once a stream
+def test_labels_that_no_path_can_spell_are_counted_before_training(folder):
+    corpus = load(folder)
+    assert corpus.infeasible(lambda samples: samples) == []
+    texts = {u.id: u.text for u in corpus.utterances("labelled")}
+    assert set(map(len, texts.values())) == {3}
+    frames = {round(u.duration * RATE): u.id for u in corpus.utterances("labelled")}
+    (line,) = corpus.infeasible(lambda samples: 2 if frames[samples] in ("u7", "u8") else 3)
+    assert re.match(r"labelled: 2 of 32 utterances .* first u7 \(\S*:8\) with 2 for 3: ", line)
+    write(folder, "repeats", [{"audio_filepath": "1.flac", "text": "aab", "speaker": "s"}] * 1)
+    corpus = load(folder, train=str(folder / "repeats.jsonl"), join_share=0.0)
+    assert len(corpus.infeasible(lambda samples: 3)) == 1  # the blank between a and a is a frame
+    assert corpus.infeasible(lambda samples: 4) == []
 
 
 def test_real_arabic_words(speech):

@@ -1,9 +1,12 @@
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bljust_jax.data import sources
 from bljust_jax.data.sources import Utterance, open_source, read_audio
@@ -62,7 +65,15 @@ A = '"audio_filepath": "a.wav"'
     [
         ("{nope", "is not JSON"),
         ("[1]", "audio_filepath"),
-        ('{"audio_filename": "a.wav"}', "audio_filepath"),
+        ('{"audio_filename": "a.wav"}', 'no "audio_filepath", but "audio_filename"; rename'),
+        ('{"text": "a"}', 'no "audio_filepath"; add'),
+        ('{"audio_filepath": 3}', "path of an audio file"),
+        ('{"audio_filepath": "a\\u0000.wav"}', "path of an audio file"),
+        ('{"audio_filepath": "in"}', "no such file"),
+        (f'{{{A}, "text": "\\ud800"}}', "half a character"),
+        (f'{{{A}, "duration": 1e999}}', "duration"),
+        (f'{{{A}, "duration": 1{"0" * 400}}}', "duration"),
+        ("[" * 100_000, "is not JSON"),
         (f'{{{A}, "duration": 0}}', "duration"),
         (f'{{{A}, "duration": -1}}', "duration"),
         (f'{{{A}, "duration": NaN}}', "duration"),
@@ -74,7 +85,6 @@ A = '"audio_filepath": "a.wav"'
         ('{"audio_filepath": "../out.wav"}', "outside the data root"),
         ('{"audio_filepath": "/etc/hostname"}', "outside the data root"),
         ('{"audio_filepath": "link.wav"}', "outside the data root"),
-        ('{"audio_filepath": "text.wav"}', "header"),
     ],
 )
 def test_bad_manifest_lines_are_named(tmp_path, line, complaint):
@@ -82,7 +92,6 @@ def test_bad_manifest_lines_are_named(tmp_path, line, complaint):
     write(folder, "a.wav")
     out = write(tmp_path, "out.wav")
     (folder / "link.wav").symlink_to(out)
-    (folder / "text.wav").write_text("not audio")
     uri = manifest(folder, "", line)
     with pytest.raises(UserError, match=complaint) as caught:
         open_source(uri)
@@ -135,8 +144,57 @@ def test_unknown_schemes_list_the_known_ones(uri):
 def test_missing_and_empty_manifests(tmp_path):
     with pytest.raises(UserError, match="no such manifest"):
         open_source(str(tmp_path / "no.jsonl"))
-    with pytest.raises(UserError, match="no utterance"):
+    with pytest.raises(UserError, match=r"m\.jsonl: no utterance found: it is empty"):
         open_source(manifest(tmp_path, ""))
+    (tmp_path / "d.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"d\.jsonl: is a folder, not a manifest"):
+        open_source(str(tmp_path / "d.jsonl"))
+    with pytest.raises(UserError, match="is a folder: expected a"):
+        open_source(str(tmp_path))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}\n')
+    with pytest.raises(UserError, match=r"latin\.jsonl: is not UTF-8 text.*save it as UTF-8"):
+        open_source(str(tmp_path / "latin.jsonl"))
+
+
+def test_headers_that_cannot_be_read_are_faults_of_their_utterances(tmp_path):
+    write(tmp_path, "a.wav")
+    write(tmp_path, "silent.wav", np.zeros(0, np.int16))
+    (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "nothing.flac").write_bytes(b"")
+    names = ("a.wav", "silent.wav", "text.wav", "nothing.flac")
+    found = open_source(manifest(tmp_path, *({"audio_filepath": name} for name in names)))
+    assert [u.duration for u in found] == [1.0, 0.0, 0.0, 0.0]
+    assert found[0].fault == ""
+    assert re.search(r"m\.jsonl:2: .*silent\.wav holds no audio; remove it", found[1].fault)
+    for line, u in enumerate(found[2:], start=3):
+        assert re.search(rf"m\.jsonl:{line}: cannot read the header of .*; replace", u.fault)
+    with pytest.raises(UserError, match="ends early"):
+        read_audio(found[1])
+
+
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+FIELDS = ("audio_filepath", "duration", "offset", "text", "lang", "speaker", "id")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON | st.lists(JSON, max_size=2)), st.booleans())
+def test_any_line_gives_an_utterance_or_one_line(tmp_path_factory, entry, right):
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    if not folder.exists():
+        write(folder, "a.wav")
+    entry |= {"audio_filepath": "a.wav"} if right else {}
+    (folder / "m.jsonl").write_text(json.dumps(entry) + "\n")
+    try:
+        (u,) = open_source(str(folder / "m.jsonl"))
+    except UserError as error:
+        u, message = None, str(error)
+    if u is None:
+        assert re.match(r"\S*m\.jsonl:1: [^\n]+$", message)
+    else:
+        assert u.duration > 0
+        assert u.offset >= 0
+        for field in (u.id, u.lang, u.speaker, u.text or ""):
+            field.encode()
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
@@ -154,13 +212,36 @@ def test_stereo_is_mixed_down(tmp_path):
     assert np.all(read_audio(utterance(path)) == 200)
 
 
-@pytest.mark.parametrize("rate", [8000, 44100])
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_other_rates_are_resampled(tmp_path, rate):
     path = write(tmp_path, "a.wav", tone(1.0, 440.0, rate), rate)
     audio = read_audio(utterance(path)) / 32768
     assert len(audio) == RATE
     # 16-bit storage and the resampler's pass band; its edges, 100 samples, are left out.
     assert np.max(np.abs(audio - tone(1.0))[100:-100]) < 1e-3
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+@pytest.mark.parametrize("seconds", [0.5137, 1.0])
+def test_lengths_at_other_rates_are_within_a_frame(tmp_path, rate, seconds):
+    path = write(tmp_path, "a.flac", tone(seconds, 440.0, rate), rate)
+    (u,) = open_source(manifest(tmp_path, {"audio_filepath": path.name}))
+    assert abs(len(read_audio(u)) - seconds * RATE) <= 1  # a sample; a frame has 160
+
+
+def test_24_bits_and_float_and_8_bits_are_the_same_sound(tmp_path):
+    expected = np.round(tone(1.0) * 32768)
+    for subtype, tolerance in [("PCM_24", 1), ("FLOAT", 1), ("DOUBLE", 1), ("PCM_U8", 257)]:
+        path = write(tmp_path, "a.wav", tone(1.0), subtype=subtype)
+        # rounding, on 8 bits that of a step of 256
+        assert np.max(np.abs(read_audio(utterance(path)) - expected)) <= tolerance
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_refused(tmp_path, sample):
+    path = write(tmp_path, "a.wav", np.array([0.0, sample] * 8000, "float32"), subtype="FLOAT")
+    with pytest.raises(UserError, match=r"m\.jsonl:3: .*a\.wav: .*not finite; replace"):
+        read_audio(utterance(path))
 
 
 def test_float_files_saturate(tmp_path):
@@ -236,6 +317,13 @@ def test_librispeech_layout(tmp_path):
 def test_bad_librispeech_transcripts(tmp_path, text, complaint):
     with pytest.raises(UserError, match=complaint):
         open_source(libri(tmp_path, text))
+
+
+def test_a_damaged_flac_header_is_a_fault(tmp_path):
+    uri = libri(tmp_path)
+    (tmp_path / "LS/dev/1/2/1-2-0000.flac").write_bytes(b"fLaC" + bytes(100))
+    (u,) = open_source(uri)
+    assert "1-2.trans.txt:1: cannot read the header" in u.fault
 
 
 def test_missing_librispeech_split(tmp_path):

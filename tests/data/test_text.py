@@ -1,62 +1,323 @@
+import hashlib
 import json
-import unicodedata
+import string
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
-from bljust_jax.data.text import CharTokenizer
+from bljust_jax.data import text
+from bljust_jax.data.text import CharTokenizer, PieceTokenizer, Tokenizer
 from bljust_jax.errors import UserError
 
-
-@settings(deadline=None, max_examples=80)
-@given(st.lists(st.text(max_size=12), max_size=4), st.booleans())
-def test_decoding_inverts_encoding_up_to_normalisation(texts, lower):
-    made = CharTokenizer.from_texts(texts, lower)
-    again = CharTokenizer.from_json(json.loads(json.dumps(made.to_json())))
-    for text in texts:
-        ids = again.encode(text)
-        assert again.decode(ids) == made.normalise(text)
-        assert ids.dtype == np.int32
-        assert np.all(ids > 0)
-        assert np.all(ids < made.vocab_size)
-        assert made.normalise(made.normalise(text)) == made.normalise(text)
-        assert unicodedata.is_normalized("NFC", made.normalise(text))
+WORDS = ["zero", "one", "two", "three", "four", "five", "fifteen", "seven", "seventeen", "eighty"]
+TEXTS = [f"{a} {b}" for a in WORDS for b in ("four", "don't", "نعم", *WORDS[:4])]
+PIECES = ["unigram", "bpe"]
 
 
-def test_ids_start_after_the_blank_and_white_space_is_one_space():
-    made = CharTokenizer.from_texts(["  B\u00a0a\n\tb "])
-    assert made.symbols == (" ", "a", "b")
-    assert made.vocab_size == 4
-    assert made.encode("B a").tolist() == [3, 1, 2]
-    assert made.decode([0, 3, 0, 0]) == "b"
+def config(units="characters", **changes):
+    fields = {"units": units, "vocab_size": 30, "model": "", "sha256": "", "normalise": ("lower",)}
+    return ConfigDict({**fields, **changes})
 
 
-def test_composed_and_decomposed_characters_are_one():
-    made = CharTokenizer.from_texts(["é"])
-    assert made.encode("e\u0301").tolist() == [1]
+@pytest.fixture(scope="module")
+def made():
+    """A tokenizer of each kind of unit, from TEXTS."""
+    return {units: text.make(config(units), TEXTS) for units in text.UNITS}
 
 
-def test_case_is_kept_on_request():
-    assert CharTokenizer.from_texts(["aA"], lower=False).symbols == ("A", "a")
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_joined_adds_the_space_once():
-    assert CharTokenizer.from_texts(["ab"], joined=True).symbols == (" ", "a", "b")
-    assert CharTokenizer.from_texts(["a b"], joined=True).symbols == (" ", "a", "b")
+# Laws of every tokenizer
 
 
-def test_uncovered_characters_are_counted_and_refused():
-    made = CharTokenizer.from_texts(["ab"])
-    assert made.uncovered(["axx", "y"]) == {"x": 2, "y": 1}
-    assert made.covers("ab")
-    assert not made.covers("ax")
-    with pytest.raises(UserError, match="'x'"):
-        made.encode("ax")
+@pytest.mark.parametrize("units", text.UNITS)
+def test_ids_are_the_outputs_of_the_head(made, units):
+    tokenizer = made[units]
+    assert isinstance(tokenizer, Tokenizer)
+    assert len(set(tokenizer.symbols)) == len(tokenizer.symbols) == tokenizer.vocab_size - 1
+    assert not {"<unk>", "<s>", "</s>", "<pad>"} & set(tokenizer.symbols)
+    ids = range(1, tokenizer.vocab_size)
+    joined = "".join(tokenizer.symbols).replace(text.SPACE, " ")
+    assert tokenizer.decode(ids).lstrip() == joined.lstrip()  # id n + 1 is symbols[n]
+    for wrong in (tokenizer.vocab_size, -1):
+        with pytest.raises(ValueError, match=rf"0\.\.{tokenizer.vocab_size - 1}"):
+            tokenizer.decode([wrong])
 
 
-@pytest.mark.parametrize("ids", [[3], [-1]])
-def test_ids_out_of_range_are_refused(ids):
-    with pytest.raises(ValueError, match=r"0\.\.2"):
-        CharTokenizer.from_texts(["ab"]).decode(ids)
+@pytest.mark.parametrize("units", text.UNITS)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_what_is_covered_comes_back_and_the_rest_is_refused(made, units, data):
+    tokenizer = made[units]
+    known = st.text("zerotwhnfud' ZR\u00a0\u0646\u0639\u0645", max_size=12)
+    written = data.draw(known | st.text(max_size=6) | st.text("a▁\u2585\0\u2047<unk>", max_size=6))
+    normal = tokenizer.normalise(written)
+    assert tokenizer.normalise(normal) == normal
+    missing = tokenizer.uncovered([written, written])
+    assert tokenizer.covers(written) == (not missing)
+    if missing:
+        assert missing == {c: 2 * normal.count(c) for c in missing}
+        assert list(missing.values()) == sorted(missing.values(), reverse=True)
+        with pytest.raises(UserError) as caught:
+            tokenizer.encode(written)
+        assert all(repr(c) in one_line(caught) for c in missing)
+        return
+    ids = tokenizer.encode(written)
+    assert ids.dtype == np.int32
+    assert np.all((ids > 0) & (ids < tokenizer.vocab_size))
+    assert tokenizer.decode(ids) == normal
+    assert tokenizer.decode([0, *ids.tolist(), 0, 0]) == normal
+
+
+@pytest.mark.parametrize("units", text.UNITS)
+@settings(deadline=None, max_examples=25)
+@given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
+def test_all_that_was_learned_is_covered(units, texts):
+    """With the smallest vocabulary there can be: each character, and the mark of a space."""
+    spell = CharTokenizer(()).normalise
+    learnable = [t for t in texts if spell(t.replace("▁", " ")) and not text.RESERVED & set(t)]
+    characters = {c for t in learnable for c in spell(t)}
+    if not learnable:
+        return
+    tokenizer = text.make(config(units, vocab_size=len(characters - {" ", "▁"}) + 1), learnable)
+    assert tokenizer.uncovered(learnable) == {}
+    if units == "characters":
+        assert set(tokenizer.symbols) == characters
+    for t in learnable:
+        assert tokenizer.decode(tokenizer.encode(t)) == tokenizer.normalise(t)
+
+
+@pytest.mark.parametrize("units", text.UNITS)
+def test_a_saved_tokenizer_loads_as_it_was(made, units, tmp_path):
+    made[units].save(tmp_path)
+    again = text.load(tmp_path)
+    assert again.to_json() == made[units].to_json() == json.loads(json.dumps(again.to_json()))
+    assert again.symbols == made[units].symbols
+    assert again.normalise("ZERO") == "zero"
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json"} | (
+        set() if units == "characters" else {"tokenizer.model", "tokenizer.vocab"}
+    )
+
+
+@pytest.mark.parametrize("units", text.UNITS)
+def test_joined_texts_are_covered(units):
+    words = ["zero", "one"]
+    tokenizer = text.make(config(units, vocab_size=6), words, joined=True)
+    assert tokenizer.decode(tokenizer.encode("zero one zero")) == "zero one zero"
+    assert " " not in text.make(config(), words).symbols
+
+
+@pytest.mark.parametrize("units", text.UNITS)
+def test_arabic_is_one_text_in_its_spellings(units):
+    names = ("diacritics", "alef", "punctuation")
+    texts = ["إلغاء", "نعم، لا"]
+    tokenizer = text.make(config(units, vocab_size=8, normalise=names), texts)
+    same = [
+        tokenizer.encode(t).tolist() for t in ("إلغاء", "الغاء", "إِلْغـــاء!", "\u0627\u0655لغاء")
+    ]
+    assert same == [same[0]] * 4
+    assert tokenizer.decode(same[0]) == "الغاء"
+
+
+@pytest.mark.parametrize("units", text.UNITS)
+@pytest.mark.parametrize(
+    ("name", "size"), [("en", 500), ("nl", 500), ("zh", 640), ("digits_ar", 40)]
+)
+def test_real_texts_come_back(speech, units, name, size):
+    lines = (speech / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    tokenizer = text.make(config(units, vocab_size=size), texts)
+    if units != "characters":
+        assert tokenizer.vocab_size == size + 1
+    for t in texts[:200]:
+        assert tokenizer.decode(tokenizer.encode(t)) == tokenizer.normalise(t)
+    counts = [len(tokenizer.encode(t)) for t in texts[:200]]
+    characters = [len(tokenizer.normalise(t)) for t in texts[:200]]
+    if units == "unigram" and name == "en":
+        assert sum(counts) < 0.5 * sum(characters)  # pieces are longer than two characters
+
+
+# Characters
+
+
+def test_characters_are_sorted_after_the_blank():
+    tokenizer = text.make(config(), ["  B\u00a0a\n\tb "])
+    assert tokenizer.symbols == (" ", "a", "b")
+    assert tokenizer.vocab_size == 4
+    assert tokenizer.encode("B a").tolist() == [3, 1, 2]
+    assert text.make(config(normalise=()), ["aA"]).symbols == ("A", "a")
+
+
+@pytest.mark.parametrize("symbols", [("a", "a"), ("ab",), ("",)])
+def test_symbols_are_distinct_single_characters(symbols):
+    with pytest.raises(ValueError, match="distinct"):
+        CharTokenizer(symbols)
+
+
+# Pieces
+
+
+@pytest.mark.parametrize("units", PIECES)
+def test_learning_gives_the_same_bytes_twice_and_says_nothing(units, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (text.make(config(units), iter(TEXTS)) for _ in range(2))
+    assert first.model == second.model
+    assert first.sha256 == hashlib.sha256(first.model).hexdigest()
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_two_kinds_of_pieces_differ(made):
+    assert made["unigram"].symbols != made["bpe"].symbols
+
+
+@pytest.mark.parametrize("units", PIECES)
+def test_sizes_that_texts_do_not_allow_name_the_bounds(units):
+    characters = len(set("".join(TEXTS)) - {" "}) + 1
+    with pytest.raises(UserError, match="vocab_size is 9999; the texts give at most") as caught:
+        text.make(config(units, vocab_size=9999), TEXTS)
+    largest = int(one_line(caught).split("at most ")[1].split()[0])
+    with pytest.raises(UserError, match=f"at least {characters} pieces") as caught:
+        text.make(config(units, vocab_size=characters - 1), TEXTS)
+    one_line(caught)
+    for size in (characters, largest):
+        assert text.make(config(units, vocab_size=size), TEXTS).vocab_size == size + 1
+    with pytest.raises(UserError, match=f"at most {largest} "):
+        text.make(config(units, vocab_size=largest + 1), TEXTS)
+
+
+@pytest.mark.parametrize("units", PIECES)
+@pytest.mark.parametrize("texts", [[], ["", " "], ["\u2585", "▁"]])
+def test_nothing_to_learn_from_is_said(units, texts):
+    with pytest.raises(UserError, match="no text to learn") as caught:
+        text.make(config(units), texts)
+    one_line(caught)
+
+
+def test_long_texts_are_learned_from():
+    long = " ".join(["zero"] * 3000 + ["q"])  # SentencePiece's own limit is 4192 bytes
+    assert text.make(config("bpe", vocab_size=8), [long]).covers("q")
+
+
+def test_pieces_of_two_texts_stay_apart(made):
+    """What a space parts, no piece joins: labels of strings are the labels of their parts."""
+    for units in PIECES:
+        encode = made[units].encode
+        assert encode("zero one").tolist() == [*encode("zero"), *encode("one")]
+
+
+def test_the_table_of_pieces_lists_ids_of_the_head(made, tmp_path):
+    made["unigram"].save(tmp_path)
+    lines = (tmp_path / "tokenizer.vocab").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    assert [piece for piece, _, _ in rows] == list(made["unigram"].symbols)
+    assert [int(i) for _, i, _ in rows] == list(range(1, made["unigram"].vocab_size))
+    assert all(float(score) <= 0 for _, _, score in rows)  # log probabilities
+
+
+# A model of the user's
+
+
+def test_a_given_model_is_used_as_it_is(made, tmp_path):
+    made["bpe"].save(tmp_path)
+    path = str(tmp_path / "tokenizer.model")
+    given = config("bpe", model=path, vocab_size=7, sha256=made["bpe"].sha256)
+    assert text.make(given, ["never read"]).to_json() == made["bpe"].to_json()
+
+
+def test_controls_and_the_models_own_normalisation(tmp_path):
+    """Trained elsewhere with the library's defaults: <s>, </s> and NFKC."""
+    import io
+
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=written, vocab_size=30, minloglevel=3
+    )
+    tokenizer = PieceTokenizer(written.getvalue())
+    assert tokenizer.vocab_size == 30 - 3 + 1
+    assert not {"<unk>", "<s>", "</s>"} & set(tokenizer.symbols)
+    full_width = "ＺＥＲＯ\u3000ｏｎｅ"
+    assert tokenizer.normalise(full_width) == "zero one"
+    assert tokenizer.decode(tokenizer.encode(full_width)) == "zero one"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"units": "unigrams"}, "did you mean 'unigram'"),
+        ({"units": "words"}, "There are: bpe, characters, unigram"),
+        ({"normalise": ("lowercase",)}, "did you mean 'lower'"),
+        ({"units": "characters", "model": "x.model"}, "unigram or bpe"),
+        ({"units": "bpe", "model": "/nowhere/x.model"}, "/nowhere/x.model: No such file"),
+        ({"units": "bpe", "sha256": "00"}, "sha256 is 00, of another model"),
+        ({"units": "characters", "sha256": "00"}, "no model"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(fields, message):
+    with pytest.raises(UserError, match=message) as caught:
+        text.make(config(**fields), TEXTS)
+    assert "config.data.text" in one_line(caught) or "nowhere" in one_line(caught)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+def test_a_file_that_is_no_model_is_named(tmp_path, content):
+    path = tmp_path / "my.model"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"my\.model: not a SentencePiece model") as caught:
+        text.make(config("bpe", model=str(path)), TEXTS)
+    one_line(caught)
+
+
+# A folder that was tampered with
+
+
+def test_a_model_that_was_exchanged_is_refused(made, tmp_path):
+    made["unigram"].save(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(made["bpe"].model)
+    with pytest.raises(UserError, match=r"tokenizer\.model is not the model that was saved") as c:
+        text.load(tmp_path)
+    assert made["unigram"].sha256 in one_line(c)
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.model: No such file"):
+        text.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"kind": "pieces"}'])
+def test_a_damaged_description_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is (damaged|missing)") as caught:
+        text.load(tmp_path)
+    one_line(caught)
+
+
+# Coverage
+
+
+def test_coverage_counts_texts_characters_and_labels(made):
+    lines = text.coverage(made["characters"], ["zero one", "two!!", "", "!?"])
+    assert lines == [
+        "characters without a label: '!' x 3, '?' x 1",
+        "1 of 3 texts (33.3 %) can be written by labels",
+        "4.00 characters a word",
+    ]
+    assert (
+        text.coverage(made["bpe"], ["zero"])[0] == "1 of 1 texts (100.0 %) can be written by labels"
+    )
+    assert text.coverage(made["bpe"], ["", " "]) == []
+    assert text.coverage(made["bpe"], ["!"])[-1].startswith("0 of 1 texts")
+
+
+def test_coverage_shows_the_most_frequent_of_many(made):
+    many = string.ascii_letters + string.digits + string.punctuation
+    line = text.coverage(CharTokenizer((), ()), [many + "q"])[0]
+    assert line.startswith("characters without a label: 'q' x 2, ")
+    assert line.endswith(f" and {len(many) - text.SHOWN} more")

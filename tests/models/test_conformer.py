@@ -15,6 +15,7 @@ from bljust_jax.models.frontend import receptive_field
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = Conformer(dim=16, layers=3, heads=2, kernel=5, n_mels=8, channels=4)
+PARAKEET = dataclasses.replace(SMALL, subsampling="parakeet", layers=1)
 LENGTHS = jnp.array([29, 18, 0])
 
 
@@ -84,6 +85,29 @@ def test_padding_never_matters_nan_included(params, x, context):
     assert not np.any(out[:, 8:])
     _, grads = loss_and_grads(SMALL, params, padded, LENGTHS, context=context)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(("factor", "lengths"), [(0, [4, 3, 0]), (4, [8, 5, 0])])
+def test_parakeet_subsampling_keeps_the_laws(x, factor, lengths):
+    """Frames, zeros and NaN in padding, and how far a causal encoder looks ahead."""
+    model = dataclasses.replace(PARAKEET, subsampling_factor=factor)
+    params = randomised(model.init(jax.random.key(0))[0])
+    padded = jnp.full((3, 41, 8), jnp.nan)
+    for row, n in enumerate(LENGTHS.tolist()):
+        padded = padded.at[row, :n].set(x[row, :n])
+    out, out_lengths, _, _ = encode(model, params, padded, LENGTHS, context="causal")
+    assert out_lengths.tolist() == lengths == [model.frames(n) for n in LENGTHS.tolist()]
+    assert out.shape == (3, model.frames(41), 16)
+    expected = encode(model, params, x, LENGTHS, context="causal")[0]
+    np.testing.assert_allclose(out[:, : expected.shape[1]], expected, atol=1e-5)  # as above
+    assert not np.any(out[:, expected.shape[1] :])
+    stride, _, right = receptive_field(model.factor)
+    after = stride * 2 + right + 1
+    changed = encode(model, params, padded.at[:, after:].set(7.0), LENGTHS, context="causal")[0]
+    np.testing.assert_array_equal(changed[:, :3], out[:, :3])
+    assert np.any(changed[0, 3] != out[0, 3])
+    _, grads = loss_and_grads(model, params, padded, LENGTHS)
+    assert all(np.all(np.isfinite(g)) and np.any(g) for g in jax.tree.leaves(grads["frontend"]))
 
 
 def test_batch_permutation_is_equivariant(params, x):
@@ -199,9 +223,11 @@ def test_initial_scale_and_determinism():
     np.testing.assert_array_equal(params["blocks"]["norm"]["scale"], 1.0)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, "tiny_parakeet"])
 def test_parameters_are_the_golden_ones(size):
-    model = Conformer(**SIZES[size], n_mels=40 if size == "tiny" else 80)
+    name, _, kind = size.partition("_")
+    model = Conformer(**SIZES[name], n_mels=40 if name == "tiny" else 80)
+    model = dataclasses.replace(model, subsampling=kind or "conv2d")
     shapes = jax.eval_shape(model.init, jax.random.key(0))[0]
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
     table = {
@@ -213,9 +239,11 @@ def test_parameters_are_the_golden_ones(size):
     assert {"total": total, "parameters": table} == golden
 
 
-def test_flops_are_those_the_compiler_counts_in_the_products():
+@pytest.mark.parametrize("subsampling", ["conv2d", "parakeet"])
+def test_flops_are_those_the_compiler_counts_in_the_products(subsampling):
     """XLA adds element-wise work and unused distances: ours is below, by less than a third."""
     model = dataclasses.replace(SMALL, dim=64, layers=1, channels=32, n_mels=40)
+    model = dataclasses.replace(model, subsampling=subsampling)
     shapes = jax.eval_shape(model.init, jax.random.key(0))[0]
     x = jax.ShapeDtypeStruct((1, 128, 40), jnp.float32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -226,7 +254,13 @@ def test_flops_are_those_the_compiler_counts_in_the_products():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"dim": 15}, "dim=15"), ({"kernel": 4}, "kernel=4"), ({"dtype": "bf16"}, "dtype=bf16")],
+    [
+        ({"dim": 15}, "dim=15"),
+        ({"kernel": 4}, "kernel=4"),
+        ({"dtype": "bf16"}, "dtype=bf16"),
+        ({"subsampling": "conv1d"}, "subsampling='conv1d' must be conv2d or parakeet"),
+        ({"subsampling_factor": 6}, "subsampling_factor=6"),
+    ],
 )
 def test_impossible_fields_are_the_users_error(fields, message):
     with pytest.raises(UserError, match=message):

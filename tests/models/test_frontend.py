@@ -1,4 +1,4 @@
-"""Subsampling against `lax.conv`, its lengths and its receptive field."""
+"""Subsampling against `lax.conv`, its lengths, its receptive field and its cost."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bljust_jax.models.frontend import StridedConv, Subsampling, output_lengths, receptive_field
+from bljust_jax.models.frontend import (
+    StridedConv,
+    Subsampling,
+    depthwise_strided,
+    output_lengths,
+    receptive_field,
+    subsampling_flops,
+)
+
+# Whole convolutions by 4, the separable ones by 4 and 8.
+KINDS = [(4, False), (4, True), (8, True)]
 
 
 def normal(*shape, seed=0):
@@ -36,24 +46,48 @@ def test_strided_convolution_equals_lax_conv(frames, bands):
     )
 
 
-def test_lengths_are_a_quarter_rounded_up():
-    model = Subsampling(2, 4)
-    lengths = jnp.arange(14)
-    x = normal(14, 13, 8)
+@pytest.mark.parametrize(("frames", "bands"), [(8, 6), (7, 5), (1, 1), (2, 3)])
+def test_depthwise_convolution_equals_lax_conv(frames, bands):
+    x, kernel = normal(2, frames, bands, 4), normal(3, 3, 4, seed=1)
+
+    def reference(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (2, 2),
+            [(1, 1), (1, 1)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4,
+        )
+
+    ours, pull = jax.vjp(depthwise_strided, x, kernel)
+    expected, reference_pull = jax.vjp(reference, x, kernel)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)  # 9 float32 terms
+    seed = normal(*ours.shape, seed=3)
+    for grad, other in zip(pull(seed), reference_pull(seed), strict=True):
+        np.testing.assert_allclose(grad, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(("factor", "separable"), KINDS)
+def test_lengths_are_divided_and_rounded_up(factor, separable):
+    model = Subsampling(2, 4, factor, separable)
+    lengths = jnp.arange(20)
+    x = normal(20, 19, 8)
     out, out_lengths = model.apply(model.init(jax.random.key(0), x, lengths), x, lengths)
-    assert out.shape == (14, 4, 4)
-    assert out_lengths.tolist() == [-(-n // 4) for n in range(14)]
-    assert out_lengths.tolist() == output_lengths(np.arange(14)).tolist()
+    assert out.shape == (20, -(-19 // factor), 4)
+    assert out_lengths.tolist() == [-(-n // factor) for n in range(20)]
+    assert out_lengths.tolist() == output_lengths(np.arange(20), factor).tolist()
     for row, n in zip(out, out_lengths.tolist(), strict=True):
         assert not np.any(row[n:])
 
 
-def test_receptive_field_is_exactly_as_stated():
-    model, frames = Subsampling(3, 8), 25
+@pytest.mark.parametrize(("factor", "separable"), KINDS)
+def test_receptive_field_is_exactly_as_stated(factor, separable):
+    model, frames = Subsampling(6, 8, factor, separable), 6 * factor + 1
     x, lengths = normal(1, frames, 8), jnp.array([frames])
     params = model.init(jax.random.key(1), x, lengths)
     out = jax.jit(lambda x: model.apply(params, x, lengths)[0])
-    stride, left, right = receptive_field()
+    stride, left, right = receptive_field(factor)
     reached = np.stack([np.any(out(x.at[0, s].add(5.0)) != out(x), -1)[0] for s in range(frames)])
     for s, t in np.ndindex(*reached.shape):
         if not stride * t - left <= s <= stride * t + right:
@@ -62,12 +96,21 @@ def test_receptive_field_is_exactly_as_stated():
     assert reached[stride * 3 + right, 3]
 
 
-def test_padding_holds_nothing_back():
-    model = Subsampling(3, 8)
+@pytest.mark.parametrize(("factor", "separable"), KINDS)
+def test_padding_holds_nothing_back(factor, separable):
+    model = Subsampling(3, 8, factor, separable)
     x, lengths = normal(2, 9, 8), jnp.array([9, 6])
     params = model.init(jax.random.key(1), x, lengths)
     padded = jnp.full((2, 20, 8), jnp.nan).at[0, :9].set(x[0]).at[1, :6].set(x[1, :6])
     out, _ = model.apply(params, padded, lengths)
     expected, _ = model.apply(params, x, lengths)
-    np.testing.assert_allclose(out[:, :3], expected, atol=1e-6)
-    assert not np.any(out[:, 3:])
+    np.testing.assert_allclose(out[:, : expected.shape[1]], expected, atol=1e-6)
+    assert not np.any(out[:, expected.shape[1] :])
+
+
+def test_flops_by_hand():
+    """16 x 8 inputs: 8 x 4, 4 x 2 and 2 x 1 outputs of 3 channels, then 5 numbers a frame."""
+    whole = 2 * (8 * 4 * 9 * 3 + 4 * 2 * 9 * 3 * 3 + 4 * 2 * 3 * 5)
+    assert subsampling_flops(16, 8, 3, 5, 4, False) == (whole, 4)
+    stages = 8 * 4 * 9 * 3 + 4 * 2 * 3 * (9 + 3) + 2 * 1 * 3 * (9 + 3)
+    assert subsampling_flops(16, 8, 3, 5, 8, True) == (2 * (stages + 2 * 3 * 5), 2)

@@ -3,7 +3,7 @@
 import pathlib
 import unicodedata
 
-from bljust_jax.data.sources import Utterance, header_seconds, inside
+from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
 from bljust_jax.errors import UserError
 
 
@@ -18,32 +18,31 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     if root:
         inside(split, root, f"librispeech:{rest}")
     if not split.is_dir():
-        raise UserError(f"librispeech:{rest}: no such folder: {split}")
+        raise UserError(
+            f"librispeech:{rest}: no such folder: {split}; name one as LibriSpeech/train-clean-100"
+        )
     found = []
     for transcript in sorted(split.glob("*/*/*.trans.txt")):
         recordings = {path.stem for path in transcript.parent.iterdir() if path.suffix == ".flac"}
-        with transcript.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    found.append(_utterance(line, transcript, number, recordings, root))
-    lengths = header_seconds([path for _, path, _, _ in found], [line for *_, line in found])
-    return [
-        Utterance(identity, path, 0.0, seconds, text, "en", identity.split("-")[0], line)
-        for (identity, path, text, line), seconds in zip(found, lengths, strict=True)
-    ]
+        for where, line in read_lines(transcript):
+            found.append(_utterance(line, where, transcript.parent, recordings, root))
+    return with_durations(found)
 
 
 def _utterance(
-    line: str, transcript: pathlib.Path, number: int, recordings: set[str], root: str
-) -> tuple[str, str, str, str]:
-    """(id, path, text, "file:line") of one transcript line `ID TEXT`."""
-    where = f"{transcript}:{number}"
+    line: str, where: str, folder: pathlib.Path, recordings: set[str], root: str
+) -> Utterance:
+    """One transcript line `ID TEXT`; its duration is not known yet."""
     identity, space, text = line.strip().partition(" ")
     if not space:
         raise UserError(f"{where}: expected an id and its text, separated by a space")
     if identity not in recordings:
-        raise UserError(f"{where}: its recording {identity}.flac is missing from the folder")
-    path = str(transcript.parent / f"{identity}.flac")
+        raise UserError(
+            f"{where}: its recording {identity}.flac is missing from the folder; unpack the archive"
+            " again"
+        )
+    path = str(folder / f"{identity}.flac")
     if root:
         path = inside(path, root, where)
-    return identity, path, unicodedata.normalize("NFC", text), where
+    text = unicodedata.normalize("NFC", text)
+    return Utterance(identity, path, 0.0, 0.0, text, "en", identity.split("-")[0], where)

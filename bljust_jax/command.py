@@ -1,0 +1,38 @@
+"""What the command lines share: mistakes that are told in one line, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from bljust_jax.errors import UserError
+
+DONE, MISTAKE, PREEMPTED, INTERRUPTED = 0, 2, 75, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """`doc`: the module's docstring, its first paragraph the usage. A mistake is a `UserError`."""
+
+    def __init__(self, doc: str):
+        usage, _, description = doc.partition("\n\n")
+        super().__init__(usage=usage, description=description)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def run(
+    parser: Parser, body: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+) -> int:
+    """`body` on the parsed flags; returns the exit code."""
+    try:
+        body(parser.parse_args(argv))
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return DONE

@@ -1,0 +1,82 @@
+"""Utterances whose audio cannot be used: left out, counted, listed, and refused when too many."""
+
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from bljust_jax.data.sources import Utterance
+from bljust_jax.errors import UserError
+
+
+class Quarantine:
+    """Bad utterances, each once, in the order in which training or evaluation met them.
+
+    An entry is {id, path, line ("file:line" that declared it), reason, splits (where it was met)}.
+    `max_fraction` is the share of a split's utterances that may be bad.
+    """
+
+    def __init__(self, max_fraction: float):
+        self.max_fraction = max_fraction
+        self._entries: dict[tuple[str, str], dict] = {}
+        self._sizes: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self._entries.values())
+
+    def count(self, split: str) -> int:
+        """How many utterances of a split are bad, as far as is known."""
+        return sum(split in entry["splits"] for entry in self)
+
+    def sift(self, split: str, utterances: Sequence[Utterance]) -> list[Utterance]:
+        """Opens a split: the utterances against which nothing is known; lists the others."""
+        self._sizes[split] = len(utterances)
+        for u in utterances:
+            if u.fault:
+                self.add(split, u, u.fault)
+        return [u for u in utterances if not u.fault]
+
+    def add(self, split: str, u: Utterance, reason: str) -> None:
+        """Lists an utterance of an open split, and says so when it is new.
+
+        Raises UserError once more than `max_fraction` of the split is bad.
+        """
+        entry = {"id": u.id, "path": u.path, "line": u.line, "reason": reason, "splits": []}
+        new = (u.id, u.path) not in self._entries
+        entry = self._entries.setdefault((u.id, u.path), entry)
+        if split in entry["splits"]:
+            return
+        entry["splits"].append(split)
+        bad, size = self.count(split), self._sizes[split]
+        if bad > self.max_fraction * size:
+            raise UserError(
+                f"{reason}; so {bad} of {size} utterances of {split} are bad, more than"
+                f" config.data.max_bad_fraction={self.max_fraction:g} allows: repair or remove"
+                " them, or raise it to go on without them"
+            )
+        if new:
+            logging.warning("quarantined: %s", reason)
+
+    def state(self) -> list[dict]:
+        """All entries, as JSON types, for a checkpoint."""
+        return [{**entry, "splits": list(entry["splits"])} for entry in self]
+
+    def restore(self, state: list[dict]) -> None:
+        """Takes up what `state` gave, besides what loading has found anew."""
+        found, self._entries = self._entries, {}
+        for entry in [*state, *found.values()]:
+            known = self._entries.setdefault((entry["id"], entry["path"]), {**entry, "splits": []})
+            known["splits"] += [s for s in entry["splits"] if s not in known["splits"]]
+
+    def write(self, path: pathlib.Path) -> None:
+        """One JSON object a line; replaces the file at once, or removes it where none is bad."""
+        if not self._entries:
+            path.unlink(missing_ok=True)
+            return
+        scratch = path.with_suffix(".tmp")
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self)
+        scratch.write_text(lines, encoding="utf-8")
+        scratch.replace(path)

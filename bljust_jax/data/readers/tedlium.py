@@ -1,0 +1,156 @@
+"""The TED-LIUM layout: ROOT/train|dev|test with sph/TALK.sph and stm/TALK.stm.
+
+An .stm file (NIST's segment time marks) holds a segment a line, times in seconds, `;;` a comment:
+
+    TALK CHANNEL SPEAKER BEGIN END <LABEL> TEXT
+"""
+
+import logging
+import math
+import pathlib
+import re
+import unicodedata
+from typing import NamedTuple
+
+from bljust_jax.data.sources import Utterance, inside, read_lines
+from bljust_jax.errors import UserError
+
+IGNORED = "ignore_time_segment_in_scoring"
+UNKNOWN = "<unk>"  # stands for a word that the aligner's vocabulary lacked
+# Marks that are no words: <sil>, {NOISE}, [BREATH], the pronunciation in A(2), a segment's (id).
+_MARK = re.compile(r"<[^<>\s]*>|\{[^{}\s]*\}|\[[^\[\]\s]*\]|\([^()\s]*\)")
+# The release parts "it 's", "don 't", "parents '"; other words in ', as 'em, stand alone.
+_CLITIC = re.compile(r"(?<=\w) (?='(?:s|t|m|d|re|ve|ll)?(?: |$))", re.IGNORECASE)
+_SUFFIXES = (".flac", ".wav", ".sph")  # a converted recording goes before its original
+
+
+class _Segment(NamedTuple):
+    talk: str
+    speaker: str
+    begin: float
+    end: float
+    text: str
+    where: str
+
+
+def read(rest: str, root: str = "") -> list[Utterance]:
+    """The segments of a split folder (`rest`, relative to `root` where given), by talk, then line.
+
+    `rest` is ROOT/SPLIT; where that is missing, as in release 3, ROOT/legacy/SPLIT. The audio of
+    TALK is TALK.flac, TALK.wav or TALK.sph in the split's sph folder. id: TALK-BEGIN-END in
+    milliseconds. Segments marked ignore_time_segment_in_scoring are left out, and their number is
+    logged. text: lower case as in the release, marks dropped, clitics joined to their word ("it 's"
+    gives "it's"). A segment of the split `train` with <unk> has no text: its label would lack a
+    spoken word; in other splits <unk> is dropped, as scoring tools do. Raises UserError for a
+    missing folder, a bad line, a missing or shorten-compressed recording, or, where `root` is
+    given, a split or recording outside it.
+    """
+    split = _folder(rest, root)
+    audio = {}
+    for suffix in reversed(_SUFFIXES):
+        audio |= {path.stem: path for path in (split / "sph").glob(f"*{suffix}")}
+    utterances, ignored = [], []
+    known: dict[str, str] = {}
+    for stm in sorted((split / "stm").glob("*.stm")):
+        for segment in _segments(stm):
+            if segment.text == IGNORED:
+                ignored.append(segment)
+                continue
+            if segment.talk not in known:
+                known[segment.talk] = _recording(segment, audio, root)
+            utterances.append(_utterance(segment, known[segment.talk], split.name == "train"))
+    if ignored:
+        hours = sum(s.end - s.begin for s in ignored) / 3600
+        logging.warning(
+            "tedlium:%s: %d segments (%.2f h) left out: %s", rest, len(ignored), hours, IGNORED
+        )
+    return utterances
+
+
+def _folder(rest: str, root: str) -> pathlib.Path:
+    split = pathlib.Path(root, rest).absolute()
+    if not split.is_dir():
+        legacy = split.parent / "legacy" / split.name
+        split = legacy if legacy.is_dir() else split
+    if root:
+        inside(split, root, f"tedlium:{rest}")
+    for folder in (split, split / "stm", split / "sph"):
+        if not folder.is_dir():
+            raise UserError(
+                f"tedlium:{rest}: no such folder: {folder}; name ROOT/train, ROOT/dev or ROOT/test"
+                " of an unpacked release, each with sph and stm"
+            )
+    return split
+
+
+def _segments(stm: pathlib.Path) -> list[_Segment]:
+    lines = ((line.strip(), where) for where, line in read_lines(stm))
+    return [_segment(line, where) for line, where in lines if not line.startswith(";;")]
+
+
+def _segment(line: str, where: str) -> _Segment:
+    fields = line.split(maxsplit=5)
+    if len(fields) < 5:
+        raise UserError(
+            f"{where}: has {len(fields)} fields; write TALK CHANNEL SPEAKER BEGIN END <LABEL> TEXT"
+        )
+    talk, channel, speaker, *times = fields[:5]
+    if channel not in ("1", "A", "a"):
+        raise UserError(f"{where}: is of channel {channel}; only mono recordings, 1 or A, are read")
+    if talk != pathlib.PurePath(talk).name:
+        raise UserError(f"{where}: {talk!r} is no file name; write the talk's name without a path")
+    try:
+        begin, end = map(float, times)
+    except ValueError:
+        begin = end = math.nan
+    if not 0 <= begin < end < math.inf:
+        raise UserError(
+            f"{where}: a segment from {times[0]} to {times[1]}; write seconds, 0 <= BEGIN < END"
+        )
+    label, _, text = fields[5].partition(" ") if len(fields) > 5 else ("", "", "")
+    if not (label.startswith("<") and label.endswith(">") and label != UNKNOWN):
+        text = f"{label} {text}"  # the label is optional in the format
+    text = " ".join(text.split())
+    return _Segment(talk.removesuffix(".sph"), speaker, begin, end, text, where)
+
+
+def _recording(segment: _Segment, audio: dict[str, pathlib.Path], root: str) -> str:
+    if segment.talk not in audio:
+        raise UserError(
+            f"{segment.where}: its recording {segment.talk}.sph is missing from the split's folder"
+            " sph; unpack the release again"
+        )
+    found = str(audio[segment.talk])
+    path = inside(found, root, segment.where) if root else found
+    with open(path, "rb") as file:
+        header = file.read(1024)
+    if header.startswith(b"NIST_1A") and b"shorten" in header:
+        wav = pathlib.Path(found).with_suffix(".wav")
+        raise UserError(
+            f"{segment.where}: {found} is compressed by shorten, which libsndfile does not read;"
+            f" convert it: sph2pipe -p -f wav {found} {wav}"
+        )
+    return path
+
+
+def _utterance(segment: _Segment, path: str, training: bool) -> Utterance:
+    begin, end = (round(1000 * seconds) for seconds in (segment.begin, segment.end))
+    return Utterance(
+        id=f"{segment.talk}-{begin:07d}-{end:07d}",
+        path=path,
+        offset=segment.begin,
+        duration=round(segment.end - segment.begin, 6),
+        text=None if training and UNKNOWN in segment.text.lower() else words(segment.text),
+        lang="en",
+        speaker=segment.speaker,
+        line=segment.where,
+    )
+
+
+def words(text: str) -> str:
+    """The words of a segment's text as they are scored: marks dropped, clitics joined, NFC.
+
+    A mark glued to a word, as in `the(2)`, goes and leaves the word.
+    """
+    bare = " ".join(_MARK.sub(" ", text).split())
+    return unicodedata.normalize("NFC", _CLITIC.sub("", bare))

@@ -1,0 +1,375 @@
+"""Utterances in ArrayRecord shards: a TFDS folder of ours, written and read without TensorFlow.
+
+OUT/SPLIT is one TFDS version folder with one split: records of encoded audio, and an index
+`utterances-SPLIT.jsonl` with what is known of each utterance, in the order of the records. It
+appears by one rename when all of it is written; until then everything lies in
+OUT/.SPLIT.incomplete.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import soundfile
+from jaxtyping import Int16
+
+from bljust_jax.data.sources import Utterance, read_audio, read_lines
+from bljust_jax.errors import UserError
+
+NAME, VERSION = "bljust_speech", "1.0.0"
+SHARD_BYTES = 256 << 20
+
+# Told (done, total, seconds of audio so far) after each utterance.
+Progress = Callable[[int, int, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What was written or verified: `seconds` of audio in `bytes` on disk; `bad`: left out."""
+
+    folder: str
+    utterances: int
+    seconds: float
+    bytes: int
+    bad: int = 0
+
+
+def tfds() -> Any:
+    """tensorflow_datasets that asks no network and shows no bars of its own."""
+    import tensorflow_datasets
+    from tensorflow_datasets.core.utils import gcs_utils
+
+    gcs_utils._is_gcs_disabled = True
+    tensorflow_datasets.disable_progress_bar()
+    return tensorflow_datasets
+
+
+def index_path(folder: str | os.PathLike, split: str) -> pathlib.Path:
+    """Where a folder of ours keeps its index."""
+    return pathlib.Path(folder, f"utterances-{split}.jsonl")
+
+
+# Writing
+
+
+def write(
+    utterances: Sequence[Utterance],
+    out: str | os.PathLike,
+    split: str,
+    *,
+    sample_rate: int = 16000,
+    shards: int | None = None,
+    max_bad_fraction: float = 0.01,
+    progress: Progress = lambda done, total, seconds: None,
+) -> Summary:
+    """Stores `read_audio(u, sample_rate)` of each utterance as FLAC, in order, as OUT/SPLIT.
+
+    id, duration, text, lang and speaker are stored as they are, so that training from the shards
+    gives the same bits as from the source. `offset` becomes what is left of it after rounding to a
+    sample, so that a crop rounds to the same samples as before. (Only crops of WAV or FLAC that had
+    to be resampled differ: there the source resamples each crop alone.)
+    shards: number of files, at most; None: as many as keep each near SHARD_BYTES.
+    Audio that cannot be read is left out and listed in OUT/quarantine-SPLIT.jsonl. Raises UserError
+    where OUT/SPLIT exists, for a bad name, or when more than `max_bad_fraction` is bad, and OSError
+    where OUT cannot be written; then no OUT/SPLIT is left.
+    """
+    if not re.fullmatch(r"\w[\w-]*", split, re.ASCII) or split == "all":
+        raise UserError(f"split {split!r} must be of letters, digits, - and _, and not 'all'")
+    final = pathlib.Path(out, split).absolute()
+    if final.exists():
+        raise UserError(f"{final} exists already; remove it, or choose another --split or --out")
+    job = _Job(utterances, sample_rate, max_bad_fraction, progress)
+    files = shards or math.ceil(job.bytes / SHARD_BYTES)
+    try:
+        with _scratch(final.with_name(f".{split}.incomplete")) as work:
+            _store(job, split, work, math.ceil(len(utterances) / files))
+            with index_path(work, split).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in job.index)
+            work.rename(final)
+    finally:
+        _list_bad(final.with_name(f"quarantine-{split}.jsonl"), job.bad)
+    return dataclasses.replace(_summary(final, job.index), bad=len(job.bad))
+
+
+@contextlib.contextmanager
+def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder, this process's alone and removed at the end, whatever a killed run left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise UserError(f"{folder}: another process is writing there; wait for its end") from error
+    try:
+        for path in folder.iterdir():
+            path.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _store(records: Iterable[dict], split: str, folder: pathlib.Path, per_shard: int) -> None:
+    """Streams records into ArrayRecord files and TFDS's description of them.
+
+    (The writer of GeneratorBasedBuilder needs TensorFlow above 1 GB, to shuffle; this one does
+    not.)
+    """
+    api = tfds()
+    text, number = api.features.Text(), np.int64
+    names = {"id": text, "text": text, "lang": text, "speaker": text, "samples": number}
+    audio = api.features.Scalar(np.object_)  # bytes of a FLAC file
+    identity = api.core.DatasetIdentity(
+        name=NAME, version=api.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+    )
+    info = api.core.DatasetInfo(
+        builder=identity,
+        description="Utterances of a speech corpus, in the order of their source.",
+        features=api.features.FeaturesDict({"audio": audio, **names}),
+        disable_shuffling=True,
+    )
+    writer = api.core.SequentialWriter(info, per_shard, file_format="array_record")
+    writer.initialize_splits([split])
+    records = iter(records)
+    try:
+        while chunk := list(itertools.islice(records, 100)):  # each call rewrites the description
+            writer.add_examples({split: chunk})
+        writer.close_all()
+    except RuntimeError as error:  # ArrayRecord's, for instance where the disk is full
+        raise OSError(_one_line(error)) from error
+
+
+class _Job:
+    """Iterates over the records, audio read by threads; fills `index` and `bad` on the way."""
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        sample_rate: int,
+        max_bad_fraction: float,
+        progress: Progress,
+    ):
+        self._utterances, self._rate = utterances, sample_rate
+        self._limit, self._progress = max_bad_fraction, progress
+        # an estimate: FLAC takes some 9 bits of 16 a sample
+        self.bytes = 9 / 8 * sample_rate * sum(u.duration for u in utterances) + 1
+        self.index: list[dict] = []
+        self.bad: list[dict] = []
+
+    def __iter__(self) -> Iterator[dict]:
+        seconds, total = 0.0, len(self._utterances)
+        encoded = _in_order(functools.partial(_encode, sample_rate=self._rate), self._utterances)
+        for done, (u, found) in enumerate(zip(self._utterances, encoded, strict=True), start=1):
+            if isinstance(found, UserError):
+                self._refuse(u, found)
+            else:
+                audio, samples, sha256 = found
+                known = {"id": u.id, "text": u.text, "lang": u.lang, "speaker": u.speaker}
+                offset = u.offset - round(u.offset * self._rate) / self._rate
+                times = {"offset": offset, "duration": u.duration, "sha256": sha256}
+                self.index.append({**known, **times})
+                yield {**known, "text": u.text or "", "audio": audio, "samples": samples}
+            seconds += u.duration
+            self._progress(done, total, seconds)
+        if not self.index:
+            raise UserError(f"none of {total} utterances can be decoded")
+
+    def _refuse(self, u: Utterance, error: UserError) -> None:
+        self.bad.append({"id": u.id, "path": u.path, "line": u.line, "reason": str(error)})
+        if len(self.bad) > self._limit * len(self._utterances):
+            raise UserError(
+                f"{error}; {len(self.bad)} of {len(self._utterances)} utterances are bad by now, "
+                f"more than --max_bad_fraction={self._limit:g} allows"
+            ) from error
+
+
+def _encode(u: Utterance, *, sample_rate: int) -> tuple[bytes, int, str] | UserError:
+    """(FLAC, samples, sha256 of the samples) of an utterance, or why there is none."""
+    if u.fault:
+        return UserError(u.fault)
+    try:
+        samples = read_audio(u, sample_rate)
+    except UserError as error:
+        return error
+    file = io.BytesIO()
+    soundfile.write(file, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue(), len(samples), checksum(samples)
+
+
+def checksum(samples: Int16[np.ndarray, "s"]) -> str:
+    """sha256 of the samples as little-endian bytes, in hexadecimal."""
+    return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+
+
+def _in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """function(item) for each item, by threads, a bounded number of results ahead."""
+    threads = os.cpu_count() or 1
+    ahead: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _list_bad(path: pathlib.Path, bad: list[dict]) -> None:
+    path.unlink(missing_ok=True)
+    if bad:
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def _summary(folder: pathlib.Path, index: list[dict]) -> Summary:
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return Summary(str(folder), len(index), math.fsum(row["duration"] for row in index), size)
+
+
+# Reading
+
+
+class Records:
+    """The records of one split of a TFDS folder; opened at the first read, safe among threads."""
+
+    def __init__(self, folder: str, split: str):
+        self.folder, self.split = folder, split
+        self._source: Any = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def sample_rate(self, feature: str) -> int | None:
+        """Of the samples of a feature, in Hz, where the folder declares it."""
+        return getattr(self._open().dataset_info.features[feature], "sample_rate", None)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """The i-th record; raises OSError where its shard is damaged or missing."""
+        source = self._open()
+        try:
+            return source[i]
+        except RuntimeError as error:  # ArrayRecord's
+            raise OSError(f"record {i}: {_one_line(error)}") from error
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._source is None:
+                try:
+                    builder = tfds().builder_from_directory(self.folder)
+                    self._source = builder.as_data_source(self.split)
+                except Exception as error:
+                    raise UserError(explain(self.folder, error)) from error
+        return self._source
+
+    def encoded(self, i: int, identity: str) -> bytes:
+        """The audio file in the i-th record of a folder of ours, which must be of that id."""
+        record = self[i]
+        found = record["id"].decode()
+        if found != identity:
+            raise UserError(
+                f"{index_path(self.folder, self.split)}:{i + 1}: names {identity!r}, but the record"
+                f" holds {found!r}; prepare the shards again"
+            )
+        return record["audio"]
+
+
+def explain(what: str, error: Exception) -> str:
+    """One line on why TFDS cannot open a folder or a data set, with the cure."""
+    reason = _one_line(error)[:200]
+    if isinstance(error, ImportError) and "tensorflow" in reason.lower():
+        return (
+            f"tfds:{what}: its features need TensorFlow: `pip install tensorflow-cpu"
+            " importlib_resources`, or name a folder made by `python -m bljust_jax.prepare`"
+        )
+    if "Random access data source" in reason:
+        return (
+            f"tfds:{what}: only the file format array_record can be read at random: build the data"
+            " set again with `tfds build --file_format=array_record`"
+        )
+    return f"tfds:{what}: TFDS cannot open it: {reason or type(error).__name__}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def read(folder: str, split: str) -> list[Utterance]:
+    """The utterances of a folder of ours, from its index; no audio is touched.
+
+    Raises UserError naming the line where the index is damaged.
+    """
+    records, found = Records(folder, split), []
+    for i, (row, where) in enumerate(_rows(folder, split)):
+        try:
+            names = row["id"], row["text"], row["lang"], row["speaker"]
+            offset, duration = float(row["offset"]), float(row["duration"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: lacks {error}; prepare the shards again") from error
+        identity, text, lang, speaker = names
+        fetch = functools.partial(records.encoded, i, identity)
+        path = f"{folder}#{i}"
+        found.append(
+            Utterance(identity, path, offset, duration, text, lang, speaker, where, fetch=fetch)
+        )
+    return found
+
+
+def _rows(folder: str, split: str) -> Iterator[tuple[dict, str]]:
+    """(object, "file:line") of each line of an index."""
+    for where, line in read_lines(index_path(folder, split)):
+        try:
+            yield json.loads(line), where
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: is not JSON; prepare the shards again") from error
+
+
+def verify(
+    folder: str, split: str, progress: Progress = lambda done, total, seconds: None
+) -> Summary:
+    """Decodes every record of a folder of ours and compares its samples with the index.
+
+    Raises UserError naming the first record that differs, cannot be read or is missing.
+    """
+    rows = list(_rows(folder, split))
+    utterances = read(folder, split)
+    records = Records(folder, split)
+    if len(records) != len(rows):
+        raise UserError(f"{folder}: {len(records)} records, but the index lists {len(rows)}")
+    seconds = 0.0
+    checksums = _in_order(_stored_checksum, utterances)
+    for done, ((row, where), found) in enumerate(zip(rows, checksums, strict=True), start=1):
+        if found != row["sha256"]:
+            raise UserError(
+                f"{where}: the samples of {row['id']!r} are not those that were stored"
+                f" ({found}); prepare the shards again"
+            )
+        seconds += row["duration"]
+        progress(done, len(rows), seconds)
+    return _summary(pathlib.Path(folder), [row for row, _ in rows])
+
+
+def _stored_checksum(u: Utterance) -> str:
+    """checksum of all that is stored of an utterance, or the reason why it cannot be read."""
+    try:
+        samples, _ = soundfile.read(io.BytesIO(u.fetch()), dtype="int16")
+    except (soundfile.SoundFileError, OSError) as error:
+        return str(error)
+    return checksum(samples)

@@ -1,0 +1,52 @@
+"""What a run says of its data before it starts."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from bljust_jax.data import text
+from bljust_jax.data.plan import Plan
+from bljust_jax.data.sources import hours
+from bljust_jax.data.splits import Splits
+
+
+def sizes(splits: Splits) -> list[str]:
+    """Utterances, hours and speakers of each split, and what is left out of it."""
+    lines = []
+    for split in splits.names:
+        utterances = splits.utterances(split)
+        if not utterances:
+            continue
+        size = f"{len(utterances)} utterances, {hours(utterances):.2f} h"
+        lines.append(f"{split}: {size}, {len({u.speaker for u in utterances})} speakers")
+        bad = splits.quarantined.count(split)
+        known = Counter({"quarantined, their audio cannot be read": bad} if bad else {})
+        for reason, n in (splits.left_out[split] + known).items():
+            lines.append(f"{split}: {n} utterances left out: {reason}")
+    return lines
+
+
+def plans(plans: Mapping[str, Plan]) -> list[str]:
+    """The batches of each stream, and the utterances that fit none."""
+    lines = []
+    for stream, plan in plans.items():
+        for reason, n in Counter(reason for _, reason in plan.excluded).items():
+            lines.append(f"{stream}: {n} utterances left out: {reason}")
+        for bucket, batches in zip(plan.buckets, plan.counts, strict=True):
+            lines.append(
+                f"{stream}: {batches} batches an epoch of {bucket.batch_size} x "
+                f"{bucket.seconds:g} s, at most {bucket.max_labels} labels"
+            )
+    return lines
+
+
+def texts(splits: Splits, scored: Sequence[str]) -> list[str]:
+    """The labels, and how they cover the texts of the splits that are scored."""
+    tokenizer = splits.tokenizer
+    lines = [f"tokenizer: {tokenizer.vocab_size - 1} {tokenizer.unit}s and the blank"]
+    for split in scored:
+        references = splits.references(split)
+        silent = references.count("")
+        if silent:
+            lines.append(f"{split}: {silent} utterances without a text cannot be scored")
+        lines += [f"{split}: {line}" for line in text.coverage(tokenizer, references)]
+    return lines

@@ -1,0 +1,101 @@
+"""What a run writes about itself into its workdir, and whether a workdir may go on.
+
+config.json, tokenizer.* and a checkpoint are all that evaluation and export need; run.json tells a
+report how the run was made.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from bljust_jax.data import text
+from bljust_jax.errors import UserError
+from bljust_jax.system import Recipe
+
+
+def check_config(config: Any, workdir: pathlib.Path) -> None:
+    """UserError for intervals below 1, and for a workdir that holds a run of another config."""
+    for name in ("eval_every", "save_every", "log_every", "keep", "max_skipped"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must be at least 1")
+    path = workdir / "config.json"
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    old, new = (flatten(json.loads(c)) for c in (path.read_text(), config.to_json()))
+    if not new["data.text.sha256"]:  # the run wrote down what it had learned
+        new["data.text.sha256"] = old.get("data.text.sha256")
+    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
+    if changed:
+        shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config ({shown}{more}); name a new --workdir"
+        )
+
+
+# Fields that a run may be resumed with other values of: they change no number.
+MAY_CHANGE = (
+    *("data.num_threads", "data.prefetch", "data.max_bad_fraction", "mesh.data", "mesh.fsdp"),
+    *("keep", "samples", "compile_cache", "max_skipped"),
+)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        inner = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{key}": value} if inner is None else inner
+    return flat
+
+
+def saved_tokenizer(workdir: pathlib.Path) -> text.Tokenizer | None:
+    """That of the run to go on with; None where there is no checkpoint."""
+    return text.load(workdir) if any((workdir / "checkpoints").glob("[0-9]*")) else None
+
+
+def write_config(config: Any, workdir: pathlib.Path, tokenizer: text.Tokenizer) -> None:
+    """config.json and the tokenizer: with a checkpoint, all that evaluation and export need."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(workdir)
+    written = json.loads(config.to_json())
+    written["data"]["text"]["sha256"] = tokenizer.sha256
+    (workdir / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def write_facts(workdir: pathlib.Path, recipe: Recipe, starts: list[int], mesh: Any) -> None:
+    """run.json: what a report tells of how the run was made."""
+    phases = [
+        {"name": p.name, "start": start, "steps": p.steps, "levels": p.describe_levels()}
+        for start, p in zip(starts, recipe.phases, strict=True)
+    ]
+    kinds = sorted({d.device_kind for d in mesh.devices.flat})
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in ("jax", "flax", "optax")}
+    facts = {
+        "command": shlex.join(["python", "-m", "bljust_jax.main", *sys.argv[1:]]),
+        "git": git_id(),
+        "devices": f"{mesh.size} x {', '.join(kinds)}",
+        "versions": versions,
+        "phases": phases,
+    }
+    (workdir / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def git_id() -> str:
+    """The commit of the code, "" where it is not in a git checkout."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip()

@@ -1,0 +1,112 @@
+"""python -m bljust_jax.ngram --data URI [--order 3] --out X.arpa
+
+Estimates an n-gram language model (interpolated modified Kneser-Ney) from the texts of a source, or
+of a file with one sentence a line, and writes it as ARPA for `python -m bljust_jax.evaluate --lm`.
+--workdir RUN spells the texts as that run does, and --over units models its characters or pieces in
+place of words. Exit 2: a mistake, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bljust_jax import command
+from bljust_jax.data import normalise, sources, text
+from bljust_jax.decode import arpa, ngram
+from bljust_jax.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command.Parser(__doc__)
+    p.add_argument("--data", default="", metavar="URI", help="as config.data.train")
+    p.add_argument("--root", default="", help="as config.data.root")
+    p.add_argument("--text", type=pathlib.Path, metavar="FILE", help="UTF-8, a sentence a line")
+    p.add_argument("--order", type=int, default=3, help="longest n-gram (%(default)s)")
+    p.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help="X.arpa[.gz]")
+    p.add_argument(
+        "--normalise",
+        default="lower",
+        help="steps of config.data.text.normalise, by commas (%(default)s)",
+    )
+    p.add_argument(
+        "--workdir", type=pathlib.Path, metavar="RUN", help="spell as this run, not --normalise"
+    )
+    p.add_argument("--over", choices=("words", "units"), default="words")
+    p.add_argument("--json", action="store_true", help="print the summary as a JSON object")
+    return p
+
+
+def read_texts(args: argparse.Namespace) -> Iterator[str]:
+    """The texts of --data and --text as they are written there, empty ones left out."""
+    if not args.data and args.text is None:
+        raise UserError("give --data URI or --text FILE to learn from; see --help")
+    if args.data:
+        yield from (u.text for u in sources.open_source(args.data, args.root) if u.text)
+    if args.text is not None:
+        try:
+            yield from args.text.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{args.text}: not UTF-8 text ({error.reason})") from error
+
+
+def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
+    """Each text as the model's tokens; what the units of --workdir cannot spell is left out."""
+    if args.over == "units" and args.workdir is None:
+        raise UserError("--over units needs --workdir RUN: the units are that run's")
+    tokenizer = text.load(args.workdir) if args.workdir else None
+    steps = [name for name in args.normalise.split(",") if name]
+    spell = tokenizer.normalise if tokenizer else normalise.make(steps)
+    for line in map(spell, read_texts(args)):
+        if tokenizer is None or args.over == "words":
+            tokens = line.split()
+        elif tokenizer.covers(line):
+            ids = tokenizer.encode(line).tolist()
+            tokens = [arpa.unit_word(tokenizer.symbols[i - 1]) for i in ids]
+        else:
+            continue
+        if tokens:
+            yield tokens
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Estimates and writes; returns what --json prints."""
+    found = list(sentences(args))
+    model = ngram.estimate(found, args.order)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    arpa.write(args.out, model.orders)
+    return {
+        "out": str(args.out),
+        "over": args.over,
+        "sentences": len(found),
+        "tokens": sum(map(len, found)),
+        "ngrams": [len(table) for table in model.orders],
+        "discounts": [list(d) for d in model.discounts],
+        "fallback": model.fallback,
+    }
+
+
+def body(args: argparse.Namespace) -> None:
+    summary = run(args)
+    if summary["fallback"]:
+        orders = ", ".join(map(str, summary["fallback"]))
+        print(
+            f"note: too little text to estimate the discounts of order {orders}; "
+            f"{ngram.FALLBACK} are used there",
+            file=sys.stderr,
+        )
+    counts = ", ".join(f"{n} {k}-grams" for k, n in enumerate(summary["ngrams"], start=1))
+    line = f"{summary['out']}: {counts} from {summary['sentences']} sentences"
+    print(json.dumps(summary) if args.json else f"{line}, {summary['tokens']} {args.over}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command.run(parser(), body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""python -m bljust_jax.prepare URI --out DIR [--split NAME] [--verify] ...
+
+Writes any source into ArrayRecord shards, once. A killed run leaves nothing that reads as complete.
+URI is what `config.data.train` takes: a *.jsonl manifest, librispeech:ROOT/SPLIT,
+tedlium:ROOT/SPLIT and so on. DIR/SPLIT then trains as `--config.data.train=tfds:DIR/SPLIT`, with
+the same bits as URI. Exit 0: done; 2: a mistake in the flags or the data, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+import time
+
+from bljust_jax import command
+from bljust_jax.data import shards, sources
+from bljust_jax.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command.Parser(__doc__)
+    p.add_argument("uri", metavar="URI", help="what to read; with --verify alone, tfds:DIR/SPLIT")
+    p.add_argument("--out", metavar="DIR", help="the shards become DIR/SPLIT, a TFDS folder")
+    p.add_argument("--split", help="default: the last name of URI, without extension")
+    p.add_argument("--sample_rate", type=int, default=16000, help="Hz (%(default)s)")
+    p.add_argument("--root", default="", help="as config.data.root: audio outside it is refused")
+    p.add_argument("--shards", type=shard_count, default="auto", help="number of files (auto)")
+    p.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=0.01,
+        help="give up when a larger share of the audio cannot be decoded (%(default)s)",
+    )
+    p.add_argument("--verify", action="store_true", help="read all back and compare checksums")
+    p.add_argument("--json", action="store_true", help="print the summary as a JSON object")
+    return p
+
+
+def shard_count(value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not re.fullmatch("[1-9][0-9]*", value):
+        raise argparse.ArgumentTypeError(f"{value!r} is neither auto nor a number above 0")
+    return int(value)
+
+
+def body(args: argparse.Namespace) -> None:
+    summary = run(args)
+    hours = summary.seconds / 3600
+    size = f"{summary.utterances} utterances, {hours:.2f} h, {summary.bytes / 1e6:.1f} MB"
+    bad = f"; {summary.bad} left out, see quarantine-*.jsonl beside it" if summary.bad else ""
+    print(
+        json.dumps(dataclasses.asdict(summary)) if args.json else f"{summary.folder}: {size}{bad}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command.run(parser(), body, argv)
+
+
+def run(args: argparse.Namespace) -> shards.Summary:
+    """Writes, verifies, or both."""
+    if args.out is None:
+        scheme, _, rest = args.uri.partition(":")
+        folder = pathlib.Path(args.root, rest).absolute()
+        if not args.verify or scheme != "tfds":
+            raise UserError("--out is required, or --verify with URI tfds:DIR/SPLIT; see --help")
+        if not shards.index_path(folder, folder.name).is_file():
+            raise UserError(f"{args.uri}: {folder} was not made by bljust_jax.prepare")
+        return shards.verify(str(folder), folder.name, Line("verified"))
+    if not 0 <= args.max_bad_fraction <= 1:
+        raise UserError(f"--max_bad_fraction={args.max_bad_fraction:g} must be from 0 to 1")
+    if not 1 <= args.sample_rate <= 655350:  # what FLAC can hold
+        raise UserError(f"--sample_rate={args.sample_rate} must be a number of Hz, such as 16000")
+    split = args.split or default_split(args.uri)
+    summary = shards.write(
+        sources.open_source(args.uri, args.root),
+        args.out,
+        split,
+        sample_rate=args.sample_rate,
+        shards=args.shards,
+        max_bad_fraction=args.max_bad_fraction,
+        progress=Line("prepared"),
+    )
+    if args.verify:
+        shards.verify(summary.folder, split, Line("verified"))
+    return summary
+
+
+def default_split(uri: str) -> str:
+    """`librispeech:ROOT/dev-clean` gives dev-clean, `data/train.jsonl` train."""
+    if "+" in uri:
+        raise UserError(f"{uri!r} joins several sources; name the result by --split")
+    return pathlib.PurePath(uri.partition(":")[2] or uri).stem
+
+
+class Line:
+    """A progress line with the time left, on stderr: in place on a terminal, else twice a
+    minute."""
+
+    def __init__(self, verb: str):
+        self._verb, self._live = verb, sys.stderr.isatty()
+        self._began = self._shown = time.monotonic()
+
+    def __call__(self, done: int, total: int, seconds: float) -> None:
+        now = time.monotonic()
+        if done < total and now - self._shown < (0.2 if self._live else 30.0):
+            return
+        self._shown = now
+        elapsed = now - self._began
+        left = elapsed / done * (total - done) / 60
+        text = f"{self._verb} {done}/{total} utterances, {seconds / 3600:.2f} h of audio, "
+        text += f"{left:.1f} min left" if done < total else f"in {elapsed / 60:.1f} min"
+        end = "\r" if self._live and done < total else "\n"
+        print(text.ljust(78), end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""`report.md` of one run."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from bljust_jax import plots
+from bljust_jax.report.run import MEASURES, Run, costs, open_run
+from bljust_jax.report.text import number, rate, table
+from bljust_jax.report.utterances import worst
+
+WORST = 12  # utterances shown of a split
+POINTS = 12  # rows of the course table
+COURSE = ("train/.+/loss", r"penalty/\d+", "moo/cos/.+", *(f"dev/{m}" for m in MEASURES))
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """Write `workdir/report.md` and `workdir/plots/*.png`; returns the path of the former.
+
+    Read are config.json and metrics.jsonl, and where they are present run.json (phases, command,
+    versions), samples/*-best.jsonl and example.npz. Raises UserError where `workdir` is no run.
+    """
+    run = open_run(workdir)
+    lines = [*summary(run), ""]
+    for heading, section in SECTIONS.items():
+        body = section(run)
+        if body:
+            lines += [f"## {heading}", "", *body, ""]
+    path = workdir / "report.md"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def summary(run: Run) -> list[str]:
+    """What a reader asks first: which run, how good, at which cost."""
+    config = run.config
+    title = f"# {run.name}: {config['recipe']}, method {config['method']}, seed {config['seed']}"
+    state = [] if run.final else ["", f"**{run.state}**; the scores are the last ones logged."]
+    scores = _scores(run)
+    return [title, *state, *([""] if scores else []), *scores, "", *_cost(run)]
+
+
+def _scores(run: Run) -> list[str]:
+    names = dict.fromkeys(key.rpartition("/")[0] for key in run.scores)
+    measures = [m for m in MEASURES if any(key.endswith(f"/{m}") for key in run.scores)]
+    counts = [c for c in COUNTS if any(f"{name}/{c}" in run.final for name in names)]
+    head = ("split", *(m.upper() for m in measures), *(COUNTS[c] for c in counts))
+    rows = []
+    for name in names:
+        rates = [rate(m, run.scores.get(f"{name}/{m}")) for m in measures]
+        rows.append((name, *rates, *(number(run.final.get(f"{name}/{c}", "")) for c in counts)))
+    return table(head, rows) if rows else []
+
+
+COUNTS = {
+    "substitutions": "sub",
+    "deletions": "del",
+    "insertions": "ins",
+    "words": "words",
+    "utterances": "utterances",
+    "without_reference": "without text",
+    "blank_share": "blank frames",
+}
+
+
+def _cost(run: Run) -> list[str]:
+    rows = [("steps", number(run.step))]
+    if run.final:
+        rows.append(("best step (by dev)", number(run.final["best_step"])))
+    rows += [(label, number(value)) for label, value in costs(run).items()]
+    if run.last("data/quarantined"):
+        rows.append(("utterances in quarantine", number(run.last("data/quarantined"))))
+    if run.final:
+        rows.append(("digest of the parameters", run.final["params_digest"]))
+    return [*table(("measure", "value"), rows), "", *NOTE]
+
+
+NOTE = (
+    "Compute counts encoder FLOPs (forward 1, backward 2) over padded audio; audio hours are",
+    "padded as well; training hours leave out evaluation and saving.",
+)
+
+
+def _phases(run: Run) -> list[str]:
+    """Phases of one name in one line, in the order of first appearance."""
+    merged: dict[str, list] = {}
+    for phase in run.facts.get("phases", []):
+        entry = merged.setdefault(phase["name"], [0, 0, phase["levels"]])
+        entry[0] += 1
+        entry[1] += phase["steps"]
+    rows = [(name, n, steps, levels) for name, (n, steps, levels) in merged.items()]
+    return table(("phase", "stretches", "steps", "levels (upper > lower)"), rows) if rows else []
+
+
+def _pictures(run: Run) -> list[str]:
+    spans = [plots.Span(p["name"], p["start"], p["steps"]) for p in run.facts.get("phases", [])]
+    path = run.folder / "example.npz"
+    example = None
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as file:
+            example = dict(file)
+    lines = []
+    for picture in plots.draw(run.folder / "plots", run.rows, spans, example):
+        lines += [f"![{picture.file}](plots/{picture.file})", "", picture.caption, ""]
+    if example is not None:
+        lines += table(
+            ("utterance", str(example["id"])),
+            [(key, str(example[key])) for key in ("reference", "hypothesis")],
+        )
+    return lines
+
+
+def _course(run: Run) -> list[str]:
+    """`POINTS` evenly spaced stretches of the run, each with the last value of every measure."""
+    keys = sorted({key for row in run.rows for key in row})
+    shown = [key for pattern in COURSE for key in keys if re.fullmatch(pattern, key)]
+    marks = sorted({round(run.step * (n + 1) / POINTS) for n in range(POINTS)})
+    rows = []
+    for start, end in zip([-1, *marks], marks, strict=False):
+        logged = {k: v for r in run.rows if start < r["step"] <= end for k, v in r.items()}
+        rows.append((end, *(number(logged.get(key, "")) for key in shown)))
+    return table(("step", *shown), rows) if shown else []
+
+
+def _worst(run: Run) -> list[str]:
+    """The utterances with most word errors, each hypothesis under its reference."""
+    lines = []
+    for path in sorted((run.folder / "samples").glob("*-best.jsonl")):
+        rows = []
+        for errors, pair in worst(path, WORST):
+            rows.append((errors, pair["id"], "reference", pair["reference"]))
+            rows.append(("", "", "hypothesis", pair["hypothesis"]))
+        if rows:
+            split = path.name.removesuffix("-best.jsonl")
+            lines += ["", *table(("word errors", f"utterance of {split}", "", "text"), rows)]
+    return lines[1:]
+
+
+def _origin(run: Run) -> list[str]:
+    facts = run.facts
+    rows = [(name, facts[name]) for name in ("command", "git", "devices") if facts.get(name)]
+    rows += sorted(facts.get("versions", {}).items())
+    return table(("what", "value"), rows) if rows else []
+
+
+SECTIONS: dict[str, Callable[[Run], list[str]]] = {
+    "Phases": _phases,
+    "Pictures": _pictures,
+    "Course": _course,
+    "Worst utterances": _worst,
+    "How it was made": _origin,
+}

@@ -1,0 +1,57 @@
+"""Which utterances to show."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+SECONDS = (2.0, 6.0)  # of the pictured utterance, where the split has such
+
+
+def word_errors(reference: str, hypothesis: str) -> int:
+    """Substitutions, deletions and insertions that turn one into the other (Levenshtein, 1966)."""
+    ours, theirs = reference.split(), hypothesis.split()
+    costs = list(range(len(theirs) + 1))
+    for i, word in enumerate(ours, start=1):
+        diagonal, costs[0] = costs[0], i
+        for j, other in enumerate(theirs, start=1):
+            best = min(diagonal + (word != other), costs[j] + 1, costs[j - 1] + 1)
+            diagonal, costs[j] = costs[j], best
+    return costs[-1]
+
+
+def typical(
+    pairs: Sequence[Mapping[str, str]],
+    seconds: Mapping[str, float],
+    covers: Callable[[str], bool],
+) -> str | None:
+    """The id of the utterance to picture: of the word error rate nearest the median.
+
+    Candidates last 2 to 6 s (any, where none does) and have a reference that `covers` accepts;
+    None where there are none. Ties go to the longer one, then to the first. `pairs` holds id,
+    reference, hypothesis; `seconds` durations by id.
+    """
+    usable = [p for p in pairs if p["reference"] and covers(p["reference"])]
+    low, high = SECONDS
+    usable = [p for p in usable if low <= seconds[p["id"]] <= high] or usable
+    if not usable:
+        return None
+    errors = [word_errors(p["reference"], p["hypothesis"]) for p in usable]
+    rates = [n / len(p["reference"].split()) for n, p in zip(errors, usable, strict=True)]
+    middle = float(np.median(rates))
+    best = min(
+        range(len(usable)), key=lambda n: (abs(rates[n] - middle), -seconds[usable[n]["id"]])
+    )
+    return usable[best]["id"]
+
+
+def worst(samples: pathlib.Path, most: int) -> list[tuple[int, dict[str, str]]]:
+    """(word errors, pair) of the `most` worst pairs of a file that `evaluate.write_samples` wrote,
+    those without an error left out."""
+    pairs = [json.loads(line) for line in samples.read_text().splitlines()]
+    counted = [(word_errors(p["reference"], p["hypothesis"]), p) for p in pairs]
+    counted = [(n, p) for n, p in counted if n]
+    return sorted(counted, key=lambda c: (-c[0], c[1]["id"]))[:most]

@@ -1,0 +1,76 @@
+"""Small corpora of noise, and the settings that load them."""
+
+import json
+import pathlib
+
+import numpy as np
+import soundfile
+
+from bljust_jax.data import pipeline
+from configs import common
+
+RATE = 8000
+SETTINGS = {
+    **{"sample_rate": RATE, "join": (2, 3), "join_share": 0.5, "balance": 0.3},
+    **{"buckets": (0.5, 1.5), "batch_seconds": 6.0, "labels_per_second": 8.0},
+    **{"speed": (0.9, 1.1), "noise_snr": (10.0, 30.0), "min_seconds": 0.0, "max_seconds": 0.0},
+    **{"unlabelled_batch_seconds": 12.0, "eval_batch_seconds": 3.0, "prefetch": 4},
+    "max_bad_fraction": 0.0,
+}
+PLAIN = {"join_share": 0.0, "balance": 0.0, "speed": (1.0, 1.0), "noise_snr": ()}
+JOINT = ("labelled", "unlabelled")
+
+
+def settings(folder: pathlib.Path, **changes):
+    """`config.data` for the manifests train.jsonl and dev.jsonl of a folder."""
+    data = common.base().data
+    sources = {"train": str(folder / "train.jsonl"), "dev": str(folder / "dev.jsonl")}
+    data.update({**SETTINGS, **sources, **changes})
+    return data
+
+
+def load(folder: pathlib.Path, *, seed: int = 0, multiple: int = 1, tokenizer=None, **changes):
+    data = settings(folder, **changes)
+    return pipeline.load(data, seed=seed, multiple=multiple, tokenizer=tokenizer)
+
+
+def write(folder: pathlib.Path, name: str, entries: list[dict]) -> str:
+    """A manifest NAME.jsonl; its path."""
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (folder / f"{name}.jsonl").write_text(lines)
+    return str(folder / f"{name}.jsonl")
+
+
+def noise(made: pathlib.Path) -> pathlib.Path:
+    """Noise of growing length: 40 utterances by 4 speakers, every fifth without a text."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for i in range(40):
+        seconds = round(0.2 + 0.03 * i, 3)
+        audio = rng.integers(-2000, 2000, round(seconds * RATE)).astype(np.int16)
+        soundfile.write(made / f"{i}.flac", audio, RATE)
+        entry = {"audio_filepath": f"{i}.flac", "duration": seconds, "speaker": f"s{i % 4}"}
+        entries.append(entry | {"id": f"u{i}"} | ({"text": f"Ab{i % 3}"} if i % 5 else {}))
+    write(made, "train", entries)
+    write(made, "dev", [e | {"text": "ba"} for e in entries[::4]] + [entries[39] | {"text": "ab!"}])
+    return made
+
+
+def damaged(made: pathlib.Path) -> pathlib.Path:
+    """Ten utterances, one of them not audio."""
+    entries = []
+    for i in range(10):
+        soundfile.write(made / f"{i}.flac", np.full(4000, i, np.int16), RATE)
+        entries.append({"audio_filepath": f"{i}.flac", "duration": 0.5, "text": "a", "id": str(i)})
+    (made / "6.flac").write_bytes(b"fLaC and then nothing of use")
+    write(made, "train", entries)
+    return made
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for stream in a:
+        assert a[stream].keys() == b[stream].keys()
+        for name in a[stream]:
+            assert a[stream][name].dtype == b[stream][name].dtype
+            np.testing.assert_array_equal(a[stream][name], b[stream][name])

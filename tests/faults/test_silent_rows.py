@@ -1,0 +1,43 @@
+"""A row whose audio could not be read has length 0 and takes no part in any loss (F9, F11)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bljust_jax import system
+from tests.test_laws import CASES, ROWS, make_batch, setup
+
+
+def silence(batch, rows):
+    """The batch with these rows as the pipeline makes them: ids stay, all else is 0."""
+    kept = np.isin(np.arange(ROWS), rows, invert=True)
+    return {
+        name: x if name == "ids" else jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+        for name, x in batch.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "objective"), CASES)
+def test_a_silent_row_adds_exactly_nothing(name, objective):
+    recipe, chosen, params, grad = setup(name, objective)
+    batch, rng = make_batch(), jax.random.key(0)
+    loss, grads = grad(params, silence(batch, range(ROWS)), rng)
+    assert float(loss) == 0
+    assert not any(np.any(np.asarray(g)) for g in jax.tree.leaves(grads))
+
+    _, frozen, stats = recipe.init(jax.random.key(1))
+    scale = dict.fromkeys(recipe.losses, 1.0)
+    extras = system.Extras(jnp.int32(0), frozen, stats, params, scale)
+
+    @jax.jit
+    def sums(data):
+        return chosen.apply(params, extras, dict.fromkeys(chosen.streams, data), rng)[0]
+
+    whole = sums(batch)
+    alone = [sums(silence(batch, [r for r in range(ROWS) if r != row])) for row in range(ROWS)]
+    for key, (total, weight) in whole.items():
+        assert float(weight) > 0
+        assert float(weight) == sum(float(part[key][1]) for part in alone)
+        # each row's loss does not know of the others; float32 sums differ in order
+        np.testing.assert_allclose(total, sum(float(part[key][0]) for part in alone), rtol=1e-5)
