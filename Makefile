@@ -32,6 +32,8 @@ help:
 	@echo "make setup        only make the environment in $(VENV)"
 	@echo "make lint         ruff's checks and its formatting"
 	@echo "make nightly      slow tests, a second interpreter, the quickstart with three seeds, all variants"
+	@echo "make bench        CTC against optax and torch, the joint step against its parts, reading audio"
+	@echo "make bench-gpu    the same on this machine's GPU, into results/bench; installs nothing"
 	@echo "make aot          compile the TPU kernels ahead of time for v4, v5e and v6e; needs no TPU"
 	@echo "make clean        remove environments and caches; $(RUNS)/ stays"
 
@@ -86,6 +88,14 @@ nightly-digits: setup
 aot:
 	$(MAKE) setup VENV=.venv-aot ACCEL=tpu
 	JAX_PLATFORMS=cpu .venv-aot/bin/python -m pytest -n 2 -m "not slow" tests/aot $(ARGS)
+
+bench: setup
+	$(PY) -m bljust_jax.bench ctc step input $(ARGS)
+
+# Runs in the interpreter given and installs nothing; PYTHON=python3.12 chooses another.
+bench-gpu:
+	mkdir -p results/bench
+	XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 $(PYTHON) -m bljust_jax.bench ctc step --json results/bench $(ARGS)
 
 clean:
 	rm -rf .venv .venv-newest .venv-aot .pytest_xla_cache .hypothesis .ruff_cache

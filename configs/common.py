@@ -57,6 +57,7 @@ def base() -> ConfigDict:
     c.data.text.normalise = ("lower",)
     c.data.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
     c.data.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
+    c.data.overfit = 0  # train and score on so many utterances of data.train alone; 0 = never
     # strings of so many utterances of one speaker, (least, most); (1, 1) = never
     c.data.join = (1, 1)
     c.data.join_share = 0.0  # share of items that are such strings
@@ -95,13 +96,13 @@ def base() -> ConfigDict:
     c.specaugment.time_width = 40  # frames, at most
     c.specaugment.max_time_share = 0.15  # of the utterance, for each time mask
 
-    c.model = ConfigDict()  # Conformer, x4 subsampling: 25 frames a second
+    c.model = ConfigDict()  # Conformer
     c.model.dim = 256
     c.model.layers = 16
     c.model.heads = 4
     c.model.kernel = 31  # frames of the depthwise convolution
     c.model.channels = 256  # of the subsampling convolutions
-    c.model.subsampling = "conv2d"  # x4: 25 frames a second; or "parakeet", depthwise-separable, x8
+    c.model.subsampling = "conv2d"  # x4: 25 frames a second; or "parakeet", depthwise, x8
     c.model.ff_mult = 4
     c.model.dropout = 0.1
     c.model.dtype = "float32"  # of the arithmetic; parameters are float32
@@ -236,12 +237,14 @@ def shrink(c: ConfigDict) -> None:
 
 
 def overfit(c: ConfigDict) -> None:
-    """Variant `overfit`: eight utterances to WER 0, the first thing to try with a new set-up."""
+    """Variant `overfit`: eight utterances to WER 0, the first thing to try with a new set-up: the
+    first eight of data.train where that is named, else synthetic ones."""
     synthetic(c, "overfit")
+    c.data.update(test="", overfit=8)
     tiny_model(c)
     c.method = "supervised"
     c.specaugment.update(freq_masks=0, time_masks=0)
-    c.data.update(buckets=(4.0,), unlabelled_buckets=(), batch_seconds=32.0)
+    c.data.update(buckets=(4.0, 16.0), unlabelled_buckets=(), batch_seconds=32.0)
     c.data.update(unlabelled_batch_seconds=32.0, eval_batch_seconds=32.0)
     c.data.update(speed=(1.0, 1.0), noise_snr=(), join=(1, 1), unlabelled_join=(1, 1))
     set_all_lr(c, 2e-3, 20)

@@ -61,7 +61,7 @@ ALLOWED = {
     "prepare": HOST | COMMAND | {"data"},
     "bench": JAX | COMMAND | {
         *("ops", "system", "step", "optim", "sharding", "recipes", "data", "optax"),
-        *("torch", "transformers", "configs", "bilevel", "models"),
+        *("torch", "transformers", "configs", "soundfile"),
     },
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ LAZY = {
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"},
     "decode": {"kenlm"},
     "train": {"export"},
-    "bench": {"data", "torch", "transformers"},
+    "bench": {"data", "soundfile", "torch", "transformers"},
 }
 
 

@@ -60,7 +60,12 @@ def check_command(words: list[str]) -> None:
         assert set(words[1:]) <= makefile_targets(), words
     if words[1:2] == ["-m"] and words[2].startswith("bljust_jax"):
         path = ROOT / words[2].replace(".", "/")
-        assert path.with_suffix(".py").is_file(), words
+        source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert source.is_file(), words
+        if words[2] != "bljust_jax.main":
+            for word in words[3:]:
+                flag = word.partition("=")[0]
+                assert not flag.startswith("--") or f'"{flag}"' in source.read_text(), words
         options = dict(word[2:].partition("=")[::2] for word in words[3:] if word.startswith("--"))
         config = load_config(options["config"]) if "config" in options else None
         for name in options:

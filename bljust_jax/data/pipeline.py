@@ -334,6 +334,10 @@ def load(data: Any, *, seed: int, multiple: int = 1, tokenizer: Tokenizer | None
     train, audio = bad.sift("labelled", train), bad.sift("unlabelled", audio)
     left_out = {stream: Counter() for stream in STREAMS}
     utterances, tokenizer = _label(train, data, seed, tokenizer, left_out["labelled"])
+    if data.overfit:
+        few = [u for u in utterances if u.duration <= data.buckets[-1]][: data.overfit]
+        streams = dict.fromkeys((*STREAMS, "dev"), few) | {"test": []}
+        return Corpus(data, seed, multiple, tokenizer, streams, left_out, bad)
     streams = {
         "labelled": utterances,
         "unlabelled": timely(audio, data, left_out["unlabelled"]),

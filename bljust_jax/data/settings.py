@@ -24,7 +24,7 @@ def _pair(value: Any, low: float) -> bool:
 # What must hold, the condition, and the fields that it is for.
 RULES = (
     ("must be 1 or above", lambda x: x >= 1, ("sample_rate", "prefetch")),
-    ("must be 0 or above", lambda x: x >= 0, ("num_threads", "labelled_speakers")),
+    ("must be 0 or above", lambda x: x >= 0, ("num_threads", "labelled_speakers", "overfit")),
     ("must be 0 (no limit) or above", lambda x: 0 <= x < inf, ("min_seconds", "max_seconds")),
     (
         "must be 0 (that of batch_seconds) or above",

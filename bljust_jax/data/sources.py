@@ -141,15 +141,18 @@ def _read_part(uri: str, root: str) -> list[Utterance]:
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
     """("path:number", line) of each line of a UTF-8 text file that is not blank.
 
-    A byte order mark and CRLF are accepted. Raises UserError where it is not UTF-8.
+    A byte order mark and CRLF are accepted. Raises UserError naming the line that is not UTF-8.
     """
-    with open(path, encoding="utf-8-sig", newline=None) as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: is not UTF-8 text: {error}; save it as UTF-8") from error
+    with open(path, "rb") as file:
+        for number, encoded in enumerate(file, start=1):
+            try:
+                line = encoded.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: is not UTF-8 text: {error.reason}; save the file as UTF-8"
+                ) from error
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
 def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:

@@ -20,7 +20,7 @@ def sizes(splits: Splits) -> list[str]:
         lines.append(f"{split}: {size}, {len({u.speaker for u in utterances})} speakers")
         bad = splits.quarantined.count(split)
         known = Counter({"quarantined, their audio cannot be read": bad} if bad else {})
-        for reason, n in (splits.left_out[split] + known).items():
+        for reason, n in (splits.left_out.get(split, Counter()) + known).items():
             lines.append(f"{split}: {n} utterances left out: {reason}")
     return lines
 

@@ -2,14 +2,13 @@
 
 A strided convolution is one product of its nine strided taps with the kernel. `lax.conv` is faster
 only outside a loop: inside `lax.scan` (gradient accumulation) its backward pass on XLA:CPU is tens
-of times slower. A depthwise one is a sum of nine products, with its own VJP.
+of times slower. A depthwise one is a sum of nine products.
 """
 
 import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -55,46 +54,15 @@ def _later(x: Array, axis: int) -> Array:
     return lax.slice_in_dim(jnp.pad(x, pad), 0, x.shape[axis], axis=axis)
 
 
-def _earlier(x: Array, axis: int) -> Array:
-    """y[n] = x[n + 1] along `axis`, 0 at its end."""
-    pad = [(0, int(a == axis)) for a in range(x.ndim)]
-    return lax.slice_in_dim(jnp.pad(x, pad), 1, x.shape[axis] + 1, axis=axis)
-
-
-@jax.custom_vjp
 def depthwise_strided(
     x: Float[Array, "b t f c"], kernel: Float[Array, "3 3 c"]
 ) -> Float[Array, "b u g c"]:
-    """3x3 convolution of each channel alone, stride 2, padding 1; the result has x's dtype."""
+    """3x3 convolution of each channel alone, stride 2, padding 1.
+
+    Products and sums have the kernel's dtype where that is wider; the result has x's.
+    """
     weights = kernel.reshape(9, 1, 1, 1, -1)
     return sum(w * tap for w, tap in zip(weights, strided_taps(x), strict=True)).astype(x.dtype)
-
-
-def _depthwise_forward(x: Array, kernel: Array):
-    return depthwise_strided(x, kernel), (x, kernel)
-
-
-def _depthwise_backward(residuals: tuple[Array, Array], grad: Array):
-    x, kernel = residuals
-    grad_kernel = [
-        jnp.sum(tap * grad, axis=(0, 1, 2), dtype=kernel.dtype) for tap in strided_taps(x)
-    ]
-    rows = [_earlier(grad, 1), grad, grad]
-    shifted = [[_earlier(row, 2), row, row] for row in rows]
-
-    def phase(taps_t: tuple[int, ...], taps_f: tuple[int, ...]) -> Array:
-        """The gradient of one of the four phases: the taps that read it."""
-        return sum(kernel[i, j][None, None, None] * shifted[i][j] for i in taps_t for j in taps_f)
-
-    even, odd = (1,), (0, 2)
-    by_phase = [jnp.stack([phase(t, even), phase(t, odd)], axis=3) for t in (even, odd)]
-    whole = jnp.stack(by_phase, axis=2)
-    batch, frames, _, bands, _, channels = whole.shape
-    whole = whole.reshape(batch, 2 * frames, 2 * bands, channels)[:, : x.shape[1], : x.shape[2]]
-    return whole.astype(x.dtype), jnp.stack(grad_kernel).reshape(kernel.shape).astype(kernel.dtype)
-
-
-depthwise_strided.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class StridedConv(nn.Module):
@@ -122,7 +90,7 @@ class StridedDepthwiseConv(nn.Module):
     def __call__(self, x: Float[Array, "b t f c"]) -> Float[Array, "b u g c"]:
         kernel = self.param("kernel", nn.initializers.normal(1 / 3), (3, 3, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
-        y = depthwise_strided(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = depthwise_strided(x.astype(self.dtype), kernel)
         return y + bias.astype(self.dtype)[None, None, None, :]
 
 

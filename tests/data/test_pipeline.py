@@ -104,6 +104,21 @@ def test_rows_without_augmentation_are_the_recordings(folder):
     assert seen == {u.id for u in corpus.utterances("labelled")}
 
 
+def test_overfitting_trains_and_scores_on_the_first_utterances_alone(folder):
+    corpus = load(folder, **PLAIN, overfit=8)
+    whole = load(folder, **PLAIN)
+    few = [
+        u
+        for u in whole.utterances("labelled")
+        if u.duration <= whole.plans["labelled"].buckets[-1].seconds
+    ]
+    assert len(few) > 8
+    for split in ("labelled", "unlabelled", "dev"):
+        assert corpus.utterances(split) == few[:8]
+    assert corpus.utterances("test") == []
+    assert any(line.startswith("labelled: 8 utterances") for line in corpus.summary())
+
+
 def test_joined_rows_hold_texts_joined_by_a_space(folder):
     corpus = load(folder, join_share=1.0)
     batch = next(corpus.train_batches([Segment(0, 1, ("labelled",))], 0))["labelled"]

@@ -63,7 +63,8 @@ A = '"audio_filepath": "a.wav"'
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{nope", "is not JSON"),
+        ("{nope", r"is not JSON: .*: column 2 \(char 1\)"),
+        ('{"text": "a",', r"is not JSON: .*: column 1[34] "),
         ("[1]", "audio_filepath"),
         ('{"audio_filename": "a.wav"}', 'no "audio_filepath", but "audio_filename"; rename'),
         ('{"text": "a"}', 'no "audio_filepath"; add'),
@@ -151,8 +152,8 @@ def test_missing_and_empty_manifests(tmp_path):
         open_source(str(tmp_path / "d.jsonl"))
     with pytest.raises(UserError, match="is a folder: expected a"):
         open_source(str(tmp_path))
-    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}\n')
-    with pytest.raises(UserError, match=r"latin\.jsonl: is not UTF-8 text.*save it as UTF-8"):
+    (tmp_path / "latin.jsonl").write_bytes(b'\n{"text": "\xe9"}\n')
+    with pytest.raises(UserError, match=r"latin\.jsonl:2: is not UTF-8.*save the file as UTF-8"):
         open_source(str(tmp_path / "latin.jsonl"))
 
 

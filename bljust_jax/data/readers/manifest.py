@@ -62,12 +62,13 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
 def _entry(line: str, where: str) -> dict:
     """The JSON object of a line, with the one field that must be there."""
     try:
-        entry = json.loads(line)
+        entry = json.loads(line.strip())
         json.dumps(entry, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: holds half a character (a lone surrogate): {error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: is not JSON: {error}; write one object a line") from error
+        what = str(error).replace("line 1 ", "")  # of this text, not of the file
+        raise UserError(f"{where}: is not JSON: {what}; write one object a line") from error
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is no JSON object; write one with the field audio_filepath")
     named = entry.get("audio_filepath")

@@ -1,0 +1,1 @@
+"""Measurements against peers, interleaved in one process: `python -m bljust_jax.bench --help`."""

@@ -1,0 +1,130 @@
+"""PyTorch's CTC and a training step of transformers' Parakeet, at the threads that jax has.
+
+Peers that we did not write. `absent` says why one cannot run here; it is printed, never skipped in
+silence.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def absent(*packages: str) -> str:
+    """Why the packages cannot serve on jax's device, "" where they can."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"peer absent: {', '.join(missing)} not installed"
+    if jax.default_backend() == "cpu":
+        return ""
+    import torch
+
+    here = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    return "" if here else f"peer absent: torch has no {jax.default_backend()}"
+
+
+def device() -> Any:
+    """The torch device of jax's platform, with as many threads as jax has cores."""
+    import torch
+
+    torch.set_num_threads(threads())
+    return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+
+
+def threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ctc(
+    logits: Float[np.ndarray, "b t k"],
+    logit_lengths: Int[np.ndarray, "b"],
+    labels: Int[np.ndarray, "b u"],
+    label_lengths: Int[np.ndarray, "b"],
+) -> Callable[[], tuple[Any, Any]]:
+    """() -> (losses [B], gradient of their sum [B, T, K]), log-softmax included, blank 0."""
+    import torch
+
+    where = device()
+    x = torch.tensor(logits, device=where, requires_grad=True)
+    # int64 targets, a row each: on CUDA the native kernel, not cuDNN's
+    y, n, m = (
+        torch.tensor(np.int64(a), device=where) for a in (labels, logit_lengths, label_lengths)
+    )
+
+    def run():
+        x.grad = None
+        log_probs = torch.log_softmax(x, -1).transpose(0, 1)
+        losses = torch.nn.functional.ctc_loss(log_probs, y, n, m, blank=0, reduction="none")
+        losses.sum().backward()
+        wait()
+        return losses.detach(), x.grad
+
+    return run
+
+
+def parakeet_step(
+    features: Float[np.ndarray, "b t m"],
+    labels: Int[np.ndarray, "b u"],
+    vocab_size: int,
+    model: Any,
+) -> tuple[Callable[[], float], int]:
+    """(a step of AdamW on full-length rows, which returns its loss; parameters).
+
+    `model` is a `Conformer`: its sizes are those of the peer. The loss is transformers' own mean
+    per label, the gradient is clipped at norm 1, and there is no dropout. In bfloat16 the forward
+    pass runs under autocast.
+    """
+    import torch
+    from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC
+
+    where = device()
+    encoder = ParakeetEncoderConfig(
+        hidden_size=model.dim,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=model.ff_mult * model.dim,
+        conv_kernel_size=model.kernel,
+        subsampling_factor=model.factor,
+        subsampling_conv_channels=model.channels,
+        num_mel_bins=model.n_mels,
+        dropout=0.0,
+        dropout_positions=0.0,
+        layerdrop=0.0,
+        activation_dropout=0.0,
+        attention_dropout=0.0,
+    )
+    blank = vocab_size - 1
+    config = ParakeetCTCConfig(
+        vocab_size=vocab_size, pad_token_id=blank, encoder_config=encoder.to_dict()
+    )
+    network = ParakeetForCTC(config).to(where).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
+    x = torch.tensor(features, device=where)
+    y = torch.tensor(np.int64(labels) - 1, device=where)  # blank is last, labels start at 0
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=where)
+    half = model.dtype == "bfloat16"
+
+    def run():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(where.type, torch.bfloat16, enabled=half):
+            loss = network(input_features=x, attention_mask=mask, labels=y).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        wait()
+        return loss.item()
+
+    return run, sum(p.numel() for p in network.parameters())
