@@ -97,12 +97,14 @@ class Checkpoints:
             ) from error
 
 
-def _is_repeated(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback of each of its threads, and then raises the same error again."""
-    return "orbax" in record.pathname and record.exc_info is not None
+def _is_noise(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of each of its threads, and then raises the same error again; and
+    three times, as warnings, that what was opened read-only is read-only."""
+    repeated = record.exc_info is not None or re.search("read.only=", str(record.msg))
+    return "orbax" in record.pathname and bool(repeated)
 
 
-logging.getLogger("absl").addFilter(lambda record: not _is_repeated(record))
+logging.getLogger("absl").addFilter(lambda record: not _is_noise(record))
 
 
 def digest(tree: Tree) -> str:

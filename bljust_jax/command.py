@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -23,10 +24,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
+def show_warnings() -> None:
+    """Warnings of the data layer read as the other lines on stderr do."""
+    logging.basicConfig(format="warning: %(message)s")
+
+
 def run(
     parser: Parser, body: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:
     """`body` on the parsed flags; returns the exit code."""
+    show_warnings()
     try:
         body(parser.parse_args(argv))
     except (UserError, OSError) as error:

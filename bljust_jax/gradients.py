@@ -35,8 +35,8 @@ def _take_losses(losses: dict, wanted: frozenset[str]) -> tuple[Any, dict]:
     return sum(means.values()), {f"train/{n}/loss": losses[n] for n in means}
 
 
-class Facts(NamedTuple):
-    """The static facts that both ways of taking gradients share."""
+class PhaseFacts(NamedTuple):
+    """The static facts of a phase that both ways of taking gradients read."""
 
     recipe: Recipe
     phase: Phase
@@ -45,12 +45,11 @@ class Facts(NamedTuple):
 
 
 def separate(
-    this: Facts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
+    this: PhaseFacts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
 ) -> tuple[bilevel.Grads, tuple, Means, dict]:
     """One gradient an objective, one after another; norms and the cosine come for free."""
-    extras = Extras(
-        state.step, state.frozen, state.stats, state.ema, dict.fromkeys(this.recipe.losses, 1.0)
-    )
+    scale = dict.fromkeys(this.phase.losses, 1.0)
+    extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
     metrics, stats = {}, {}
     owned = jax.tree.map(lambda x, s: None if s else jnp.zeros_like(x), state.params, this.shared)
     levels: list[Tree] = [None] * len(this.phase.levels)
@@ -87,7 +86,9 @@ def separate(
     return bilevel.Grads(owned, tuple(levels)), weights, metrics, stats
 
 
-def _add_owned(this: Facts, owned: Tree, grads: Tree, losses: frozenset[str], weight: Any) -> Tree:
+def _add_owned(
+    this: PhaseFacts, owned: Tree, grads: Tree, losses: frozenset[str], weight: Any
+) -> Tree:
     """Add an objective's gradient to the leaves that its losses own: plain for a sole owner,
     weighted by its level among several."""
 
@@ -103,23 +104,21 @@ def _add_owned(this: Facts, owned: Tree, grads: Tree, losses: frozenset[str], we
 
 
 def fused(
-    this: Facts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
+    this: PhaseFacts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
 ) -> tuple[bilevel.Grads, tuple, Means, dict]:
     """One backward pass over the sum of all losses: each reads shared hidden states through
     `scale_gradient`, so the shared leaves already hold the penalised direction. No norm or cosine
     an objective."""
     phase = this.phase
-    scale = {
-        n: weights[phase.level_of(n)] if n in phase.losses else 0.0 for n in this.recipe.losses
-    }
+    scale = {name: weights[phase.level_of(name)] for name in phase.losses}
     extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
 
     def loss_fn(params):
         total, metrics, stats = jnp.float32(0), {}, {}
-        for objective in this.recipe.active(this.phase):
+        for objective in this.recipe.active(phase):
             streams = {s: batch[s] for s in objective.streams}
             losses, aux = objective.apply(params, extras, streams, rng(objective.name))
-            loss, report = _take_losses(losses, this.phase.losses)
+            loss, report = _take_losses(losses, phase.losses)
             total, metrics, stats = total + loss, metrics | report | aux.metrics, stats | aux.stats
         return total, (metrics, stats)
 
@@ -128,12 +127,12 @@ def fused(
     def own(grad, shared, owners):
         if shared:
             return None
-        if len(owners & this.phase.losses) > 1:
+        active = owners & phase.losses
+        if len(active) > 1:
             raise ValueError(
                 f"parameters owned by {sorted(owners)} need a gradient an objective: "
                 "use gradients='separate'"
             )
-        active = owners & this.phase.losses
         if this.recipe.head_scale == "plain" or not active:
             return grad
         weight = scale[next(iter(active))]

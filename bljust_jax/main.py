@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bljust_jax.command import DONE, INTERRUPTED, MISTAKE, PREEMPTED
+from bljust_jax.command import DONE, INTERRUPTED, MISTAKE, PREEMPTED, show_warnings
 from bljust_jax.data import settings
 from bljust_jax.errors import UserError
 
@@ -36,6 +36,7 @@ def main() -> int:
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return DONE
+    show_warnings()
     try:
         config, workdir = parse(sys.argv)
         settings.check(config.data)
@@ -60,6 +61,8 @@ def main() -> int:
 def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     """Flags -> (config, workdir); whatever is wrong with them becomes a `UserError`."""
     given = config_given(argv)
+    if not given and any(arg.startswith("--config.") for arg in argv):
+        raise UserError(NO_CONFIG)
     name = pathlib.Path(given.partition(":")[0])
     try:
         rest = FLAGS(argv)
@@ -71,10 +74,25 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
     if CONFIG.value is None:
-        raise UserError("--config is required, for example --config=configs/quickstart.py")
+        raise UserError(NO_CONFIG)
+    part_names(CONFIG.value)
     variant = CONFIG.value.variant.replace(",", "-")
     default = f"runs/{name.stem}-{variant}" if variant else f"runs/{name.stem}"
     return CONFIG.value, pathlib.Path(WORKDIR.value or default)
+
+
+NO_CONFIG = "--config is required, for example --config=configs/quickstart.py"
+
+
+def part_names(node: ConfigDict) -> None:
+    """Part tuples of texts at their commas: `--config.a=x,y` is read as ("x,y",), numbers alone as
+    a tuple of two."""
+    for field, value in node.items():
+        if isinstance(value, ConfigDict):
+            part_names(value)
+        elif isinstance(value, tuple) and value and all(isinstance(x, str) for x in value):
+            names = [name.strip() for text in value for name in text.split(",")]
+            node[field] = tuple(name for name in names if name)
 
 
 def config_given(argv: list[str]) -> str:

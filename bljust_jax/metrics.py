@@ -1,8 +1,8 @@
 """Means as (sum, weight) pairs, and the files that hold them.
 
 A mean is taken once, over the whole window between two log lines, so it is exact over batches and
-hosts.
-`metrics.jsonl` holds one JSON object a line with its `step`; TensorBoard gets the same numbers.
+hosts. `metrics.jsonl` holds one JSON object a line with its `step`; TensorBoard gets the same
+numbers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from bljust_jax.system import Means
 class Window:
     """Sums and weights since the last log line, in float64 on the host.
 
-    Device values wait in a queue until they are asked for, so that adding a step's metrics never
-    stalls it.
+    A step's values stay on the device until they are asked for. `add` waits for the step before,
+    so the device always has its next step and the host is never further ahead than that.
     """
 
     def __init__(self, totals: dict[str, list[float]] | None = None, skipped: int = 0):
         self.totals = {k: list(v) for k, v in (totals or {}).items()}
-        self.skipped = self.longest_skip = skipped  # steps in a row that were not finite
-        self.last_skipped = -1  # the step that ended the longest such row
+        self.skipped = skipped  # steps in a row, up to now, that were not finite
+        self.longest_skip, self.last_skipped = 0, -1  # the longest row of them, and its last step
         self._queue: list[tuple[int, Means]] = []
 
     def add(self, step: int, metrics: Means) -> None:
+        if self._queue:
+            jax.block_until_ready(self._queue[-1])
         self._queue.append((step, metrics))
 
     def settle(self) -> dict[str, list[float]]:

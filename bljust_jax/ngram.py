@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workdir", type=pathlib.Path, metavar="RUN", help="spell as this run, not --normalise"
     )
-    p.add_argument("--over", choices=("words", "units"), default="words")
+    p.add_argument(
+        "--over", choices=("words", "units"), default="words", help="what to model (%(default)s)"
+    )
     p.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     return p
 

@@ -4,9 +4,8 @@
 
 Each group has its own clip: a global one would let the self-supervised head rescale the encoder.
 Learning rates arrive as the extra argument `lr = {group: scalar}` and the groups that train as the
-static extra argument
-`active`; a group outside it keeps parameters and moments bit for bit. No schedule here holds a
-clock.
+static extra argument `active`; a group outside it keeps parameters and moments bit for bit. No
+schedule here holds a clock.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,47 +25,50 @@ class Programs:
 
     def __init__(self, jitted: dict[str, Any], total: int, say: Callable[[str], None]):
         self._jitted, self._total, self._say = jitted, total, say
-        self._compiled: dict[tuple, Any] = {}
+        self._compiled: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self._compiled)
 
     def run(self, phase: str, state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
         """One step; the state is donated."""
-        return self.compile(phase, state, batch)(state, batch)
+        program = self.compile(phase, state, batch)
+        with _saying_what_does_not_fit(_name(phase, batch)):
+            return program(state, batch)
 
     def compile(self, phase: str, state: TrainState, batch: Tree) -> Any:
         """The program for batches of this shape, compiled on first use."""
-        shapes = {name: arrays["audio"].shape for name, arrays in sorted(batch.items())}
-        key = (phase, *shapes.items())
-        if key not in self._compiled:
-            sizes = ", ".join(f"{name} {rows} x {n}" for name, (rows, n) in shapes.items())
-            self._say(
-                f"compiling program {len(self) + 1} of {self._total}: {phase}, {sizes} samples"
-            )
+        what = _name(phase, batch)
+        if what not in self._compiled:
+            self._say(f"compiling program {len(self) + 1} of {self._total}: {what}")
             began = time.monotonic()
-            program = _compile(self._jitted[phase], state, batch, f"phase {phase}, {sizes}")
+            with _saying_what_does_not_fit(what):
+                program = self._jitted[phase].lower(state, batch).compile()
             need, have = memory_needed(program), memory_present()
             self._say(f"  {time.monotonic() - began:.0f} s; {size(need)} of {size(have)} memory")
-            _check_fits(need, have, f"phase {phase}, {sizes} samples")
-            self._compiled[key] = program
-        return self._compiled[key]
+            if need > have:
+                raise UserError(
+                    f"a batch needs {size(need)} of {size(have)} device memory ({what}): {CURE}"
+                )
+            self._compiled[what] = program
+        return self._compiled[what]
 
 
-def _compile(step: Any, state: TrainState, batch: Tree, what: str) -> Any:
+def _name(phase: str, batch: Tree) -> str:
+    """joint, labelled 8 x 64000, unlabelled 8 x 64000 samples."""
+    shapes = {stream: arrays["audio"].shape for stream, arrays in sorted(batch.items())}
+    sizes = (f"{stream} {rows} x {samples}" for stream, (rows, samples) in shapes.items())
+    return f"{phase}, {', '.join(sizes)} samples"
+
+
+@contextlib.contextmanager
+def _saying_what_does_not_fit(what: str) -> Iterator[None]:
     try:
-        return step.lower(state, batch).compile()
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"the largest batch does not fit the device ({what}): {CURE}") from error
-
-
-def _check_fits(need: int, have: int, what: str) -> None:
-    if need > have:
-        raise UserError(
-            f"a batch needs {size(need)} of {size(have)} device memory ({what}): {CURE}"
-        )
+        raise UserError(f"a batch does not fit the device ({what}): {CURE}") from error
 
 
 def memory_needed(program: Any) -> int:

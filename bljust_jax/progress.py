@@ -31,7 +31,8 @@ class Progress:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Time spent inside (evaluation, saving) counts neither in rates nor in the time left."""
+        """Time spent inside (compiling ahead, evaluation, saving) counts neither in rates nor in
+        the time left."""
         began = time.monotonic()
         yield
         spent = time.monotonic() - began
@@ -39,7 +40,7 @@ class Progress:
         self._began += spent
 
     def rates(self, step: int, audio_seconds: float, waited: float) -> dict[str, float]:
-        """perf/* since the last call."""
+        """perf/* of the steps done since the last call; `waited`: seconds for their batches."""
         now = time.monotonic()
         span, self._mark = max(now - self._mark, 1e-9), now
         steps, self._marked_step = step - self._marked_step, step

@@ -52,7 +52,7 @@ def make_train_step(
     shared = jax.tree.map(
         lambda o: o >= recipe.losses, owners, is_leaf=lambda x: isinstance(x, frozenset)
     )
-    this = gradients.Facts(recipe, phase, shared, owners)
+    this = gradients.PhaseFacts(recipe, phase, shared, owners)
     take = {"separate": gradients.separate, "fused": gradients.fused}[recipe.gradients]
     active = recipe.active_groups(phase)
 

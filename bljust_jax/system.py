@@ -18,9 +18,8 @@ import optax
 from jaxtyping import Array, Int, Key, UInt32
 
 Tree = Any
-Means = dict[
-    str, tuple[Any, Any]
-]  # name -> (sum, weight); the mean is taken once, over a whole window
+# name -> (sum, weight); the mean is taken once, over a whole window
+Means = dict[str, tuple[Any, Any]]
 
 
 class TrainState(NamedTuple):
@@ -47,9 +46,9 @@ class Weights(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What an objective may read besides parameters and batch. `scale[name]` multiplies the
-    gradient that loss `name` sends into shared hidden states (1 unless the step takes one backward
-    pass over all losses)."""
+    """What an objective may read besides parameters and batch. `scale` holds the losses that are
+    active: `scale[name]` multiplies the gradient that loss `name` sends into shared hidden states
+    (1 unless the step takes one backward pass over all losses)."""
 
     step: Any
     frozen: Tree
@@ -92,9 +91,8 @@ class Group:
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training. `levels` lists the active losses, upper level first; `weights(k)`
-    gives the absolute level weights and
-    `lr[group](k)` the learning rates, k = steps spent so far in phases of this name. Phases of one
-    name differ in length alone."""
+    gives the absolute level weights and `lr[group](k)` the learning rates, k = steps spent so far
+    in phases of this name. Phases of one name differ in length alone."""
 
     name: str
     steps: int

@@ -105,9 +105,10 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
     # ---------------------------------------------------------------- compile the largest batches
     programs = make_programs(recipe, optimizer, groups, config.seed, placed, corpus, progress.say)
-    for name, streams in coming(segments, recipe.phases, start).items():
-        largest = corpus.blank_batch(streams, corpus.buckets_in_use(streams)[-1])
-        programs.compile(name, state, sharding.put_batch(largest, mesh))
+    with progress.aside():
+        for name, streams in coming(segments, recipe.phases, start).items():
+            largest = corpus.blank_batch(streams, corpus.buckets_in_use(streams)[-1])
+            programs.compile(name, state, sharding.put_batch(largest, mesh))
     fresh_moments = jax.jit(optimizer.init, out_shardings=placed.opt_state)
     best_paths = jax.jit(partial(evaluate.best_paths, recipe))
 
@@ -119,15 +120,16 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     shard = (jax.process_index(), jax.process_count())
     batches = iter(corpus.train_batches(segments, start, shard=shard))
     phase_at = PhaseAt(segments, recipe.phases)
-    audio_seconds, waited = 0.0, 0.0
-    closed: tuple | None = None  # a log window that has ended and is not written yet
+    audio_seconds, waited = 0.0, 0.0  # heard, and waited for, in the open log window
+    closed: tuple | None = None  # (end, row, audio_seconds, waited) of the one not written yet
 
     def write_window() -> None:
         nonlocal closed
         if closed is None:
             return
-        (end, row), closed = closed, None
-        row |= window.means()
+        (end, row, *heard_and_waited), closed = closed, None
+        row |= window.means()  # its steps are done then, so their rates are true
+        row |= progress.rates(end, *heard_and_waited)
         writer.write(end, row)
         progress.show(end, phase_at(end - 1).name, row)
         check_finite(window, config.max_skipped, workdir, corpus, segments)
@@ -157,9 +159,9 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
         # save
         if saving:
+            meta |= {"window": window.settle(), "skipped": window.skipped}
+            meta |= {"quarantined": corpus.quarantined.state()}
             with progress.aside():
-                meta |= {"window": window.settle(), "skipped": window.skipped}
-                meta |= {"quarantined": corpus.quarantined.state()}
                 checkpoints.save(now, state, best, meta)
         if stopping:
             progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")
@@ -186,12 +188,12 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         if (now + 1) % config.log_every == 0 or now + 1 == total:
             row = name_compute(meta["compute"]) | {"perf/compiles": len(programs)}
             row |= {"data/quarantined": len(corpus.quarantined)}
-            closed = (now + 1, row | progress.rates(now + 1, audio_seconds, waited))
+            closed = (now + 1, row, audio_seconds, waited)
             audio_seconds, waited = 0.0, 0.0
 
     # ---------------------------------------------------------------- the end
     final = {"best_step": meta["best"]["step"]}
-    for split in ("dev", "test") if config.data.test else ("dev",):
+    for split in ("dev", "test") if corpus.utterances("test") else ("dev",):
         result = score(split, best)
         evaluate.write_samples(workdir / "samples" / f"{split}-best.jsonl", result.pairs)
         final |= result.scores

@@ -32,3 +32,17 @@ def speech():
     if not folder.is_dir():
         pytest.skip("real recordings are not here: expected them at ../shared/speech")
     return folder
+
+
+@pytest.fixture
+def compiled():
+    """Names of the programs that XLA compiles, or takes from its cache, during a test."""
+    names = []
+
+    def listen(event, seconds, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -40,6 +40,7 @@ def run(*flags, code=MAIN, cwd=ROOT):
     ("flags", "said"),
     [
         ([], ["--config is required", "--config=configs/quickstart.py"]),
+        (["--config.seed=1"], ["--config is required", "--config=configs/quickstart.py"]),
         (["--config"], ["no such config file. There are: configs/"]),
         (["--config="], ["no such config file. There are: configs/"]),
         (["--config=configs/quickstrat.py"], ["did you mean 'configs/quickstart.py'?"]),
@@ -100,6 +101,24 @@ def test_a_config_file_that_does_not_work_is_one_line(source, said, tmp_path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("lower,alef", "lower alef"),
+        ("lower", "lower"),
+        ("('upper', 'alef')", "upper alef"),
+        ("", ""),
+    ],
+)
+def test_names_are_parted_by_commas(given, read):
+    code = (
+        "import sys; from bljust_jax import main; config, _ = main.parse(sys.argv);"
+        "print(*config.data.text.normalise); print(config.data.buckets)"
+    )
+    done = run(QUICK, f"--config.data.text.normalise={given}", code=code)
+    assert done.stdout.splitlines() == [read, "(2.0, 3.0)"], done.stderr
 
 
 def test_help_is_no_error():

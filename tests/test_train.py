@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bljust_jax import checkpoint, main, metrics, train
+from bljust_jax import checkpoint, folder, main, metrics, train
 from bljust_jax.errors import UserError
 from configs import common, librispeech, manifest, quickstart, tedlium
 
@@ -32,8 +32,16 @@ def shorten(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def share_forward(config: ConfigDict) -> ConfigDict:
+    config.update(share_forward=True, gradients="fused")
+    config.ctc.context = "causal"
+    config.specaugment.update(freq_masks=0, time_masks=0)
+    return config
+
+
 # every method, spread over every config
 CONFIGS = {
+    "quickstart-shared": lambda: share_forward(quickstart.get_config("smoke")),
     "quickstart-bljust": lambda: quickstart.get_config("smoke"),
     "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
     "librispeech-weighted_sum": lambda: librispeech.get_config("M,chunked,weighted_sum,smoke"),
@@ -44,7 +52,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_config_trains(name, tmp_path, capsys):
+def test_config_trains(name, tmp_path, capsys, compiled):
     config = shorten(CONFIGS[name]())
     final = train.run(config, tmp_path)
     rows = metrics.read(tmp_path / "metrics.jsonl")
@@ -60,7 +68,7 @@ def test_config_trains(name, tmp_path, capsys):
     penalties = [r["penalty/1"] for r in rows if "penalty/1" in r]
     if method == "bljust":
         assert penalties[0] < penalties[-1]
-        assert any("moo/cos/ctc|cpc" in r for r in rows)
+        assert any("moo/cos/ctc|cpc" in r for r in rows) == (config.gradients == "separate")
     elif method == "weighted_sum":
         assert set(np.round(penalties, 6)) == {round(config.penalty.constant, 6)}
     else:
@@ -69,6 +77,11 @@ def test_config_trains(name, tmp_path, capsys):
         assert (tmp_path / made).exists(), made
     assert "encoder TFLOP" in (tmp_path / "report.md").read_text()
     assert {p.name for p in (tmp_path / "plots").iterdir()} >= {"losses.png", "alignment.png"}
+    phases = {p["name"] for p in json.loads((tmp_path / "run.json").read_text())["phases"]}
+    buckets = len(config.data.buckets)
+    programs = sum("train_step" in program for program in compiled)
+    assert programs == max(r.get("perf/compiles", 0) for r in rows) <= len(phases) * buckets
+    assert sum("best_paths" in program for program in compiled) <= buckets
     err = capsys.readouterr().err
     assert "phase" in err
     assert re.search(r"compiling program 1 of \d", err)
@@ -244,6 +257,19 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
     config.data.num_threads += 1
     with pytest.raises(UserError, match=r"\(seed 0 -> 7\)"):
         train.run(config, tmp_path)
+
+
+def test_a_workdir_goes_on_with_the_text_model_that_its_run_learned(tmp_path):
+    config = shorten(quickstart.get_config("smoke"))
+    config.data.text.sha256 = "learned"
+    (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    for given in ("", "learned"):
+        config.data.text.sha256 = given
+        folder.check_config(config, tmp_path)
+    config.data.text.sha256 = "another"
+    with pytest.raises(UserError, match=r"\(data.text.sha256 'learned' -> 'another'\)"):
+        folder.check_config(config, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections loads configs by it

@@ -168,8 +168,8 @@ def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
         try:
             info = soundfile.info(u.path)
         except (soundfile.SoundFileError, OSError) as error:
-            fault = f"{u.line}: cannot read the header of {u.path}: {error}; replace or remove it"
-            return dataclasses.replace(u, fault=fault)
+            fault = f"{u.line}: cannot read the header of {u.path}: {_why(error)}"
+            return dataclasses.replace(u, fault=f"{fault}; replace or remove it")
         duration = info.frames / info.samplerate - u.offset
         if u.offset and duration <= 0:
             raise UserError(f"{u.line}: offset {u.offset:g} s is past the end of {u.path}")
@@ -179,6 +179,12 @@ def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         return list(pool.map(complete, utterances))
+
+
+def _why(error: Exception) -> str:
+    """The reason alone: libsndfile says it after the path, with a full stop."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.rpartition("': ")[2].rstrip(".")
 
 
 def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]:
@@ -191,7 +197,7 @@ def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]
         samples = _decode(u, sample_rate)
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(
-            f"{u.line or u.id}: cannot decode {u.path}: {error}; replace or remove it"
+            f"{u.line or u.id}: cannot decode {u.path}: {_why(error)}; replace or remove it"
         ) from error
     wanted = round(u.duration * sample_rate)
     if len(samples) == 0 or len(samples) < wanted - DURATION_SLACK * sample_rate:

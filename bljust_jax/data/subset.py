@@ -30,8 +30,10 @@ def timely(
 ) -> list[Utterance]:
     """Those of data.min_seconds to data.max_seconds (0: no limit)."""
     low, high = data.min_seconds, data.max_seconds or math.inf
-    kept = keep(utterances, left_out, f"shorter than {low:g} s", lambda u: u.duration >= low)
-    return keep(kept, left_out, f"longer than {high:g} s (max)", lambda u: u.duration <= high)
+    short = f"shorter than {low:g} s (config.data.min_seconds)"
+    long = f"longer than {high:g} s (config.data.max_seconds)"
+    kept = keep(utterances, left_out, short, lambda u: u.duration >= low)
+    return keep(kept, left_out, long, lambda u: u.duration <= high)
 
 
 def low_resource(utterances: list[Utterance], data: Any, seed: int) -> list[Utterance]:

@@ -276,7 +276,9 @@ def load(folder: pathlib.Path) -> Tokenizer:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; name the folder of a run") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; restore it or train again: {error!r}") from error
+        raise UserError(
+            f"{path} is damaged, or of another version: {error!r}; restore it or train again"
+        ) from error
     made = _read_model(folder / "tokenizer.model", steps)
     if made.sha256 != sha256:
         raise UserError(
@@ -299,7 +301,9 @@ def coverage(tokenizer: Tokenizer, references: Sequence[str]) -> list[str]:
         lines.append(f"characters without a label: {', '.join(shown)}{rest}")
     covered = [text for text in texts if tokenizer.covers(text)]
     share = 100 * len(covered) / len(texts)
-    lines.append(f"{len(covered)} of {len(texts)} texts ({share:.1f} %) can be written by labels")
+    lines.append(
+        f"{len(covered)} of {len(texts)} texts ({share:.1f} %) have a label for every character"
+    )
     if covered:
         labels = sum(len(tokenizer.encode(text)) for text in covered)
         words = sum(len(text.split()) for text in covered)

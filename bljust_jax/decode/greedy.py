@@ -7,10 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bljust_jax.ops.ctc import blank_share
-
-__all__ = ["best_path", "blank_share", "collapse"]
-
 PADDING = -1
 
 

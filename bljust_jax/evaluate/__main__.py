@@ -164,7 +164,12 @@ def parser() -> argparse.ArgumentParser:
         help="drop classes less probable than so many times the best of their frame (%(default)s)",
     )
     p.add_argument("--lm", default="", metavar="ARPA", help="an n-gram model, plain or .gz")
-    p.add_argument("--lm_over", choices=(beam.WORDS, beam.UNITS), default=beam.WORDS)
+    p.add_argument(
+        "--lm_over",
+        choices=(beam.WORDS, beam.UNITS),
+        default=beam.WORDS,
+        help="what its n-grams are of: words, or the run's characters or pieces (%(default)s)",
+    )
     p.add_argument("--alpha", type=float, default=0.5, help="weight of ln P_lm (%(default)s)")
     p.add_argument("--beta", type=float, default=1.0, help="added a word, or unit (%(default)s)")
     p.add_argument("--tune", action="store_true", help="find alpha and beta on this split")
@@ -195,7 +200,7 @@ def report_lines(found: dict[str, Any]) -> list[str]:
     if found["lm"]:
         weights = f", {found['lm']}, alpha {found['alpha']:g}, beta {found['beta']:g}"
     lines.append(
-        f"checkpoint {found['step']}, beam {found['beam']}{weights}, "
+        f"best weights of checkpoint {found['step']}, beam {found['beam']}{weights}, "
         f"texts through {', '.join(found['normalise']) or 'no step'} of data.text.normalise, "
         f"{found['utterances_per_minute']:,} utterances a minute"
     )

@@ -47,7 +47,7 @@ def open_run(workdir: pathlib.Path) -> Run:
         facts = recipes.Facts(tokenizer.vocab_size, {"labelled": 1, "unlabelled": 1})
         recipe = recipes.load(config.recipe)(config, facts)
     except (AttributeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not of this version: {_line(error)}") from error
+        raise UserError(f"{path} is damaged, or of another version: {_line(error)}") from error
     mesh = sharding.make_mesh(-1, 1)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params, _, stats = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))

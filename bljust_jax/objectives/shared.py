@@ -34,6 +34,7 @@ def make(
         masked
     readers: {loss name: read(params, extras, data, encoded, rng) -> ({name: (sum, weight)}, Aux)}
 
+    A loss that `extras.scale` does not hold is not read: a phase without it costs nothing of it.
     Two levels of one forward pass need `gradients="fused"`: each reader takes the hidden states
     through `scale_gradient`.
     """
@@ -46,7 +47,9 @@ def make(
             *(encoder_rng, "causal"),
         )
         losses, metrics, stats = {}, {}, {}
-        for read, key in zip(readers.values(), keys, strict=True):
+        for (name, read), key in zip(readers.items(), keys, strict=True):
+            if name not in extras.scale:
+                continue
             own, aux = read(params, extras, data, encoded, key)
             losses, metrics, stats = losses | own, metrics | aux.metrics, stats | aux.stats
         return losses, Aux(metrics, stats)

@@ -34,8 +34,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from bljust_jax.ops import ctc_one_scan
-from bljust_jax.ops.ctc_one_scan import Walk, log_add, log_prob_of, walk_by_scan, walk_of
-from bljust_jax.ops.ctc_trellis import NEG, Recursions, Trellis
+from bljust_jax.ops.ctc_one_scan import Walk, log_prob_of, walk_by_scan, walk_of
+from bljust_jax.ops.ctc_trellis import NEG, Recursions, Trellis, log_add
 from bljust_jax.ops.over_batch import over_batch
 
 THREADS = 128  # of a warpgroup, which acts as one

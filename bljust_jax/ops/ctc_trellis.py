@@ -144,7 +144,10 @@ def trellis_of(
         picked = jnp.maximum(picked - jnp.transpose(softmax.log_sum, (1, 0, 2)), NEG)
         return jnp.where(real, picked, 0.0)
 
-    picked = jax.vmap(lambda x, c: x.at[:, c].get(mode="fill"), out_axes=1)(logits, columns)
+    def pick(x, c):
+        return x.at[:, c].get(mode="fill", wrap_negative_indices=False)
+
+    picked = jax.vmap(pick, out_axes=1)(logits, columns)
     extra = columns.shape[1] - labels.shape[1]
     return Trellis(
         blank=log_probs(jnp.transpose(logits[:, :, blank])[..., None]),

@@ -15,6 +15,8 @@ def over_batch(function: Callable, in_axes: tuple[Any, ...], out_axes: Any) -> C
     the batch already.
 
     in_axes, out_axes  where the batch is in each array: trees of integers, as in `jax.vmap`
+
+    The call raises ValueError for a batch that the devices cannot share equally.
     """
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)

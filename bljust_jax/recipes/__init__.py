@@ -1,6 +1,5 @@
 """Recipes are found by file name: `config.recipe = "bljust"` is `recipes/bljust.py`, whose
-`build(config, facts)`
-returns a `system.Recipe`. A new system is a new file here."""
+`build(config, facts)` returns a `system.Recipe`. A new system is a new file here."""
 
 from __future__ import annotations
 

@@ -256,7 +256,8 @@ def _cost(config: Any, model: Conformer, losses: frozenset[str], seconds: float)
 def make_phases(config: Any, steps_per_epoch: Any) -> tuple[Phase, ...]:
     """The phase table of `config.method`, at the compute of BL-JUST's phases."""
     length = config.phases
-    labelled, unlabelled = steps_per_epoch["labelled"], steps_per_epoch["unlabelled"]
+    labelled = steps_per_epoch["labelled"]
+    unlabelled = labelled if config.share_forward else steps_per_epoch["unlabelled"]
     unit, unit_ssl = (1, 1) if length.unit == "step" else (labelled, unlabelled)
     explore, joint, finetune = (
         round(length.explore * unit_ssl),

@@ -115,14 +115,17 @@ def _pictures(run: Run) -> list[str]:
 
 
 def _course(run: Run) -> list[str]:
-    """`POINTS` evenly spaced stretches of the run, each with the last value of every measure."""
+    """`POINTS` evenly spaced stretches of the run, each with the last value of every measure; those
+    without any are left out."""
     keys = sorted({key for row in run.rows for key in row})
     shown = [key for pattern in COURSE for key in keys if re.fullmatch(pattern, key)]
     marks = sorted({round(run.step * (n + 1) / POINTS) for n in range(POINTS)})
     rows = []
     for start, end in zip([-1, *marks], marks, strict=False):
         logged = {k: v for r in run.rows if start < r["step"] <= end for k, v in r.items()}
-        rows.append((end, *(number(logged.get(key, "")) for key in shown)))
+        values = [number(logged.get(key, "")) for key in shown]
+        if any(values):
+            rows.append((end, *values))
     return table(("step", *shown), rows) if shown else []
 
 

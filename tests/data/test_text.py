@@ -306,11 +306,12 @@ def test_coverage_counts_texts_characters_and_labels(made):
     lines = text.coverage(made["characters"], ["zero one", "two!!", "", "!?"])
     assert lines == [
         "characters without a label: '!' x 3, '?' x 1",
-        "1 of 3 texts (33.3 %) can be written by labels",
+        "1 of 3 texts (33.3 %) have a label for every character",
         "4.00 characters a word",
     ]
     assert (
-        text.coverage(made["bpe"], ["zero"])[0] == "1 of 1 texts (100.0 %) can be written by labels"
+        text.coverage(made["bpe"], ["zero"])[0]
+        == "1 of 1 texts (100.0 %) have a label for every character"
     )
     assert text.coverage(made["bpe"], ["", " "]) == []
     assert text.coverage(made["bpe"], ["!"])[-1].startswith("0 of 1 texts")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.decode.greedy import best_path, blank_share, collapse
+from bljust_jax.decode.greedy import best_path, collapse
 
 
 @pytest.mark.parametrize("blank", [0, 1])
@@ -37,5 +37,3 @@ def test_collapsed_best_path_is_the_most_probable_labelling_of_a_confident_latti
     path = [0, 2, 2, 0, 2, 1, 1, 0]
     logits = 5.0 * jax.nn.one_hot(jnp.array([path]), 3)
     assert collapse(np.asarray(best_path(logits, jnp.array([8])))[0]) == [2, 2, 1]
-    blanks, frames = blank_share(logits, jnp.array([7]))
-    assert (blanks, frames) == (2, 7)

@@ -51,6 +51,27 @@ def test_one_pass_costs_half_and_is_counted_once():
     assert objective.streams == ("labelled",)
 
 
+def test_a_phase_reads_only_its_own_losses():
+    recipe = recipes.load("bljust")(shareable(), FACTS)
+    optimizer = optim.make(recipe.combiner, recipe.groups)
+    state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, seed=0))
+    groups = optim.assign(state.params, recipe.groups)
+    heard = {}
+    for phase in recipe.phases:
+        train_step = step.make_train_step(recipe, phase, optimizer, groups, 0)
+        _, means = jax.eval_shape(train_step, state, {"labelled": make_batch()})
+        heard[phase.name] = {name.split("/")[0] for name in means} & {"ctc", "cpc"}
+    assert heard == {"explore": {"cpc"}, "joint": {"ctc", "cpc"}, "finetune": {"ctc"}}
+
+
+def test_an_epoch_of_exploration_is_one_of_the_audio_that_it_hears():
+    config = shareable()
+    config.phases.update(unit="epoch", explore=2, joint=3, finetune=1)
+    facts = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 5, "unlabelled": 7})
+    recipe = recipes.load("bljust")(config, facts)
+    assert [p.steps for p in recipe.phases] == [10, 15, 5]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

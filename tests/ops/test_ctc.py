@@ -357,9 +357,10 @@ def test_every_label_of_a_class_is_taken_off_it(less):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_label_outside_the_classes_is_nan_and_not_another_class():
+@pytest.mark.parametrize("outside", [8, -1])
+def test_label_outside_the_classes_is_nan_and_not_another_class(outside):
     logits, labels = ordinary_batch(16)
-    labels[1, 2] = 8
+    labels[1, 2] = outside
     loss, _ = loss_and_grad(logits, ORDINARY[0], labels, ORDINARY[1])
     assert np.isnan(loss).tolist() == [False, True, False, False]
 

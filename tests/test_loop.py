@@ -1,0 +1,103 @@
+"""The loop around a step that costs nothing: what it writes wherever it is stopped, and what it
+compiles."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bljust_jax import metrics, step, train
+from configs import quickstart
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """run(workdir, kill=n) dies before step n, run(workdir, stop=n) is sent a SIGTERM there."""
+
+    def make_train_step(recipe, phase, optimizer, groups, seed):
+        def train_step(state, batch):
+            heard = sum(jnp.sum(arrays["audio_lengths"]) for arrays in batch.values())
+            loss = (heard.astype(jnp.float32), 7.0)
+            age = jnp.max(jax.tree.leaves(state.opt_state)[0]).astype(jnp.float32)
+            means = {"train/ctc/loss": loss, "age": (age, 1.0)}
+            means["train/skipped"] = (state.step % 2, 1.0)
+            older = jax.tree.map(lambda x: x + 1, state.opt_state)
+            return state._replace(step=state.step + 1, opt_state=older), means
+
+        return train_step
+
+    monkeypatch.setattr(step, "make_train_step", make_train_step)
+    monkeypatch.setattr(train, "picture", lambda *_: None)
+    monkeypatch.setattr(train.report, "write", lambda *_: None)
+    take_step = train.Programs.run
+
+    def run(workdir, kill=None, stop=None):
+        config = quickstart.get_config("smoke")
+        config.mesh.data = 1
+        config.data.update(test="", join=(1, 1), buckets=(0.95, 4.0), batch_seconds=4.0)
+        config.data.unlabelled_batch_seconds = 4.0
+        config.phases.update(explore=8, joint=8, finetune=8)
+        config.penalty.slope, config.lr.joint.moments = 0.1, "reset"
+        config.update(eval_every=8, save_every=3, log_every=2, compile_cache="")
+        reached = None
+
+        def counted(self, phase, state, batch):
+            nonlocal reached
+            if state.step == kill:
+                raise Killed
+            reached = int(state.step) + 1
+            return take_step(self, phase, state, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "catch_sigterm", lambda stack: lambda: reached == stop is not None)
+            patch.setattr(train.Programs, "run", counted)
+            return train.run(config, workdir)
+
+    return run
+
+
+def rows_of(workdir):
+    rows = metrics.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in rows]
+
+
+def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
+    """Around the ends of log windows, which are written a step late, and saves that meet them."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    final = run(whole)
+    ages = {r["step"]: r["age"] for r in rows_of(whole) if "age" in r}
+    assert list(ages) == [*range(2, 25, 2)]
+    assert (ages[8], ages[10], ages[18]) == (6.5, 0.5, 8.5), "the joint phase starts afresh"
+    for kill in (4, 12):  # with a row not written; where a checkpoint is due too
+        with pytest.raises(Killed):
+            run(broken, kill=kill)
+    for stop in (14, 15):  # at the end of a window; where a checkpoint is due
+        assert run(broken, stop=stop) is None
+        assert all(r["step"] <= stop for r in rows_of(broken))
+    assert run(broken) == final
+    assert rows_of(broken) == rows_of(whole)
+
+
+def test_compiles_are_one_a_bucket_and_phase_and_all_come_early(
+    run, tmp_path, monkeypatch, compiled
+):
+    write = metrics.Writer.write
+    before = {}  # programs compiled when the row of a step was written
+
+    def counted(self, now, row):
+        before.setdefault(now, len(compiled))
+        write(self, now, row)
+
+    monkeypatch.setattr(metrics.Writer, "write", counted)
+    run(tmp_path)
+    programs = sum("train_step" in name for name in compiled)
+    buckets, phases = 2, 3
+    assert programs == buckets * phases
+    assert max(r.get("perf/compiles", 0) for r in metrics.read(tmp_path / "metrics.jsonl")) == 6
+    assert sum("best_paths" in name for name in compiled) <= buckets
+    others = [n for n in compiled[before[2] : before[24]] if "train_step" not in n]
+    assert {n for n in others if "best_paths" not in n} <= {"jit(init_fn)"}, "reset of moments"
+    assert len(others) <= buckets + 1
