@@ -97,6 +97,11 @@ class Checkpoints:
             ) from error
 
 
+def any_saved(workdir: pathlib.Path) -> bool:
+    """Whether a run has left a checkpoint in `workdir`; touches nothing."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
 def _is_noise(record: logging.LogRecord) -> bool:
     """Orbax logs the traceback of each of its threads, and then raises the same error again; and
     three times, as warnings, that what was opened read-only is read-only."""

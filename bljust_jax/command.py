@@ -24,22 +24,26 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def show_warnings() -> None:
-    """Warnings of the data layer read as the other lines on stderr do."""
-    logging.basicConfig(format="warning: %(message)s")
-
-
 def run(
     parser: Parser, body: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:
     """`body` on the parsed flags; returns the exit code."""
-    show_warnings()
-    try:
+
+    def parsed() -> int:
         body(parser.parse_args(argv))
+        return DONE
+
+    return guard(parsed)
+
+
+def guard(body: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """What `body` returns, or the exit code of a mistake or an interrupt, told in one line."""
+    logging.basicConfig(format="warning: %(message)s")  # warnings of the data layer
+    try:
+        return body()
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return INTERRUPTED
-    return DONE

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bljust_jax.data.plan import Bucket
 from bljust_jax.data.sources import read_audio
+from bljust_jax.data.splits import Batch, empty_batch, fill
 from bljust_jax.decode import greedy
 from bljust_jax.ops.ctc import ctc_align
 from bljust_jax.system import Weights
@@ -46,7 +48,8 @@ def make(
     utterance = next(u for u in corpus.utterances(split) if u.id == name)
     reference = corpus.tokenizer.normalise(utterance.text or "")
     audio = read_audio(utterance, sample_rate)
-    batch = one_row(audio, -(-len(audio) // sample_rate) * sample_rate)
+    batch = one_row(-(-len(audio) // sample_rate), sample_rate)
+    fill(batch, 0, 0, audio)
     labels = corpus.tokenizer.encode(reference)[None]
 
     @jax.jit
@@ -86,18 +89,13 @@ def write(path: pathlib.Path, example: dict[str, np.ndarray]) -> None:
     scratch.replace(path)
 
 
-def one_row(audio: Any, samples: int) -> dict[str, np.ndarray]:
-    """A batch of one utterance, padded with zeros to `samples`."""
-    row = np.zeros((1, samples), np.int16)
-    row[0, : len(audio)] = audio
-    lengths = np.array([len(audio)], np.int32)
-    return {"audio": row, "audio_lengths": lengths, "ids": np.zeros(1, np.uint32)}
+def one_row(seconds: int, rate: int) -> Batch:
+    """An empty batch with room for one utterance."""
+    return empty_batch(Bucket(float(seconds), 1, 0), 1, rate)
 
 
 def frame_seconds(function: Callable[[dict], tuple[Any, Any]], rate: int) -> float:
     """Seconds from one frame to the next of `function(batch) -> (x [B, T, ...], lengths)`, from
     the shapes of its results for two lengths of audio; nothing is computed."""
-    frames = [
-        jax.eval_shape(function, one_row((), seconds * rate))[0].shape[1] for seconds in PROBE
-    ]
+    frames = [jax.eval_shape(function, one_row(seconds, rate))[0].shape[1] for seconds in PROBE]
     return (PROBE[1] - PROBE[0]) / (frames[1] - frames[0])

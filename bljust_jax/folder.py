@@ -15,6 +15,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from bljust_jax import checkpoint
 from bljust_jax.data import text
 from bljust_jax.errors import UserError
 from bljust_jax.system import Recipe
@@ -26,7 +27,7 @@ def check_config(config: Any, workdir: pathlib.Path) -> None:
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be at least 1")
     path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not path.exists() or not checkpoint.any_saved(workdir):
         return
     old, new = (flatten(json.loads(c)) for c in (path.read_text(), config.to_json()))
     if not new["data.text.sha256"]:  # the run wrote down what it had learned
@@ -58,7 +59,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 def saved_tokenizer(workdir: pathlib.Path) -> text.Tokenizer | None:
     """That of the run to go on with; None where there is no checkpoint."""
-    return text.load(workdir) if any((workdir / "checkpoints").glob("[0-9]*")) else None
+    return text.load(workdir) if checkpoint.any_saved(workdir) else None
 
 
 def write_config(config: Any, workdir: pathlib.Path, tokenizer: text.Tokenizer) -> None:

@@ -9,7 +9,6 @@ in one line.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import pathlib
@@ -23,9 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bljust_jax.command import DONE, INTERRUPTED, MISTAKE, PREEMPTED, show_warnings
+from bljust_jax.command import DONE, PREEMPTED, guard
 from bljust_jax.data import settings
-from bljust_jax.errors import UserError
+from bljust_jax.errors import UserError, nearest
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -36,22 +35,18 @@ def main() -> int:
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return DONE
-    show_warnings()
-    try:
-        config, workdir = parse(sys.argv)
-        settings.check(config.data)
-        import jax
+    return guard(run, "interrupted; run the same command again to go on")
 
-        from bljust_jax import train
 
-        print_devices(jax)
-        result = train.run(config, workdir)
-    except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
+def run() -> int:
+    config, workdir = parse(sys.argv)
+    settings.check(config.data)
+    import jax
+
+    from bljust_jax import train
+
+    print_devices(jax)
+    result = train.run(config, workdir)
     if result is None:
         return PREEMPTED
     print(json.dumps(result), flush=True)
@@ -146,13 +141,6 @@ KINDS = {
     **{bool: "true or false", int: "a whole number", float: "a number", str: "a text"},
     **{tuple: "values parted by commas, all of one type"},
 }
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The nearest of the known names, if one is near, and all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else "."
-    return f"{hint} There are: {', '.join(known)}"
 
 
 def print_devices(jax) -> None:

@@ -104,7 +104,10 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         progress.say(f"resumed from step {start}")
 
     # ---------------------------------------------------------------- compile the largest batches
-    programs = make_programs(recipe, optimizer, groups, config.seed, placed, corpus, progress.say)
+    jitted = jit_steps(recipe, optimizer, groups, config.seed, placed)
+    every = coming(segments, recipe.phases, 0).values()
+    expected = sum(len(corpus.buckets_in_use(streams)) for streams in every)
+    programs = Programs(jitted, expected, progress.say)
     with progress.aside():
         for name, streams in coming(segments, recipe.phases, start).items():
             largest = corpus.blank_batch(streams, corpus.buckets_in_use(streams)[-1])
@@ -303,17 +306,11 @@ def check_finite(
     )
 
 
-def make_programs(
-    recipe: system.Recipe,
-    optimizer: Any,
-    groups: Any,
-    seed: int,
-    placed: Any,
-    corpus: pipeline.Corpus,
-    say: Callable[[str], None],
-) -> Programs:
-    """The steps of all phases, not compiled yet."""
-    jitted = {
+def jit_steps(
+    recipe: system.Recipe, optimizer: Any, groups: Any, seed: int, placed: Any
+) -> dict[str, Any]:
+    """{phase: its step}, not compiled yet."""
+    return {
         p.name: jax.jit(
             step.make_train_step(recipe, p, optimizer, groups, seed),
             donate_argnums=0,
@@ -321,9 +318,6 @@ def make_programs(
         )
         for p in recipe.phases
     }
-    streams = coming(make_segments(recipe), recipe.phases, 0)
-    total = sum(len(corpus.buckets_in_use(streams[name])) for name in jitted)
-    return Programs(jitted, total, say)
 
 
 def coming(

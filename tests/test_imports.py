@@ -43,7 +43,7 @@ ALLOWED = {
     "sharding": LOOP,
     "checkpoint": LOOP,
     "metrics": LOOP,
-    "folder": {"errors", "data", "system"},
+    "folder": {"errors", "data", "system", "checkpoint"},
     "programs": JAX | {"system"},
     "progress": set(),
     "evaluate": EVALUATE,
@@ -56,7 +56,7 @@ ALLOWED = {
     "export_checkpoint": JAX | COMMAND | {"export", "evaluate", "checkpoint", "recipes"},
     "example": JAX | {"system", "ops", "data", "decode"},
     "plots": HOST | {"matplotlib"},
-    "report": HOST | COMMAND | {"metrics", "plots"},
+    "report": HOST | COMMAND | {"metrics", "plots", "jiwer"},
     "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
     "bench": JAX | COMMAND | {

@@ -4,12 +4,11 @@ References and training texts pass through the same steps, so hypotheses are sco
 the model was taught. Every result is in NFC, with one space between words and none at the ends.
 """
 
-import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from bljust_jax.errors import UserError
+from bljust_jax.errors import UserError, nearest
 
 Normaliser = Callable[[str], str]
 
@@ -72,7 +71,8 @@ def make(names: Sequence[str]) -> Normaliser:
     """
     for name in names:
         if name not in NORMALISERS:
-            raise unknown("config.data.text.normalise", name, NORMALISERS)
+            near = nearest(name, sorted(NORMALISERS))
+            raise UserError(f"config.data.text.normalise: there is no {name!r}{near}")
     steps = [NORMALISERS[name] for name in names]
 
     def normalise(text: str) -> str:
@@ -86,11 +86,3 @@ def make(names: Sequence[str]) -> Normaliser:
         return text
 
     return normalise
-
-
-def unknown(field: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that a config field does not know, with the nearest one."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ";"
-    return UserError(f"{field}: there is no {name!r}{hint} There are: {', '.join(known)}")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from bljust_jax.data import normalise as spelling
-from bljust_jax.errors import UserError
+from bljust_jax.errors import UserError, nearest
 
 UNITS = ("characters", "unigram", "bpe")
 SPACE = "\u2581"  # stands for a space inside pieces; in a text it is read as one
@@ -182,7 +182,8 @@ def make(settings: Any, texts: Iterable[str], *, joined: bool = False) -> Tokeni
     model that cannot be read and one whose sha256 is not `settings.sha256` ("": any).
     """
     if settings.units not in UNITS:
-        raise spelling.unknown("config.data.text.units", settings.units, UNITS)
+        near = nearest(settings.units, sorted(UNITS))
+        raise UserError(f"config.data.text.units: there is no {settings.units!r}{near}")
     steps = tuple(settings.normalise)
     if settings.units == "characters":
         if settings.model:

@@ -38,7 +38,7 @@ def open_run(workdir: pathlib.Path) -> Run:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no config.json: give the --workdir of a training run")
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not checkpoint.any_saved(workdir):
         raise UserError(f"{workdir} holds no checkpoint yet: train on, up to the first save")
     try:
         config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))

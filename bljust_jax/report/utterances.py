@@ -6,21 +6,16 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
+import jiwer
 import numpy as np
 
 SECONDS = (2.0, 6.0)  # of the pictured utterance, where the split has such
 
 
 def word_errors(reference: str, hypothesis: str) -> int:
-    """Substitutions, deletions and insertions that turn one into the other (Levenshtein, 1966)."""
-    ours, theirs = reference.split(), hypothesis.split()
-    costs = list(range(len(theirs) + 1))
-    for i, word in enumerate(ours, start=1):
-        diagonal, costs[0] = costs[0], i
-        for j, other in enumerate(theirs, start=1):
-            best = min(diagonal + (word != other), costs[j] + 1, costs[j - 1] + 1)
-            diagonal, costs[j] = costs[j], best
-    return costs[-1]
+    """Substitutions, deletions and insertions that turn one into the other."""
+    words = jiwer.process_words(reference, hypothesis)
+    return words.substitutions + words.deletions + words.insertions
 
 
 def typical(
