@@ -94,8 +94,8 @@ def inside(path: str | os.PathLike, root: str, where: str) -> str:
     root, found = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath([found, root]) != root:
         raise UserError(
-            f"{where}: {path} lies outside the data root {root}; set config.data.root to a folder"
-            " that holds it"
+            f"{where}: {str(path)!r} lies outside the data root {root}; set config.data.root to a"
+            " folder that holds it"
         )
     return found
 

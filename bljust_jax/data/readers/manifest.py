@@ -32,7 +32,7 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
     path = inside(os.path.join(folder, named), root, where)
     if not os.path.isfile(path):
         raise UserError(
-            f"{where}: no such file: {path}; correct audio_filepath, relative to the manifest's"
+            f"{where}: no such file: {path!r}; correct audio_filepath, relative to the manifest's"
             " folder"
         )
     offset = _seconds(entry.get("offset") or 0.0, "offset", where)

@@ -1,0 +1,142 @@
+"""CoVoST v2 over Common Voice 4: `covost:ROOT/SRC_TGT/SPLIT`, for instance covost:ROOT/nl_en/train.
+
+ROOT/SRC is Common Voice's folder of the spoken language, with clips/*.mp3 and validated.tsv (path,
+sentence, client_id and others); `covost_v2.SRC_TGT.tsv` (path, translation, split) lies in it or in
+ROOT. Where the split's own table, `covost_v2.SRC_TGT.SPLIT.tsv` (path, sentence, translation,
+client_id), was made, it is read instead of both. Columns are found by their names in the header:
+their order has changed among releases.
+"""
+
+import csv
+import dataclasses
+import logging
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterator
+
+from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
+from bljust_jax.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+_LANGUAGE = r"[a-z]{2,3}(?:-[A-Z]{2})?"
+
+
+def read(rest: str, root: str = "") -> list[Utterance]:
+    """The utterances of one split, in the order of the table that holds their sentences.
+
+    text: the sentence that was read (transcript, not translation); lang: SRC; speaker: client_id;
+    id: the clip's name without extension. The split is CoVoST's: train holds its own additions to
+    Common Voice's. Each clip's length is read from its MP3 headers, a fifth of a millisecond or
+    more. A clip that is missing or no MP3 has a `fault`. Raises UserError for a name that is not
+    SRC_TGT/SPLIT, a language or table that is not there, a missing column, a bad line, or, where
+    `root` is given, a folder or clip outside it.
+    """
+    pair, split = pathlib.PurePath(rest).parts[-2:] if rest.count("/") else ("", "")
+    named = re.fullmatch(f"({_LANGUAGE})_{_LANGUAGE}", pair)
+    if named is None or split not in SPLITS:
+        raise UserError(
+            f"covost:{rest}: name ROOT/SRC_TGT/SPLIT, for instance ROOT/nl_en/train; splits are"
+            f" {', '.join(SPLITS)}"
+        )
+    lang = named[1]
+    top = pathlib.Path(root, rest).absolute().parents[1]
+    clips = top / lang / "clips"
+    if root:
+        inside(clips, root, f"covost:{rest}")
+    if not clips.is_dir():
+        raise UserError(
+            f"covost:{rest}: no such folder: {clips}; unpack Common Voice 4's archive of {lang!r}"
+            f" so that {top / lang} holds clips and validated.tsv"
+        )
+    found = []
+    for row, where in _rows(top, lang, pair, split, rest):
+        if not row["path"] or row["path"] != pathlib.PurePath(row["path"]).name:
+            raise UserError(f"{where}: {row['path']!r} is no file name; write it without a path")
+        path = str(clips / row["path"])
+        if root:
+            path = inside(path, root, where)
+        text = unicodedata.normalize("NFC", row["sentence"])
+        identity = pathlib.PurePath(row["path"]).stem
+        found.append(Utterance(identity, path, 0.0, 0.0, text, lang, row["client_id"], where))
+    return [_explained(u) for u in with_durations(found)]
+
+
+def _rows(
+    top: pathlib.Path, lang: str, pair: str, split: str, rest: str
+) -> Iterator[tuple[dict[str, str], str]]:
+    """Rows with path, sentence and client_id of the split's clips, each with its "file:line"."""
+    columns = ("path", "sentence", "client_id")
+    whole = _find(top, lang, f"covost_v2.{pair}.{split}.tsv")
+    if whole:
+        yield from _table(whole, columns)
+        return
+    listing, validated = _find(top, lang, f"covost_v2.{pair}.tsv"), top / lang / "validated.tsv"
+    for table in (listing or top / lang / f"covost_v2.{pair}.tsv", validated):
+        if not table.is_file():
+            raise UserError(
+                f"covost:{rest}: no such file: {table}; it comes with"
+                f" {'Common Voice 4' if table == validated else 'CoVoST v2'}"
+            )
+    wanted = {split, "train_covost"} if split == "train" else {split}
+    missing = {
+        row["path"] for row, _ in _table(listing, ("path", "split")) if row["split"] in wanted
+    }
+    total = len(missing)
+    for row, where in _table(validated, columns):
+        if row["path"] in missing:
+            missing.remove(row["path"])
+            yield row, where
+    if missing:
+        logging.warning(
+            "covost:%s: %d of %d clips have no line in %s, one is %s; CoVoST v2 was made from"
+            " Common Voice 4 (2019-12-10)",
+            *(rest, len(missing), total, validated, min(missing)),
+        )
+
+
+def _find(top: pathlib.Path, lang: str, name: str) -> pathlib.Path | None:
+    places = (top / lang / name, top / name)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str], str]]:
+    """The named columns of each row of a TSV file with a header; quotes mean nothing, a backslash
+    escapes."""
+    lines = read_lines(path)
+    header = next(((_fields(line, where), where) for where, line in lines), None)
+    if header is None:
+        raise UserError(f"{path}: is empty; unpack it again")
+    names, where = header
+    for column in columns:
+        if column not in names:
+            raise UserError(
+                f"{where}: has no column {column!r} among {', '.join(names)}; the first line must"
+                " name the columns, with tabs between them"
+            )
+    places = {column: names.index(column) for column in columns}
+    for where, line in lines:
+        fields = _fields(line, where)
+        if len(fields) <= max(places.values()):
+            raise UserError(
+                f"{where}: has {len(fields)} fields where the first line names {len(names)};"
+                " unpack the table again"
+            )
+        yield {column: fields[place] for column, place in places.items()}, where
+
+
+def _fields(line: str, where: str) -> list[str]:
+    try:
+        text = line.rstrip("\r\n")
+        return next(csv.reader([text], delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"))
+    except csv.Error as error:
+        raise UserError(f"{where}: is no row of a TSV file: {error}; remove it") from error
+
+
+def _explained(u: Utterance) -> Utterance:
+    """libsndfile says of any file that is no MP3 that it does not exist."""
+    if not u.fault or not u.fault.startswith(f"{u.line}: cannot read"):
+        return u
+    why = "does not decode as MP3" if os.path.isfile(u.path) else "is missing from the folder"
+    return dataclasses.replace(u, fault=f"{u.line}: {u.path} {why}; unpack the archive again")
