@@ -38,7 +38,9 @@ def run(
 
 def guard(body: Callable[[], int], interrupted: str = "interrupted") -> int:
     """What `body` returns, or the exit code of a mistake or an interrupt, told in one line."""
-    logging.basicConfig(format="warning: %(message)s")  # warnings of the data layer
+    logging.basicConfig()  # warnings of the data layer
+    for handler in logging.getLogger().handlers:  # libraries may have made one before
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
     try:
         return body()
     except (UserError, OSError) as error:

@@ -45,6 +45,7 @@ def check_config(config: Any, workdir: pathlib.Path) -> None:
 MAY_CHANGE = (
     *("data.num_threads", "data.prefetch", "data.max_bad_fraction", "mesh.data", "mesh.fsdp"),
     *("keep", "samples", "compile_cache", "max_skipped"),
+    *("collapse.share", "collapse.rows", "collapse.stop"),
 )
 
 

@@ -107,8 +107,9 @@ def fused(
     this: PhaseFacts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
 ) -> tuple[bilevel.Grads, tuple, Means, dict]:
     """One backward pass over the sum of all losses: each reads shared hidden states through
-    `scale_gradient`, so the shared leaves already hold the penalised direction. No norm or cosine
-    an objective."""
+    `scale_gradient`, so the shared leaves already hold the penalised direction. So does a head that
+    several of the losses own, whose logits they must read through it too. No norm or cosine an
+    objective."""
     phase = this.phase
     scale = {name: weights[phase.level_of(name)] for name in phase.losses}
     extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
@@ -128,12 +129,7 @@ def fused(
         if shared:
             return None
         active = owners & phase.losses
-        if len(active) > 1:
-            raise ValueError(
-                f"parameters owned by {sorted(owners)} need a gradient an objective: "
-                "use gradients='separate'"
-            )
-        if this.recipe.head_scale == "plain" or not active:
+        if this.recipe.head_scale == "plain" or len(active) != 1:
             return grad
         weight = scale[next(iter(active))]
         return jnp.where(weight == 0, 0, jnp.asarray(weight, grad.dtype) * grad)

@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from bljust_jax import ranges
 from bljust_jax.command import DONE, PREEMPTED, guard
 from bljust_jax.data import settings
 from bljust_jax.errors import UserError, nearest
@@ -41,6 +42,7 @@ def main() -> int:
 def run() -> int:
     config, workdir = parse(sys.argv)
     settings.check(config.data)
+    ranges.check(config)
     import jax
 
     from bljust_jax import train

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +76,23 @@ class Objective:
         return "+".join(self.losses)
 
 
+class SelfSupervised(NamedTuple):
+    """What `objectives/<name>.py` binds to an encoder: an objective on the stream `unlabelled`, its
+    head and its cost. `bind(config, encoder, encode, linear)` gives it, with
+    encode(params, x, lengths, *, stats, context, hide, upto, train, rng): `Encoder.apply`, which
+        finds its own part of params and stats
+    linear: the linear maps of `models.heads`, init(rng, dim, out) and apply(params, x).
+    """
+
+    objective: Objective
+    # rng -> (head, frozen): params["<name>_head"] and what no gradient reaches, frozen["<name>"]
+    init: Callable[[Any], tuple[Tree, Tree]]
+    # padded seconds of one row -> encoder FLOPs of one training step (forward 1, backward 2)
+    cost: Callable[[float], float]
+    # for a forward pass that several losses share (`objectives.shared`); None where it cannot be
+    reader: Callable | None = None
+
+
 @dataclass(frozen=True)
 class Group:
     """Parameters whose path matches `pattern`, owned by the losses named in `owners`; owned by
@@ -131,7 +148,8 @@ class Recipe:
     frames: Callable[[int], int]
     # batches of audio -> the stats that are measured before the first step
     statistics: Callable[[Any], Tree]
-    # (an objective's active losses, padded seconds of one row) -> forward FLOPs in the encoder
+    # (an objective's active losses, padded seconds of one row) -> FLOPs of one training step in the
+    # encoder: forward 1, backward 2, passes that make labels included
     cost: Callable[[frozenset[str], float], float]
     # "separate": a gradient an objective; "fused": one backward pass over the sum of the losses
     gradients: str = "separate"
@@ -139,6 +157,9 @@ class Recipe:
     # gradient of the penalised objective
     head_scale: str = "plain"
     ema_decay: float = 0.999
+    # {name: workdir of a finished run}: its best encoder, as Weights({"encoder": ...}, stats),
+    # becomes frozen[name] of a fresh state, in place of the tree of the same shapes of `init`
+    borrow: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def losses(self) -> frozenset[str]:

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bljust_jax import (
+    alarm,
+    beginning,
     checkpoint,
     evaluate,
     example,
@@ -58,6 +60,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     )
     recipe = build_recipe(config, corpus)
     optimizer = optim.make(recipe.combiner, recipe.groups, b1=config.optim.b1, b2=config.optim.b2)
+    groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
     segments = make_segments(recipe)
     total = segments[-1].start + segments[-1].length
 
@@ -69,8 +72,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     placed = sharding.state_sharding(abstract, mesh, optim.path_name)
     restored = checkpoints.latest()
     if restored is None:
-        state = step.init_state(recipe, optimizer, config.seed)
-        state = state._replace(stats=state.stats | recipe.statistics(corpus.sample_audio(20)))
+        state, about_start = beginning.make_state(config, recipe, optimizer, corpus)
         state = jax.device_put(state, placed)
         best = jax.tree.map(jnp.copy, state.weights)
         meta = {"best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
@@ -83,6 +85,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         if meta["data"] != corpus.digest():
             raise UserError(f"{workdir} was trained on other data or devices; name a new --workdir")
         corpus.quarantined.restore(meta["quarantined"])
+        about_start = [f"resumed from step {restored}"]
     start = int(state.step)
     if first:
         folder.write_config(config, workdir, corpus.tokenizer)
@@ -95,13 +98,11 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         contextlib.closing(metrics.Writer(workdir, restored, active=first))
     )
     window = metrics.Window(meta["window"], meta["skipped"])
-    groups = optim.assign(state.params, recipe.groups)
+    collapsed = alarm.CollapseAlarm(**config.collapse)
     progress.say(f"workdir: {workdir}")
     about_data = [*corpus.summary(), *corpus.infeasible(recipe.frames)]
-    for line in [*about_data, *describe(recipe, groups, state.params)]:
+    for line in [*about_data, *describe(recipe, groups, state.params), *about_start]:
         progress.say(line)
-    if restored is not None:
-        progress.say(f"resumed from step {start}")
 
     # ---------------------------------------------------------------- compile the largest batches
     jitted = jit_steps(recipe, optimizer, groups, config.seed, placed)
@@ -136,6 +137,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         writer.write(end, row)
         progress.show(end, phase_at(end - 1).name, row)
         check_finite(window, config.max_skipped, workdir, corpus, segments)
+        for line in collapsed(row):
+            progress.say(line)
 
     # ---------------------------------------------------------------- the loop
     for now in range(start, total + 1):
@@ -230,6 +233,15 @@ def build_recipe(config: Any, corpus: pipeline.Corpus) -> system.Recipe:
     return recipe
 
 
+def assign_groups(recipe: system.Recipe, params: Any) -> Any:
+    """The group of each parameter; UserError for one that no parameter belongs to."""
+    try:
+        return optim.assign(params, recipe.groups)
+    except ValueError as error:
+        parts = ", ".join(params["encoder"])
+        raise UserError(f"config.freeze: {error}; the encoder has {parts}") from error
+
+
 class PhaseAt:
     """Step -> phase, by a table."""
 
@@ -271,7 +283,7 @@ def count_compute(
     for objective in recipe.active(phase):
         wanted = phase.losses & set(objective.losses)
         rows, seconds = shapes[objective.streams[0]]
-        compute["flops"] += 3 * rows * recipe.cost(wanted, seconds)
+        compute["flops"] += rows * recipe.cost(wanted, seconds)
         audio += rows * seconds
         for loss in sorted(wanted):
             compute[f"updates/{loss}"] = compute.get(f"updates/{loss}", 0) + 1

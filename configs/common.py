@@ -13,14 +13,15 @@ from ml_collections import ConfigDict
 
 Variant = Callable[[ConfigDict], None]
 METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating")
+FIRST, LAST = ("lstm", "gru", "parakeet"), ("smoke", "overfit")
 
 
 def apply_variants(config: ConfigDict, arg: str | None, own: Mapping[str, Variant]) -> ConfigDict:
-    """Apply the comma-separated variants in order. ValueError with the nearest name for one that is
-    unknown."""
+    """Apply the comma-separated variants in order, but encoders first, as sizes are of an encoder,
+    and smoke and overfit last. ValueError with the nearest name for one that is unknown."""
     known = {**COMMON, **own}
     names = [name for name in (arg or "").split(",") if name]
-    for name in sorted(names, key=lambda name: name in ("smoke", "overfit")):  # these go last
+    for name in sorted(names, key=lambda name: (name in LAST) - (name in FIRST)):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ";"
@@ -36,11 +37,20 @@ def base() -> ConfigDict:
     c = ConfigDict()
     c.recipe = "bljust"  # bljust_jax/recipes/<recipe>.py
     c.method = "bljust"  # bljust | ptft | supervised | weighted_sum | alternating, at equal compute
+    c.encoder = "conformer"  # bljust_jax/encoders/<encoder>.py; its fields are c.model
+    c.ssl = "cpc"  # bljust_jax/objectives/<ssl>.py, the lower level; its fields are c.<ssl>
+    # parts of the encoder whose parameters keep their first values, such as ("frontend",); the
+    # moments of a batch norm move all the same
+    c.freeze = ()
+    # a pretrained model to start from: a folder or file that transformers reads
+    c.init_from = ""
+    c.init_from_pickle = False  # accept a pytorch_model.bin, which can run code when it is read
     c.variant = ""  # the text after the colon of --config
     c.seed = 0  # seeds everything: parameters, data order, masks, dropout
 
     c.data = ConfigDict()
     # URI of the labelled audio: *.jsonl, librispeech:ROOT/SPLIT, tedlium:ROOT/SPLIT,
+    # covost:ROOT/SRC_TGT/SPLIT, ami:ROOT/ihm/SPLIT (or sdm), yodas:ROOT/en000[/SHARD],
     # tfds:DIR/SPLIT (made by bljust_jax.prepare), synthetic:NAME/SPLIT; join with +
     c.data.train = ""
     c.data.unlabelled = ""  # URI of the lower level's audio; "" = all audio of data.train
@@ -84,6 +94,7 @@ def base() -> ConfigDict:
     c.data.max_bad_fraction = 0.01
 
     c.features = ConfigDict()
+    c.features.frontend = "log_mel"  # or "nemo": NVIDIA's features, which Parakeet models hear
     c.features.n_mels = 80  # log-mel bins
     c.features.window = 400  # samples, 25 ms
     c.features.hop = 160  # samples, 10 ms
@@ -103,6 +114,9 @@ def base() -> ConfigDict:
     c.model.kernel = 31  # frames of the depthwise convolution
     c.model.channels = 256  # of the subsampling convolutions
     c.model.subsampling = "conv2d"  # x4: 25 frames a second; or "parakeet", depthwise, x8
+    c.model.subsampling_factor = 0  # 4 or 8; 0 = the usual one of the subsampling
+    c.model.norm = "layer"  # of the convolution module; or "batch": the paper's and Parakeet's
+    c.model.window = 0  # frames that attention sees, half on either side; 0 = all
     c.model.ff_mult = 4
     c.model.dropout = 0.1
     c.model.dtype = "float32"  # of the arithmetic; parameters are float32
@@ -125,6 +139,17 @@ def base() -> ConfigDict:
     c.cpc.context = "causal"
     c.cpc.chunk = (2.0, 1.0, 1.0)  # seconds: context, future, slide of "chunked"
     c.cpc.target_gradient = True  # let the loss shape its targets, as CPC does
+
+    c.best_rq = ConfigDict()  # masked prediction of a random quantiser's codes
+    c.best_rq.stack = 4  # feature frames a label: the encoder's subsampling factor
+    # a masked span starts at each label frame with this probability and covers mask_length of them:
+    # 0.01 a frame of 10 ms and 400 ms of BEST-RQ; a third of the frames is masked
+    c.best_rq.mask_prob = 0.04
+    c.best_rq.mask_length = 10
+    c.best_rq.noise_std = 0.1  # masked frames are noise of this deviation: BEST-RQ
+    c.best_rq.codes = 8192  # a codebook: BEST-RQ
+    c.best_rq.code_dim = 16  # BEST-RQ
+    c.best_rq.codebooks = 1  # the loss is their mean: BEST-RQ
 
     c.penalty = ConfigDict()  # gamma_k = min(cap, start + slope * k)
     c.penalty.start = 0.0
@@ -154,7 +179,7 @@ def base() -> ConfigDict:
     c.lr.supervised = schedule("cosine", 1e-3, 1000)  # baselines supervised, and ptft's second half
     c.lr.pretrain = schedule("constant", 1e-3, 1000)  # ptft's first half
     c.lr.turn_ctc = schedule("constant", 1e-4, 1000)  # alternating
-    c.lr.turn_cpc = schedule("constant", 1e-4, 1000)
+    c.lr.turn_ssl = schedule("constant", 1e-4, 1000)
     c.lr.heads = 1.0  # the heads' learning rates are so many times the encoder's
 
     c.optim = ConfigDict()
@@ -163,6 +188,10 @@ def base() -> ConfigDict:
     c.optim.b1 = 0.9
     c.optim.b2 = 0.98
     c.ema_decay = 0.999  # evaluation, export and "best by dev" use the averaged weights
+
+    # warn when a codebook's perplexity stays under `share` of its maximum for `rows` rows of
+    # metrics.jsonl; stop=True ends the run
+    c.collapse = ConfigDict({"share": 0.05, "rows": 5, "stop": False})
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices that split the batch; -1 = all that fsdp leaves
@@ -179,15 +208,15 @@ def base() -> ConfigDict:
 
 
 def schedule(shape: str, peak: float, warmup: int, moments: str = "keep") -> ConfigDict:
-    """A phase's learning rate: `constant`, `cosine` or `linear` (both fall to 0), after `warmup`
-    steps;
-    `moments="reset"` starts the phase with fresh optimizer state."""
+    """A phase's learning rate after `warmup` steps: `constant`; `cosine` or `linear`, which fall to
+    0; `hold`, constant for 4/9 of the rest, then down to a twentieth. `moments="reset"` starts the
+    phase with fresh optimizer state."""
     return ConfigDict({"shape": shape, "peak": peak, "warmup": warmup, "moments": moments})
 
 
 def set_all_lr(c: ConfigDict, peak: float, warmup: int) -> None:
     """One peak for every phase: constant while the encoder is shaped, then a cosine down to 0."""
-    for name in ("explore", "joint", "pretrain", "turn_ctc", "turn_cpc"):
+    for name in ("explore", "joint", "pretrain", "turn_ctc", "turn_ssl"):
         c.lr[name] = schedule("constant", peak, warmup)
     c.lr.finetune = schedule("cosine", peak, 0)
     c.lr.supervised = schedule("cosine", peak, warmup)
@@ -201,21 +230,59 @@ def method(name: str) -> Variant:
     return variant
 
 
+# What two CPU cores train in minutes, about a million parameters, and what a smoke test trains;
+# by encoder.
+TINY = {
+    "conformer": {"dim": 96, "layers": 4, "heads": 4, "kernel": 15, "channels": 32},
+    "wav2vec2": {"dim": 96, "layers": 4, "heads": 4, "ff_dim": 384, "conv_dim": (64,) * 7}
+    | {"pos_kernel": 32, "pos_groups": 4, "feature_grad_scale": 1.0},
+    "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 2, "channels": 16}
+    | {"latent_dim": 96, "units": 96, "proj": 0},
+}
+SMOKE = {
+    "conformer": {"dim": 48, "layers": 2, "heads": 2, "kernel": 7, "channels": 16},
+    "wav2vec2": {"dim": 48, "layers": 2, "heads": 2, "ff_dim": 96, "conv_dim": (32,) * 7}
+    | {"pos_kernel": 16, "pos_groups": 2, "feature_grad_scale": 1.0},
+    "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 1, "channels": 8, "latent_dim": 32}
+    | {"units": 32, "proj": 0, "heads": 2},
+}
+
+
 def tiny_model(c: ConfigDict) -> None:
-    """0.9 M parameters: what two CPU cores train in minutes."""
+    """About a million parameters: what two CPU cores train in minutes."""
     c.features.n_mels = 40
-    c.model.update(dim=96, layers=4, heads=4, kernel=15, channels=32, dropout=0.0)
-    c.model.update(dtype="float32", remat=False)
-    c.model.scan_unroll = 4  # on CPU an unrolled stack runs 15 % faster for 2 s more of compiling
+    c.model.update(**TINY[c.encoder], dropout=0.0, dtype="float32")
+    # on CPU an unrolled stack runs 15 % faster for 2 s more of compiling
+    c.model.scan_unroll = 4 if c.encoder != "cnn_rnn" else 1
     c.specaugment.update(freq_masks=2, freq_width=6, time_masks=2, time_width=20)
     c.cpc.update(steps=4, width=64, negatives=0)
+    if "remat" in c.model:
+        c.model.remat = False
+    # a batch has a few hundred masked frames: most of 8,192 codes would never be seen, and their
+    # head would be as large as the encoder
+    c.best_rq.codes = 512
+    if "wav2vec2" in c:
+        c.wav2vec2.update(codes=64, code_dim=64, width=64, negatives=50, tau_decay=0.999)
+        # from scratch all latents fall on one code while CTC says blank alone; at 0.1 they stay
+        c.wav2vec2.diversity = 1.0
 
 
-def steps(c: ConfigDict, gradients: int) -> None:
-    """Phases of `gradients` encoder gradients in all: 12 % explore, 53 % joint (two a step), 35 %
+def join_words(c: ConfigDict) -> None:
+    """Isolated words of many speakers, 0.3-1 s each: 40 % single words, 60 % strings of 2-5 of one
+    speaker's; the lower level hears strings alone, as single words are too short for it."""
+    c.data.update(join=(2, 5), join_share=0.6)
+    c.data.balance = 0.5  # commands are ten times rarer than digits
+    c.data.update(buckets=(1.0, 2.2, 4.0), batch_seconds=27.0)
+    c.data.update(speed=(0.88, 1.12), noise_snr=(15.0, 40.0))
+    c.data.update(unlabelled_join=(4, 5), unlabelled_join_share=1.0)
+    c.data.update(unlabelled_buckets=(4.0,), unlabelled_batch_seconds=27.0)
+
+
+def steps(c: ConfigDict, gradients: int, explore: float = 0.12) -> None:
+    """Phases of `gradients` encoder gradients in all: 65 % explore and joint (two a step), 35 %
     finetune; the penalty reaches its cap after 80 % of the joint phase."""
-    joint = round(0.53 * gradients / 2)
-    c.phases.update(unit="step", explore=round(0.12 * gradients), joint=joint)
+    joint = round((0.65 - explore) * gradients / 2)
+    c.phases.update(unit="step", explore=round(explore * gradients), joint=joint)
     c.phases.finetune = gradients - c.phases.explore - 2 * joint
     c.penalty.per = "step"
     c.penalty.slope = c.penalty.cap / (0.8 * joint)
@@ -225,9 +292,12 @@ def shrink(c: ConfigDict) -> None:
     """Variant `smoke`: the same recipe, about a minute on two cores; synthetic speech unless data
     are named."""
     synthetic(c, "tiny")
-    c.model.update(dim=48, layers=2, heads=2, kernel=7, channels=16, dropout=0.0)
-    c.model.update(scan_unroll=1, remat=False, dtype="float32")
-    c.features.n_mels = 40
+    tiny_model(c)
+    c.model.update(**SMOKE[c.encoder], scan_unroll=1)
+    if c.model.get("kind") == "gru":
+        c.features.n_mels = 8  # its attention is quadratic in frames times bands
+    c.freeze = ()
+    c.best_rq.codes = 64
     c.cpc.update(steps=4, width=32, negatives=min(c.cpc.negatives, 10), chunk=(0.4, 0.2, 0.2))
     c.data.update(buckets=(4.0,), unlabelled_buckets=(), batch_seconds=32.0)
     c.data.update(unlabelled_batch_seconds=32.0, eval_batch_seconds=32.0)
@@ -244,6 +314,8 @@ def overfit(c: ConfigDict) -> None:
     tiny_model(c)
     c.method = "supervised"
     c.specaugment.update(freq_masks=0, time_masks=0)
+    if "mask" in c:
+        c.mask.update(time_prob=0.0, channel_prob=0.0)
     c.data.update(buckets=(4.0, 16.0), unlabelled_buckets=(), batch_seconds=32.0)
     c.data.update(unlabelled_batch_seconds=32.0, eval_batch_seconds=32.0)
     c.data.update(speed=(1.0, 1.0), noise_snr=(), join=(1, 1), unlabelled_join=(1, 1))
@@ -260,8 +332,43 @@ def synthetic(c: ConfigDict, name: str) -> None:
     c.data.update(labelled_fraction=1.0, labelled_speakers=0)
 
 
+def parakeet(c: ConfigDict) -> None:
+    """Variant `parakeet`: a Conformer that exports as transformers' ParakeetForCTC."""
+    c.features.frontend = "nemo"
+    c.model.update(subsampling="parakeet", norm="batch")
+    # 25 frames a second, as characters need; NVIDIA's models have 8, and pieces
+    c.model.subsampling_factor = 4
+
+
+def lstm(c: ConfigDict) -> None:
+    """Variant `lstm`: the encoder of LSTM-JUST (Chen and Saif, 2024) as its text says, a CNN with
+    LSTM layers, and its learning rates."""
+    c.encoder = "cnn_rnn"
+    c.model = ConfigDict({"kind": "lstm", "cnn_layers": 3, "rnn_layers": 5, "channels": 32})
+    # 256 units a direction: the paper; no layer between them and the head
+    c.model.update(latent_dim=512, units=256, proj=0, heads=8, dropout=0.1)
+    c.model.update(dtype="float32", scan_unroll=1)
+    c.best_rq.stack = 2
+    c.cpc.context = "chunked"  # a bidirectional encoder has seen what it would predict
+    # one frequency mask of 27 bands and 10 time masks of 15 frames: the paper
+    c.specaugment.update(freq_masks=1, freq_width=27, time_masks=10, time_width=15)
+    # the best pair of the paper's table 1: the lower level's alpha, the upper one's beta; in the
+    # joint phase one optimiser moves the encoder, at beta
+    c.lr.explore = schedule("constant", 1e-3, 1000)
+    c.lr.joint = schedule("constant", 1e-4, 1000)
+
+
+def gru(c: ConfigDict) -> None:
+    """Variant `gru`: the other network of LSTM-JUST, which has its published parameter counts."""
+    lstm(c)
+    c.model.update(kind="gru", units=512, proj=2048)
+
+
 COMMON: dict[str, Variant] = {
     **{name: method(name) for name in METHODS},
+    "parakeet": parakeet,
+    "lstm": lstm,
+    "gru": gru,
     "smoke": shrink,
     "overfit": overfit,
 }

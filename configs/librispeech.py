@@ -13,7 +13,8 @@ Sizes (variants `S`, `M`, `L`): Conformer encoders of 144 x 16, 256 x 16 and 512
 et al. 2020). The papers use about 8 blocks of width 512: `--config.model.dim=512
 --config.model.layers=8 --config.model.heads=8`. Methods: `bljust` (default), `ptft`, `supervised`,
 `weighted_sum`, `alternating`, at equal encoder compute. Splits: `h960` makes all 960 h labelled;
-`rest860` keeps the labelled 100 h out of the lower level's audio.
+`rest860` keeps the labelled 100 h out of the lower level's audio. Other encoders: `lstm` and `gru`,
+the two networks of LSTM-JUST.
 
 Cost, estimated, not measured. An encoder gradient costs 2.0, 6.0, 24 GFLOP a second of audio for S,
 M, L. The default phases take 5 passes of 960 h, then 100 epochs of 100 h with two gradients a step,
@@ -60,6 +61,28 @@ def chunked(c):
     c.cpc.context = "chunked"
 
 
+def lstm(c):
+    """LSTM-JUST on LibriSpeech: 100 h for both levels, test-clean. The paper's test WER with 3 + 5
+    layers: PT+FT 11.6, BL-JUST 10.0, counted as configs/wav2vec2_just.py warns."""
+    common.lstm(c)
+    c.data.update(unlabelled="", test="librispeech:test-clean")
+    c.data.text.update(units="unigram", vocab_size=1022)  # and the blank: the paper's 1,023
+    c.data.batch_seconds = c.data.unlabelled_batch_seconds = 400.0
+
+
+def gru(c):
+    """The same with the network of the published counts, 27,257,631 parameters: its attention is
+    quadratic in frames times bands, so batches are small."""
+    lstm(c)
+    common.gru(c)
+    c.data.batch_seconds = c.data.unlabelled_batch_seconds = 50.0
+
+
+def best_rq(c):
+    """BEST-RQ as the lower level; exploration is its pre-training."""
+    c.ssl = "best_rq"
+
+
 VARIANTS = {
     "S": size(144, 16, 4, 144, 1600.0),
     "M": size(256, 16, 4, 256, 1200.0),
@@ -67,6 +90,9 @@ VARIANTS = {
     "h960": h960,
     "rest860": rest860,
     "chunked": chunked,
+    "best_rq": best_rq,
+    "lstm": lstm,
+    "gru": gru,
 }
 
 

@@ -19,20 +19,11 @@ from configs import common
 
 
 def digits(c):
-    """Isolated words of many speakers, 0.3-1 s each: 40 % single words, 60 % strings of 2-5."""
+    """Isolated words of many speakers."""
     common.tiny_model(c)
-    c.data.join = (2, 5)
-    c.data.join_share = 0.6
-    c.data.balance = 0.5  # commands are ten times rarer than digits
-    c.data.buckets = (1.0, 2.2, 4.0)
-    c.data.batch_seconds = 27.0
-    c.data.speed = (0.88, 1.12)
-    c.data.noise_snr = (15.0, 40.0)
-    # the lower level hears strings alone: single words are too short
-    c.data.unlabelled_join = (4, 5)
-    c.data.unlabelled_join_share = 1.0
-    c.data.unlabelled_buckets = (4.0,)
-    c.data.unlabelled_batch_seconds = 27.0
+    common.join_words(c)
+    if c.encoder == "cnn_rnn":
+        c.cpc.chunk = (1.0, 0.5, 0.5)  # several windows in a string of 4 s
     c.penalty.cap = 0.3
     common.set_all_lr(c, 2e-3, 100)
     common.steps(c, 2400)

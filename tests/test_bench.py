@@ -10,9 +10,9 @@ import pytest
 
 from bljust_jax.bench import __main__ as command
 from bljust_jax.bench import ctc, input_pipeline, rounds, step, torch_peer
+from bljust_jax.encoders import conformer
 from bljust_jax.errors import UserError
 from bljust_jax.ops.features import frame_count
-from bljust_jax.recipes import bljust
 
 MICRO = (2, 12, 3, 5)
 
@@ -245,7 +245,7 @@ def test_a_compiled_step_trains():
     first, *_, last = (made.run()["train/ctc/loss"][0] for _ in range(8))
     assert float(last) < float(first)
     assert made.gradients == 4 * made.parameters
-    forward = bljust.make_encoder(config).flops(frame_count(16000))
+    forward = conformer.make_model(config).flops(frame_count(16000))
     assert made.flops == 3 * 2 * forward
 
 

@@ -23,9 +23,12 @@ STEP = 7
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("run"))
+
+
+def untrained(folder):
     """What training leaves of a smoke-sized run, with the weights of its first step, and with
     training data that are gone."""
-    folder = tmp_path_factory.mktemp("run")
     config = quickstart.get_config("smoke")
     tokenizer = text.CharTokenizer(" 'abcdefghijklmnopqrstuvwxyz", ("lower",))
     tokenizer.save(folder)
@@ -83,6 +86,36 @@ def test_bad_audio_is_left_out_of_the_score(workdir):
         "dev/dev/wer": 0.0,
         "dev/test/wer": 0.0,
     }
+
+
+def two_parts(workdir):
+    """(splits of which dev has the parts dev and test, ids of each part, texts by id)."""
+    config = open_run(workdir).config
+    uri = "synthetic:tiny/dev+synthetic:tiny/test"
+    splits = load_splits(config.data, {"dev": uri}, text.load(workdir))
+    names = [u.id for u in splits.utterances("dev")]
+    texts = dict(zip(names, splits.references("dev"), strict=True))
+    parts = {part: [names[i] for i in own] for part, own in splits.parts("dev").items()}
+    return splits, parts, texts
+
+
+def test_a_part_without_sound_audio_is_left_out_and_said(workdir):
+    splits, parts, texts = two_parts(workdir)
+    kept = {name: texts[name] for name in parts["dev"]}
+    found = evaluate.score_split("dev", splits, kept)
+    assert {k for k in found.scores if k.endswith("wer")} == {"dev/wer", "dev/dev/wer"}
+    assert found.scores["dev/utterances"] == len(parts["dev"])
+    (note,) = found.notes
+    assert note.startswith("dev/test: not scored")
+    scores = found.scores | {"dev/blank_share": 0.0}
+    assert f"  {note}" in evaluate.describe("dev", found._replace(scores=scores), 0)
+    assert evaluate.score_split("dev", splits, texts).notes == ()
+
+
+def test_a_split_without_any_reference_is_a_mistake(workdir):
+    splits, _, _ = two_parts(workdir)
+    with pytest.raises(UserError, match=r"dev: all \d+ utterances have bad audio or no text"):
+        evaluate.score_split("dev", splits, {})
 
 
 @pytest.mark.parametrize(

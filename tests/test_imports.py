@@ -22,15 +22,22 @@ EVALUATE = JAX | COMMAND | {
 ALLOWED = {
     "errors": set(),
     "command": {"errors"},
-    "main": JAX | COMMAND | {"train", "data"},
+    "main": JAX | COMMAND | {"train", "data", "ranges"},
+    "ranges": {"errors"},
     "train": JAX | {
         *("system", "step", "optim", "sharding", "checkpoint", "metrics", "evaluate"),
-        *("programs", "folder"),
-        *("recipes", "data", "example", "progress", "report", "export", "ml_collections"),
+        *("programs", "folder", "beginning", "alarm"),
+        *("recipes", "data", "example", "progress", "report", "ml_collections"),
     },
+    "beginning": JAX | {"system", "step", "data", "evaluate", "export"},
+    "alarm": {"errors"},
     "recipes": JAX | {
-        *("objectives", "models", "bilevel", "ops", "system", "optim", "ml_collections"),
+        *("recognition", "objectives", "encoders", "models", "bilevel", "system", "phases"),
+        "ml_collections",
     },
+    "encoders": JAX | {"models", "ops"},
+    "recognition": {"encoders", "errors", "models", "objectives", "ops", "system"},
+    "phases": {"bilevel", "optim", "system"},
     "objectives": JAX | {"ops", "system"},
     "decode": JAX | {"ops", "kenlm"},
     "models": JAX | {"ops", "flax"},
@@ -51,16 +58,22 @@ ALLOWED = {
         *("grain", "soundfile", "soxr", "sentencepiece", "tensorflow_datasets"),
         *("array_record", "espeakng_loader"),
     },
-    "export": JAX | {"models", "checkpoint", "safetensors"},
-    "transcribe": EVALUATE | {"evaluate", "export"},
-    "export_checkpoint": JAX | COMMAND | {"export", "evaluate", "checkpoint", "recipes"},
+    "export": JAX | {
+        *("models", "encoders", "ops", "data", "decode", "recogniser", "evaluate", "system"),
+        *("safetensors", "sentencepiece", "torch", "transformers", "ml_collections"),
+    },
+    "recogniser": EVALUATE | {"evaluate", "export"},
+    "transcribe": EVALUATE | {"evaluate", "ops", "recogniser", "soundfile", "soxr"},
+    "export_checkpoint": JAX | COMMAND | {
+        *("export", "evaluate", "encoders", "metrics", "programs", "recipes", "decode"),
+    },
     "example": JAX | {"system", "ops", "data", "decode"},
     "plots": HOST | {"matplotlib"},
     "report": HOST | COMMAND | {"metrics", "plots", "jiwer"},
     "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
     "bench": JAX | COMMAND | {
-        *("ops", "system", "step", "optim", "sharding", "recipes", "data", "optax"),
+        *("ops", "system", "step", "optim", "sharding", "recipes", "encoders", "data", "optax"),
         *("torch", "transformers", "configs", "soundfile"),
     },
 }  # fmt: skip
@@ -69,8 +82,10 @@ ALLOWED = {
 LAZY = {
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"},
     "decode": {"kenlm"},
-    "train": {"export"},
+    "beginning": {"export"},
     "bench": {"data", "soundfile", "torch", "transformers"},
+    "export": {"torch", "transformers", "sentencepiece", "safetensors"},
+    "recogniser": {"export"},
 }
 
 
@@ -108,7 +123,9 @@ def name_of(module: str) -> str:
 
 
 def sources() -> list[pathlib.Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+    """But for the file that an export copies: it stands alone, on torch."""
+    apart = {PACKAGE / "__init__.py", PACKAGE / "export" / "modeling.py"}
+    return sorted(path for path in PACKAGE.rglob("*.py") if path not in apart)
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))

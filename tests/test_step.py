@@ -233,8 +233,8 @@ class TestOptim:
         rate = optim.schedule(shape, 0.5, 10, 110)
         values = np.array([float(rate(k)) for k in range(111)])
         np.testing.assert_allclose(values[:10], 0.05 * np.arange(1, 11), rtol=1e-6)
-        half = {"constant": 0.5, "cosine": 0.25, "linear": 0.25}[shape]
-        end = 0.5 if shape == "constant" else 0.0
+        half = {"constant": 0.5, "cosine": 0.25, "linear": 0.25, "hold": 0.5 * 0.05**0.1}[shape]
+        end = {"constant": 0.5, "hold": 0.025}.get(shape, 0.0)
         np.testing.assert_allclose([values[60], values[110]], [half, end], atol=1e-7)
 
 

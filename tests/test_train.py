@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bljust_jax import checkpoint, folder, main, metrics, train
 from bljust_jax.errors import UserError
-from configs import common, librispeech, manifest, quickstart, tedlium
+from configs import birq, common, librispeech, manifest, quickstart, tedlium, wav2vec2_just
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHORT = {"explore": 4, "joint": 6, "finetune": 6}
@@ -46,6 +46,9 @@ CONFIGS = {
     "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
     "librispeech-weighted_sum": lambda: librispeech.get_config("M,chunked,weighted_sum,smoke"),
     "tedlium-bljust": lambda: tedlium.get_config("tenth,smoke"),
+    "librispeech-best_rq": lambda: librispeech.get_config("S,best_rq,smoke"),
+    "librispeech-lstm": lambda: librispeech.get_config("lstm,smoke"),
+    "wav2vec2_just-ft": lambda: wav2vec2_just.get_config("nl,ft,smoke"),
     "manifest-ptft": lambda: manifest.get_config("digits,ptft,smoke"),
     "manifest-supervised": lambda: manifest.get_config("sentences,supervised,smoke"),
 }
@@ -87,6 +90,24 @@ def test_config_trains(name, tmp_path, capsys, compiled):
     assert re.search(r"compiling program 1 of \d", err)
     assert re.search(r"\d s; \d+ MiB of [\d.]+ [GM]iB memory", err)
     assert "resumed" not in err
+
+
+def test_birq_trains_and_tells_of_its_codebooks(tmp_path):
+    config = birq.get_config("smoke")
+    config.phases.update(pretrain=6, finetune=6)
+    config.update(eval_every=6, save_every=6, log_every=3, compile_cache="")
+    config.mesh.data = 1
+    final = train.run(config, tmp_path)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert final["compute/updates/anchor"] == final["compute/updates/enhanced"] == 6
+    assert final["compute/updates/ctc"] == 6
+    assert np.isfinite(final["test/wer"])
+    (one, two) = [r for r in rows if "train/enhanced/loss" in r]
+    for name in ("anchor", "enhanced"):
+        assert 1 < one[f"codebook/{name}/perplexity"] <= config.best_rq.codes
+        assert 0 < two[f"codebook/{name}/share"] <= 1
+    assert 0 <= one["birq/agreement"] <= 1
+    assert (tmp_path / "plots" / "codebooks.png").exists()
 
 
 def test_explore_every_epoch_interleaves_without_restarting_the_penalty(tmp_path):

@@ -1,4 +1,5 @@
-"""python -m bljust_jax.bench {ctc,step,input} ... [--json FILE] [--rounds N] [--shapes A,B,C,D ...]
+"""python -m bljust_jax.bench {ctc,step,birq,input} ... [--json FILE] [--rounds N]
+    [--shapes A,B,C,D ...]
 
 Measures ours against public peers, interleaved in one process, and prints tables; ratios are those
 of the minima. Progress goes to stderr.
@@ -6,11 +7,12 @@ of the minima. Progress goes to stderr.
 ctc    value and gradient against optax.ctc_loss and torch: time, memory, errors against float64
 step   a whole training step against transformers' Parakeet with torch; the joint step against two
        single ones; one forward pass for both losses against two steps
+birq   a BiRQ step against a BEST-RQ step, with and without the gradient of its labels
 input  hours of FLAC audio decoded a second, and the share of a step that waits for it
 
 --json FILE writes all figures; of a folder it makes FILE/<device>.json. Shapes are UTTERANCES,
-FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of step. A peer that is not installed is
-named. Exit 2: a mistake, in one line.
+FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of step and birq. A peer that is not
+installed is named. Exit 2: a mistake, in one line.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from bljust_jax.errors import UserError
 
 DONE, MISTAKE = 0, 2
 # Modules with run and describe, imported when asked for: ctc needs no models, step no data.
-SUBJECTS = {"ctc": "ctc", "step": "step", "input": "input_pipeline"}
+SUBJECTS = {"ctc": "ctc", "step": "step", "birq": "birq", "input": "input_pipeline"}
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "transformers")
 
 
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=pathlib.Path, metavar="FILE")
     p.add_argument("--rounds", type=int, default=7, help="timings of each (%(default)s)")
     p.add_argument("--shapes", type=shape, nargs="+", help="default: the device's usual ones")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of step")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="not of ctc")
     p.add_argument("--data", default="", metavar="URI", help="of input, as config.data.train")
     return p
 
@@ -69,6 +71,7 @@ def measure(subject: str, args: argparse.Namespace) -> tuple[dict[str, Any], lis
     options = {
         "ctc": {"shapes": args.shapes},
         "step": {"shapes": args.shapes, "dtype": args.dtype},
+        "birq": {"shapes": args.shapes, "dtype": args.dtype},
         "input": {"uri": args.data},
     }
     result = module.run(**options[subject], rounds=args.rounds, say=say)

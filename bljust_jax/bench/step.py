@@ -15,7 +15,7 @@ import numpy as np
 from bljust_jax import optim, recipes, step
 from bljust_jax.bench import torch_peer
 from bljust_jax.bench.rounds import MIB, interleave, ratios, table
-from bljust_jax.recipes import bljust
+from bljust_jax.encoders import conformer
 from bljust_jax.system import Recipe
 from configs import common
 
@@ -117,12 +117,12 @@ def compile_step(config: Any, phase_name: str, batch: dict, say: Callable[[str],
 
 
 def flops(recipe: Recipe, phase: Any, batch: dict) -> float:
-    """3 x forward FLOPs of the encoder over the padded batch, every active objective."""
+    """FLOPs of the encoder in one step over the padded batch, every active objective."""
     total = 0.0
     for objective in recipe.active(phase):
         b, samples = batch[objective.streams[0]]["audio"].shape
         wanted = phase.losses & set(objective.losses)
-        total += 3 * b * recipe.cost(wanted, samples / RATE)
+        total += b * recipe.cost(wanted, samples / RATE)
     return total
 
 
@@ -162,12 +162,12 @@ def supervised(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> 
     reason = torch_peer.absent("torch", "transformers")
     if not reason:
         labelled = batch["labelled"]
-        features, _ = bljust.make_features(config)(
+        features, _, _ = conformer.make_features(config)(
             labelled["audio"], labelled["audio_lengths"], keys=None, train=False
         )
         say("building the peer")
         runs["torch"], parameters = torch_peer.parakeet_step(
-            np.asarray(features), labelled["labels"], VOCAB_SIZE, bljust.make_encoder(config)
+            np.asarray(features), labelled["labels"], VOCAB_SIZE, conformer.make_model(config)
         )
     times = interleave(runs, n, say)
     rows = report(programs, times, dtype)

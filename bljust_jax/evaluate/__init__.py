@@ -18,6 +18,7 @@ import numpy as np
 
 from bljust_jax.data.splits import Splits
 from bljust_jax.decode import greedy
+from bljust_jax.errors import UserError
 from bljust_jax.system import Recipe, Weights
 
 
@@ -26,6 +27,7 @@ class Result(NamedTuple):
 
     scores: dict[str, float]
     pairs: list[dict[str, Any]]  # id, reference, hypothesis, in the order of the split
+    notes: tuple[str, ...] = ()  # lines on what could not be scored
 
 
 def score(references: list[str], hypotheses: list[str]) -> dict[str, float]:
@@ -89,7 +91,9 @@ def greedy_result(split: str, splits: Splits, paths: Mapping[str, np.ndarray]) -
 def score_split(split: str, splits: Splits, texts: Mapping[str, str]) -> Result:
     """Hypotheses by utterance id, scored; utterances without one (bad audio) are left out.
 
-    A split of several sources is scored as a whole (`test/wer`) and by part (`test/<part>/wer`).
+    A split of several sources is scored as a whole (`test/wer`) and by part (`test/<part>/wer`). A
+    part of which no utterance with a text is left has no score, and a note says so; UserError where
+    that is so of the whole.
     """
     utterances, references = splits.utterances(split), splits.references(split)
     pairs = {
@@ -97,12 +101,22 @@ def score_split(split: str, splits: Splits, texts: Mapping[str, str]) -> Result:
         for u, reference in zip(utterances, references, strict=True)
         if u.id in texts
     }
+    if not any(pair["reference"] for pair in pairs.values()):
+        raise UserError(
+            f"{split}: all {len(utterances)} utterances have bad audio or no text, so there is "
+            "nothing to score: repair them, or name another source"
+        )
     scores = {f"{split}/{k}": v for k, v in _score_pairs(list(pairs.values())).items()}
+    notes = []
     for part, members in splits.parts(split).items():
         ids = [utterances[i].id for i in members]
-        own = _score_pairs([pairs[name] for name in ids if name in pairs])
-        scores |= {f"{split}/{part}/{k}": own[k] for k in ("wer", "cer")}
-    return Result(scores, list(pairs.values()))
+        own = [pairs[name] for name in ids if name in pairs]
+        if any(pair["reference"] for pair in own):
+            found = _score_pairs(own)
+            scores |= {f"{split}/{part}/{k}": found[k] for k in ("wer", "cer")}
+        else:
+            notes.append(f"{split}/{part}: not scored, as no audio with a text is left of it")
+    return Result(scores, list(pairs.values()), tuple(notes))
 
 
 def _score_pairs(pairs: list[dict[str, Any]]) -> dict[str, float]:
@@ -119,6 +133,7 @@ def describe(split: str, result: Result, samples: int) -> list[str]:
     """Lines for a person: the scores, the usual causes when nothing is recognised, a few pairs."""
     s = {k.removeprefix(f"{split}/"): v for k, v in result.scores.items()}
     lines = [f"{split}: {errors(s)}, blanks {s['blank_share']:.1%}"]
+    lines += [f"  {note}" for note in result.notes]
     if s["wer"] >= 1.0 or s["blank_share"] > 0.99:
         lines.append(
             "  nothing is recognised yet: usual early in training; later, look for a learning rate "

@@ -98,6 +98,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         args.alpha, args.beta = best.alpha, best.beta
         found["tuned"] = [trial._asdict() for trial in trials]
     plain = greedy_result(args.split, splits, frames.paths)
+    for note in plain.notes:
+        say(note)
     started = time.monotonic()
     result = decode(args.alpha, args.beta, args.nbest)
     seconds = max(time.monotonic() - started, 1e-9)

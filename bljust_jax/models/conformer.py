@@ -1,8 +1,6 @@
 """The Conformer encoder: subsampling, then blocks run by `lax.scan` over stacked parameters."""
 
 import dataclasses
-import itertools
-import math
 from typing import Any, Literal
 
 import jax
@@ -11,8 +9,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.errors import UserError
+from bljust_jax.models import initial
 from bljust_jax.models.frontend import FACTORS, Subsampling, output_lengths, subsampling_flops
-from bljust_jax.models.layers import ConformerBlock, at_least_float32
+from bljust_jax.models.layers import ConformerBlock
+from bljust_jax.models.norms import at_least_float32
 from bljust_jax.ops.features import valid_frames
 
 # S, M and L are table 1 of Gulati et al. (2020): 10.3, 30.7 and 118.8 M parameters with their LSTM
@@ -25,6 +25,7 @@ SIZES: dict[str, dict[str, int]] = {
     "L": {"dim": 512, "layers": 17, "heads": 8, "kernel": 31, "channels": 512},
 }
 
+NORMS = ("layer", "batch")
 Context = Literal["full", "causal"]
 
 
@@ -35,9 +36,11 @@ class Conformer:
     Fields: width, blocks, attention heads, taps of the depthwise convolution (odd), mel bands,
     channels of the front end, feed-forward expansion, dropout rate on each branch, dtype of the
     products ("float32" or "bfloat16"; parameters stay float32), blocks unrolled a scan step,
-    whether blocks are recomputed in the backward pass, and the front end: "conv2d" or "parakeet"
-    (separable convolutions, a seventh of the cost), with its factor, 4 or 8; 0 is the usual one,
-    `frontend.FACTORS`.
+    whether blocks are recomputed in the backward pass; the front end: "conv2d" or "parakeet"
+    (separable convolutions, a seventh of the cost), with its factor, 4 or 8, 0 being the usual one,
+    `frontend.FACTORS`; the norm after the depthwise convolution: "layer", or the paper's "batch",
+    whose running moments are the stats; and the frames that attention sees around each frame, half
+    on either side (0: all). A causal context takes the left half and stored moments.
     """
 
     dim: int
@@ -53,6 +56,8 @@ class Conformer:
     remat: bool = False
     subsampling: str = "conv2d"
     subsampling_factor: int = 0
+    norm: str = "layer"
+    window: int = 0
 
     def __post_init__(self):
         if self.dim % self.heads or self.dim % 2:
@@ -66,6 +71,10 @@ class Conformer:
             raise UserError(f"subsampling={self.subsampling!r} must be {known}")
         if self.factor not in (4, 8):
             raise UserError(f"subsampling_factor={self.subsampling_factor} must be 4 or 8")
+        if self.norm not in NORMS:
+            raise UserError(f"norm={self.norm!r} must be {' or '.join(NORMS)}")
+        if self.window < 0 or self.window == 1:
+            raise UserError(f"window={self.window} must be 0, for all frames, or at least 2")
 
     @property
     def factor(self) -> int:
@@ -79,28 +88,37 @@ class Conformer:
 
     @property
     def block(self) -> ConformerBlock:
-        dtype = jnp.dtype(self.dtype)
-        return ConformerBlock(self.heads, self.kernel, self.ff_mult, self.dropout, dtype)
+        dtype, dropout = jnp.dtype(self.dtype), self.dropout
+        return ConformerBlock(self.heads, self.kernel, self.ff_mult, dropout, self.window, dtype)
 
     def init(self, rng: Key[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Float32 parameters {"frontend", "blocks"} and no stats; blocks are stacked on axis 0.
+        """Float32 parameters {"frontend", "blocks"} and stats; blocks are stacked on axis 0.
 
+        Stats are {"mean": 0, "var": 1}, `[L, D]` each, for the "batch" norm and {} for "layer".
         Kernels are normal with variance 1 / fan-in, scales 1, biases 0, all from one draw: an
         initialiser a parameter would compile for many times as long. The front end's last bias is
         normal of deviation 0.1: frames that SpecAugment blanks are that bias alone, and at exactly
         0 the first LayerNorm would multiply their gradient by a thousand.
         """
+        params = initial.draw(rng, self.shapes())
+        bias = 0.1 * jax.random.normal(jax.random.fold_in(rng, 1), (self.dim,), jnp.float32)
+        params["frontend"]["linear"]["bias"] = bias
+        if self.norm == "layer":
+            return params, {}
+        moments = self.layers, self.dim
+        return params, {"mean": jnp.zeros(moments), "var": jnp.ones(moments)}
+
+    def shapes(self) -> dict[str, Any]:
+        """The shape of each parameter of `init`."""
         lengths, valid = jnp.ones(1, jnp.int32), jnp.ones((1, 1), bool)
         features, latents = jnp.zeros((1, 4, self.n_mels)), jnp.zeros((1, 1, self.dim))
         key = jax.random.key(0)
         frontend = jax.eval_shape(self.frontend.init, key, features, lengths)["params"]
         block = jax.eval_shape(self.block.init, key, latents, valid)["params"]
-        stacked = jax.tree.map(lambda leaf: (self.layers, *leaf.shape), block)
-        shapes = {"frontend": jax.tree.map(lambda leaf: leaf.shape, frontend), "blocks": stacked}
-        params = _draw(rng, shapes)
-        bias = 0.1 * jax.random.normal(jax.random.fold_in(rng, 1), (self.dim,), jnp.float32)
-        params["frontend"]["linear"]["bias"] = bias
-        return params, {}
+        return {
+            "frontend": jax.tree.map(lambda leaf: leaf.shape, frontend),
+            "blocks": jax.tree.map(lambda leaf: (self.layers, *leaf.shape), block),
+        }
 
     def apply(
         self,
@@ -126,19 +144,25 @@ class Conformer:
             feature frames up to factor (t + 1) - 1 alone (`frontend.receptive_field`).
           upto: run only the first `upto` blocks.
           train, rng: dropout is active in training and then needs a key.
+          stats: those of `init` or of the last call; the "batch" norm needs them, "layer" has none.
 
         Returns:
           float32 output `[B, ceil(T / factor), D]`, exactly 0 in padded frames; its lengths `[B]`;
-          {"latents": the front end's output, same shape}; the stats unchanged (there are none).
+          {"latents": the front end's output, same shape}; the stats, moved where a "batch" norm
+          trains in full context, for the blocks that ran.
 
         Raises:
-          ValueError: an unknown context, or dropout without `rng`.
+          ValueError: an unknown context or depth, dropout without `rng`, a "batch" norm without
+            stats.
         """
         if context not in ("full", "causal"):
             raise ValueError(f"context={context!r} must be 'full' or 'causal'")
         dropping = train and self.dropout > 0
         if dropping and rng is None:
             raise ValueError("training with dropout needs rng")
+        stats = (stats or {}) if self.norm == "batch" else {}
+        if self.norm == "batch" and not stats:
+            raise ValueError('norm="batch" needs stats')
         layers = self.layers if upto is None else upto
         if not 0 <= layers <= self.layers:
             raise ValueError(f"upto={upto} must lie in 0..{self.layers}")
@@ -146,63 +170,40 @@ class Conformer:
         latents, lengths = subsample({"params": params["frontend"]}, x, lengths)
         valid = valid_frames(latents.shape[1], lengths)
         blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
-        keys = _dropout_keys(rng, layers) if dropping else None
+        moments = jax.tree.map(lambda leaf: leaf[:layers], stats) or None
+        keys = initial.dropout_keys(rng, layers) if dropping else None
         block, causal = self.block, context == "causal"
 
         def step(x, layer):
-            weights, key = layer
+            weights, moments, key = layer
             rngs = {"dropout": key} if dropping else {}
-            return block.apply({"params": weights}, x, valid, causal, dropping, rngs=rngs), None
+            return block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
 
         if self.remat:
             step = jax.checkpoint(step, prevent_cse=self.scan_unroll > 1)
-        output, _ = lax.scan(step, latents, (blocks, keys), unroll=self.scan_unroll)
+        output, moments = lax.scan(step, latents, (blocks, moments, keys), unroll=self.scan_unroll)
+        if moments:
+            stats = jax.tree.map(lambda old, new: old.at[:layers].set(new), stats, moments)
         output = jnp.where(valid[..., None], at_least_float32(output), 0.0)
-        return output, lengths, {"latents": at_least_float32(latents)}, stats or {}
+        return output, lengths, {"latents": at_least_float32(latents)}, stats
 
     def frames(self, frames: int) -> int:
         """Output frames of `frames` feature frames."""
         return output_lengths(frames, self.factor)
 
-    def flops(self, frames: int) -> float:
+    def flops(self, frames: int, upto: int | None = None) -> float:
         """Floating-point operations of one forward pass over `frames` feature frames (heads apart).
 
         Those of the front end (`frontend.subsampling_flops`) and L (2 t ((4 e + 7) d^2 + k d) +
-        6 t^2 d), with t output frames and e = ff_mult; 6 t^2 d is attention's content scores,
-        position scores and weighted sum. A backward pass costs twice as much.
+        6 t s d), with t output frames, e = ff_mult and s = min(t, window + 1) keys a query; 6 t s d
+        is attention's content scores, position scores and weighted sum. L counts the first `upto`
+        blocks where given. A backward pass costs twice as much.
         """
         d, separable = self.dim, self.subsampling == "parakeet"
+        layers = self.layers if upto is None else upto
         subsampling, t = subsampling_flops(
             frames, self.n_mels, self.channels, d, self.factor, separable
         )
-        frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + 6 * t * d
-        return float(subsampling + self.layers * t * frame)
-
-
-def _draw(rng: Key[Array, ""], shapes: dict[str, Any]) -> dict[str, Any]:
-    """Arrays of the given shapes; a kernel's fan-in is the product of its own axes but the last."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(
-        shapes, is_leaf=lambda node: isinstance(node, tuple)
-    )
-    sizes = [math.prod(shape) if path[-1].key == "kernel" else 0 for path, shape in leaves]
-    ends = list(itertools.accumulate(sizes))
-
-    def fill(rng: Key[Array, ""]) -> list[Array]:
-        normal = jax.random.normal(rng, (ends[-1],), jnp.float32)
-        arrays = []
-        for (path, shape), size, end in zip(leaves, sizes, ends, strict=True):
-            if size:
-                own = shape[1:] if path[0].key == "blocks" else shape
-                kernel = normal[end - size : end].reshape(shape)
-                arrays.append(kernel * math.prod(own[:-1]) ** -0.5)
-            else:
-                arrays.append(jnp.full(shape, float(path[-1].key == "scale")))
-        return arrays
-
-    return jax.tree.unflatten(treedef, jax.jit(fill)(rng))
-
-
-def _dropout_keys(rng: Key[Array, ""], layers: int) -> Key[Array, "l"]:
-    """One fast (rbg) key a block."""
-    bits = jax.random.bits(rng, (4,), jnp.uint32)
-    return jax.random.split(jax.random.wrap_key_data(bits, impl="rbg"), layers)
+        keys = min(t, 2 * (self.window // 2) + 1) if self.window else t
+        frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + 6 * keys * d
+        return float(subsampling + layers * t * frame)

@@ -1,4 +1,4 @@
-"""Leaf modules of the Conformer: feed-forward, relative-position attention, convolution, block.
+"""Leaf modules of the Conformer: feed-forward, convolution, block.
 
 Parameters are float32; `dtype` is the dtype of the products. Norms and the softmax run in float32.
 """
@@ -9,15 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-MASKED_SCORE = -1e30
-
-
-def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x in float32; float64 stays."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from bljust_jax.models.attention import RelativeAttention
+from bljust_jax.models.norms import BatchNorm, LayerNorm, Stats, at_least_float32
 
 
 def depthwise_conv(
@@ -87,71 +82,6 @@ class DepthwiseConv(nn.Module):
         return depthwise_conv(x, kernel, causal) + bias.astype(x.dtype)[None, None, :]
 
 
-def relative_positions(frames: int, dim: int, causal: bool = False) -> Float[np.ndarray, "r d"]:
-    """Sinusoids of the distances T-1, ..., -T (causal: T-1, ..., -1), rows of `[2T or T+1, D]`.
-
-    Row m holds sin(r w) and cos(r w) of the distance r = T - 1 - m from query to key, with
-    w = 10000^(-2i/D) (Dai et al., Transformer-XL, ACL 2019, appendix B).
-    """
-    distance = np.arange(frames - 1, -2 if causal else -frames - 1, -1, dtype=np.float64)
-    angle = distance[:, None] * 10000.0 ** (-np.arange(0, dim, 2) / dim)[None, :]
-    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1).astype(np.float32)
-
-
-def relative_shift(scores: Float[Array, "b h t r"]) -> Float[Array, "b h t t"]:
-    """Scores by distance to scores by key: out[i, j] = scores[i, T - 1 - i + j].
-
-    A reshape: in rows shorter by one the wanted diagonal becomes a column. With the T + 1 columns
-    of the causal form entries of the future (j > i) are meaningless and must be masked.
-    """
-    batch, heads, frames, columns = scores.shape
-    flat = scores.reshape(batch, heads, frames * columns)[:, :, frames - 1 :]
-    flat = flat[:, :, : frames * (columns - 1)]
-    return flat.reshape(batch, heads, frames, columns - 1)[..., :frames]
-
-
-class RelativeAttention(nn.Module):
-    """Multi-head self-attention with relative positions:
-
-        score[i, j] = ((q_i + u) . k_j + (q_i + v) . W r_{i-j}) / sqrt(D / H)
-
-    with a softmax over the keys that `mask` allows. Only the output map has a bias: those of the
-    projections would cancel in the softmax or repeat u, v and it. Source: Transformer-XL, 3.3.
-    """
-
-    heads: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t d"], mask: Bool[Array, "b q t"], causal: bool = False
-    ) -> Float[Array, "b t d"]:
-        """`mask` `[B, 1 or T, T]`: True where a key may be attended; a row without is finite."""
-        frames, dim = x.shape[1:]
-        size = dim // self.heads
-
-        def project(name: str, x: Array) -> Array:
-            dense = nn.Dense(dim, use_bias=False, dtype=self.dtype, name=name)
-            return dense(x).reshape(*x.shape[:-1], self.heads, size)
-
-        query, key, value = project("query", x), project("key", x), project("value", x)
-        distances = jnp.asarray(relative_positions(frames, dim, causal))
-        position = project("position", distances)
-        scale = size**-0.5
-
-        def biased_query(name: str) -> Array:
-            bias = self.param(name, nn.initializers.zeros_init(), (self.heads, size))
-            return (query + bias.astype(self.dtype)[None, None]) * scale
-
-        scores = jnp.einsum("bqhd,bkhd->bhqk", biased_query("content_bias"), key)
-        by_distance = jnp.einsum("bqhd,rhd->bhqr", biased_query("position_bias"), position)
-        scores = at_least_float32(scores + relative_shift(by_distance))
-        scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
-        weights = jax.nn.softmax(scores).astype(self.dtype)
-        context = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        return nn.Dense(dim, dtype=self.dtype, name="out")(context)
-
-
 class FeedForward(nn.Module):
     """Linear to `expansion` times the width, SiLU, linear back."""
 
@@ -165,37 +95,14 @@ class FeedForward(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """Pointwise to twice the width, GLU, depthwise convolution, LayerNorm, SiLU, pointwise.
+    """Pointwise to twice the width, GLU, depthwise convolution, norm, SiLU, pointwise.
 
-    LayerNorm stands for the paper's BatchNorm: no batch statistics, no dependence on padding.
+    The norm is LayerNorm, which needs no statistics, or the paper's BatchNorm where stored ones are
+    given: in training over valid frames, but never in a causal context, where the moments of a
+    batch would tell of the future.
     """
 
     taps: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], causal: bool = False
-    ) -> Float[Array, "b t d"]:
-        dim = x.shape[-1]
-        x = nn.glu(nn.Dense(2 * dim, dtype=self.dtype, name="pointwise_in")(x))
-        x = jnp.where(valid[..., None], x, 0.0)
-        x = DepthwiseConv(self.taps, name="depthwise")(x, causal)
-        x = nn.silu(nn.LayerNorm(dtype=self.dtype, name="norm")(x))
-        return nn.Dense(dim, dtype=self.dtype, name="pointwise_out")(x)
-
-
-class ConformerBlock(nn.Module):
-    """x + FF/2, + attention, + convolution, + FF/2, LayerNorm; each branch normed before it.
-
-    Dropout, with rng "dropout", acts on each branch before it is added. Source: Gulati et al.,
-    Conformer, Interspeech 2020, equation 1.
-    """
-
-    heads: int
-    taps: int
-    expansion: int = 4
-    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -205,23 +112,56 @@ class ConformerBlock(nn.Module):
         valid: Bool[Array, "b t"],
         causal: bool = False,
         train: bool = False,
-    ) -> Float[Array, "b t d"]:
-        frames = x.shape[1]
-        mask = valid[:, None, :]
-        if causal:
-            mask = mask & jnp.tri(frames, dtype=bool)[None]
+        stats: Stats | None = None,
+    ) -> tuple[Float[Array, "b t d"], Stats | None]:
+        dim = x.shape[-1]
+        x = nn.glu(nn.Dense(2 * dim, dtype=self.dtype, name="pointwise_in")(x))
+        x = jnp.where(valid[..., None], x, 0.0)
+        x = DepthwiseConv(self.taps, name="depthwise")(x, causal)
+        if stats is None:
+            x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        else:
+            batch = train and not causal
+            x, stats = BatchNorm(dtype=self.dtype, name="norm")(x, valid, stats, batch)
+        return nn.Dense(dim, dtype=self.dtype, name="pointwise_out")(nn.silu(x)), stats
 
+
+class ConformerBlock(nn.Module):
+    """x + FF/2, + attention, + convolution, + FF/2, LayerNorm; each branch normed before it.
+
+    Dropout, with rng "dropout", acts on each branch before it is added; `window` is attention's.
+    Returns the statistics of the convolution's BatchNorm, None where none are given. Source: Gulati
+    et al., Conformer, Interspeech 2020, equation 1.
+    """
+
+    heads: int
+    taps: int
+    expansion: int = 4
+    dropout: float = 0.0
+    window: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        valid: Bool[Array, "b t"],
+        causal: bool = False,
+        train: bool = False,
+        stats: Stats | None = None,
+    ) -> tuple[Float[Array, "b t d"], Stats | None]:
         def norm(name: str) -> nn.Module:
-            return nn.LayerNorm(dtype=self.dtype, name=name)
+            return LayerNorm(dtype=self.dtype, name=name)
 
         def drop(branch: Array) -> Array:
             return nn.Dropout(self.dropout, deterministic=not train)(branch)
 
         feed_forward = partial(FeedForward, self.expansion, self.dtype)
         x = x + 0.5 * drop(feed_forward(name="ff1")(norm("ff1_norm")(x)))
-        attention = RelativeAttention(self.heads, self.dtype, name="attention")
-        x = x + drop(attention(norm("attention_norm")(x), mask, causal))
+        attention = RelativeAttention(self.heads, self.window, self.dtype, name="attention")
+        x = x + drop(attention(norm("attention_norm")(x), valid, causal))
         convolution = ConvModule(self.taps, self.dtype, name="conv")
-        x = x + drop(convolution(norm("conv_norm")(x), valid, causal))
+        branch, stats = convolution(norm("conv_norm")(x), valid, causal, train, stats)
+        x = x + drop(branch)
         x = x + 0.5 * drop(feed_forward(name="ff2")(norm("ff2_norm")(x)))
-        return norm("norm")(x)
+        return norm("norm")(x), stats

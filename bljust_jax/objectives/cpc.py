@@ -8,17 +8,59 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from bljust_jax.errors import check_choices
 from bljust_jax.objectives import shared
-from bljust_jax.system import Aux, Objective, row_keys, scale_gradient
+from bljust_jax.system import Aux, Objective, SelfSupervised, row_keys, scale_gradient
 
 EPS = 1e-8
 CONTEXTS = ("causal", "chunked")
+
+
+def bind(config: Any, encoder: Any, encode: Callable, linear: Any) -> SelfSupervised:
+    """CPC as `config.cpc` sets it. Head: {"project", "predict"}, one predictor a step."""
+    check_choices(config, {"cpc.context": CONTEXTS})
+    c, rate = config.cpc, config.data.sample_rate
+    if c.context == "causal":
+        encoder.check_context("cpc.context", c.context, instead="chunked")
+
+    def init(rng):
+        project, predict = jax.random.split(rng)
+        return {
+            "project": linear.init(project, encoder.latent_dim, c.width),
+            "predict": linear.init(predict, encoder.dim, c.width, steps=c.steps),
+        }, {}
+
+    def project(params, z):
+        return linear.apply(params["cpc_head"]["project"], z)
+
+    def predict(params, h):
+        return jnp.moveaxis(linear.apply(params["cpc_head"]["predict"], h), 2, 0)
+
+    def cost(seconds):
+        if c.context == "causal":
+            return 3 * encoder.flops(round(seconds * rate))
+        past, future, slide = c.chunk
+        windows = max(0, int((seconds - past - future) // slide) + 1)
+        return 3 * windows * sum(encoder.flops(round(s * rate)) for s in (past, future))
+
+    names = ("steps", "first_step", "temperature", "negatives", "target_gradient")
+    heads = {"project": project, "predict": predict} | {name: c[name] for name in names}
+    objective = make(
+        stream="unlabelled",
+        features=encoder.features,
+        encode=encode,
+        context=c.context,
+        chunk=tuple(c.chunk),
+        sample_rate=rate,
+        **heads,
+    )
+    return SelfSupervised(objective, init, cost, reader(**heads))
 
 
 def make(
@@ -40,12 +82,9 @@ def make(
 ) -> Objective:
     """InfoNCE of predicting an utterance's own future latents among its other latents, in nats.
 
-    features(audio [B, S], lengths [B], *, keys, train, stats) -> (x, lengths [B]); called with the
-        stored statistics `extras.stats["features"]`: an utterance's own would tell of its future
-    encode(params, x, lengths, *, context, train, rng)
-        -> (output [B, T, D], lengths [B], hidden, ...), hidden["latents"] [B, T, D] being the
-        frames before any context is mixed in
-    project(params, latents [B, T, D]) -> targets [B, T, P]
+    features, encode: as in `shared.run`: features are normalised by stored statistics, as an
+        utterance's own would tell of its future
+    project(params, latents [B, T, E]) -> targets [B, T, P]
     predict(params, output [B, T, D]) -> predictions [steps, B, T, P], one linear map a step
 
     context="causal": one pass with context "causal"; the output at frame t predicts the latents of
@@ -119,7 +158,7 @@ def reader(
     temperature: float | int,
     negatives: int,
     target_gradient: bool,
-    name: str,
+    name: str = "cpc",
 ) -> Callable:
     """The loss of `make` with context="causal" on a causal encoder's output, for `shared.make`."""
     heads = _Heads(project, predict, target_gradient, name)
@@ -207,7 +246,7 @@ def draw_negatives(
     drawn, real, position = view.pool, view.valid, jnp.arange(size)[None, :]
     own = view.pick(position)
     if count > 0:
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,), jnp.float32))(keys)
         rank, position = jax.lax.top_k(jnp.where(view.valid, uniform, -1.0), min(count, size))
         real, drawn = rank >= 0, jnp.take_along_axis(view.pool, position[..., None], axis=1)
     is_negative = real[None, :, None, :] & (own[..., None] != position[None, :, None, :])

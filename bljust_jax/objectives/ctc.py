@@ -27,14 +27,15 @@ def make(
 ) -> Objective:
     """-log P(labels | audio) in nats, over the feasible utterances of `stream`.
 
-    features(audio [B, S], lengths [B], *, keys, train, stats) -> (x, lengths [B]); with `keys` [B]
-        it may mask or augment, each utterance from its own key
-    encode(params, x, lengths, *, context, train, rng) -> (output [B, T, D], lengths [B], ...)
+    features: `Encoder.features`; with keys, one an utterance, it augments
+    encode(params, x, lengths, *, stats, context, hide, train, rng)
+        -> (output [B, T, D], lengths [B], hidden, stats)
     head(params, output) -> logits [B, T, K]
 
     The loss is a sum of nats over feasible utterances; its weight is their number of labels
     (reduction="label") or their number ("utterance"). context="causal" encodes without a view of
     the future, on features normalised by the stored statistics. `implementation`: of `ctc_loss`.
+    Running statistics that the encoder has (batch norm) are this objective's to update.
     Metrics: `<name>/infeasible`, utterances a step with fewer frames than their labels need (they
     count nowhere else), and `<name>/blank_share`. Raises ValueError for another reduction.
     """
@@ -44,14 +45,14 @@ def make(
         data = batch[stream]
         augment_rng, encoder_rng = jax.random.split(rng)
         keys = row_keys(augment_rng, data["ids"])
-        stats = extras.stats["features"] if context == "causal" else None
-        x, lengths = features(
-            data["audio"], data["audio_lengths"], keys=keys, train=True, stats=stats
+        stored = extras.stats["features"] if context == "causal" else None
+        x, lengths, hide = features(
+            data["audio"], data["audio_lengths"], keys=keys, train=True, stats=stored
         )
-        output, lengths, *_ = encode(
-            params, x, lengths, context=context, train=True, rng=encoder_rng
-        )
-        return loss(params, extras, data, output, lengths)
+        how = {"context": context, "hide": hide, "train": True, "rng": encoder_rng}
+        output, lengths, _, stats = encode(params, x, lengths, stats=extras.stats, **how)
+        losses, aux = loss(params, extras, data, output, lengths)
+        return losses, aux._replace(stats={"encoder": stats} if stats else {})
 
     return Objective(losses=(name,), streams=(stream,), apply=apply)
 

@@ -67,8 +67,13 @@ def run(
     rng,
     context: str,
 ) -> Encoded:
-    """A forward pass over features that are normalised by the stored statistics."""
-    stats = extras.stats["features"]
-    x, lengths = features(audio, audio_lengths, keys=None, train=True, stats=stats)
-    output, lengths, hidden, *_ = encode(params, x, lengths, context=context, train=True, rng=rng)
+    """A forward pass over features that are normalised by the stored statistics.
+
+    features: `Encoder.features`, encode: `Encoder.apply`, which finds its own part of params and
+    extras.stats.
+    """
+    stored = extras.stats.get("features")  # waveforms have none
+    x, lengths, _ = features(audio, audio_lengths, keys=None, train=True, stats=stored)
+    how = {"context": context, "hide": None, "train": True, "rng": rng}
+    output, lengths, hidden, _ = encode(params, x, lengths, stats=extras.stats, **how)
     return Encoded(output, hidden["latents"], lengths)

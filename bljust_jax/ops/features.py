@@ -56,16 +56,41 @@ def log_mel(
     Raises:
       ValueError: the transform is shorter than the window.
     """
+    frames = windows(jnp.asarray(audio).astype(jnp.float32) * FULL_SCALE, window, hop)
+    frame_lengths = frame_count(jnp.asarray(lengths), window, hop)
+    x = log_energies(frames, sample_rate=sample_rate, n_mels=n_mels, n_fft=n_fft)
+    return jnp.where(valid_frames(x.shape[1], frame_lengths)[..., None], x, 0.0), frame_lengths
+
+
+def windows(samples: Float[Array, "b s"], window: int, hop: int) -> Float[Array, "b t w"]:
+    """The `frame_count` overlapping frames, as a concatenation of strided blocks: no gather."""
+    block = math.gcd(window, hop)
+    batch, size = samples.shape
+    frames = frame_count(size, window, hop)
+    blocks = samples[:, : size // block * block].reshape(batch, -1, block)
+    step = hop // block
+    last = step * (frames - 1) + 1 if frames else 0
+    return jnp.concatenate(
+        [blocks[:, j : j + last : step] for j in range(window // block)], axis=-1
+    )
+
+
+def log_energies(
+    frames: Float[Array, "b t w"], *, sample_rate: int, n_mels: int, n_fft: int
+) -> Float[Array, "b t m"]:
+    """log(sum_k F[k, m] |rfft(hann * frame)_k|^2 + 2^-24), the logarithmic energy of each band.
+
+    Raises:
+      ValueError: the transform is shorter than the frames.
+    """
+    window = frames.shape[-1]
     if n_fft < window:
         raise ValueError(f"n_fft={n_fft} must be at least window={window}")
-    frames = _frames(jnp.asarray(audio).astype(jnp.float32) * FULL_SCALE, window, hop)
-    spectrum = jnp.fft.rfft(frames * _hann(window)[None, None, :], n_fft)
+    hann = np.hanning(window).astype(np.float32)
+    spectrum = jnp.fft.rfft(frames * hann[None, None, :], n_fft)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     filters = mel_filters(sample_rate, n_fft, n_mels)
-    energies = jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST)
-    frame_lengths = frame_count(jnp.asarray(lengths), window, hop)
-    valid = valid_frames(frames.shape[1], frame_lengths)[..., None]
-    return jnp.where(valid, jnp.log(energies + FLOOR), 0.0), frame_lengths
+    return jnp.log(jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST) + FLOOR)
 
 
 def normalise(
@@ -134,20 +159,3 @@ def _slaney_mel(hertz: float) -> float:
 
 def _slaney_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel > 15, 1000 * 6.4 ** ((mel - 15) / 27), mel * 1000 / 15)
-
-
-def _hann(window: int) -> np.ndarray:
-    return np.hanning(window).astype(np.float32)
-
-
-def _frames(samples: Float[Array, "b s"], window: int, hop: int) -> Float[Array, "b t w"]:
-    """Overlapping frames as a concatenation of strided blocks: no gather."""
-    block = math.gcd(window, hop)
-    batch, size = samples.shape
-    frames = frame_count(size, window, hop)
-    blocks = samples[:, : size // block * block].reshape(batch, -1, block)
-    step = hop // block
-    last = step * (frames - 1) + 1 if frames else 0
-    return jnp.concatenate(
-        [blocks[:, j : j + last : step] for j in range(window // block)], axis=-1
-    )

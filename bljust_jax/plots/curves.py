@@ -123,7 +123,10 @@ def _schedules(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
 
 
 def _codebooks(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    panels = [Panel("perplexity (codes)", matching(rows, r"codebook/(.+)/perplexity"))]
+    panels = [
+        Panel("perplexity (codes)", matching(rows, r"codebook/(.+)/perplexity")),
+        Panel("share of its maximum", matching(rows, r"codebook/(.+)/share")),
+    ]
     return _stack("Codebooks", panels, rows, phases)
 
 
@@ -177,7 +180,10 @@ CURVES = {
         _schedules,
         "Schedules: the weight of each lower level, and the learning rate of each group.",
     ),
-    "codebooks": (_codebooks, "Codebook perplexity: how many codes are in use."),
+    "codebooks": (
+        _codebooks,
+        "Codebook perplexity: how many codes are in use, and the share of those that could be.",
+    ),
 }
 
 

@@ -49,7 +49,7 @@ A = '"audio_filepath": "1.flac"'
         (f"{{{A}}}\n{{nope", r"m\.jsonl:2: is not JSON: .*write one object a line"),
         ('{"text": "a"}', r'm\.jsonl:1: has no "audio_filepath"; add that field'),
         ('{"audio_filename": "1.flac"}', r'm\.jsonl:1: .* but "audio_filename"; rename'),
-        ('{"audio_filepath": "gone.flac"}', r"m\.jsonl:1: no such file: .*gone\.flac; correct"),
+        ('{"audio_filepath": "gone.flac"}', r"m\.jsonl:1: no such file: .*gone\.flac.; correct"),
         ('{"audio_filepath": "../x.flac"}', r"m\.jsonl:1: .*outside the data root.*config\.data"),
         (f"{{{A}}}\n{{{A}}}", r"m\.jsonl:2: id '1\.flac' was used before, at .*m\.jsonl:1; ids"),
         (f'{{{A}, "duration": 0}}', r"m\.jsonl:1: duration must be above 0 seconds; leave it out"),

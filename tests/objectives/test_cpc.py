@@ -19,10 +19,10 @@ def features(audio, lengths, *, keys, train, stats):
     """Frames of four samples, normalised by stored statistics."""
     assert keys is None
     x = audio.astype(jnp.float32)[:, : audio.shape[1] // HOP * HOP].reshape(len(audio), -1, HOP)
-    return (x - stats["mean"][None, None]) / stats["std"][None, None], lengths // HOP
+    return (x - stats["mean"][None, None]) / stats["std"][None, None], lengths // HOP, None
 
 
-def encode(params, x, lengths, *, context, train, rng):
+def encode(params, x, lengths, *, context, train=True, stats=None, hide=None, rng=None):
     """Linear latents; the output is their running mean ("causal") or the mean of all ("full")."""
     latents = x @ params["encoder"]
     valid = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
@@ -30,7 +30,7 @@ def encode(params, x, lengths, *, context, train, rng):
     count = jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[None, :, None]
     if context == "full":
         total, count = total[:, -1:] + 0 * total, jnp.maximum(lengths, 1)[:, None, None]
-    return total / count, lengths, {"latents": latents}
+    return total / count, lengths, {"latents": latents}, stats
 
 
 def project(params, latents):
@@ -102,8 +102,9 @@ def utterance(params, batch, row, mode, start=0, stop=None):
     """Predictions [K, T, P] and targets [T, P] of some samples of a row, encoded alone."""
     audio = batch["unlabelled"]["audio"][row : row + 1, start:stop]
     lengths = jnp.array([audio.shape[1]])
-    x, lengths = features(audio, lengths, keys=None, train=True, stats=extras().stats["features"])
-    output, _, hidden = encode(params, x, lengths, context=mode, train=True, rng=None)
+    stats = extras().stats["features"]
+    x, lengths, _ = features(audio, lengths, keys=None, train=True, stats=stats)
+    output, _, hidden, _ = encode(params, x, lengths, context=mode, train=True, rng=None)
     targets = project(params, hidden["latents"])[0]
     return np.asarray(predict(params, output)[:, 0], float), np.asarray(targets, float)
 
@@ -262,10 +263,10 @@ def test_padding_and_order_never_matter(params, setting):
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_garbage_from_the_encoder_in_padded_frames_is_ignored(params, context, poison):
     def dirty(params, x, lengths, **kw):
-        output, lengths, hidden = encode(params, x, lengths, **kw)
+        output, lengths, hidden, stats = encode(params, x, lengths, **kw)
         valid = (jnp.arange(x.shape[1])[None, :] < lengths[:, None])[..., None]
         latents = jnp.where(valid, hidden["latents"], poison)
-        return jnp.where(valid, output, poison), lengths, {"latents": latents}
+        return jnp.where(valid, output, poison), lengths, {"latents": latents}, stats
 
     batch = make_batch([48, 31, 0])
     setting = {"context": context, "chunk": (4, 2, 2)}

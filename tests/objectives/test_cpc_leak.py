@@ -22,10 +22,10 @@ MODEL = Conformer(dim=16, layers=2, heads=2, kernel=5, n_mels=8, channels=4)
 
 def features(audio, lengths, *, keys, train, stats):
     x, lengths = log_mel(audio, lengths, n_mels=8)
-    return normalise(x, lengths, (stats["mean"], stats["std"])), lengths
+    return normalise(x, lengths, (stats["mean"], stats["std"])), lengths, None
 
 
-def encode(params, x, lengths, *, context, train, rng):
+def encode(params, x, lengths, *, stats, hide, context, train, rng):
     return MODEL.apply(params, x, lengths, context=context, train=train, rng=rng)
 
 

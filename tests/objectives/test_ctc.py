@@ -18,13 +18,14 @@ def features(audio, lengths, *, keys, train, stats=None):
     assert train
     assert stats is None
     x = audio.astype(jnp.float32).reshape(len(audio), -1, HOP) / 1000
-    return x + 0.1 * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys), lengths // HOP
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+    return x + 0.1 * noise, lengths // HOP, None
 
 
-def encode(params, x, lengths, *, context, train, rng):
-    assert context == "full"
+def encode(params, x, lengths, *, stats, context, hide, train, rng):
+    assert (context, hide, stats) == ("full", None, {})
     assert train
-    return jnp.tanh(x @ params["encoder"]), lengths, {}
+    return jnp.tanh(x @ params["encoder"]), lengths, {}, {}
 
 
 def head(params, h):
@@ -65,7 +66,7 @@ def test_loss_is_the_sum_over_feasible_utterances(params, batch):
     losses, aux = jax.jit(objective.apply)(params, EXTRAS, batch, jax.random.key(3))
     data = batch["labelled"]
     keys = row_keys(jax.random.split(jax.random.key(3))[0], data["ids"])
-    x, lengths = features(data["audio"], data["audio_lengths"], keys=keys, train=True)
+    x, lengths, _ = features(data["audio"], data["audio_lengths"], keys=keys, train=True)
     logits = head(params, jnp.tanh(x @ params["encoder"]))
     nats = ctc_loss(logits, lengths, data["labels"], data["label_lengths"])
     total, weight = losses["ctc"]

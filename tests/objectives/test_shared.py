@@ -7,7 +7,7 @@ import pytest
 from bljust_jax import optim, recipes, step, system
 from bljust_jax.errors import UserError
 from tests import toy
-from tests.test_laws import FACTS, assert_close_leaf_by_leaf, config_for, make_batch
+from tests.systems import FACTS, assert_close_leaf_by_leaf, config_for, make_batch
 
 
 def shareable(share=True):

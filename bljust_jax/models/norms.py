@@ -1,0 +1,63 @@
+"""Norms whose result does not depend on padding. Statistics are float32."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+EPSILON = 1e-5
+MOMENTUM = 0.1
+
+LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON)
+
+Stats = dict[str, Any]
+
+
+def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x in float32; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias a channel, moments taken over valid frames.
+
+    With `batch` the moments are those of the batch and the stored ones move a tenth of the way
+    towards them (the variance unbiased, as in torch); without, the stored ones serve and stay.
+    A batch of no valid frame leaves them as they are. The sums are plain ones over the whole array:
+    under `jit` over a sharded batch they are global. Source: Ioffe and Szegedy, ICML 2015.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], stats: Stats, batch: bool = False
+    ) -> tuple[Float[Array, "b t d"], Stats]:
+        """`stats` is {"mean" `[D]`, "var" `[D]`}; valid: True on frames that count."""
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        x = at_least_float32(x)
+        mean, var = stats["mean"], stats["var"]
+        if batch:
+            mean, var, stats = _batch_moments(x, valid, stats)
+        y = (x - mean[None, None, :]) * (lax.rsqrt(var + EPSILON) * scale)[None, None, :]
+        return (y + bias[None, None, :]).astype(self.dtype), stats
+
+
+def _batch_moments(x: Array, valid: Array, stats: Stats) -> tuple[Array, Array, Stats]:
+    """(mean, biased variance, moved stats) of the valid frames; two passes, so no cancellation."""
+    valid = valid[..., None]
+    count = jnp.sum(valid, dtype=x.dtype)
+    mean = jnp.sum(jnp.where(valid, x, 0.0), (0, 1)) / jnp.maximum(count, 1)
+    squares = jnp.sum(jnp.square(jnp.where(valid, x - mean[None, None, :], 0.0)), (0, 1))
+    seen = {"mean": mean, "var": squares / jnp.maximum(count - 1, 1)}
+    rate = jnp.where(count > 0, MOMENTUM, 0.0)
+    moved = {
+        name: stats[name]
+        + (rate * (lax.stop_gradient(seen[name]) - stats[name])).astype(stats[name].dtype)
+        for name in seen
+    }
+    return mean, squares / jnp.maximum(count, 1), moved

@@ -1,0 +1,79 @@
+"""NVIDIA NeMo's log-mel features, which Parakeet models hear, and their normalisation.
+
+They differ from `ops.features` in four points: the signal is pre-emphasised, frame i is centred on
+sample i * hop (samples outside of the utterance are 0), `n // hop` frames are counted in n samples,
+and normalisation divides by the unbiased standard deviation plus 1e-5. A causal encoder so looks
+ahead by half a window more. Same names and shapes as there: either module can be a front end.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from bljust_jax.ops import features as uncentred
+from bljust_jax.ops.features import FULL_SCALE, Counts, log_energies, valid_frames, windows
+
+PREEMPHASIS = 0.97
+
+
+def frame_count(samples: Counts, window: int = 400, hop: int = 160) -> Counts:
+    """Frames in `samples` samples: samples // hop, on any integers; the window does not matter."""
+    del window
+    return samples // hop
+
+
+def log_mel(
+    audio: Int[Array, "b s"] | Int[np.ndarray, "b s"],
+    lengths: Int[Array, "b"] | Int[np.ndarray, "b"],
+    *,
+    sample_rate: int = 16000,
+    n_mels: int = 80,
+    window: int = 400,
+    hop: int = 160,
+    n_fft: int = 512,
+) -> tuple[Float[Array, "b t m"], Int[Array, "b"]]:
+    """`ops.features.log_mel` of x[n] - 0.97 x[n - 1], frame i over samples i * hop -+ window / 2.
+
+    Args:
+      audio: int16 samples `[B, S]`; samples after an utterance never matter.
+      lengths: valid samples of each row `[B]`.
+      sample_rate, window, hop, n_fft: as in `ops.features.log_mel`.
+
+    Returns:
+      float32 features `[B, S // hop, M]`, exactly 0 in padded frames; the valid frames `[B]`.
+
+    Raises:
+      ValueError: the transform is shorter than the window.
+    """
+    lengths = jnp.asarray(lengths)
+    x = jnp.asarray(audio).astype(jnp.float32) * FULL_SCALE
+    x = x - PREEMPHASIS * jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
+    x = jnp.where(valid_frames(x.shape[1], lengths), x, 0.0)
+    before = n_fft // 2 - (n_fft - window) // 2
+    frames = windows(jnp.pad(x, ((0, 0), (before, window))), window, hop)
+    frames, frame_lengths = frames[:, : frame_count(x.shape[1], hop=hop)], lengths // hop
+    features = log_energies(frames, sample_rate=sample_rate, n_mels=n_mels, n_fft=n_fft)
+    valid = valid_frames(features.shape[1], frame_lengths)[..., None]
+    return jnp.where(valid, features, 0.0), frame_lengths
+
+
+def normalise(
+    features: Float[Array, "b t m"],
+    frame_lengths: Int[Array, "b"],
+    stats: tuple[Float[Array, "m"], Float[Array, "m"]] | None = None,
+    eps: float = 1e-5,
+) -> Float[Array, "b t m"]:
+    """(x - mean) / (std + eps) a mel band; padded frames stay exactly 0.
+
+    They are those of the utterance's own valid frames, the variance divided by one less than their
+    number. With `stats`, a stored (mean `[M]`, std `[M]`), it is `ops.features.normalise`. Finite
+    for constant bands, single frames and empty rows.
+    """
+    if stats is not None:
+        return uncentred.normalise(features, frame_lengths, stats, eps)
+    valid = valid_frames(features.shape[1], frame_lengths)[..., None]
+    count = frame_lengths.astype(features.dtype)[:, None, None]
+    mean = jnp.sum(jnp.where(valid, features, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1)
+    centred = jnp.where(valid, features - mean, 0.0)
+    squares = jnp.sum(jnp.square(centred), axis=1, keepdims=True)
+    return centred / (jnp.sqrt(squares / jnp.maximum(count - 1, 1)) + eps)

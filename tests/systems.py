@@ -1,0 +1,123 @@
+"""One small system for each recipe, encoder and objective: what the laws are tried on."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bljust_jax import optim, recipes, sharding, step, system
+from configs import birq, librispeech, quickstart, wav2vec2_just
+from tests import toy
+
+FACTS = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 4, "unlabelled": 4})
+RATE, SECONDS, ROWS = 16000, 1.5, 4
+SMALL = {
+    "conformer": {"dim": 16, "layers": 2, "heads": 2, "kernel": 5, "channels": 8},
+    "wav2vec2": {"dim": 16, "layers": 2, "heads": 2, "ff_dim": 32, "conv_dim": (8,) * 7}
+    | {"pos_kernel": 4, "pos_groups": 2},
+    "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 1, "channels": 4, "latent_dim": 16, "units": 8},
+}
+CONFIGS = {
+    "bljust": lambda: quickstart.get_config("smoke"),
+    # batch norm, NeMo's features, attention to a window
+    "parakeet": lambda: windowed(quickstart.get_config("parakeet,smoke")),
+    "wav2vec2_just": lambda: wav2vec2_just.get_config("smoke"),
+    "lstm": lambda: librispeech.get_config("lstm,smoke"),
+    "birq": lambda: birq.get_config("smoke"),
+    "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
+}
+
+
+def windowed(config):
+    config.model.window = 4
+    return config
+
+
+def config_for(name, **model):
+    c = CONFIGS[name]()
+    c.model.update(**SMALL[c.encoder], **model)
+    if "cpc" in c:
+        c.cpc.update(steps=2, chunk=(0.3, 0.15, 0.15))
+    c.mesh.data = 1
+    return c
+
+
+def build(name, **model):
+    config = config_for(name, **model)
+    return recipes.load(config.recipe)(config, FACTS)
+
+
+def make_batch(rows=ROWS, seconds=SECONDS, seed=0):
+    """Noise with a pitch in it, in every stream, of unequal lengths; one row is empty."""
+    rng = np.random.default_rng(seed)
+    samples = int(seconds * RATE)
+    time = np.arange(samples) / RATE
+    pitch = rng.uniform(100, 1000, (rows, 1))
+    audio = 3000 * np.sin(2 * np.pi * pitch * time[None, :]) + 300 * rng.normal(
+        size=(rows, samples)
+    )
+    lengths = np.linspace(0.6, 1.0, rows) * samples
+    lengths[1] = 0
+    lengths = lengths.astype(np.int32)
+    audio = np.where(np.arange(samples)[None, :] < lengths[:, None], audio, 0).astype(np.int16)
+    label_lengths = np.where(lengths > 0, 4, 0).astype(np.int32)
+    labels = rng.integers(1, 9, (rows, 6)).astype(np.int32)
+    stream = {
+        "audio": audio,
+        "audio_lengths": lengths,
+        "labels": labels * (np.arange(6)[None, :] < label_lengths[:, None]),
+        "label_lengths": label_lengths,
+        "ids": rng.integers(0, 2**32, rows, dtype=np.uint32),
+    }
+    return jax.tree.map(jnp.asarray, stream)
+
+
+@functools.cache
+def small_recipe(name, gradients="separate", head_scale="plain"):
+    config = config_for(name)
+    config.update(gradients=gradients, head_scale=head_scale)
+    config.specaugment.update(freq_masks=0, time_masks=0)
+    return recipes.load(config.recipe)(config, FACTS)
+
+
+def two_streams(seed=3):
+    return {"labelled": make_batch(8), "unlabelled": make_batch(8, seed=seed)}
+
+
+@functools.cache
+def compiled_step(name, phase_name, weights, mesh_shape=(1, 1), **options):
+    """(initial state, step): SGD of rate 1, so that a change is a gradient. `phase_name` "joint"
+    stands for the first phase of several levels."""
+    recipe = small_recipe(name, **options)
+    mesh = sharding.make_mesh(*mesh_shape)
+    phase = next(
+        p
+        for p in recipe.phases
+        if (len(p.levels) > 1 if phase_name == "joint" else p.name == phase_name)
+    )
+    phase = system.Phase(**{**vars(phase), "weights": lambda k: weights})
+    optimizer = toy.sgd(recipe.combiner, 1.0)
+    state = step.init_state(recipe, optimizer, seed=0)
+    groups = optim.assign(state.params, recipe.groups)
+    placed = sharding.state_sharding(state, mesh, optim.path_name)
+    train_step = jax.jit(
+        step.make_train_step(recipe, phase, optimizer, groups, 0), out_shardings=(placed, None)
+    )
+    return jax.device_put(state, placed), lambda s, b: train_step(s, sharding.put_batch(b, mesh))
+
+
+def gradient(name, phase_name, weights, **options):
+    """(gradient tree, mean losses) of one step on the standard batch."""
+    state, train_step = compiled_step(name, phase_name, weights, **options)
+    after, means = train_step(state, two_streams())
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
+    return moved, {k: float(s) / float(w) for k, (s, w) in means.items() if float(w)}
+
+
+def assert_close_leaf_by_leaf(one, other, relative):
+    """Each leaf within `relative` of its own largest entry; leaves of rounding noise alone (under
+    1e-6 of the largest of all) within that noise."""
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one))
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=max(relative * np.abs(a).max(), 1e-6 * largest))
