@@ -24,7 +24,7 @@ PYTHON2 ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null && e
 VARIANTS := bljust ptft supervised weighted_sum alternating
 
 .PHONY: help setup quickstart test lint nightly nightly-slow nightly-newest nightly-quickstart \
-        nightly-digits aot bench bench-gpu clean
+        nightly-digits aot peers bench bench-gpu clean
 
 help:
 	@echo "make quickstart   synthesise a small speech corpus and train on it, a few minutes on two cores"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench        CTC against optax and torch, the joint step against its parts, reading audio"
 	@echo "make bench-gpu    the same on this machine's GPU, into results/bench; installs nothing"
 	@echo "make aot          compile the TPU kernels ahead of time for v4, v5e and v6e; needs no TPU"
+	@echo "make peers        the tests against torch and transformers, in an environment of their own"
 	@echo "make clean        remove environments and caches; $(RUNS)/ stays"
 
 setup: $(STAMP)
@@ -89,6 +90,14 @@ aot:
 	$(MAKE) setup VENV=.venv-aot ACCEL=tpu
 	JAX_PLATFORMS=cpu .venv-aot/bin/python -m pytest -n 2 -m "not slow" tests/aot $(ARGS)
 
+# TRANSFORMERS=4.57.6 tries another version of it.
+TRANSFORMERS ?=
+peers: requirements-peers.txt
+	$(MAKE) setup VENV=.venv-peers ACCEL=cpu
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@[ -z "$(TRANSFORMERS)" ] || .venv-peers/bin/python -m pip install --quiet "transformers==$(TRANSFORMERS)"
+	JAX_PLATFORMS=cpu .venv-peers/bin/python -m pytest -n 2 -m "not slow" tests/peers $(ARGS)
+
 bench: setup
 	$(PY) -m bljust_jax.bench ctc step input $(ARGS)
 
@@ -98,5 +107,5 @@ bench-gpu:
 	XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 $(PYTHON) -m bljust_jax.bench ctc step --json results/bench $(ARGS)
 
 clean:
-	rm -rf .venv .venv-newest .venv-aot .pytest_xla_cache .hypothesis .ruff_cache
+	rm -rf .venv .venv-newest .venv-aot .venv-peers .pytest_xla_cache .hypothesis .ruff_cache
 	find bljust_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,301 @@
+"""Pretrained models of `transformers`, without it and without torch: into a run, or to recognise.
+
+Folders with config.json and safetensors (in shards or not), or one .safetensors file.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bljust_jax import encoders
+from bljust_jax.encoders import conformer as conformer_encoder
+from bljust_jax.encoders import wav2vec2 as wav2vec2_encoder
+from bljust_jax.errors import UserError
+from bljust_jax.export import huggingface, parakeet, tensors, tokenizer, wav2vec2
+from bljust_jax.models import heads
+
+if TYPE_CHECKING:
+    from bljust_jax.recogniser import Recogniser
+
+ENCODERS = {"wav2vec2": "wav2vec2", "parakeet_ctc": "conformer"}  # by model_type
+SSL_HEAD = "wav2vec2_head"
+HEARD = "preprocessor_config.json"
+# log-mel, which an encoder of waveforms has for pictures alone
+PICTURES = {"frontend": "log_mel", "n_mels": 80, "window": 400, "hop": 160, "n_fft": 512}
+
+
+class Source(NamedTuple):
+    """A model on disk: config.json (None where a file stands alone), its folder, the fields of
+    config.model that it has, what it holds: params {"encoder", ...} and stats."""
+
+    about: dict[str, Any] | None
+    folder: pathlib.Path
+    fields: dict[str, Any]
+    params: dict[str, Any]
+    stats: dict[str, Any]
+
+    @property
+    def blank(self) -> int:
+        return (self.about or {}).get("pad_token_id") or 0
+
+
+def load(
+    path: str | pathlib.Path, params: Mapping, stats: Mapping, config: Any, units: Any
+) -> tuple[dict, dict, list[str]]:
+    """A run's (params, stats) with what `path` holds in place of their first values, and lines that
+    say what was taken.
+
+    The encoder is taken; the head of wav2vec 2.0's loss where the run has one; the CTC head where
+    the file's vocabulary is that of `units`, the run's tokenizer. A pickle is read only where
+    config.init_from_pickle.
+    Raises UserError: no model there, one of another shape than config.model (naming the fields),
+    tensors that are missing or have no place, a run with a quantiser and a file without.
+    """
+    path = pathlib.Path(path)
+    try:
+        source = open_source(path, config, allow_pickle=config.init_from_pickle)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+    found = dict(source.params)
+    params = dict(params)
+    lines = [f"init_from {path}: the encoder, {_count(found['encoder'])} parameters"]
+    if "masked_embedding" in params["encoder"] and "masked_embedding" not in found["encoder"]:
+        own = params["encoder"]["masked_embedding"]
+        found["encoder"] = {**found["encoder"], "masked_embedding": own}
+        lines.append("init_from: no embedding of masked frames there, it starts fresh")
+    params["encoder"] = _fitting("encoder", params["encoder"], found["encoder"], path)
+    if SSL_HEAD in params and SSL_HEAD not in found and config.method != "supervised":
+        raise UserError(
+            f"config.init_from={path} holds no quantiser: Wav2Vec2ForCTC and Wav2Vec2Model files "
+            "lack it; use a Wav2Vec2ForPreTraining checkpoint, or method=supervised"
+        )
+    if SSL_HEAD in params and SSL_HEAD in found:
+        params[SSL_HEAD] = _fitting(SSL_HEAD, params[SSL_HEAD], found[SSL_HEAD], path)
+        lines.append("init_from: the quantiser and its projections")
+    if "ctc_head" in found and same_units(tokenizer.read(source.folder, source.blank), units):
+        params["ctc_head"] = _fitting("ctc_head", params["ctc_head"], found["ctc_head"], path)
+        lines.append("init_from: the CTC head, its vocabulary is the run's")
+    else:
+        why = "of another vocabulary" if "ctc_head" in found else "not there"
+        lines.append(f"init_from: the CTC head starts fresh, that of the file is {why}")
+    return params, {**stats, **_arrays(source.stats)}, lines
+
+
+def same_units(found: tokenizer.Vocabulary | None, units: Any) -> bool:
+    """Whether a file's ids spell what the run's do; a space may be written in either way."""
+    if found is None:
+        return False
+    ours, theirs = (
+        tuple(" " if s == tokenizer.SPACE else s for s in symbols)
+        for symbols in (units.symbols, found.symbols)
+    )
+    return ours == theirs
+
+
+def open_source(path: pathlib.Path, config: Any, *, allow_pickle: bool = False) -> Source:
+    """Reads a model that `config` (of a run) can hold; UserError names the fields that differ."""
+    folder = path if path.is_dir() else path.parent
+    about = _about(folder)
+    if about is None and config.encoder != "wav2vec2":
+        raise UserError(f"{folder} holds no config.json, which says how {path.name} is to be read")
+    encoder = _encoder(about, folder) if about is not None else config.encoder
+    if encoder != config.encoder:
+        raise UserError(
+            f"{path} is a {about['model_type']} model: it needs config.encoder="
+            f"{encoder}, not {config.encoder}"
+        )
+    fields = config_fields(config)
+    if about is not None:
+        theirs, heard = model_fields(about), _heard(folder)
+        if encoder == "wav2vec2" and "do_normalize" in heard:
+            theirs["normalise"] = heard["do_normalize"]
+        differing(fields | {"normalise": config.model.get("normalise")}, theirs, path)
+    return _read(path, folder, about, fields, allow_pickle)
+
+
+def config_fields(config: Any) -> dict[str, Any]:
+    """What config.model says of the fields that a file can hold."""
+    if config.encoder == "wav2vec2":
+        model: Any = wav2vec2_encoder.make_model(config)
+        return {field: getattr(model, field) for field in wav2vec2.FIELDS}
+    model = conformer_encoder.make_model(config)
+    names = (*parakeet.FIELDS, *parakeet.KIND, "ff_mult")
+    fields = {name: getattr(model, name) for name in names} | {"subsampling_factor": model.factor}
+    frontend = config.features.get("frontend", "log_mel")
+    return fields | {"features": {"frontend": frontend, "n_mels": model.n_mels}}
+
+
+def model_fields(about: Mapping[str, Any]) -> dict[str, Any]:
+    table = wav2vec2 if ENCODERS[about["model_type"]] == "wav2vec2" else parakeet
+    return table.model_fields(about)
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: pathlib.Path) -> None:
+    """UserError with the flags that give a run the shape of the file."""
+    flags = []
+    for field, value in theirs.items():
+        nested = value if isinstance(value, Mapping) else {field: value}
+        part, own = ("features", ours[field]) if isinstance(value, Mapping) else ("model", ours)
+        flags += [f"--config.{part}.{k}={_flag(v)}" for k, v in nested.items() if own[k] != v]
+    if flags:
+        raise UserError(f"{path} has another shape than the run's encoder; give {' '.join(flags)}")
+
+
+def _flag(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, tuple) else str(value)
+
+
+def _about(folder: pathlib.Path) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    about = tokenizer.read_json(path) if path.is_file() else None
+    if not isinstance(about, dict | None):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return about
+
+
+def _heard(folder: pathlib.Path) -> dict[str, Any]:
+    """How audio is prepared for the model; {} where the folder does not say."""
+    path = folder / HEARD
+    return tokenizer.read_json(path) if path.is_file() else {}
+
+
+def _encoder(about: Mapping[str, Any], folder: pathlib.Path) -> str:
+    kind = about.get("model_type")
+    if kind is None and "recipe" in about:
+        raise UserError(
+            f"{folder} is a training run: give the folder that export_checkpoint makes of it"
+        )
+    if kind not in ENCODERS:
+        raise UserError(
+            f"{folder / 'config.json'}: model_type={kind!r} is none of {', '.join(ENCODERS)}"
+        )
+    return ENCODERS[kind]
+
+
+def _read(
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    about: dict[str, Any] | None,
+    fields: dict[str, Any],
+    allow_pickle: bool,
+) -> Source:
+    arrays = tensors.read(path, allow_pickle=allow_pickle)
+    try:
+        if "features" in fields:
+            params, stats = parakeet.parameters(arrays, fields, **parakeet.conventions(about))
+        else:
+            params, stats = wav2vec2.parameters(arrays, fields), {}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    source = Source(about, folder, fields, params, stats)
+    if not stats and "ctc_head" in params:
+        params["ctc_head"] = _blank_first(params["ctc_head"], source.blank)
+    return source
+
+
+def _blank_first(head: Mapping[str, np.ndarray], blank: int) -> dict[str, np.ndarray]:
+    size = head["bias"].shape[0]
+    order = [blank, *(n for n in range(size) if n != blank)]
+    return {name: leaf[..., order] for name, leaf in head.items()}
+
+
+def _fitting(name: str, ours: Any, theirs: Any, path: pathlib.Path) -> Any:
+    """`theirs` as float32, where it has the shapes of `ours`."""
+    one, other = (
+        {jax.tree_util.keystr(k, simple=True, separator="/"): np.shape(v) for k, v in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (ours, theirs))
+    )
+    wrong = [k for k in sorted(one | other) if one.get(k) != other.get(k)]
+    if wrong:
+        k = wrong[0]
+        raise UserError(
+            f"config.init_from={path}: {name}/{k} has shape {other.get(k, 'none')} there, "
+            f"{one.get(k, 'none')} in the run, and {len(wrong) - 1} more: set the sizes in config."
+            f"{'wav2vec2' if name == SSL_HEAD else 'model'}"
+        )
+    return _arrays(theirs)
+
+
+def _arrays(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+
+def _count(tree: Any) -> str:
+    return f"{sum(np.size(leaf) for leaf in jax.tree.leaves(tree)):,}"
+
+
+# To recognise
+
+
+def open_folder(path: pathlib.Path) -> Recogniser:
+    """The recogniser of a folder with `Wav2Vec2ForCTC` or `ParakeetForCTC`.
+
+    Raises UserError where the folder is none, or lacks a CTC head or a vocabulary.
+    """
+    from bljust_jax.recogniser import Recogniser
+
+    about = _about(path)
+    if about is None:
+        raise UserError(f"{path} holds no config.json: give the folder of a model")
+    if about.get("model_type") == "bljust_jax":
+        raise UserError(
+            f"{path} is for PyTorch: its modeling.py runs it; here, give the run itself"
+        )
+    name = _encoder(about, path)
+    config = folder_config(path, about, name)
+    source = _read(path, path, about, config_fields(config), allow_pickle=False)
+    vocabulary = tokenizer.read(path, source.blank)
+    if "ctc_head" not in source.params or vocabulary is None:
+        lacking = "CTC head" if vocabulary else "tokenizer.json or vocab.json of one language"
+        raise UserError(f"{path} cannot recognise: it has no {lacking}")
+    classes = source.params["ctc_head"]["bias"].shape[0]
+    if len(vocabulary.tokens) < classes:
+        raise UserError(f"{path}: {len(vocabulary.tokens)} tokens for a head of {classes} classes")
+    vocabulary = vocabulary._replace(tokens=vocabulary.tokens[:classes])
+    encoder = encoders.load(name)(config)
+    weights = _arrays((source.params, source.stats))
+
+    @jax.jit
+    def program(weights, batch):
+        params, stats = weights
+        x, lengths, _ = encoder.features(batch["audio"], batch["audio_lengths"], train=False)
+        h, lengths, _, _ = encoder.apply(
+            params["encoder"], x, lengths, stats=stats.get("encoder"), train=False
+        )
+        return heads.apply(params["ctc_head"], h), lengths
+
+    return Recogniser(
+        predict=lambda batch: program(
+            weights, {name: batch[name] for name in ("audio", "audio_lengths")}
+        ),
+        decode=vocabulary.decode,
+        symbols=vocabulary.symbols,
+        frames=encoder.frames,
+        sample_rate=config.data.sample_rate,
+        name=str(path),
+    )
+
+
+def folder_config(path: pathlib.Path, about: Mapping[str, Any], name: str) -> ConfigDict:
+    """The parts of a run's config that encoder `name` reads, from the folder's files."""
+    heard = _heard(path)
+    fields = model_fields(about)
+    config = ConfigDict({"encoder": name, "specaugment": {}, "mask": {}, "features": PICTURES})
+    config.data = ConfigDict({"sample_rate": heard.get("sampling_rate", 16000)})
+    if name == "wav2vec2":
+        config.model = ConfigDict(fields | {"normalise": heard.get("do_normalize", True)})
+        return config
+    features = fields.pop("features")
+    if heard.get("preemphasis", huggingface.PREEMPHASIS) != huggingface.PREEMPHASIS:
+        raise UserError(f"{path / HEARD}: preemphasis must be {huggingface.PREEMPHASIS}")
+    features |= {"window": heard.get("win_length", 400), "hop": heard.get("hop_length", 160)}
+    config.features = ConfigDict(features | {"n_fft": heard.get("n_fft", 512)})
+    config.model = ConfigDict(fields)
+    return config

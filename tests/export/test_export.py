@@ -1,0 +1,241 @@
+"""What `export_checkpoint` writes, without torch: files, card, refusals, and the way back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bljust_jax import command, export_checkpoint
+from bljust_jax.evaluate.trained import open_run
+from bljust_jax.export import parity, pretrained, tokenizer
+from tests.export import runs
+
+
+def export(folder, *flags):
+    out = folder / "out"
+    assert (
+        export_checkpoint.main([f"--workdir={folder}", f"--out={out}", "--unchecked", *flags]) == 0
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def parakeet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parakeet")
+    runs.save(folder, runs.parakeet)
+    row = {"step": 9, "final": True, "dev/wer": 0.125, "test/cer": 0.25, "dev/words": 8}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    about = {"command": "python -m bljust_jax.main --config=x", "git": "abc", "devices": "1 x cpu"}
+    (folder / "run.json").write_text(json.dumps(about))
+    export(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wav2vec2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wav2vec2")
+    runs.save(folder, runs.wav2vec2)
+    export(folder)
+    return folder
+
+
+def header(path):
+    data = path.read_bytes()
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_folder_of_a_parakeet(parakeet):
+    out = parakeet / "out"
+    assert header(out / "model.safetensors")["__metadata__"] == {"format": "pt"}
+    config = read(out / "config.json")
+    assert (config["architectures"], config["model_type"]) == (["ParakeetForCTC"], "parakeet_ctc")
+    assert (config["vocab_size"], config["pad_token_id"]) == (29, 0)
+    heard = read(out / "preprocessor_config.json")
+    assert heard["feature_extractor_type"] == "ParakeetFeatureExtractor"
+    assert (heard["feature_size"], heard["sampling_rate"], heard["hop_length"]) == (40, 16000, 160)
+    assert read(out / "tokenizer.json")["model"]["vocab"][:3] == [
+        ["<pad>", 0.0],
+        ["\u2581", 0.0],
+        ["'", 0.0],
+    ]
+
+
+def test_the_folder_of_a_wav2vec2(wav2vec2):
+    out = wav2vec2 / "out"
+    config = read(out / "config.json")
+    assert config["architectures"] == ["Wav2Vec2ForCTC"]
+    vocabulary = read(out / "vocab.json")
+    assert list(vocabulary)[:4] == ["<pad>", "|", "'", "a"]
+    assert sorted(vocabulary.values()) == list(range(29))
+    settings = read(out / "tokenizer_config.json")
+    assert (settings["pad_token"], settings["word_delimiter_token"]) == ("<pad>", "|")
+    heard = read(out / "preprocessor_config.json")
+    assert heard["do_normalize"]
+    assert heard["return_attention_mask"]
+    assert "lm_head.weight" in header(out / "model.safetensors")
+
+
+def test_the_card_holds_what_is_known_and_no_more(parakeet, wav2vec2):
+    card = (parakeet / "out" / "README.md").read_text()
+    head, body = card.removeprefix("---\n").split("\n---\n")
+    assert "pipeline_tag: automatic-speech-recognition" in head.splitlines()
+    for words in (
+        "synthetic:tiny/train",
+        "python -m bljust_jax.main --config=x",
+        "| dev/wer | 0.1250 |",
+        "| test/cer | 0.2500 |",
+        "unknown: set by the owner",
+        "Not checked.",
+    ):
+        assert words in body
+    assert "words" not in body
+    card = (wav2vec2 / "out" / "README.md").read_text()
+    assert "the run is unfinished" in card
+    assert "command: `unknown`" in card
+
+
+def test_the_card_of_a_model_to_be_fine_tuned(tmp_path):
+    def begun(c):
+        runs.wav2vec2(c)
+        c.init_from = "some/base"
+
+    runs.save(tmp_path, begun)
+    card = (export(tmp_path, "--pretraining") / "README.md").read_text()
+    assert "started from `some/base`" in card
+    assert "pipeline" not in card
+    assert "Wav2Vec2ForPreTraining" in card
+
+
+def test_padding_is_warned_of_where_it_matters(tmp_path):
+    runs.save(tmp_path, runs.base)
+    out = export(tmp_path)
+    assert not read(out / "preprocessor_config.json")["return_attention_mask"]
+    assert "one utterance at a time" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["parakeet", "wav2vec2"])
+def test_what_was_written_recognises_as_the_run_does(kind, request):
+    folder = request.getfixturevalue(kind)
+    opened = open_run(folder)
+    rng = np.random.default_rng(0)
+    lengths = np.array([9000, 16000], np.int32)
+    audio = (1000 * rng.standard_normal((2, 16000))).astype(np.int16)
+    batch = {"audio": audio, "audio_lengths": lengths}
+    expected, frames = jax.jit(opened.recipe.predict)(*opened.weights, batch)
+    recogniser = pretrained.open_folder(folder / "out")
+    found, found_frames = recogniser.predict(batch)
+    assert found_frames.tolist() == frames.tolist() == [recogniser.frames(int(n)) for n in lengths]
+    # the same operations on the same weights, in two programs
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.abs(expected).max()))
+    assert recogniser.sample_rate == 16000
+    spelt = tuple(" " if s == "\u2581" else s for s in recogniser.symbols)
+    assert spelt == opened.tokenizer.symbols
+    ids = opened.tokenizer.encode("it's a test").tolist()
+    assert recogniser.decode(ids) == "it's a test"
+
+
+# Tokenizers
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 40), ("unigram", 32)])
+def test_pieces_are_written_with_their_scores_and_read_back(kind, size, tmp_path):
+    units = runs.pieces(kind, size)
+    tokenizer.write(units, tmp_path, words=True)
+    model = read(tmp_path / "tokenizer.json")["model"]
+    assert model["type"] == {"bpe": "BPE", "unigram": "Unigram"}[kind]
+    found = tokenizer.read(tmp_path, 0)
+    assert pretrained.same_units(found, units)
+    for text in runs.TEXTS:
+        assert found.decode(units.encode(text).tolist()) == text
+    if kind == "bpe":  # each merge makes a piece, and comes after those that make its halves
+        vocabulary, made = model["vocab"], set()
+        for left, right in model["merges"]:
+            assert left + right in vocabulary
+            assert all(len(half) == 1 or half in made for half in (left, right))
+            made.add(left + right)
+
+
+def test_a_delimiter_that_the_texts_do_not_use(tmp_path):
+    units = runs.text.CharTokenizer(" a|", ())
+    tokenizer.write(units, tmp_path, words=True)
+    assert list(read(tmp_path / "vocab.json")) == ["<pad>", "\u2581", "a", "|"]
+    assert tokenizer.read(tmp_path, 0).decode([2, 1, 3]) == "a |"
+
+
+def test_a_vocabulary_with_the_blank_elsewhere_and_special_tokens(tmp_path):
+    ids = {"<s>": 0, "</s>": 1, "a": 2, "|": 3, "[PAD]": 4, "b": 5}
+    tokenizer.write_json(tmp_path / "vocab.json", ids)
+    found = tokenizer.read(tmp_path, 4)
+    assert found.symbols == ("", "", "a", " ", "b")
+    assert found.decode([1, 3, 4, 5, 2, 0]) == "a b"
+    tokenizer.write_json(tmp_path / "vocab.json", {"eng": ids})
+    assert tokenizer.read(tmp_path, 4) is None
+
+
+# Certificate
+
+
+def test_a_certificate_is_refused_for_logits_and_for_texts():
+    logits = np.array([[1.0, 4.0], [2.0, -3.0]], np.float32)
+    heard = parity.Heard([np.zeros(5, np.int16)] * 2, [logits, logits[:1]], ["x", "y"])
+
+    def exported(difference, last):
+        def run(audio):
+            texts = ["x", last] if len(audio) == 2 else [next(alone)]
+            rows = [logits + difference, logits[:1]][: len(texts)]
+            return list(zip(rows if len(texts) == 2 else [logits], texts, strict=True))
+
+        alone = iter(["x", "y"])
+        return run
+
+    def certify(difference, last):
+        run = exported(np.float32(difference), last)
+        return parity.certify(heard, run, 1e-4, kind="none", batched=True)
+
+    parity.NEEDS["none"] = ()
+    found = certify(2e-4, "y")
+    assert found.difference == pytest.approx(2e-4, rel=1e-3)  # float32 of 4.0002
+    assert found.relative == pytest.approx(0.5e-4, rel=1e-3)
+    assert found.equal_texts == 2
+    with pytest.raises(parity.UserError, match="no parity, tolerance"):
+        certify(1e-3, "y")
+    with pytest.raises(parity.UserError, match="no parity, tolerance"):
+        certify(np.nan, "y")
+    with pytest.raises(parity.UserError, match="texts differ"):
+        certify(0.0, "z")
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tolerance=0"], "--tolerance"),
+        (["--utterances=0"], "--utterances"),
+        (["--pretraining"], "encoder wav2vec2 and ssl wav2vec2"),
+        (["--data=none.jsonl"], "none.jsonl"),
+        (["--out=config.json"], "exists"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_mistakes_are_one_line(flags, words, parakeet, capsys, monkeypatch):
+    monkeypatch.chdir(parakeet)
+    monkeypatch.setattr(parity, "check_installed", lambda kind: None)
+    before = sorted(parakeet.rglob("*"))
+    assert export_checkpoint.main(["--workdir=.", "--out=new", *flags]) == command.MISTAKE
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert words in line
+    assert sorted(parakeet.rglob("*")) == before, "nothing is left behind"
+
+
+def test_what_the_check_needs_is_named(parakeet, capsys, monkeypatch):
+    monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: None)
+    flags = [f"--workdir={parakeet}", f"--out={parakeet / 'new'}"]
+    assert export_checkpoint.main(flags) == command.MISTAKE
+    assert "pip install torch transformers, or give --unchecked" in capsys.readouterr().err
