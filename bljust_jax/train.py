@@ -158,7 +158,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             progress.say(f"step {now}, phase {phase_at(now - 1).name}")
             for line in evaluate.describe("dev", result, config.samples):
                 progress.say(line)
-            errors = [result.scores["dev/wer"], result.scores["dev/cer"]]
+            errors = evaluate.rank(result.scores)
             if meta["best"] is None or errors < meta["best"]["errors"]:
                 meta["best"] = {"errors": errors, "step": now}
                 best = jax.tree.map(jnp.copy, state.weights)

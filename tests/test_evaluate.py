@@ -269,3 +269,12 @@ def check_mistake(flags, words, capsys):
     (line,) = [x for x in captured.err.splitlines() if x.startswith("error: ")]
     assert captured.err.splitlines()[-1] == line
     assert words in line
+
+
+def test_saying_nothing_is_not_better_than_inserting_words():
+    def scores(wer, cer):
+        return {"dev/wer": wer, "dev/cer": cer}
+
+    rank = evaluate.rank
+    assert rank(scores(1.04, 0.5)) < rank(scores(1.0, 1.0))
+    assert rank(scores(0.4, 0.5)) < rank(scores(0.5, 0.1)) < rank(scores(1.2, 0.1))

@@ -123,6 +123,12 @@ def _score_pairs(pairs: list[dict[str, Any]]) -> dict[str, float]:
     return score([p["reference"] for p in pairs], [p["hypothesis"] for p in pairs])
 
 
+def rank(scores: Mapping[str, float]) -> list[float]:
+    """What the best weights have least of on dev: WER, then CER. Above 100 % all word error rates
+    are alike: else saying nothing at all would beat a beginner's inserted words."""
+    return [min(scores["dev/wer"], 1.0), scores["dev/cer"]]
+
+
 def write_samples(path: pathlib.Path, pairs: list[dict[str, Any]]) -> None:
     """Every hypothesis beside its reference, one JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ def text(facts: Facts) -> str:
         f"## Use\n\n{USE[facts.loader]}{alone}\n",
         "## Training\n",
         f"- recipe `{config.recipe}`, method `{config.method}`, encoder `{config.encoder}`, "
-        f"averaged weights of checkpoint {facts.step}",
+        f"the averaged weights that were best on dev up to checkpoint {facts.step}",
         *([f"- started from `{config.init_from}`"] if config.get("init_from") else []),
         *(f"- data.{name}: `{data[name]}`" for name in named),
         f"- audio at {data.sample_rate} Hz; texts in {data.text.units}, passed through: "
