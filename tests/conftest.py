@@ -24,6 +24,18 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops compiled programs before they are too many: each maps memory, and Linux ends a process
+    with 65,530 maps."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def speech():
     """The folder of real recordings beside the checkout; tests that need it skip where it is

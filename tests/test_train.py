@@ -54,7 +54,16 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+NIGHTLY = ("librispeech-best_rq", "librispeech-lstm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in NIGHTLY else ())
+        for name in sorted(CONFIGS)
+    ],
+)
 def test_config_trains(name, tmp_path, capsys, compiled):
     config = shorten(CONFIGS[name]())
     final = train.run(config, tmp_path)
@@ -71,7 +80,9 @@ def test_config_trains(name, tmp_path, capsys, compiled):
     penalties = [r["penalty/1"] for r in rows if "penalty/1" in r]
     if method == "bljust":
         assert penalties[0] < penalties[-1]
-        assert any("moo/cos/ctc|cpc" in r for r in rows) == (config.gradients == "separate")
+        assert any(f"moo/cos/ctc|{config.ssl}" in r for r in rows) == (
+            config.gradients == "separate"
+        )
     elif method == "weighted_sum":
         assert set(np.round(penalties, 6)) == {round(config.penalty.constant, 6)}
     else:

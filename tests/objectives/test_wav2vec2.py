@@ -262,7 +262,7 @@ def test_diversity_in_closed_form():
 
 def test_cost_and_mistakes_of_the_config():
     assert bound().cost(2.0) == 3 * 7.0 * 2 * RATE
-    with pytest.raises(UserError, match=r"config\.encoder=.wav2vec2"):
+    with pytest.raises(UserError, match=r"config\.ssl=.wav2vec2"):
         wav2vec2.bind(make_config(), toy_encoder(hides=False), encode, linear)
     with pytest.raises(UserError, match="code_dim=6 must be a multiple of groups=4"):
         wav2vec2.bind(make_config(groups=4), toy_encoder(), encode, linear)
