@@ -72,7 +72,9 @@ def in_float32(opened: Run) -> Run:
     config.model.dtype = "float32"
     if config.encoder == "wav2vec2":
         config.model.hf_compat = False  # the same for utterances alone, which are compared
-    facts = recipes.Facts(opened.tokenizer.vocab_size, {"labelled": 1, "unlabelled": 1})
+    facts = recipes.Facts(
+        {"labelled": opened.tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1}
+    )
     return opened._replace(config=config, recipe=recipes.load(config.recipe)(config, facts))
 
 

@@ -11,7 +11,7 @@ from bljust_jax.errors import UserError
 from bljust_jax.models import heads
 from bljust_jax.objectives import ctc
 from bljust_jax.ops.ctc import IMPLEMENTATIONS
-from bljust_jax.system import Objective
+from bljust_jax.system import Objective, Task
 
 LOSS, HEAD = "ctc", "ctc_head"
 # The choices of `config`'s fields that are read here.
@@ -61,6 +61,9 @@ class Recognition:
         how = {"context": context, "hide": None, "train": False, "rng": None}
         output, lengths, *_ = self.encode(params, x, lengths, stats=stats, **how)
         return self.logits(params, output), lengths
+
+    def task(self) -> Task:
+        return Task("", "labelled", "wer", HEAD, predict=self.predict)
 
     def objective(self) -> Objective:
         """CTC on the stream `labelled`."""

@@ -117,6 +117,11 @@ class Phase:
     weights: Callable[[Any], tuple[Any, ...]]
     lr: Mapping[str, Callable[[Any], Any]]
     moments: str = "keep"
+    # how the gradients of each level's losses become one: "sum", "mgda" or "modo" (bilevel.py); ()
+    # = all by "sum". A level of one loss is always summed
+    combine: tuple[str, ...] = ()
+    # {loss: weight} inside a level of "sum"; 1 where a loss is not named
+    inner: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def losses(self) -> frozenset[str]:
@@ -131,6 +136,32 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a recipe does with audio and is scored for.
+
+    name: "" where it is a recipe's only one, else that of its stream ("asr/en", "st/fr-en")
+    stream: the labelled stream that teaches it, whose tokenizer spells what it says
+    measure: the score that the best weights are chosen by: "wer", "cer" or "bleu"
+    predict: recognition: (params, stats, batch) -> (logits [B, T, K], frames [B]), class 0 is the
+        blank; None for a translation
+    translate: translation: (params, stats, batch, beam) -> ids int32 [B, U], -1 after the end; a
+        beam of 1 is greedy; None for recognition
+    head: its part of the parameters
+    """
+
+    name: str
+    stream: str
+    measure: str
+    head: str
+    predict: Callable[..., Any] | None = None
+    translate: Callable[..., Any] | None = None
+
+    def split(self, name: str) -> str:
+        """The name of its part of a split: dev, or dev/asr/en."""
+        return f"{name}/{self.name}" if self.name else name
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole system as data: objectives over one set of parameters, how they are combined, and
     when."""
@@ -140,8 +171,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     init: Callable[[Any], tuple[Tree, Tree, Tree]]  # rng -> (params, frozen, stats)
     combiner: optax.GradientTransformationExtraArgs
-    # (params, stats, batch) -> (logits [B, T, K], lengths [B]), for evaluation
-    predict: Callable[..., Any]
+    tasks: tuple[Task, ...]  # what is evaluated
     # (audio [B, S], lengths [B]) -> (log-mel [B, T, M], frames [B]), for pictures
     log_mel: Callable[..., Any]
     # samples of audio -> frames of logits
@@ -164,6 +194,11 @@ class Recipe:
     @property
     def losses(self) -> frozenset[str]:
         return frozenset(name for objective in self.objectives for name in objective.losses)
+
+    @property
+    def predict(self) -> Callable[..., Any]:
+        """That of the first task that recognises: (params, stats, batch) -> (logits, frames)."""
+        return next(task.predict for task in self.tasks if task.predict)
 
     @property
     def phase_table(self) -> list[tuple[str, int, str]]:

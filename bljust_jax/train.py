@@ -221,7 +221,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 def build_recipe(config: Any, corpus: pipeline.Corpus) -> system.Recipe:
     """The recipe of `config.recipe`; what it finds wrong with the config is a UserError."""
     facts = recipes.Facts(
-        vocab_size=corpus.tokenizer.vocab_size,
+        vocab_sizes={"labelled": corpus.tokenizer.vocab_size},
         steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
     )
     try:

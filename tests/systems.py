@@ -10,7 +10,7 @@ from bljust_jax import optim, recipes, sharding, step, system
 from configs import birq, librispeech, quickstart, wav2vec2_just
 from tests import toy
 
-FACTS = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 4, "unlabelled": 4})
+FACTS = recipes.Facts({"labelled": 9}, steps_per_epoch={"labelled": 4, "unlabelled": 4})
 RATE, SECONDS, ROWS = 16000, 1.5, 4
 SMALL = {
     "conformer": {"dim": 16, "layers": 2, "heads": 2, "kernel": 5, "channels": 8},

@@ -17,7 +17,7 @@ from configs import birq
 from tests import toy
 
 KEY = jax.random.key(0)
-FACTS = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 10, "unlabelled": 40})
+FACTS = recipes.Facts({"labelled": 9}, steps_per_epoch={"labelled": 10, "unlabelled": 40})
 
 
 def small(variants="smoke", **fields):

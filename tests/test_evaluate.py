@@ -32,7 +32,7 @@ def untrained(folder):
     config = quickstart.get_config("smoke")
     tokenizer = text.CharTokenizer(" 'abcdefghijklmnopqrstuvwxyz", ("lower",))
     tokenizer.save(folder)
-    facts = recipes.Facts(tokenizer.vocab_size, {"labelled": 1, "unlabelled": 1})
+    facts = recipes.Facts({"labelled": tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1})
     recipe = recipes.load(config.recipe)(config, facts)
     state = step.init_state(recipe, optim.make(recipe.combiner, recipe.groups), seed=0)
     checkpoints = checkpoint.Checkpoints(folder, keep=1)

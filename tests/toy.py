@@ -67,6 +67,10 @@ def phase(name, steps=1000, gamma=lambda k: 1.0, lr=lambda k: 0.05, moments="kee
     return system.Phase(name, steps, levels, weights, rates, moments)
 
 
+def predict(params, stats, batch):
+    return batch["logits"], batch["lengths"]
+
+
 def recipe(phases, **options):
     return system.Recipe(
         objectives=(
@@ -77,7 +81,7 @@ def recipe(phases, **options):
         phases=tuple(phases),
         init=init,
         combiner=bilevel.combine_levels(),
-        predict=lambda params, stats, batch: (batch["logits"], batch["lengths"]),
+        tasks=(system.Task("", "labelled", "wer", "f_head", predict=predict),),
         log_mel=lambda audio, lengths: (audio[..., None], lengths),
         frames=lambda samples: samples,
         statistics=lambda batches: {},

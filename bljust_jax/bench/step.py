@@ -92,7 +92,7 @@ def make_batch(shape: Shape) -> dict[str, dict[str, np.ndarray]]:
 def compile_step(config: Any, phase_name: str, batch: dict, say: Callable[[str], None]) -> Program:
     """The step of a phase, compiled for this batch, with a state of its own."""
     say(f"compiling {phase_name}")
-    facts = recipes.Facts(VOCAB_SIZE, {"labelled": 1000, "unlabelled": 1000})
+    facts = recipes.Facts({"labelled": VOCAB_SIZE}, {"labelled": 1000, "unlabelled": 1000})
     recipe = recipes.load(config.recipe)(config, facts)
     phase = next(p for p in recipe.phases if p.name == phase_name)
     optimizer = optim.make(recipe.combiner, recipe.groups)

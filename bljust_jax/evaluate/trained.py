@@ -44,7 +44,7 @@ def open_run(workdir: pathlib.Path) -> Run:
         config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
         tokenizer = text.load(workdir)
         # phases are of no use here: any lengths of the streams will do
-        facts = recipes.Facts(tokenizer.vocab_size, {"labelled": 1, "unlabelled": 1})
+        facts = recipes.Facts({"labelled": tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1})
         recipe = recipes.load(config.recipe)(config, facts)
     except (AttributeError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged, or of another version: {_line(error)}") from error

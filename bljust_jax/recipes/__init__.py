@@ -13,10 +13,10 @@ from bljust_jax.system import Recipe
 
 
 class Facts(NamedTuple):
-    """What a recipe must know of the data: head size, and steps in one pass of each stream's
-    plan."""
+    """What a recipe must know of the data: classes of each labelled stream's tokenizer, and steps
+    in one pass of each stream's plan."""
 
-    vocab_size: int
+    vocab_sizes: Mapping[str, int]
     steps_per_epoch: Mapping[str, int]
 
 

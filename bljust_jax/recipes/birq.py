@@ -46,7 +46,7 @@ CHOICES = recognition.CHOICES | {
 def build(config: Any, facts: Facts) -> Recipe:
     check_choices(config, CHOICES)
     encoder = encoders.load(config.encoder)(config)
-    upper = recognition.Recognition(config, encoder, facts.vocab_size)
+    upper = recognition.Recognition(config, encoder, facts.vocab_sizes["labelled"])
     lower = bind_levels(config, encoder, upper.encode)
     owners = {recognition.HEAD: frozenset({CTC})} | (lower.owners if lower else {})
 
@@ -72,7 +72,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         phases=make_phases(config, facts, tuple(owners)),
         init=init,
         combiner=bilevel.combine_levels(),
-        predict=upper.predict,
+        tasks=(upper.task(),),
         log_mel=encoder.log_mel,
         frames=encoder.frames,
         statistics=encoder.statistics,

@@ -40,7 +40,7 @@ CHOICES = (
 def build(config: Any, facts: Facts) -> Recipe:
     check_choices(config, CHOICES)
     encoder = encoders.load(config.encoder)(config)
-    upper = recognition.Recognition(config, encoder, facts.vocab_size)
+    upper = recognition.Recognition(config, encoder, facts.vocab_sizes["labelled"])
     lower = objectives.load(config.ssl)(config, encoder, upper.encode, heads)
     (ssl,) = lower.objective.losses
     owners = {recognition.HEAD: frozenset({CTC}), f"{ssl}_head": frozenset({ssl})}
@@ -67,7 +67,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         phases=phases.make(config, facts.steps_per_epoch, CTC, ssl, tuple(owners)),
         init=init,
         combiner=bilevel.combine_levels(),
-        predict=upper.predict,
+        tasks=(upper.task(),),
         log_mel=encoder.log_mel,
         frames=encoder.frames,
         statistics=encoder.statistics,

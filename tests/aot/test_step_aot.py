@@ -23,7 +23,7 @@ def parts(implementation):
     """(config, recipe, optimizer, abstract state) of size S."""
     config = librispeech.get_config("S")
     config.ctc.implementation = implementation
-    facts = recipes.Facts(CHARACTERS, {"labelled": 230, "unlabelled": 2200})
+    facts = recipes.Facts({"labelled": CHARACTERS}, {"labelled": 230, "unlabelled": 2200})
     recipe = recipes.load(config.recipe)(config, facts)
     optimizer = optim.make(recipe.combiner, recipe.groups)
     state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, 0))

@@ -86,7 +86,7 @@ def save(folder, change=plain, tokenizer=CHARACTERS):
 
 def draw_weights(config, tokenizer=CHARACTERS):
     """Weights of the shapes that the recipe gives, with nothing left at 0 or 1."""
-    facts = recipes.Facts(tokenizer.vocab_size, {"labelled": 1, "unlabelled": 1})
+    facts = recipes.Facts({"labelled": tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1})
     recipe = recipes.load(config.recipe)(config, facts)
     params, _, stats = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
     rng = np.random.default_rng(1)

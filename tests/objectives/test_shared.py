@@ -67,7 +67,7 @@ def test_a_phase_reads_only_its_own_losses():
 def test_an_epoch_of_exploration_is_one_of_the_audio_that_it_hears():
     config = shareable()
     config.phases.update(unit="epoch", explore=2, joint=3, finetune=1)
-    facts = recipes.Facts(vocab_size=9, steps_per_epoch={"labelled": 5, "unlabelled": 7})
+    facts = recipes.Facts({"labelled": 9}, steps_per_epoch={"labelled": 5, "unlabelled": 7})
     recipe = recipes.load("bljust")(config, facts)
     assert [p.steps for p in recipe.phases] == [10, 15, 5]
 
