@@ -12,6 +12,7 @@ import numpy as np
 
 from bljust_jax import step
 from bljust_jax.data.pipeline import Corpus
+from bljust_jax.data.streams import LABELLED
 from bljust_jax.errors import UserError
 from bljust_jax.evaluate import trained
 from bljust_jax.system import Recipe, TrainState, Weights
@@ -26,13 +27,14 @@ def make_state(
     if config.init_from:
         from bljust_jax.export import pretrained
 
+        units = corpus.tokenizers.get(LABELLED)
         params, stats, lines = pretrained.load(
-            config.init_from, state.params, state.stats, config, corpus.tokenizer
+            config.init_from, state.params, state.stats, config, units
         )
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params), stats=stats)
     for name, workdir in recipe.borrow.items():
         try:
-            opened = trained.open_run(pathlib.Path(workdir))
+            opened = trained.open_all(pathlib.Path(workdir))
         except UserError as error:
             raise UserError(f"config.{name}_from: {error}") from error
         check_same_encoder(config, opened, name)

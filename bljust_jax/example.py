@@ -34,7 +34,7 @@ def make(
 ) -> dict[str, np.ndarray]:
     """Recognise and align the utterance with the id `name` of `split` (see `report.typical`).
 
-    `predict` is a recipe's. `log_mel(audio [1, S], lengths [1]) -> (features [1, T, M], frames
+    `predict` is a task's. `log_mel(audio [1, S], lengths [1]) -> (features [1, T, M], frames
     [1])` does not normalise. The row is padded to whole seconds. Returns
 
     id, reference, hypothesis       texts, 0-d; the hypothesis is the best path's
@@ -46,11 +46,12 @@ def make(
     mel_seconds, frame_seconds      the time from one row to the next, 0-d
     """
     utterance = next(u for u in corpus.utterances(split) if u.id == name)
-    reference = corpus.tokenizer.normalise(utterance.text or "")
+    tokenizer = corpus.tokenizer_of(split)
+    reference = tokenizer.normalise(utterance.text or "")
     audio = read_audio(utterance, sample_rate)
     batch = one_row(-(-len(audio) // sample_rate), sample_rate)
     fill(batch, 0, 0, audio)
-    labels = corpus.tokenizer.encode(reference)[None]
+    labels = tokenizer.encode(reference)[None]
 
     @jax.jit
     def look(weights, batch):
@@ -65,8 +66,8 @@ def make(
     return {
         "id": np.array(name),
         "reference": np.array(reference),
-        "hypothesis": np.array(corpus.tokenizer.decode(greedy.collapse(path))),
-        "symbols": np.array(corpus.tokenizer.symbols),
+        "hypothesis": np.array(tokenizer.decode(greedy.collapse(path))),
+        "symbols": np.array(tokenizer.symbols),
         "log_mel": mel[:mel_frames].astype(np.float16),
         "log_probs": log_probs[:frames].astype(np.float16),
         "labels": labels[0],

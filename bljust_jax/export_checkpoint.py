@@ -21,8 +21,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from bljust_jax import command, encoders, metrics, programs, recipes
+from bljust_jax import command, encoders, metrics, programs
 from bljust_jax.decode import greedy
 from bljust_jax.errors import UserError
 from bljust_jax.evaluate.trained import Run, open_run, open_split
@@ -31,7 +32,12 @@ from bljust_jax.export import card, huggingface, parity, torch_module
 
 def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything that the command does; returns what --json prints."""
-    opened = in_float32(open_run(args.workdir))
+    opened = open_run(args.workdir, args.task, in_float32)
+    if opened.task.translate:
+        raise UserError(
+            f"{opened.task.name} is a translation, and what is exported is a recogniser: give "
+            "--task of recognition, such as asr/en"
+        )
     config = opened.config
     programs.keep_compiled(config.compile_cache)
     name, reasons = huggingface.architecture(config, pretraining=args.pretraining)
@@ -66,16 +72,11 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     return about | {"step": opened.step, "parity": checked}
 
 
-def in_float32(opened: Run) -> Run:
-    """The run with float32 products: what was trained in bfloat16 is exported, and compared, so."""
-    config = opened.config.copy_and_resolve_references()
+def in_float32(config: ConfigDict) -> None:
+    """Float32 products: what was trained in bfloat16 is exported, and compared, so."""
     config.model.dtype = "float32"
     if config.encoder == "wav2vec2":
         config.model.hf_compat = False  # the same for utterances alone, which are compared
-    facts = recipes.Facts(
-        {"labelled": opened.tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1}
-    )
-    return opened._replace(config=config, recipe=recipes.load(config.recipe)(config, facts))
 
 
 def fresh_folder(out: pathlib.Path) -> pathlib.Path:
@@ -99,11 +100,11 @@ def loader(name: str, folder: pathlib.Path, frames: Callable[[int], int]) -> par
 
 def hear(opened: Run, args: argparse.Namespace) -> parity.Heard:
     """The first utterances of dev, or of --data, through the run, in padded batches."""
-    splits = open_split(opened, "dev", args.data)
+    splits, dev = open_split(opened, "dev", args.data), opened.task.split("dev")
     run = jax.jit(predictor(opened, pretraining=args.pretraining))
     audio, logits, texts = [], [], []
     with jax.default_matmul_precision("highest"):
-        for batch, utterances in splits.eval_batches("dev"):
+        for batch, utterances in splits.eval_batches(dev):
             out, lengths = jax.device_get(run(opened.weights, batch))
             for n in range(min(len(utterances), args.utterances - len(audio))):
                 audio.append(batch["audio"][n, : batch["audio_lengths"][n]])
@@ -121,7 +122,7 @@ def predictor(opened: Run, *, pretraining: bool) -> Callable:
     """(weights, batch) -> (logits [B, T, K], lengths [B]); in pretraining, the predictions of
     quantised latents [B, T, P]."""
     if not pretraining:
-        return lambda weights, batch: opened.recipe.predict(weights.params, weights.stats, batch)
+        return lambda weights, batch: opened.task.predict(weights.params, weights.stats, batch)
     encoder = encoders.load(opened.config.encoder)(opened.config)
 
     def predictions(weights, batch):
@@ -150,7 +151,7 @@ def write_card(
     loaders = {"": "modeling.py", "Wav2Vec2ForPreTraining": "AutoModelForPreTraining"}
     facts = card.Facts(
         config=opened.config,
-        final=next((row for row in reversed(rows) if "final" in row), {}),
+        final=of_task(next((row for row in reversed(rows) if "final" in row), {}), opened),
         about=about,
         step=opened.step,
         loader=loaders.get(name, "AutoModelForCTC"),
@@ -159,6 +160,13 @@ def write_card(
         batched=batched,
     )
     (folder / "README.md").write_text(card.text(facts), encoding="utf-8")
+
+
+def of_task(final: dict[str, Any], opened: Run) -> dict[str, Any]:
+    """The final metrics without the scores of other tasks, and without means over tasks."""
+    kept = tuple(f"{opened.task.split(split)}/" for split in ("dev", "test"))
+    scores = ("dev/", "test/")
+    return {k: v for k, v in final.items() if k.startswith(kept) or not k.startswith(scores)}
 
 
 def _has(opened: Run, name: str) -> bool:
@@ -170,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workdir", type=pathlib.Path, required=True, metavar="RUN", help="a trained run"
     )
+    p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
     p.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="a new folder")
     p.add_argument(
         "--pretraining",

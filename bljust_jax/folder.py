@@ -1,7 +1,7 @@
 """What a run writes about itself into its workdir, and whether a workdir may go on.
 
-config.json, tokenizer.* and a checkpoint are all that evaluation and export need; run.json tells a
-report how the run was made.
+config.json, the tokenizers and a checkpoint are all that evaluation and export need; run.json tells
+a report how the run was made.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from bljust_jax import checkpoint
-from bljust_jax.data import text
+from bljust_jax.data import streams, tokenizers
+from bljust_jax.data.text import Tokenizer
 from bljust_jax.errors import UserError
 from bljust_jax.system import Recipe
 
@@ -30,8 +32,9 @@ def check_config(config: Any, workdir: pathlib.Path) -> None:
     if not path.exists() or not checkpoint.any_saved(workdir):
         return
     old, new = (flatten(json.loads(c)) for c in (path.read_text(), config.to_json()))
-    if not new["data.text.sha256"]:  # the run wrote down what it had learned
-        new["data.text.sha256"] = old.get("data.text.sha256")
+    for field in new:  # the run wrote down what it had learned
+        if field.endswith("text.sha256") and not new[field]:
+            new[field] = old.get(field)
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
     if changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
@@ -58,22 +61,30 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def saved_tokenizer(workdir: pathlib.Path) -> text.Tokenizer | None:
-    """That of the run to go on with; None where there is no checkpoint."""
-    return text.load(workdir) if checkpoint.any_saved(workdir) else None
+def saved_tokenizers(config: Any, workdir: pathlib.Path) -> dict[str, Tokenizer] | None:
+    """{labelled stream: its tokenizer} of the run to go on with; None where there is no
+    checkpoint."""
+    if not checkpoint.any_saved(workdir):
+        return None
+    return tokenizers.load(workdir, streams.described(config.data))
 
 
-def write_config(config: Any, workdir: pathlib.Path, tokenizer: text.Tokenizer) -> None:
-    """config.json and the tokenizer: with a checkpoint, all that evaluation and export need."""
+def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokenizer]) -> None:
+    """config.json and the tokenizers: with a checkpoint, all that evaluation and export need."""
     workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(workdir)
+    tokenizers.save(workdir, units)
     written = json.loads(config.to_json())
-    written["data"]["text"]["sha256"] = tokenizer.sha256
+    data = written["data"]
+    for stream, tokenizer in units.items():
+        data["streams"].get(stream, data)["text"]["sha256"] = tokenizer.sha256
     (workdir / "config.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
-def write_facts(workdir: pathlib.Path, recipe: Recipe, starts: list[int], mesh: Any) -> None:
-    """run.json: what a report tells of how the run was made."""
+def write_facts(
+    workdir: pathlib.Path, recipe: Recipe, starts: list[int], mesh: Any, signatures: dict
+) -> None:
+    """run.json: what a report tells of how the run was made; `signatures` are sacreBLEU's, by
+    task."""
     phases = [
         {"name": p.name, "start": start, "steps": p.steps, "levels": p.describe_levels()}
         for start, p in zip(starts, recipe.phases, strict=True)
@@ -87,6 +98,7 @@ def write_facts(workdir: pathlib.Path, recipe: Recipe, starts: list[int], mesh: 
         "devices": f"{mesh.size} x {', '.join(kinds)}",
         "versions": versions,
         "phases": phases,
+        "signatures": signatures,
     }
     (workdir / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 

@@ -7,7 +7,8 @@ and one over the leaves that have owners.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bljust_jax import bilevel
-from bljust_jax.system import Extras, Means, Phase, Recipe, TrainState, Tree
+from bljust_jax.system import Aux, Extras, Means, Objective, Phase, Recipe, TrainState, Tree
 
 
 def _keep(mask: Tree, tree: Tree) -> Tree:
@@ -44,46 +45,140 @@ class PhaseFacts(NamedTuple):
     owners: Tree  # frozenset of loss names at each leaf
 
 
+def dynamic_levels(phase: Phase) -> dict[bilevel.Level, str]:
+    """{level: "mgda" or "modo"} of the levels of a phase whose gradients stay apart: those of
+    several losses that are not summed."""
+    how = phase.combine or ("sum",) * len(phase.levels)
+    return {
+        level: method
+        for level, method in zip(phase.levels, how, strict=True)
+        if method != "sum" and len(level) > 1
+    }
+
+
 def separate(
     this: PhaseFacts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
 ) -> tuple[bilevel.Grads, tuple, Means, dict]:
-    """One gradient an objective, one after another; norms and the cosine come for free."""
-    scale = dict.fromkeys(this.phase.losses, 1.0)
-    extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
+    """One gradient an objective, one after another. On static levels norms come for free, and with
+    two objectives their cosine. On dynamic levels gradients stay apart, and live until their
+    weights are known: one tree an objective for MGDA, for MoDo two, each of half of the batch's
+    rows; heads do not see these weights. ValueError where the losses of one objective would have
+    to part."""
+    phase, dynamic = this.phase, dynamic_levels(this.phase)
     metrics, stats = {}, {}
     owned = jax.tree.map(lambda x, s: None if s else jnp.zeros_like(x), state.params, this.shared)
-    levels: list[Tree] = [None] * len(this.phase.levels)
+    sums: dict[bilevel.Level, Tree] = {}
+    apart: dict[str, tuple[Tree, ...]] = {}
     on_shared: dict[str, Tree] = {}
     done = jnp.float32(0)
-    for objective in this.recipe.active(this.phase):
+    for objective in this.recipe.active(phase):
+        wanted = phase.losses & set(objective.losses)
+        level, inner = _place(phase, dynamic, wanted)
         streams = {s: _after(batch[s], done) for s in objective.streams}
-        wanted = this.phase.losses & set(objective.losses)
-        if len({this.phase.level_of(n) for n in wanted}) > 1:
-            raise ValueError(
-                f"losses {sorted(wanted)} share a forward but not a level: use gradients='fused'"
-            )
-
-        def loss_fn(params, objective=objective, streams=streams, wanted=wanted):
-            losses, aux = objective.apply(params, extras, streams, rng(objective.name))
-            loss, report = _take_losses(losses, wanted)
-            return loss, (report, aux)
-
-        grads, (report, aux) = jax.grad(loss_fn, has_aux=True)(state.params)
-        metrics |= report | aux.metrics
+        take = functools.partial(_gradient, this, state, objective, wanted)
+        sample = _halves if dynamic.get(level) == "modo" else _whole
+        grads, samples, aux = sample(take, streams, rng(objective.name))
+        metrics |= aux.metrics
         stats |= aux.stats
-        mine = _keep(this.shared, grads)
-        level = this.phase.level_of(next(iter(wanted)))
-        levels[level] = (
-            mine if levels[level] is None else jax.tree.map(jnp.add, levels[level], mine)
-        )
-        owned = _add_owned(this, owned, grads, wanted, weights[level])
-        done = bilevel.norm(mine)
-        on_shared[objective.name] = mine
+        weight = weights[phase.levels.index(level)] * inner
+        owned = _add_owned(this, owned, grads, wanted, weight)
+        samples = tuple(_keep(this.shared, tree) for tree in samples)
+        done = bilevel.norm(samples[-1])
+        if level in dynamic:
+            (loss,) = wanted
+            apart[loss] = samples
+            continue
+        (on_shared[objective.name],) = samples
+        sums[level] = _add_inner(sums.get(level), inner, *samples)
         metrics[f"moo/norm/{objective.name}"] = (done, 1.0)
     if len(on_shared) == 2:
         a, b = on_shared
         metrics[f"moo/cos/{a}|{b}"] = (bilevel.cosine(on_shared[a], on_shared[b]), 1.0)
-    return bilevel.Grads(owned, tuple(levels)), weights, metrics, stats
+    sums |= {level: bilevel.Apart({name: apart[name] for name in level}) for level in dynamic}
+    levels = tuple(sums[level] for level in phase.levels)
+    return bilevel.Grads(owned, levels), weights, metrics, stats
+
+
+def _place(
+    phase: Phase, dynamic: Mapping[bilevel.Level, str], losses: frozenset[str]
+) -> tuple[bilevel.Level, float | int]:
+    """(the level of an objective's active losses, their weight inside it)."""
+    places = {(phase.level_of(n), phase.inner.get(n, 1)) for n in losses}
+    if len(places) > 1:
+        raise ValueError(
+            f"losses {sorted(losses)} share a forward but not a level or weight: use "
+            "gradients='fused'"
+        )
+    ((n, inner),) = places
+    level = phase.levels[n]
+    if level not in dynamic:
+        return level, inner
+    if len(losses) > 1:
+        raise ValueError(f"losses {sorted(losses)} share a forward: {dynamic[level]} parts them")
+    return level, 1
+
+
+def _add_inner(total: Tree | None, inner: float | int, grads: Tree) -> Tree:
+    """total + inner * grads, where an inner weight of 0 leaves the total untouched."""
+    if inner != 1:
+        grads = jax.tree.map(lambda g: jnp.zeros_like(g) if inner == 0 else inner * g, grads)
+    return grads if total is None else jax.tree.map(jnp.add, total, grads)
+
+
+def _gradient(
+    this: PhaseFacts,
+    state: TrainState,
+    objective: Objective,
+    wanted: frozenset[str],
+    streams: Tree,
+    key: Any,
+) -> tuple[Tree, Aux]:
+    """(the gradient of an objective's wanted losses, what it reports, the losses included)."""
+    scale = dict.fromkeys(this.phase.losses, 1.0)
+    extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
+
+    def loss_fn(params):
+        losses, aux = objective.apply(params, extras, streams, key)
+        loss, report = _take_losses(losses, wanted)
+        return loss, aux._replace(metrics=report | aux.metrics)
+
+    return jax.grad(loss_fn, has_aux=True)(state.params)
+
+
+def _whole(take: Callable, streams: Tree, key: Any) -> tuple[Tree, tuple[Tree, ...], Aux]:
+    """(the gradient of a batch, its one sample, what it reports)."""
+    grads, aux = take(streams, key)
+    return grads, (grads,), aux
+
+
+def _halves(take: Callable, streams: Tree, key: Any) -> tuple[Tree, tuple[Tree, ...], Aux]:
+    """(the mean gradient, those of the even and of the odd rows, the sum of what they report).
+
+    Each half has a key of its own. Neighbouring rows are on one device, so that a sharded batch is
+    halved where it lies. One half after the other in a loop (`lax.map`): one program of half the
+    rows, hence the compile time of a single gradient and half its activations. Both at once
+    (`jax.vmap`) turn the kernels' gradients of convolutions into grouped convolutions, and keep the
+    activations of the whole batch.
+    ValueError for an odd number of rows.
+    """
+    halves = {name: _split(name, rows) for name, rows in streams.items()}
+    both, aux = jax.lax.map(lambda at: take(*at), (halves, jax.random.split(key)))
+    samples = tuple(jax.tree.map(lambda g, s=s: g[s], both) for s in (0, 1))
+    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.metrics)
+    stats = jax.tree.map(lambda x: jnp.mean(x, axis=0).astype(x.dtype), aux.stats)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *samples)
+    return mean, samples, Aux(metrics, stats)
+
+
+def _split(stream: str, rows: Tree) -> Tree:
+    """x[B] -> [2, B // 2]: even rows, odd rows."""
+
+    def one(x):
+        if x.shape[0] % 2:
+            raise ValueError(f"stream {stream}: MoDo halves a batch, of {x.shape[0]} rows here")
+        return jnp.moveaxis(x.reshape(x.shape[0] // 2, 2, *x.shape[1:]), 1, 0)
+
+    return jax.tree.map(one, rows)
 
 
 def _add_owned(
@@ -111,7 +206,12 @@ def fused(
     several of the losses own, whose logits they must read through it too. No norm or cosine an
     objective."""
     phase = this.phase
-    scale = {name: weights[phase.level_of(name)] for name in phase.losses}
+    if dynamic := dynamic_levels(phase):
+        raise ValueError(
+            f"gradients='fused' sums all losses, but phase {phase.name} keeps the gradients of "
+            f"{', '.join(map(bilevel.level_name, dynamic))} apart: use gradients='separate'"
+        )
+    scale = {n: weights[phase.level_of(n)] * phase.inner.get(n, 1) for n in phase.losses}
     extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
 
     def loss_fn(params):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bljust_jax import command
-from bljust_jax.data import normalise, sources, text
+from bljust_jax.data import normalise, sources, tokenizers
 from bljust_jax.decode import arpa, ngram
 from bljust_jax.errors import UserError
 
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workdir", type=pathlib.Path, metavar="RUN", help="spell as this run, not --normalise"
     )
+    p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
     p.add_argument(
         "--over", choices=("words", "units"), default="words", help="what to model (%(default)s)"
     )
@@ -60,7 +61,7 @@ def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
     """Each text as the model's tokens; what the units of --workdir cannot spell is left out."""
     if args.over == "units" and args.workdir is None:
         raise UserError("--over units needs --workdir RUN: the units are that run's")
-    tokenizer = text.load(args.workdir) if args.workdir else None
+    tokenizer = tokenizers.load_one(args.workdir, args.task) if args.workdir else None
     steps = [name for name in args.normalise.split(",") if name]
     spell = tokenizer.normalise if tokenizer else normalise.make(steps)
     for line in map(spell, read_texts(args)):

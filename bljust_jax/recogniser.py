@@ -1,4 +1,5 @@
-"""A recogniser without the training around it: audio in, logits out, and what their classes spell.
+"""A model without the training around it: audio in, and logits and what their classes spell out, or
+a translation.
 
 What transcription starts from, be the model a run's or read from an exported folder.
 """
@@ -45,10 +46,27 @@ class Recogniser(NamedTuple):
         return round(FAR / self.frames(FAR))
 
 
-def open_model(folder: pathlib.Path) -> Recogniser:
-    """The best weights of a training run, or the model of a folder that `export_checkpoint` wrote.
+class Translator(NamedTuple):
+    """predict: ({"audio": int16 [B, S], "audio_lengths": int32 [B]} in host memory, beam) -> ids
+        int32 [B, U], -1 after the end, compiled once a shape and beam
+    decode: ids in 1..K-1 -> their text
+    beam: the width of the search that its config names
+    sample_rate, name, multiple: as of a `Recogniser`
+    """
 
-    Raises UserError where the folder is neither, or is damaged.
+    predict: Callable[[Mapping[str, Any], int], Any]
+    decode: Callable[[Sequence[int]], str]
+    beam: int
+    sample_rate: int
+    name: str
+    multiple: int = 1
+
+
+def open_model(folder: pathlib.Path, task: str = "") -> Recogniser | Translator:
+    """The best weights of a training run, or the model of a folder that `export_checkpoint` wrote;
+    `task`: which of a run's tasks, where it has several.
+
+    Raises UserError where the folder is neither, or is damaged, or has not that task.
     """
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -56,13 +74,15 @@ def open_model(folder: pathlib.Path) -> Recogniser:
             "export_checkpoint wrote"
         )
     if _is_exported(folder):
+        if task:
+            raise UserError(f"--task {task}: {folder} is one exported task: leave the flag out")
         from bljust_jax.export import pretrained
 
         programs.keep_compiled(CACHE)
         return pretrained.open_folder(folder)
-    opened = open_run(folder)
+    opened = open_run(folder, task)
     programs.keep_compiled(opened.config.compile_cache)
-    return from_run(opened)
+    return translator(opened) if opened.task.translate else from_run(opened)
 
 
 def _is_exported(folder: pathlib.Path) -> bool:
@@ -87,6 +107,29 @@ def from_run(opened: Run) -> Recogniser:
         symbols=opened.tokenizer.symbols,
         frames=opened.recipe.frames,
         sample_rate=opened.config.data.sample_rate,
-        name=f"{opened.workdir}, checkpoint {opened.step}",
+        name=name_of(opened),
         multiple=opened.mesh.size,
     )
+
+
+def translator(opened: Run) -> Translator:
+    """What a trained run translates with: the best weights of its newest checkpoint."""
+    program, (params, stats) = jax.jit(opened.task.translate, static_argnums=3), opened.weights
+
+    def predict(batch: Mapping[str, Any], beam: int) -> Any:
+        return program(params, stats, sharding.put_batch(dict(batch), opened.mesh), beam)
+
+    return Translator(
+        predict=predict,
+        decode=opened.tokenizer.decode,
+        beam=opened.config.decoder.beam,
+        sample_rate=opened.config.data.sample_rate,
+        name=name_of(opened),
+        multiple=opened.mesh.size,
+    )
+
+
+def name_of(opened: Run) -> str:
+    """The run, for messages: its workdir, task and checkpoint."""
+    task = f", {opened.task.name}" if opened.task.name else ""
+    return f"{opened.workdir}{task}, checkpoint {opened.step}"

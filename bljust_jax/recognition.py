@@ -13,7 +13,7 @@ from bljust_jax.objectives import ctc
 from bljust_jax.ops.ctc import IMPLEMENTATIONS
 from bljust_jax.system import Objective, Task
 
-LOSS, HEAD = "ctc", "ctc_head"
+LOSS = "ctc"
 # The choices of `config`'s fields that are read here.
 CHOICES = {
     "ctc.reduction": ctc.REDUCTIONS,
@@ -22,14 +22,44 @@ CHOICES = {
 }
 
 
+def head_name(loss: str) -> str:
+    """The part of the parameters that a loss alone owns: ctc_head, asr_en_head."""
+    return f"{loss.replace('/', '_')}_head"
+
+
+HEAD = head_name(LOSS)
+
+
+def encode(encoder: Encoder, params: Any, x: Any, lengths: Any, *, stats: Any, **how: Any) -> tuple:
+    """`Encoder.apply` on its part of params and stats."""
+    return encoder.apply(params["encoder"], x, lengths, stats=stats.get("encoder", {}), **how)
+
+
+def hear(config: Any, encoder: Encoder, params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
+    """(output [B, T, D], frames [B]) of the audio of a batch, as evaluation hears it."""
+    context = config.ctc.context
+    x, lengths, _ = encoder.features(
+        batch["audio"],
+        batch["audio_lengths"],
+        keys=None,
+        train=False,
+        stats=stats["features"] if context == "causal" else None,
+    )
+    how = {"context": context, "hide": None, "train": False, "rng": None}
+    output, lengths, *_ = encode(encoder, params, x, lengths, stats=stats, **how)
+    return output, lengths
+
+
 @dataclasses.dataclass(frozen=True)
 class Recognition:
-    """`params["encoder"]`, whose output `params["ctc_head"]` maps to `vocab_size` logits, as
-    `config.ctc` says."""
+    """`params["encoder"]`, whose output `params[head]` maps to `vocab_size` logits, as `config.ctc`
+    says. Loss, head and task are named after the stream ("asr/en"), "ctc" where that is
+    "labelled"."""
 
     config: Any
     encoder: Encoder
     vocab_size: int
+    stream: str = "labelled"
 
     def __post_init__(self) -> None:
         context = self.config.ctc.context
@@ -40,35 +70,37 @@ class Recognition:
                 'set config.ctc.context="full", or norm="layer"'
             )
 
+    @property
+    def loss(self) -> str:
+        return LOSS if self.stream == "labelled" else self.stream
+
+    @property
+    def head(self) -> str:
+        return head_name(self.loss)
+
     def init_head(self, rng: Any) -> dict:
         return heads.init(rng, self.encoder.dim, self.vocab_size)
 
-    def encode(self, params: Any, x: Any, lengths: Any, *, stats: Any, **how: Any) -> tuple:
-        """`Encoder.apply` on its part of params and stats."""
-        own = stats.get("encoder", {})
-        return self.encoder.apply(params["encoder"], x, lengths, stats=own, **how)
+    def encode(self, params: Any, x: Any, lengths: Any, **how: Any) -> tuple:
+        return encode(self.encoder, params, x, lengths, **how)
 
     def logits(self, params: Any, output: Any) -> Any:
-        return heads.apply(params[HEAD], output)
+        return heads.apply(params[self.head], output)
 
     def predict(self, params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
         """(logits [B, T, K], lengths [B]) of the audio of a batch."""
-        context = self.config.ctc.context
-        stored = stats["features"] if context == "causal" else None
-        x, lengths, _ = self.encoder.features(
-            batch["audio"], batch["audio_lengths"], keys=None, train=False, stats=stored
-        )
-        how = {"context": context, "hide": None, "train": False, "rng": None}
-        output, lengths, *_ = self.encode(params, x, lengths, stats=stats, **how)
+        output, lengths = hear(self.config, self.encoder, params, stats, batch)
         return self.logits(params, output), lengths
 
     def task(self) -> Task:
-        return Task("", "labelled", "wer", HEAD, predict=self.predict)
+        name = "" if self.stream == "labelled" else self.stream
+        measure = self.config.data.streams[name].measure if name else "wer"
+        return Task(name, self.stream, measure, self.head, predict=self.predict)
 
     def objective(self) -> Objective:
-        """CTC on the stream `labelled`."""
+        """CTC on its stream."""
         return ctc.make(
-            stream="labelled",
+            stream=self.stream,
             features=self.encoder.features,
             encode=self.encode,
             context=self.config.ctc.context,
@@ -87,7 +119,7 @@ class Recognition:
         c = self.config.ctc
         return {
             "head": self.logits,
-            "name": LOSS,
+            "name": self.loss,
             "reduction": c.reduction,
             "implementation": c.implementation,
         }

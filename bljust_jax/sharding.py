@@ -26,7 +26,7 @@ AXES = ("data", "fsdp")
 # First match wins. "split" puts the largest divisible axis over `fsdp`; "replicate" copies.
 # Optimizer state and EMA end in the same path as their parameter, so one table serves all.
 RULES: tuple[tuple[str, str], ...] = (
-    (r"(^|/)(step|stats|count)(/|$)", "replicate"),
+    (r"(^|/)(step|stats|count|levels)(/|$)", "replicate"),
     (r".*", "split"),
 )
 

@@ -1,6 +1,6 @@
 """One training step: gradients, their combination, the optimizer, the averaged weights.
 
-    direction(shared)    = sum over levels l of  w_l * sum of that level's gradients  (bilevel.py)
+    direction(shared)    = sum over levels l of  w_l * that level's combined gradients  (bilevel.py)
     direction(own head)  = that objective's plain gradient
 
 A step is pure: (state, batch) -> (state, metrics). Schedules are functions of `state.step`; a step
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from bljust_jax import gradients
+from bljust_jax import bilevel, gradients
 from bljust_jax.system import Means, Phase, Recipe, TrainState, Tree, position, stream_key
 
 
@@ -55,6 +55,7 @@ def make_train_step(
     this = gradients.PhaseFacts(recipe, phase, shared, owners)
     take = {"separate": gradients.separate, "fused": gradients.fused}[recipe.gradients]
     active = recipe.active_groups(phase)
+    dynamic = tuple(gradients.dynamic_levels(phase))
 
     def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
         k = position(recipe.phases, phase.name, state.step)
@@ -68,9 +69,11 @@ def make_train_step(
             state.opt_state,
             state.params,
             level_weights=level_weights,
+            step=state.step,
             lr=lr,
             active=active,
         )
+        combiner_state, *_ = opt_state
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
@@ -83,6 +86,7 @@ def make_train_step(
         old = (state.params, state.opt_state, state.ema, state.stats)
         # a conditional, not a `where` on every leaf: XLA compiles it in two thirds of the time
         params, opt_state, ema, stats = jax.lax.cond(ok, lambda: new, lambda: old)
+        metrics |= bilevel.report(combiner_state, dynamic)
         metrics |= {f"penalty/{n}": (w, 1.0) for n, w in enumerate(weights) if n > 0}
         metrics |= {f"lr/{g}": (value, 1.0) for g, value in lr.items()}
         metrics["train/skipped"] = (1.0 - ok, 1.0)

@@ -12,7 +12,6 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -55,9 +54,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
-    corpus = pipeline.load(
-        config.data, seed=config.seed, multiple=mesh.size, tokenizer=folder.saved_tokenizer(workdir)
-    )
+    tokenizers = folder.saved_tokenizers(config, workdir)
+    corpus = pipeline.load(config.data, seed=config.seed, multiple=mesh.size, tokenizers=tokenizers)
     recipe = build_recipe(config, corpus)
     optimizer = optim.make(recipe.combiner, recipe.groups, b1=config.optim.b1, b2=config.optim.b2)
     groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
@@ -88,8 +86,9 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         about_start = [f"resumed from step {restored}"]
     start = int(state.step)
     if first:
-        folder.write_config(config, workdir, corpus.tokenizer)
-        folder.write_facts(workdir, recipe, [s.start for s in segments], mesh)
+        folder.write_config(config, workdir, corpus.tokenizers)
+        starts, signatures = [s.start for s in segments], evaluate.signatures(recipe.tasks)
+        folder.write_facts(workdir, recipe, starts, mesh, signatures)
         stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
 
     # ---------------------------------------------------------------- say what will run
@@ -100,7 +99,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     window = metrics.Window(meta["window"], meta["skipped"])
     collapsed = alarm.CollapseAlarm(**config.collapse)
     progress.say(f"workdir: {workdir}")
-    about_data = [*corpus.summary(), *corpus.infeasible(recipe.frames)]
+    recognised = [task.stream for task in recipe.tasks if task.predict]
+    about_data = [*corpus.summary(), *corpus.infeasible(recipe.frames, recognised)]
     for line in [*about_data, *describe(recipe, groups, state.params), *about_start]:
         progress.say(line)
 
@@ -114,12 +114,13 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             largest = corpus.blank_batch(streams, corpus.buckets_in_use(streams)[-1])
             programs.compile(name, state, sharding.put_batch(largest, mesh))
     fresh_moments = jax.jit(optimizer.init, out_shardings=placed.opt_state)
-    best_paths = jax.jit(partial(evaluate.best_paths, recipe))
+    greedily = {task.name: jax.jit(evaluate.greedily(task)) for task in recipe.tasks}
 
-    def score(split: str, weights: system.Weights) -> evaluate.Result:
-        return evaluate.run(
-            split, corpus, lambda batch: best_paths(weights, sharding.put_batch(batch, mesh))
-        )
+    def score(split: str, weights: system.Weights) -> evaluate.Scored:
+        def say(task: system.Task, batch: dict) -> Any:
+            return greedily[task.name](weights, sharding.put_batch(batch, mesh))
+
+        return evaluate.run(split, recipe.tasks, corpus, say)
 
     shard = (jax.process_index(), jax.process_count())
     batches = iter(corpus.train_batches(segments, start, shard=shard))
@@ -152,15 +153,14 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         # evaluate
         if evaluating:
             with progress.aside():
-                result = score("dev", state.weights)
-            writer.write(now, result.scores)
-            evaluate.write_samples(workdir / "samples" / f"dev-{now}.jsonl", result.pairs)
+                scored = score("dev", state.weights)
+            writer.write(now, scored.scores)
+            evaluate.write_samples(workdir / "samples", now, scored)
             progress.say(f"step {now}, phase {phase_at(now - 1).name}")
-            for line in evaluate.describe("dev", result, config.samples):
+            for line in scored.describe(config.samples):
                 progress.say(line)
-            errors = evaluate.rank(result.scores)
-            if meta["best"] is None or errors < meta["best"]["errors"]:
-                meta["best"] = {"errors": errors, "step": now}
+            if meta["best"] is None or scored.rank < meta["best"]["errors"]:
+                meta["best"] = {"errors": scored.rank, "step": now}
                 best = jax.tree.map(jnp.copy, state.weights)
 
         # save
@@ -199,14 +199,14 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
     # ---------------------------------------------------------------- the end
     final = {"best_step": meta["best"]["step"]}
-    for split in ("dev", "test") if corpus.utterances("test") else ("dev",):
-        result = score(split, best)
-        evaluate.write_samples(workdir / "samples" / f"{split}-best.jsonl", result.pairs)
-        final |= result.scores
-        for line in evaluate.describe(split, result, config.samples):
+    for split in ("dev", "test"):
+        scored = score(split, best)
+        evaluate.write_samples(workdir / "samples", "best", scored)
+        final |= scored.scores
+        for line in scored.describe(config.samples):
             progress.say(line)
         if split == "dev" and first:
-            picture(workdir, recipe, best, corpus, result, config.data.sample_rate)
+            picture(workdir, recipe, best, corpus, scored, config.data.sample_rate)
     final |= name_compute(meta["compute"]) | {"data/quarantined": len(corpus.quarantined)}
     final |= {"step": total, "params_digest": checkpoint.digest(state.params)}
     writer.write(total, {"final": True, **final})
@@ -221,7 +221,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 def build_recipe(config: Any, corpus: pipeline.Corpus) -> system.Recipe:
     """The recipe of `config.recipe`; what it finds wrong with the config is a UserError."""
     facts = recipes.Facts(
-        vocab_sizes={"labelled": corpus.tokenizer.vocab_size},
+        vocab_sizes={name: units.vocab_size for name, units in corpus.tokenizers.items()},
         steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
     )
     try:
@@ -230,6 +230,8 @@ def build_recipe(config: Any, corpus: pipeline.Corpus) -> system.Recipe:
         raise UserError(f"config: {error}") from error
     if not recipe.phases:
         raise UserError("config.phases: every phase has length 0")
+    for task in recipe.tasks:
+        evaluate.measures.check(task)
     return recipe
 
 
@@ -348,16 +350,19 @@ def picture(
     recipe: system.Recipe,
     weights: system.Weights,
     corpus: pipeline.Corpus,
-    result: evaluate.Result,
+    scored: evaluate.Scored,
     sample_rate: int,
 ) -> None:
-    """example.npz: the utterance of dev that the report shows."""
-    seconds = {u.id: u.duration for u in corpus.utterances("dev")}
-    name = report.typical(result.pairs, seconds, corpus.tokenizer.covers)
+    """example.npz: the utterance of the first recognition task that the report shows, if any."""
+    task = next((task for task in scored.tasks if task.predict), None)
+    if task is None:
+        return
+    part = task.split(scored.split)
+    seconds = {u.id: u.duration for u in corpus.utterances(part)}
+    pairs, covers = scored.results[task.name].pairs, corpus.tokenizer_of(part).covers
+    name = report.typical(pairs, seconds, covers)
     if name is not None:
-        shown = example.make(
-            recipe.predict, recipe.log_mel, weights, corpus, "dev", name, sample_rate
-        )
+        shown = example.make(task.predict, recipe.log_mel, weights, corpus, part, name, sample_rate)
         example.write(workdir / "example.npz", shown)
 
 

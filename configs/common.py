@@ -53,9 +53,12 @@ def base() -> ConfigDict:
     # covost:ROOT/SRC_TGT/SPLIT, ami:ROOT/ihm/SPLIT (or sdm), yodas:ROOT/en000[/SHARD],
     # tfds:DIR/SPLIT (made by bljust_jax.prepare), synthetic:NAME/SPLIT; join with +
     c.data.train = ""
-    c.data.unlabelled = ""  # URI of the lower level's audio; "" = all audio of data.train
+    c.data.unlabelled = ""  # URI of the lower level's audio; "" = all audio that data.train names
     c.data.dev = ""  # URI: evaluated while training, chooses the best weights
     c.data.test = ""  # URI: evaluated once, at the end
+    # where a system has several tasks: {name of a labelled stream, as "asr/en": stream(...)}, each
+    # with a head and a tokenizer of its own; data.train, dev and test are then empty
+    c.data.streams = ConfigDict()
     c.data.root = ""  # audio outside this folder is refused; "" = the manifest's folder
     c.data.sample_rate = 16000  # Hz; other rates are resampled
     c.data.text = ConfigDict()
@@ -74,7 +77,11 @@ def base() -> ConfigDict:
     # share of draws made uniform over distinct texts, so that rare words are seen
     c.data.balance = 0.0
     c.data.buckets = (5.0, 10.0, 17.0)  # seconds: batches are padded to one of these lengths
-    c.data.batch_seconds = 160.0  # padded audio a batch, labelled stream
+    c.data.batch_seconds = 160.0  # padded audio a batch, labelled stream; of several, on average
+    # T of the shares that several labelled streams have of that audio, hours^(1/T): 1 = by size,
+    # 5 = more even, 0 = equal
+    c.data.temperature = 0.0
+    c.data.rows_multiple = 1  # rows of a training batch are a multiple of it: 2 for MoDo's halves
     # room for labels in a batch; denser utterances go to a longer bucket
     c.data.labels_per_second = 25.0
     c.data.speed = (1.0, 1.0)  # speed perturbation, uniform between these factors
@@ -84,6 +91,9 @@ def base() -> ConfigDict:
     # seconds; () = data.buckets; one entry = crop or join to one shape
     c.data.unlabelled_buckets = ()
     c.data.unlabelled_batch_seconds = 160.0  # padded audio a batch, unlabelled stream
+    # T of the shares that languages have of an epoch of it: 1 = the audio as it is, once, 5 = more
+    # even, 0 = equal; utterances are repeated or left out, in turns
+    c.data.unlabelled_temperature = 1.0
     c.data.unlabelled_join = (1, 1)  # as data.join, for the unlabelled stream
     c.data.unlabelled_join_share = 0.0  # as data.join_share
     c.data.eval_batch_seconds = 160.0  # padded audio a batch in evaluation
@@ -204,6 +214,19 @@ def base() -> ConfigDict:
     c.max_skipped = 20  # abort after so many steps in a row that were not finite
     c.samples = 3  # reference / hypothesis pairs shown at each evaluation
     c.compile_cache = "~/.cache/bljust_jax/xla"  # compiled programs outlive the run; "" = off
+    return c
+
+
+def stream(train: str, dev: str = "", test: str = "", **changes: object) -> ConfigDict:
+    """An entry of `data.streams`; `changes` are of its fields and of those of its `text`, which are
+    the fields of `data.text`."""
+    c = ConfigDict({"train": train, "dev": dev, "test": test})  # URIs; dev, test: "" = not scored
+    c.field = "text"  # which of an utterance's texts are the labels; or "translation"
+    c.measure = "wer"  # the score that the best weights are chosen by; or "cer", "bleu"
+    c.buckets = ()  # seconds, as many as in data.buckets; () = those
+    c.text = base().data.text
+    for name, value in changes.items():
+        (c if name in c else c.text)[name] = value
     return c
 
 

@@ -31,7 +31,8 @@ def settings(folder: pathlib.Path, **changes):
 
 def load(folder: pathlib.Path, *, seed: int = 0, multiple: int = 1, tokenizer=None, **changes):
     data = settings(folder, **changes)
-    return pipeline.load(data, seed=seed, multiple=multiple, tokenizer=tokenizer)
+    tokenizers = {"labelled": tokenizer} if tokenizer else None
+    return pipeline.load(data, seed=seed, multiple=multiple, tokenizers=tokenizers)
 
 
 def write(folder: pathlib.Path, name: str, entries: list[dict]) -> str:
@@ -74,3 +75,36 @@ def assert_equal(a, b):
         for name in a[stream]:
             assert a[stream][name].dtype == b[stream][name].dtype
             np.testing.assert_array_equal(a[stream][name], b[stream][name])
+
+
+def tongues(made: pathlib.Path) -> pathlib.Path:
+    """`noise`, and of it ar: 24 short utterances, every fourth not translated; en: 14 long ones."""
+    noise(made)
+    entries = [json.loads(line) for line in (made / "train.jsonl").read_text().splitlines()]
+    ar = [e | {"lang": "ar", "text": f"b{'ab'[i % 2]}"} for i, e in enumerate(entries[:24])]
+    ar = [e | ({"translation": f"x{i % 3} Y"} if i % 4 else {}) for i, e in enumerate(ar)]
+    write(made, "ar", ar)
+    en = [e | {"lang": "en", "text": f"c{i % 3}"} for i, e in enumerate(entries[24:38])]
+    write(made, "en", en)
+    write(made, "ar-dev", [ar[1], ar[5]])
+    write(made, "en-dev", [entries[39] | {"text": "c0", "lang": "en"}])
+    return made
+
+
+def several(folder: pathlib.Path, *, without=(), edit=lambda data: None, **changes):
+    """`config.data` for the streams asr/ar, asr/en and st/ar-en of `tongues`."""
+    data = settings(folder, **{"train": "", "dev": "", "buckets": (0.7, 1.0), **changes})
+    ar, en = (str(folder / f"{name}.jsonl") for name in ("ar", "en"))
+    ar_dev, en_dev = (str(folder / f"{name}-dev.jsonl") for name in ("ar", "en"))
+    data.streams["st/ar-en"] = common.stream(ar, ar_dev, field="translation", measure="bleu")
+    data.streams["asr/en"] = common.stream(en, en_dev, buckets=(1.1, 1.4))
+    data.streams["asr/ar"] = common.stream(ar, ar_dev, ar_dev)
+    for name in without:
+        del data.streams[name]
+    edit(data)
+    return data
+
+
+def load_several(folder: pathlib.Path, *, seed=0, multiple=1, tokenizers=None, **changes):
+    data = several(folder, **changes)
+    return pipeline.load(data, seed=seed, multiple=multiple, tokenizers=tokenizers)

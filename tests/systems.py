@@ -1,16 +1,18 @@
 """One small system for each recipe, encoder and objective: what the laws are tried on."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bljust_jax import optim, recipes, sharding, step, system
-from configs import birq, librispeech, quickstart, wav2vec2_just
+from bljust_jax import optim, recipes, sharding, step
+from configs import birq, librispeech, m2asr, quickstart, wav2vec2_just
 from tests import toy
 
-FACTS = recipes.Facts({"labelled": 9}, steps_per_epoch={"labelled": 4, "unlabelled": 4})
+LABELLED = ("labelled", "asr/ar", "asr/en", "st/ar-en", "st/en-ar")
+FACTS = recipes.Facts(dict.fromkeys(LABELLED, 9), dict.fromkeys((*LABELLED, "unlabelled"), 4))
 RATE, SECONDS, ROWS = 16000, 1.5, 4
 SMALL = {
     "conformer": {"dim": 16, "layers": 2, "heads": 2, "kernel": 5, "channels": 8},
@@ -26,6 +28,7 @@ CONFIGS = {
     "lstm": lambda: librispeech.get_config("lstm,smoke"),
     "birq": lambda: birq.get_config("smoke"),
     "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
+    "m2asr": lambda: m2asr.get_config("digits,smoke"),
 }
 
 
@@ -39,6 +42,8 @@ def config_for(name, **model):
     c.model.update(**SMALL[c.encoder], **model)
     if "cpc" in c:
         c.cpc.update(steps=2, chunk=(0.3, 0.15, 0.15))
+    if "decoder" in c:
+        c.decoder.update(dim=16, layers=1, heads=2, ff_mult=2)
     c.mesh.data = 1
     return c
 
@@ -73,32 +78,48 @@ def make_batch(rows=ROWS, seconds=SECONDS, seed=0):
     return jax.tree.map(jnp.asarray, stream)
 
 
-@functools.cache
-def small_recipe(name, gradients="separate", head_scale="plain"):
+def undisturbed(name, **options):
+    """The system's config without SpecAugment; heads scaled with their level."""
     config = config_for(name)
-    config.update(gradients=gradients, head_scale=head_scale)
+    config.update(head_scale="penalised", **options)
     config.specaugment.update(freq_masks=0, time_masks=0)
-    return recipes.load(config.recipe)(config, FACTS)
+    return config
+
+
+def begin(recipe, optimizer):
+    """The first state: one program where there would be one an operation and shape."""
+    return jax.jit(lambda: step.init_state(recipe, optimizer, seed=0))()
 
 
 def two_streams(seed=3):
     return {"labelled": make_batch(8), "unlabelled": make_batch(8, seed=seed)}
 
 
+def all_streams(recipe, rows=8):
+    """A batch of its own for every stream of a recipe."""
+    streams = sorted({s for o in recipe.objectives for s in o.streams})
+    return {stream: make_batch(rows, seed=seed) for seed, stream in enumerate(streams)}
+
+
+# The weights of step k of a joint phase: one program serves them all.
+WEIGHTS = ((1.0, 0.5), (1.0, 0.0), (0.0, 1.0))
+
+
 @functools.cache
-def compiled_step(name, phase_name, weights, mesh_shape=(1, 1), **options):
-    """(initial state, step): SGD of rate 1, so that a change is a gradient. `phase_name` "joint"
-    stands for the first phase of several levels."""
-    recipe = small_recipe(name, **options)
+def compiled_step(name, phase_name, mesh_shape=(1, 1), **options):
+    """(initial state, step): SGD of rate 1, so that a change is a gradient. The phase is all of the
+    run; "joint" stands for the first of several levels, whose weights are `WEIGHTS`."""
+    config = undisturbed(name, **options)
+    recipe = recipes.load(config.recipe)(config, FACTS)
+    joint = phase_name == "joint"
+    phase = next(p for p in recipe.phases if (len(p.levels) > 1 if joint else p.name == phase_name))
+    if joint:
+        table = jnp.array(WEIGHTS)
+        phase = dataclasses.replace(phase, weights=lambda k: tuple(table[k]), steps=len(WEIGHTS))
+    recipe = dataclasses.replace(recipe, phases=(phase,))
     mesh = sharding.make_mesh(*mesh_shape)
-    phase = next(
-        p
-        for p in recipe.phases
-        if (len(p.levels) > 1 if phase_name == "joint" else p.name == phase_name)
-    )
-    phase = system.Phase(**{**vars(phase), "weights": lambda k: weights})
     optimizer = toy.sgd(recipe.combiner, 1.0)
-    state = step.init_state(recipe, optimizer, seed=0)
+    state = begin(recipe, optimizer)
     groups = optim.assign(state.params, recipe.groups)
     placed = sharding.state_sharding(state, mesh, optim.path_name)
     train_step = jax.jit(
@@ -107,10 +128,11 @@ def compiled_step(name, phase_name, weights, mesh_shape=(1, 1), **options):
     return jax.device_put(state, placed), lambda s, b: train_step(s, sharding.put_batch(b, mesh))
 
 
-def gradient(name, phase_name, weights, **options):
-    """(gradient tree, mean losses) of one step on the standard batch."""
-    state, train_step = compiled_step(name, phase_name, weights, **options)
-    after, means = train_step(state, two_streams())
+@functools.cache
+def gradient(name, phase_name, at=0, **options):
+    """(gradient tree, mean losses) of step `at` on the standard batch."""
+    state, train_step = compiled_step(name, phase_name, **options)
+    after, means = train_step(state._replace(step=state.step + at), two_streams())
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
     return moved, {k: float(s) / float(w) for k, (s, w) in means.items() if float(w)}
 

@@ -1,5 +1,7 @@
 """The core by argument: closed forms, selection at weight 0, finite differences."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,3 +145,213 @@ def test_cosine(values):
     if size > 1e-6:
         assert got == pytest.approx(float(x @ y / size), abs=1e-4)
     assert float(bilevel.cosine(a, {"x": jnp.zeros(2), "y": None})) == 0.0
+
+
+# Dynamic levels, without a step: gradients in, direction and state out
+
+NAMES = ("a", "b", "c", "d")
+SHAPES = {"blocks": {"bias": (3, 2), "kernel": (3, 4, 2)}, "front": {"kernel": (5,)}}
+
+
+def draw(rng, cases, n, samples=1):
+    """Gradients of n objectives, some along and some against one another, on two stacked arrays of
+    three layers and one more: {objective: (tree, ...)}, and the parameters."""
+    sizes = 10 ** rng.uniform(-2, 2, (cases, n))
+
+    def leaf(shape):
+        common = rng.normal(size=(cases, *shape))
+        signs = rng.choice([-1, 0, 1], (cases, n))
+        own = rng.normal(size=(samples, n, cases, *shape))
+        pull = np.einsum("cn,c...->nc...", signs, common)
+        return np.float32(np.einsum("cn,snc...->nsc...", sizes, own + pull))
+
+    drawn = jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+    params = {"encoder": jax.tree.map(lambda x: x[0, 0, 0], drawn), "head": np.zeros(1, np.float32)}
+    trees = {
+        name: tuple(
+            {"encoder": jax.tree.map(lambda x, i=i, s=s: x[i, s], drawn), "head": None}
+            for s in range(samples)
+        )
+        for i, name in enumerate(NAMES[:n])
+    }
+    return trees, params
+
+
+def combine(conflict, trees, params):
+    """(init state, update(state, step, trees) -> (direction, level state)) of one dynamic level."""
+    names = tuple(trees)
+    combiner = bilevel.combine_levels(conflict, (names,))
+    owned = {"encoder": jax.tree.map(lambda _: None, params["encoder"]), "head": jnp.zeros(1)}
+
+    def update(state, step, trees):
+        grads = bilevel.Grads(owned, (bilevel.Apart(trees),))
+        direction, state = combiner.update(grads, state, level_weights=(1.0,), step=step)
+        return direction["encoder"], state
+
+    return combiner.init(params), update
+
+
+def by_layer(encoder):
+    """float64, [cases, 4 layers, 10]: the three layers of the blocks and the front end, padded."""
+    kernel, bias = (np.asarray(encoder["blocks"][k], np.float64) for k in ("kernel", "bias"))
+    blocks = np.concatenate([kernel.reshape(*kernel.shape[:2], -1), bias], axis=-1)
+    front = np.asarray(encoder["front"]["kernel"], np.float64)
+    front = np.pad(front, ((0, 0), (0, blocks.shape[-1] - front.shape[-1])))
+    return np.concatenate([blocks, front[:, None]], axis=1)
+
+
+def used(level):
+    """bool [cases, 4]: the layers that the weights were found on."""
+    blocks, front = (np.asarray(level.selected[f"encoder/{p}"]) for p in ("blocks", "front"))
+    return np.concatenate([blocks, front[:, None]], axis=1)
+
+
+@pytest.mark.parametrize("normalise", bilevel.NORMALISE)
+@pytest.mark.parametrize("threshold", [None, 0.0])
+@pytest.mark.parametrize("n", [2, 4])
+def test_mgda_worsens_no_objective(n, threshold, normalise):
+    """<d, G_i> >= -1e-6 of the mean |G_i|^2 on the layers used, G_i scaled to their mean norm where
+    that is asked for. No layer is left out of d."""
+    trees, params = draw(np.random.default_rng(n), 60, n)
+    conflict = bilevel.Conflict("mgda", normalise=normalise, threshold=threshold)
+    state, update = combine(conflict, trees, params)
+    direction, state = jax.jit(jax.vmap(update, (None, None, 0)))(state, 0, trees)
+    level = state.levels["+".join(NAMES[:n])]
+    lam = np.float64(level.lam)
+    np.testing.assert_allclose(lam.sum(1), 1, atol=1e-5)
+    g = np.stack([by_layer(trees[name][0]["encoder"]) for name in NAMES[:n]], 1)
+    d = by_layer(direction)
+    assert (abs(d).max(-1) > 0).all(), "no layer is frozen"
+    chosen = used(level)
+    assert chosen.any(1).all()
+    assert chosen.all() == (threshold is None)
+    on_chosen = np.where(chosen[:, None, :, None], g, 0)
+    norms = np.sqrt(np.einsum("cnlx,cnlx->cn", on_chosen, on_chosen))
+    if normalise == "norm":
+        scale = np.mean(norms, 1, keepdims=True) / norms
+        g, on_chosen = (scale[..., None, None] * x for x in (g, on_chosen))
+        norms = scale * norms
+    np.testing.assert_allclose(d, np.einsum("cn,cnlx->clx", lam, g), atol=1e-6 * abs(g).max())
+    d = np.where(chosen[..., None], d, 0)
+    tolerance = np.mean(norms**2, 1, keepdims=True)
+    assert (np.einsum("clx,cnlx->cn", d, on_chosen) >= -1e-6 * tolerance).all()
+
+
+def test_layers_are_chosen_by_mean_cosine_every_n_steps():
+    trees, params = draw(np.random.default_rng(0), 40, 3)
+    conflict = bilevel.Conflict("mgda", threshold=0.1, every=4)
+    state, update = combine(conflict, trees, params)
+    update = jax.jit(update)
+    g = np.stack([by_layer(trees[name][0]["encoder"]) for name in NAMES[:3]], 1)
+    unit = g / np.linalg.norm(g, axis=-1, keepdims=True)
+    cosine = np.einsum("cnlx,cmlx->clnm", unit, unit)[..., *np.triu_indices(3, 1)].mean(-1)
+    expected = np.where((cosine < 0.1).any(1, keepdims=True), cosine < 0.1, True)
+    assert len(np.unique(expected, axis=0)) > 5
+    for n in range(40):
+        before = used(jax.tree.map(lambda x: x[None], state.levels["a+b+c"]))
+        case = jax.tree.map(lambda x, n=n: x[n], trees)
+        _, state = update(state, n, case)
+        level = jax.tree.map(lambda x: x[None], state.levels["a+b+c"])
+        want = before if n % 4 else expected[[n]]
+        np.testing.assert_array_equal(used(level), want)
+
+
+def test_without_a_layer_in_conflict_all_are_used():
+    trees, params = draw(np.random.default_rng(0), 1, 2)
+    one = jax.tree.map(lambda x: x[0], trees["a"])
+    state, update = combine(bilevel.Conflict("mgda", threshold=0.0), trees, params)
+    _, state = jax.jit(update)(state, 0, {"a": one, "b": jax.tree.map(lambda x: 2 * x, one)})
+    assert used(jax.tree.map(lambda x: x[None], state.levels["a+b"])).all()
+
+
+@pytest.mark.parametrize("method", bilevel.METHODS)
+@pytest.mark.parametrize("normalise", bilevel.NORMALISE)
+def test_a_gradient_of_zero_does_no_harm(method, normalise):
+    """An objective at its minimum: MGDA rests there, and no weight is infinite."""
+    trees, params = draw(np.random.default_rng(1), 1, 3, bilevel.SAMPLES[method])
+    trees = jax.tree.map(lambda x: x[0], trees)
+    trees["b"] = jax.tree.map(jnp.zeros_like, trees["b"])
+    state, update = combine(bilevel.Conflict(method, normalise=normalise), trees, params)
+    direction, state = jax.jit(update)(state, 0, trees)
+    lam = state.levels["a+b+c"].lam
+    assert np.isfinite(lam).all()
+    assert abs(float(lam.sum()) - 1) <= 1e-5
+    assert bool(step.is_finite(direction))
+    if method == "mgda":
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), direction)
+
+
+def test_steps_of_modo_on_unit_gradients_do_not_depend_on_their_size():
+    """Seven times longer gradients: the same lam, and seven times the direction, to rounding."""
+    trees, params = draw(np.random.default_rng(5), 1, 3, 2)
+    trees = jax.tree.map(lambda x: x[0], trees)
+    found = []
+    for size in (1, 7):
+        state, update = combine(bilevel.Conflict("modo", normalise="norm"), trees, params)
+        longer = jax.tree.map(lambda x, size=size: size * x, trees)
+        direction, state = jax.jit(update)(state, 0, longer)
+        shorter = jax.tree.map(lambda x, size=size: x / size, direction)
+        found.append((state.levels["a+b+c"].lam, shorter))
+    assert abs(found[0][0] - 1 / 3).max() > 0.01
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+def test_gram_matrices_by_layer():
+    """Against float64, within the rounding of sums of ten products."""
+    trees, _ = draw(np.random.default_rng(2), 1, 3)
+    got = bilevel.gram(
+        [jax.tree.map(lambda x: x[0], trees[n][0]) for n in "abc"], "^encoder/blocks"
+    )
+    g = np.stack([by_layer(trees[name][0]["encoder"])[0] for name in "abc"])
+    want = np.einsum("nlx,mlx->lnm", g, g)
+    size = 1e-6 * want.max()
+    np.testing.assert_allclose(got["encoder/blocks"], want[:3], atol=size)
+    np.testing.assert_allclose(got["encoder/front"], want[3], atol=size)
+
+
+def test_gram_matrices_of_sharded_gradients():
+    """Eight devices hold an eighth of the first leaf each, of either axis of the second: equal
+    within rounding, and no leaf is gathered."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rng = np.random.default_rng(3)
+    shapes = {"encoder": {"blocks": {"kernel": (2, 16, 8)}, "front": {"bias": (24,)}}}
+    trees = [
+        jax.tree.map(
+            lambda s: rng.normal(size=s).astype(np.float32),
+            shapes,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+        for _ in range(3)
+    ]
+    gram = jax.jit(functools.partial(bilevel.gram, stacked="^encoder/blocks/"))
+    want = gram(trees)
+    spread = {
+        "encoder": {
+            "blocks": {"kernel": jax.sharding.PartitionSpec(None, "x", None)},
+            "front": {"bias": jax.sharding.PartitionSpec("x")},
+        }
+    }
+    placed = jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), spread)
+    sharded = [jax.device_put(tree, placed) for tree in trees]
+    compiled = gram.lower(sharded).compile()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), compiled(sharded), want)
+    assert "all-reduce" in compiled.as_text()
+    assert "all-gather" not in compiled.as_text()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"method": "sgd"}, {"normalise": "l2"}, {"rate": -1}, {"rho": -0.1}, {"every": 0}]
+)
+def test_conflict_refuses(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        bilevel.Conflict(**wrong)
+
+
+def test_dynamic_levels_are_announced_and_their_layers_agree():
+    trees, params = draw(np.random.default_rng(0), 1, 2)
+    state, update = combine(bilevel.Conflict("mgda"), trees, params)
+    with pytest.raises(ValueError, match=r"level b\+a is not among"):
+        update(state, 0, {name: trees[name] for name in ("b", "a")})
+    params["encoder"]["blocks"]["bias"] = jnp.zeros((4, 2))
+    with pytest.raises(ValueError, match="encoder/blocks/kernel has not as many layers"):
+        combine(bilevel.Conflict("mgda"), trees, params)

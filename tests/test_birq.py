@@ -15,6 +15,7 @@ from bljust_jax.evaluate import trained
 from bljust_jax.system import Extras
 from configs import birq
 from tests import toy
+from tests.systems import begin
 
 KEY = jax.random.key(0)
 FACTS = recipes.Facts({"labelled": 9}, steps_per_epoch={"labelled": 10, "unlabelled": 40})
@@ -116,7 +117,7 @@ def test_frozen_arrays_and_owners():
 def after_one_step():
     recipe = build(small())
     optimizer = toy.sgd(recipe.combiner, 1e-3)
-    state = step.init_state(recipe, optimizer, seed=0)
+    state = begin(recipe, optimizer)
     groups = optim.assign(state.params, recipe.groups)
     phase = recipe.phases[0]
     run = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
@@ -138,7 +139,7 @@ def test_a_step_moves_encoder_and_label_head_alone():
 def test_moments_of_batch_norm_move_with_the_masked_pass():
     """The pass that makes labels reads them: unmoved, it would be that of another network."""
     recipe = build(small("parakeet,smoke"))
-    params, frozen, stats = recipe.init(jax.random.key(0))
+    params, frozen, stats = jax.jit(recipe.init)(jax.random.key(0))
     extras = Extras(0, frozen, stats, None, {"enhanced": 1.0, "anchor": 1.0})
     apply = jax.jit(lambda batch: recipe.objectives[0].apply(params, extras, batch, KEY)[1].stats)
     moved = apply({"unlabelled": make_batch()})["encoder"]

@@ -202,8 +202,10 @@ def test_every_config_takes_the_variant_overfit(name):
     config = json.loads(config)
     assert workdir == f"runs/{name}-overfit"
     data = config["data"]
-    assert {data["train"], data["dev"]} == {"synthetic:overfit/train", "synthetic:overfit/dev"}
-    assert config["method"] == "supervised"
+    for stream in data["streams"].values() or [data]:
+        named = {stream["train"], stream["dev"]}
+        assert named == {"synthetic:overfit/train", "synthetic:overfit/dev"}
+    assert config["method"] == ("joint" if data["streams"] else "supervised")
     assert config["model"]["dropout"] == 0
     assert config["specaugment"]["freq_masks"] == config["specaugment"]["time_masks"] == 0
     assert (data["speed"], data["noise_snr"], data["join"]) == ([1.0, 1.0], [], [1, 1])

@@ -15,10 +15,13 @@ from bljust_jax.decode.greedy import collapse
 from bljust_jax.decode.tune import ALPHAS, BETAS, Trial, tune
 from bljust_jax.errors import UserError
 from bljust_jax.evaluate import __main__ as command
+from bljust_jax.evaluate import measures
 from bljust_jax.evaluate.trained import open_run, open_split
+from bljust_jax.system import Task
 from configs import quickstart
 
 STEP = 7
+TASK = Task("", "labelled", "wer", "ctc_head", predict=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -61,24 +64,24 @@ def read_samples(path):
 
 def test_scores_by_hand():
     """Errors of the corpus over words of the corpus, not a mean over sentences."""
-    found = evaluate.score(["a b c d", "e", ""], ["a x c", "e f", "unheard"])
+    found = measures.recognition(["a b c d", "e", ""], ["a x c", "e f", "unheard"])
     assert (found["substitutions"], found["deletions"], found["insertions"]) == (1, 1, 1)
     assert (found["words"], found["utterances"], found["without_reference"]) == (5, 2, 1)
     assert found["wer"] == pytest.approx(3 / 5)
     assert found["cer"] == pytest.approx((3 + 2) / 8)  # b -> x, " d" gone; " f" too much
     with pytest.raises(ValueError, match="no reference"):
-        evaluate.score([""], ["a"])
+        measures.recognition([""], ["a"])
 
 
 def test_bad_audio_is_left_out_of_the_score(workdir):
     config = open_run(workdir).config
     tokenizer = text.load(workdir)
     uri = "synthetic:tiny/dev+synthetic:tiny/test"
-    splits = load_splits(config.data, {"dev": uri}, tokenizer)
+    splits = load_splits(config.data, {"dev": uri}, {"labelled": tokenizer})
     names = [u.id for u in splits.utterances("dev")]
     references = splits.references("dev")
     texts = dict(zip(names[1:], references[1:], strict=True))
-    found = evaluate.score_split("dev", splits, texts)
+    found = evaluate.score_split(TASK, "dev", splits, texts)
     assert found.scores["dev/utterances"] == len(names) - 1
     assert [p["id"] for p in found.pairs] == names[1:]
     assert {k: v for k, v in found.scores.items() if k.endswith("wer")} == {
@@ -92,7 +95,7 @@ def two_parts(workdir):
     """(splits of which dev has the parts dev and test, ids of each part, texts by id)."""
     config = open_run(workdir).config
     uri = "synthetic:tiny/dev+synthetic:tiny/test"
-    splits = load_splits(config.data, {"dev": uri}, text.load(workdir))
+    splits = load_splits(config.data, {"dev": uri}, {"labelled": text.load(workdir)})
     names = [u.id for u in splits.utterances("dev")]
     texts = dict(zip(names, splits.references("dev"), strict=True))
     parts = {part: [names[i] for i in own] for part, own in splits.parts("dev").items()}
@@ -102,20 +105,20 @@ def two_parts(workdir):
 def test_a_part_without_sound_audio_is_left_out_and_said(workdir):
     splits, parts, texts = two_parts(workdir)
     kept = {name: texts[name] for name in parts["dev"]}
-    found = evaluate.score_split("dev", splits, kept)
+    found = evaluate.score_split(TASK, "dev", splits, kept)
     assert {k for k in found.scores if k.endswith("wer")} == {"dev/wer", "dev/dev/wer"}
     assert found.scores["dev/utterances"] == len(parts["dev"])
     (note,) = found.notes
     assert note.startswith("dev/test: not scored")
     scores = found.scores | {"dev/blank_share": 0.0}
     assert f"  {note}" in evaluate.describe("dev", found._replace(scores=scores), 0)
-    assert evaluate.score_split("dev", splits, texts).notes == ()
+    assert evaluate.score_split(TASK, "dev", splits, texts).notes == ()
 
 
 def test_a_split_without_any_reference_is_a_mistake(workdir):
     splits, _, _ = two_parts(workdir)
     with pytest.raises(UserError, match=r"dev: all \d+ utterances have bad audio or no text"):
-        evaluate.score_split("dev", splits, {})
+        evaluate.score_split(TASK, "dev", splits, {})
 
 
 @pytest.mark.parametrize(
@@ -245,7 +248,7 @@ def test_mistakes_are_one_line(flags, words, workdir, capsys, monkeypatch, tmp_p
     ("break_it", "words"),
     [
         (lambda folder: (folder / "config.json").unlink(), "--workdir of a training run"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "recipe"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "of another version"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: None, "no checkpoint yet"),
@@ -272,9 +275,9 @@ def check_mistake(flags, words, capsys):
 
 
 def test_saying_nothing_is_not_better_than_inserting_words():
-    def scores(wer, cer):
-        return {"dev/wer": wer, "dev/cer": cer}
+    def rank(wer, cer):
+        result = evaluate.Result({"dev/wer": wer, "dev/cer": cer}, [])
+        return evaluate.Scored("dev", (TASK,), {"": result}).rank
 
-    rank = evaluate.rank
-    assert rank(scores(1.04, 0.5)) < rank(scores(1.0, 1.0))
-    assert rank(scores(0.4, 0.5)) < rank(scores(0.5, 0.1)) < rank(scores(1.2, 0.1))
+    assert rank(1.04, 0.5) < rank(0.97, 0.97)
+    assert rank(0.4, 0.5) < rank(0.5, 0.1) < rank(1.2, 0.1)

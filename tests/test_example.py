@@ -39,7 +39,8 @@ def made(tmp_path):
     seconds = len(audio) / RATE
     known = [Utterance(name, str(path), 0.0, seconds, text, "", "") for name, text in TEXTS.items()]
     corpus = types.SimpleNamespace(
-        tokenizer=CharTokenizer("abc"), utterances=lambda split: {"dev": known}[split]
+        tokenizer_of={"dev": CharTokenizer("abc")}.get,
+        utterances=lambda split: {"dev": known}[split],
     )
     log_mel = partial(features.log_mel, sample_rate=RATE, n_mels=20)
     weights = Weights(jnp.float32(CONFIDENCE), {})

@@ -8,7 +8,7 @@ import pytest
 
 from bljust_jax import optim, recipes, step, train
 from bljust_jax.errors import UserError
-from tests.systems import FACTS, config_for, make_batch
+from tests.systems import FACTS, begin, config_for, make_batch
 
 
 def build(*parts, gradients="separate"):
@@ -21,7 +21,7 @@ def build(*parts, gradients="separate"):
 def test_a_frozen_part_does_not_move_and_the_rest_does(gradients):
     recipe = build("frontend", "blocks/ff2", gradients=gradients)
     optimizer = optim.make(recipe.combiner, recipe.groups)
-    state = step.init_state(recipe, optimizer, 0)
+    state = begin(recipe, optimizer)
     groups = train.assign_groups(recipe, state.params)
     phase = next(p for p in recipe.phases if p.name == "finetune")
     train_step = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))

@@ -22,7 +22,8 @@ EVALUATE = JAX | COMMAND | {
 ALLOWED = {
     "errors": set(),
     "command": {"errors"},
-    "main": JAX | COMMAND | {"train", "data", "ranges"},
+    "main": JAX | COMMAND | {"train", "data", "ranges", "hosts"},
+    "hosts": JAX,
     "ranges": {"errors"},
     "train": JAX | {
         *("system", "step", "optim", "sharding", "checkpoint", "metrics", "evaluate"),
@@ -32,7 +33,8 @@ ALLOWED = {
     "beginning": JAX | {"system", "step", "data", "evaluate", "export"},
     "alarm": {"errors"},
     "recipes": JAX | {
-        *("recognition", "objectives", "encoders", "models", "bilevel", "system", "phases"),
+        *("recognition", "translation", "objectives", "encoders", "models", "bilevel", "system"),
+        "phases",
         "ml_collections",
     },
     "encoders": JAX | {"models", "ops"},
@@ -42,10 +44,11 @@ ALLOWED = {
     "decode": JAX | {"ops", "kenlm"},
     "models": JAX | {"ops", "flax"},
     "ops": JAX,
-    "bilevel": JAX | {"optax"},
+    "translation": {"recognition", "encoders", "models", "objectives", "decode", "system"},
+    "bilevel": JAX | {"optax", "ops"},
     "system": JAX | {"optax"},
     "gradients": JAX | {"system", "bilevel"},
-    "step": LOOP | {"gradients"},
+    "step": LOOP | {"gradients", "bilevel"},
     "optim": LOOP,
     "sharding": LOOP,
     "checkpoint": LOOP,
@@ -80,6 +83,7 @@ ALLOWED = {
 
 # Imported inside functions only: heavy, optional, or absent on some machines.
 LAZY = {
+    "hosts": {"jax"},
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"},
     "decode": {"kenlm"},
     "beginning": {"export"},

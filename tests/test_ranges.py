@@ -4,12 +4,13 @@ import pytest
 
 from bljust_jax import ranges
 from bljust_jax.errors import UserError
-from configs import birq, common, librispeech, manifest, quickstart, tedlium, wav2vec2_just
+from configs import birq, common, librispeech, m2asr, manifest, quickstart, tedlium, wav2vec2_just
 
 CONFIGS = (
     *((module, "") for module in (librispeech, manifest, quickstart, tedlium)),
     *((manifest, name) for name in (*common.COMMON, "lstm,smoke", "gru,overfit", "lstm,digits")),
     *((birq, name) for name in birq.VARIANTS),
+    *((m2asr, name) for name in (*m2asr.VARIANTS, "digits,smoke", "covost,overfit")),
     *((wav2vec2_just, name) for name in (*wav2vec2_just.VARIANTS, "smoke", "overfit")),
 )
 
@@ -31,6 +32,8 @@ def test_what_is_shipped_is_in_range(module, variant):
         (wav2vec2_just, "wav2vec2.codes", 0, "config.wav2vec2.codes=0 must be 1 or above"),
         (wav2vec2_just, "mask.time_prob", 3.0, "config.mask.time_prob=3.0 must be from 0 to 1"),
         (wav2vec2_just, "model.conv_stride", (2, 0), "must be whole numbers of 1 or above"),
+        (m2asr, "moo.every", 0, "config.moo.every=0 must be 1 or above"),
+        (m2asr, "moo.threshold", 1.5, "config.moo.threshold=1.5 must lie from -1 to 1"),
         (birq, "birq.tau_end", 0.0, "config.birq.tau_end=0.0 must be above 0"),
     ],
 )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bljust_jax import plots, report
-from bljust_jax.plots import curves, speech
+from bljust_jax.plots import curves, series, speech
 from bljust_jax.plots.style import legible
 from bljust_jax.report import comparison, page
 from bljust_jax.report.__main__ import main
@@ -131,7 +131,7 @@ def test_typical_is_the_median_of_those_of_a_fair_length():
 def test_scores_over_compute_are_interpolated():
     rows = [{"step": 10, "compute/encoder_tflop": 4.0}, {"step": 30, "compute/encoder_tflop": 8.0}]
     rows += [{"step": n, "dev/wer": n / 100} for n in (5, 20, 30)]
-    x, y = curves.over_compute(rows, "dev/wer")
+    x, y = series.over_compute(rows, "dev/wer")
     np.testing.assert_allclose(x, [2.0, 6.0, 8.0], rtol=1e-12)
     np.testing.assert_allclose(y, [0.05, 0.2, 0.3], rtol=1e-12)
 
@@ -139,18 +139,18 @@ def test_scores_over_compute_are_interpolated():
 def test_a_pause_breaks_the_line():
     """Logged at 10, 20, 30 and again at 80, 90: no line from 30 to 80."""
     rows = [{"step": n, "train/a/loss": float(n)} for n in (10, 20, 30, 80, 90)]
-    x, y = curves.series(rows, "train/a/loss")
+    x, y = series.series(rows, "train/a/loss")
     np.testing.assert_array_equal(x, [10, 20, 30, 80, 80, 90])
     np.testing.assert_array_equal(y, [10, 20, 30, np.nan, 80, 90])
 
 
 def test_bands_end_where_the_run_stands_and_narrow_ones_are_put_together():
     spans = [plots.Span("a", 0, 50), plots.Span("b", 50, 50)]
-    assert curves.bands(spans, 100) == [("a", 0, 50), ("b", 50, 100)]
-    assert curves.bands(spans, 60) == [("a", 0, 50), ("b", 50, 60)]
-    assert curves.bands(spans, 50) == [("a", 0, 50)]
+    assert series.bands(spans, 100) == [("a", 0, 50), ("b", 50, 100)]
+    assert series.bands(spans, 60) == [("a", 0, 50), ("b", 50, 60)]
+    assert series.bands(spans, 50) == [("a", 0, 50)]
     turns = [plots.Span("ab"[n % 2], 5 * n, 5) for n in range(8)] + [plots.Span("c", 40, 60)]
-    assert curves.bands(turns, 100) == [("a + b, 8 turns", 0, 40), ("c", 40, 100)]
+    assert series.bands(turns, 100) == [("a + b, 8 turns", 0, 40), ("c", 40, 100)]
 
 
 def panels(figure):
@@ -178,7 +178,6 @@ def test_panels_hold_what_was_logged_under_its_name():
     }
     assert set(gradients["norm"]) == {"cpc", "ctc"}
     assert gradients["cosine"] == {"ctc|cpc": [0.25] * 6}
-    assert "weight in its level" not in gradients
     assert schedules["penalty"] == {"level 1": [n / 1000 for n in after]}
     assert schedules["learning rate"] == {"encoder": [1e-3] * 10}
 
@@ -197,18 +196,15 @@ def test_what_was_not_logged_is_absent():
 def test_names_with_slashes_parts_of_dev_and_codebooks_are_found():
     rows = [
         {"step": n, "train/st/en-fr/loss": 1.0, "codebook/anchor/perplexity": 9.0}
-        | {"moo/weight/st/en-fr": 0.5, "dev/wer": 0.5, "dev/digits_en/wer": 0.25, "dev/bleu": 30.0}
+        | {"dev/wer": 0.5, "dev/digits_en/wer": 0.25, "dev/bleu": 30.0}
         for n in (1, 2)
     ]
-    assert list(curves.matching(rows, r"train/(.+)/loss")) == ["st/en-fr"]
+    assert list(series.matching(rows, r"train/(.+)/loss")) == ["st/en-fr"]
     assert "perplexity (codes)" in panels(curves.CURVES["codebooks"][0](rows, []))
-    assert panels(curves.CURVES["gradients"][0](rows, [])) == {
-        "weight in its level": {"st/en-fr": [0.5, 0.5]}
-    }
     scores = curves.CURVES["scores"][0](rows, [])
     left, right, bleu = (scores.axes[n] for n in (0, 1, 2))
     assert [line.get_ydata()[-1] for line in right.get_lines()] == [50.0, 25.0]  # in per cent
-    assert [line.get_label() for line in left.get_lines()] == ["dev", "dev/digits_en"]
+    assert [line.get_label() for line in left.get_lines()] == ["dev  50.0%", "dev/digits_en  25.0%"]
     assert (left.get_ylabel(), bleu.get_ylabel()) == ("dev WER (%)", "dev BLEU")
     assert bleu.get_lines()[0].get_ydata()[-1] == 30.0
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bljust_jax import checkpoint, folder, main, metrics, train
 from bljust_jax.errors import UserError
-from configs import birq, common, librispeech, manifest, quickstart, tedlium, wav2vec2_just
+from configs import birq, common, librispeech, m2asr, manifest, quickstart, tedlium, wav2vec2_just
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHORT = {"explore": 4, "joint": 6, "finetune": 6}
@@ -301,6 +301,20 @@ def test_a_workdir_goes_on_with_the_text_model_that_its_run_learned(tmp_path):
         folder.check_config(config, tmp_path)
     config.data.text.sha256 = "another"
     with pytest.raises(UserError, match=r"\(data.text.sha256 'learned' -> 'another'\)"):
+        folder.check_config(config, tmp_path)
+
+
+def test_the_text_models_of_streams_go_on_too(tmp_path):
+    config = m2asr.get_config("smoke")
+    text = config.data.streams["asr/en"].text
+    text.sha256 = "learned"
+    (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    for given in ("", "learned"):
+        text.sha256 = given
+        folder.check_config(config, tmp_path)
+    config.data.streams["asr/zh"].measure = "wer"
+    with pytest.raises(UserError, match=r"\(data.streams.asr/zh.measure 'cer' -> 'wer'\)"):
         folder.check_config(config, tmp_path)
 
 

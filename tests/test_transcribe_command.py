@@ -36,12 +36,13 @@ def test_a_run_s_transcripts_are_what_evaluation_recognises(workdir, tmp_path):
     model = recogniser.open_model(workdir)
     assert (model.hop, model.sample_rate, model.multiple) == (640, 16000, jax.device_count())
     splits = open_split(opened, "dev", "")
-    program = jax.jit(lambda weights, batch: evaluate.best_paths(opened.recipe, weights, batch))
+    program = jax.jit(evaluate.greedily(opened.task))
     expected = evaluate.run(
         "dev",
+        opened.recipe.tasks,
         splits,
-        lambda batch: program(opened.weights, sharding.put_batch(batch, opened.mesh)),
-    )
+        lambda task, batch: program(opened.weights, sharding.put_batch(batch, opened.mesh)),
+    ).results[""]
     paths = [
         store(tmp_path / f"{n}.flac", read_audio(u)) for n, u in enumerate(splits.utterances("dev"))
     ]

@@ -9,8 +9,11 @@ penalty gamma the minimiser of f + gamma g has theta_1 = (3/2 + 5 gamma) / (1/2 
 (theta_1 + 3) / 2, psi = theta_1.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bljust_jax import bilevel, optim, step, system
@@ -107,3 +110,81 @@ def sgd(combiner, rate):
     return optax.chain(
         combiner, optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
     )
+
+
+# Many objectives with known gradients. Objective n draws the shared parameters, two stacked layers
+# and one more leaf, to its target: (1/2) mean over rows of |theta - target_n - row|^2, so that its
+# gradient is theta - target_n - (mean of the rows), and its head towards the mean of the rows.
+
+SOUP = ("asr/a", "asr/b", "st/a-b")
+TARGETS = np.array(
+    [[1.0, 0.5, -1.0, 0.0, 2.0], [1.5, -0.5, 1.0, 0.25, 2.0], [-0.5, 1.0, 0.5, 0.5, 1.5]],
+    np.float32,
+)
+
+
+def theta(encoder):
+    return jnp.concatenate([encoder["blocks"]["kernel"].reshape(-1), encoder["front"]["bias"]])
+
+
+def drawn_to(n, params, extras, batch, rng):
+    name, rows = SOUP[n], batch[SOUP[n]]["rows"]
+    shared = system.scale_gradient(theta(params["encoder"]), extras.scale[name])
+    away = shared[None] - TARGETS[n][None] - rows
+    head = (params[f"{name}_head"]["value"][None] - rows[:, 0]) ** 2
+    loss = 0.5 * (jnp.sum(away**2) + jnp.sum(head)) - jnp.sum(batch[name]["reward"])
+    drawn = jax.random.uniform(rng)
+    count = jnp.float32(len(rows))
+    metrics = {f"{name}/drawn": (drawn, 1.0), f"{name}/drawn_squared": (drawn**2, 1.0)}
+    return {name: (loss, count)}, system.Aux(metrics, {})
+
+
+def soup_init(rng):
+    params = {"encoder": {"blocks": {"kernel": jnp.zeros((2, 2))}, "front": {"bias": jnp.zeros(1)}}}
+    return params | {f"{name}_head": {"value": jnp.zeros(())} for name in SOUP}, {}, {}
+
+
+def soup(levels, conflict, combine=(), weights=None, inner=None, rate=1e-2, **options):
+    """(train step, initial state) of SGD on the objectives above; all levels of several of them
+    are dynamic where `combine` is not given."""
+    combine = combine or tuple(conflict.method if len(level) > 1 else "sum" for level in levels)
+    weights = weights or (1.0,) * len(levels)
+    rates = dict.fromkeys(("encoder", *SOUP), lambda k: rate)
+    phase = system.Phase(
+        *("joint", 1000, levels, lambda k: weights, rates), combine=combine, inner=inner or {}
+    )
+    group = functools.partial(system.Group, clip=1e9, weight_decay=0.0)
+    everyone = frozenset(SOUP)
+    base = recipe([phase])
+    dynamic = [x for x, how in zip(levels, combine, strict=True) if how != "sum" and len(x) > 1]
+    made = system.Recipe(
+        **{
+            **vars(base),
+            "objectives": tuple(
+                system.Objective((name,), (name,), functools.partial(drawn_to, n))
+                for n, name in enumerate(SOUP)
+            ),
+            "groups": (
+                group("encoder", "^encoder/", everyone),
+                *(group(name, f"^{name}_head/", frozenset({name})) for name in SOUP),
+            ),
+            "init": soup_init,
+            "combiner": bilevel.combine_levels(conflict, dynamic),
+            **options,
+        }
+    )
+    optimizer = sgd(made.combiner, rate)
+    state = step.init_state(made, optimizer, seed=0)
+    groups = optim.assign(state.params, made.groups)
+    return step.make_train_step(made, phase, optimizer, groups, seed=0), state
+
+
+def soup_batch(rows=4, noise=0.0, seed=0, reward=0.0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: {
+            "rows": jnp.asarray(noise * rng.normal(size=(rows, 5)), jnp.float32),
+            "reward": jnp.full(rows, reward, jnp.float32),
+        }
+        for name in SOUP
+    }

@@ -1,4 +1,4 @@
-"""python -m bljust_jax.bench {ctc,step,birq,input} ... [--json FILE] [--rounds N]
+"""python -m bljust_jax.bench {ctc,step,birq,moo,input} ... [--json FILE] [--rounds N]
     [--shapes A,B,C,D ...]
 
 Measures ours against public peers, interleaved in one process, and prints tables; ratios are those
@@ -8,10 +8,11 @@ ctc    value and gradient against optax.ctc_loss and torch: time, memory, errors
 step   a whole training step against transformers' Parakeet with torch; the joint step against two
        single ones; one forward pass for both losses against two steps
 birq   a BiRQ step against a BEST-RQ step, with and without the gradient of its labels
+moo    a step that weighs several losses by MoDo or MGDA against a step of each
 input  hours of FLAC audio decoded a second, and the share of a step that waits for it
 
 --json FILE writes all figures; of a folder it makes FILE/<device>.json. Shapes are UTTERANCES,
-FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of step and birq. A peer that is not
+FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of step, birq and moo. A peer that is not
 installed is named. Exit 2: a mistake, in one line.
 """
 
@@ -34,7 +35,7 @@ from bljust_jax.errors import UserError
 
 DONE, MISTAKE = 0, 2
 # Modules with run and describe, imported when asked for: ctc needs no models, step no data.
-SUBJECTS = {"ctc": "ctc", "step": "step", "birq": "birq", "input": "input_pipeline"}
+SUBJECTS = {"ctc": "ctc", "step": "step", "birq": "birq", "moo": "moo", "input": "input_pipeline"}
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "transformers")
 
 
@@ -72,6 +73,7 @@ def measure(subject: str, args: argparse.Namespace) -> tuple[dict[str, Any], lis
         "ctc": {"shapes": args.shapes},
         "step": {"shapes": args.shapes, "dtype": args.dtype},
         "birq": {"shapes": args.shapes, "dtype": args.dtype},
+        "moo": {"shapes": args.shapes, "dtype": args.dtype},
         "input": {"uri": args.data},
     }
     result = module.run(**options[subject], rounds=args.rounds, say=say)

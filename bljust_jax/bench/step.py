@@ -16,7 +16,7 @@ from bljust_jax import optim, recipes, step
 from bljust_jax.bench import torch_peer
 from bljust_jax.bench.rounds import MIB, interleave, ratios, table
 from bljust_jax.encoders import conformer
-from bljust_jax.system import Recipe
+from bljust_jax.system import Phase, Recipe
 from configs import common
 
 VOCAB_SIZE = 1000
@@ -91,17 +91,21 @@ def make_batch(shape: Shape) -> dict[str, dict[str, np.ndarray]]:
 
 def compile_step(config: Any, phase_name: str, batch: dict, say: Callable[[str], None]) -> Program:
     """The step of a phase, compiled for this batch, with a state of its own."""
-    say(f"compiling {phase_name}")
     facts = recipes.Facts({"labelled": VOCAB_SIZE}, {"labelled": 1000, "unlabelled": 1000})
     recipe = recipes.load(config.recipe)(config, facts)
     phase = next(p for p in recipe.phases if p.name == phase_name)
-    optimizer = optim.make(recipe.combiner, recipe.groups)
-    state = step.init_state(recipe, optimizer, config.seed)
+    say(f"compiling {phase_name}")
+    return compile_phase(recipe, phase, optim.make(recipe.combiner, recipe.groups), batch)
+
+
+def compile_phase(recipe: Recipe, phase: Phase, optimizer: Any, batch: dict) -> Program:
+    """The same of a phase given whole, its update that of `optimizer`."""
+    state = step.init_state(recipe, optimizer, seed=0)
     groups = optim.assign(state.params, recipe.groups)
     state = state._replace(stats=state.stats | recipe.statistics([batch["unlabelled"]]))
     streams = {s for o in recipe.active(phase) for s in o.streams}
     batch = jax.device_put({s: batch[s] for s in sorted(streams)})
-    train_step = step.make_train_step(recipe, phase, optimizer, groups, config.seed)
+    train_step = step.make_train_step(recipe, phase, optimizer, groups, seed=0)
     program = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
     leaves = jax.tree.leaves(state.params)
     cost, parameters = flops(recipe, phase, batch), sum(x.size for x in leaves)
@@ -116,7 +120,7 @@ def compile_step(config: Any, phase_name: str, batch: dict, say: Callable[[str],
     return Program(run, temporaries, size, cost, parameters)
 
 
-def flops(recipe: Recipe, phase: Any, batch: dict) -> float:
+def flops(recipe: Recipe, phase: Phase, batch: dict) -> float:
     """FLOPs of the encoder in one step over the padded batch, every active objective."""
     total = 0.0
     for objective in recipe.active(phase):

@@ -7,32 +7,32 @@ the number of threads, of hosts, and of restarts.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bljust_jax.data import augment, normalise, settings, summary, text
-from bljust_jax.data.plan import Item, Plan, bucket_table
+from bljust_jax.data import augment, settings, streams, summary
+from bljust_jax.data.plan import Item, Plan, bucket_table, shares
 from bljust_jax.data.quarantine import Quarantine
-from bljust_jax.data.sources import Utterance, open_source
-from bljust_jax.data.splits import Batch, Splits, empty_batch, fill, open_split, reasons
-from bljust_jax.data.subset import keep, low_resource, timely
+from bljust_jax.data.sources import Utterance, hours, open_source
+from bljust_jax.data.splits import Batch, Splits, empty_batch, fill, open_split
+from bljust_jax.data.streams import UNLABELLED
+from bljust_jax.data.subset import timely
 from bljust_jax.data.text import Tokenizer
 from bljust_jax.errors import UserError
 
 GAP = (0.02, 0.15)  # seconds between joined utterances
 GAIN_DB = (-3.0, 3.0)  # of each joined utterance
 
-STREAMS = ("labelled", "unlabelled")
-
 
 class Segment(NamedTuple):
-    """Steps start..start + length - 1 need these streams ("labelled", "unlabelled")."""
+    """Steps start..start + length - 1 need these streams, by name."""
 
     start: int
     length: int
@@ -42,8 +42,9 @@ class Segment(NamedTuple):
 class Corpus(Splits):
     """Streams for training, and splits for evaluation; made by `load`.
 
-    plans: {"labelled": Plan, "unlabelled": Plan}. A stream's batch is that of `empty_batch`, filled
-    from its first row to its last; only a labelled one has labels.
+    plans: {stream: Plan}, the labelled ones in the order of their names, then "unlabelled". A
+    stream's batch is that of `empty_batch`, filled from its first row to its last; only a labelled
+    one has labels. All streams have as many buckets, or the unlabelled one has one.
     """
 
     def __init__(
@@ -51,46 +52,50 @@ class Corpus(Splits):
         data: Any,
         seed: int,
         multiple: int,
-        tokenizer: Tokenizer,
+        tokenizers: Mapping[str, Tokenizer],
         utterances: dict[str, list[Utterance]],
         left_out: dict[str, Counter],
         quarantined: Quarantine,
     ):
-        super().__init__(data, multiple, tokenizer, utterances, left_out, quarantined)
+        super().__init__(data, multiple, tokenizers, utterances, left_out, quarantined)
         self._seed = seed
         self._unjoinable: list[str] = []
-        encoded = [tokenizer.encode(u.text or "") for u in utterances["labelled"]]
-        self._labels = np.array([len(ids) for ids in encoded], np.int64)
-        self._repeats = np.array([np.sum(ids[1:] == ids[:-1]) for ids in encoded], np.int64)
+        self._labels = {name: self._count_labels(name) for name in self.streams}
+        sizes = [hours(utterances[name]) for name in self.streams]
+        parts = shares(sizes, data.temperature) * len(sizes) * data.batch_seconds
+        audio = dict(zip(self.streams, parts.tolist(), strict=True))
+        audio[UNLABELLED] = data.unlabelled_batch_seconds or data.batch_seconds
         self.plans = {}
-        for stream in STREAMS:
-            try:
-                self.plans[stream] = self._plan(stream)
-            except UserError as error:
-                raise UserError(f"{stream}: {error}") from error
-        lengths = [[b.seconds for b in plan.buckets] for plan in self.plans.values()]
-        if lengths[0] != lengths[1] and len(lengths[1]) > 1:
-            raise UserError(
-                "config.data.unlabelled_buckets must be empty (those of data.buckets) or one length"
-            )
+        for name, seconds in audio.items():
+            with streams.blaming(name):
+                self.plans[name] = self._plan(name, seconds)
+        self._check_buckets()
 
-    def _plan(self, stream: str) -> Plan:
+    def _count_labels(self, stream: str) -> np.ndarray:
+        """Labels, and repeats of one label after itself, of each utterance: [2, N]."""
+        encode = self.tokenizers[stream].encode
+        encoded = (encode(u.text or "") for u in self._utterances[stream])
+        counts = [(len(ids), np.sum(ids[1:] == ids[:-1])) for ids in encoded]
+        return np.array(counts, np.int64).T
+
+    def _plan(self, stream: str, batch_seconds: float) -> Plan:
         data, utterances = self._data, self._utterances[stream]
-        paired = stream == "labelled"
-        table = bucket_table(
-            tuple(data.buckets) if paired else tuple(data.unlabelled_buckets or data.buckets),
-            data.batch_seconds if paired else data.unlabelled_batch_seconds or data.batch_seconds,
-            data.labels_per_second,
-            self._multiple,
-        )
+        paired = stream in self.streams
+        lengths = tuple(data.unlabelled_buckets or data.buckets)
+        if paired:
+            lengths = self.streams[stream].buckets
+        multiple = data.rows_multiple * self._multiple
+        table = bucket_table(lengths, batch_seconds, data.labels_per_second, multiple)
         join = tuple(data.join if paired else data.unlabelled_join)
         share = float(data.join_share if paired else data.unlabelled_join_share)
+        # names of speakers are of one source, and streams together have several
+        speakers = [f"{u.lang}/{u.speaker}" if data.streams else u.speaker for u in utterances]
         if share > 0 and join[1] > 1:
-            self._check_speakers(stream, share)
+            self._check_speakers(stream, share, len(set(speakers)))
         return Plan(
             [u.duration for u in utterances],
-            self._labels.tolist() if paired else None,
-            [u.speaker for u in utterances],
+            self._labels[stream][0].tolist() if paired else None,
+            speakers,
             self.references(stream) if paired else [""] * len(utterances),
             [u.id for u in utterances],
             table,
@@ -101,16 +106,28 @@ class Corpus(Splits):
             balance=float(data.balance if paired else 0.0),
             speed=tuple(data.speed),
             crop=not paired,
+            languages=[u.lang for u in utterances],
+            temperature=1.0 if paired else float(data.unlabelled_temperature),
         )
 
-    def _check_speakers(self, stream: str, share: float) -> None:
+    def _check_buckets(self) -> None:
+        """UserError where a stream has nothing for a bucket that another may lead it to."""
+        for leader, name in itertools.permutations(self.streams, 2):
+            led = self.buckets_in_use([leader]) if self.driver([leader, name]) == leader else []
+            for k in (k for k in led if not self.plans[name].supplies(k)):
+                own, other = self.streams[name], self.streams[leader]
+                raise UserError(
+                    f"{own.where}.buckets: no utterance of {name} is within {own.buckets[k]:g} s,"
+                    f" which goes with {leader}'s {other.buckets[k]:g} s: make it longer"
+                )
+
+    def _check_speakers(self, stream: str, share: float, speakers: int) -> None:
         """Strings are of one speaker: notes where there can be none; raises if nothing else is."""
-        utterances = self._utterances[stream]
-        if len({u.speaker for u in utterances}) < max(1, len(utterances)):
+        if speakers < max(1, len(self._utterances[stream])):
             return
         problem = "strings cannot be joined: no two utterances share a speaker"
         if share >= 1:
-            setting = "join_share" if stream == "labelled" else "unlabelled_join_share"
+            setting = "unlabelled_join_share" if stream == UNLABELLED else "join_share"
             raise UserError(
                 f'{problem}; add "speaker" to the manifest or set config.data.{setting} to 0'
             )
@@ -119,23 +136,36 @@ class Corpus(Splits):
     def digest(self) -> str:
         """Sixteen hexadecimal digits that a run must share with a checkpoint to resume exactly.
 
-        They are of the tokenizer and, for each plan, ids, durations, bucket table and seed.
+        They are of the tokenizers and, for each plan, ids, durations, bucket table and seed; of the
+        labels too where streams may differ in them alone.
         """
-        facts: list[Any] = [self.tokenizer.to_json()]
+        facts: list[Any] = [tokenizer.to_json() for tokenizer in self.tokenizers.values()]
         for stream, plan in self.plans.items():
             utterances = [(u.id, u.duration) for u in self._utterances[stream]]
             table = [dataclasses.astuple(bucket) for bucket in plan.buckets]
             facts.append([stream, utterances, table, plan.seed])
+            if self._data.streams and stream in self.streams:
+                facts.append(self.references(stream))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     # Training
 
+    def driver(self, needed: Sequence[str]) -> str:
+        """The stream whose plan decides the bucket of a step that needs these.
+
+        It is the labelled one with the most batches an epoch, the first of them by name, or else
+        the unlabelled one.
+        """
+        labelled = [name for name in self.streams if name in needed]
+        batches = {name: self.plans[name].batches_per_epoch for name in labelled}
+        return max(labelled, key=lambda name: batches[name], default=UNLABELLED)
+
     def draws(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, int]]:
         """{stream: (bucket, batch number within the bucket)} of a step.
 
-        The driver is the labelled stream where the step needs it, else the unlabelled; n is the
-        number of earlier steps that it drove. The other stream takes its own batches of the
-        driver's bucket, by the driver's count, or batch n where it has one bucket.
+        The driver's n-th batch is the step's, n the number of earlier steps that it drove. Every
+        other stream takes its own batches of the driver's bucket, by the driver's count, or batch n
+        where it has one bucket.
         """
         n = 0
         for segment in segments:
@@ -143,9 +173,9 @@ class Corpus(Splits):
                 break
         else:
             raise ValueError(f"step {step} is in no segment")
-        leader = driver(segment.streams)
+        leader = self.driver(segment.streams)
         for earlier in segments:
-            if driver(earlier.streams) == leader:
+            if self.driver(earlier.streams) == leader:
                 n += min(max(step - earlier.start, 0), earlier.length)
         k = self.plans[leader].bucket_of(n)
         m = self.plans[leader].count(k, n)
@@ -165,23 +195,22 @@ class Corpus(Splits):
         ]
         return list(dict.fromkeys(f"{u.id} ({u.line or u.path})" for u in heard))
 
-    def buckets_in_use(self, streams: Sequence[str]) -> list[int]:
+    def buckets_in_use(self, needed: Sequence[str]) -> list[int]:
         """Indices of the buckets that steps of these streams have, the largest last."""
-        counts = self.plans[driver(streams)].counts
+        counts = self.plans[self.driver(needed)].counts
         return [k for k, count in enumerate(counts) if count]
 
     def blank_batch(
-        self, streams: Sequence[str], k: int, *, shard: tuple[int, int] = (0, 1)
+        self, needed: Sequence[str], k: int, *, shard: tuple[int, int] = (0, 1)
     ) -> dict[str, Batch]:
         """{stream: batch of empty rows} of the shapes that a step has in the driver's bucket k."""
         rate = self._data.sample_rate
         blank = {}
-        for stream in streams:
-            alone = self._alone(stream, driver(streams))
+        for stream in needed:
+            alone = self._alone(stream, self.driver(needed))
             bucket = self.plans[stream].buckets[0 if alone else k]
-            labelled = stream == "labelled"
             rows = bucket.batch_size // shard[1]
-            blank[stream] = empty_batch(bucket, rows, rate, labelled=labelled)
+            blank[stream] = empty_batch(bucket, rows, rate, labelled=stream in self.streams)
         return blank
 
     def shape_at(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, float]]:
@@ -216,14 +245,14 @@ class Corpus(Splits):
 
     def sample_audio(self, batches: int) -> Iterator[Batch]:
         """The first batches of the unlabelled plan's own order, for feature statistics."""
-        plan = self.plans["unlabelled"]
+        plan = self.plans[UNLABELLED]
 
         def load_batch(n: int) -> _Loaded:
             k = plan.bucket_of(n)
-            return self._train_batch("unlabelled", k, plan.count(k, n), (0, 1))
+            return self._train_batch(UNLABELLED, k, plan.count(k, n), (0, 1))
 
         loaded = self._parallel(load_batch, 0, batches)
-        return map(functools.partial(self._admit, "unlabelled"), loaded)
+        return map(functools.partial(self._admit, UNLABELLED), loaded)
 
     def _admit(self, stream: str, loaded: "_Loaded") -> Batch:
         """The batch, its bad utterances quarantined: in order of steps, whatever the threads."""
@@ -236,8 +265,8 @@ class Corpus(Splits):
         bucket, items = plan.buckets[k], plan.batch_in_bucket(k, m)
         rows = len(items) // shard[1]
         items = items[shard[0] * rows : (shard[0] + 1) * rows]
-        labelled = stream == "labelled"
-        batch = empty_batch(bucket, rows, self._data.sample_rate, labelled=labelled)
+        tokenizer = self.tokenizers.get(stream)
+        batch = empty_batch(bucket, rows, self._data.sample_rate, labelled=tokenizer is not None)
         bad = []
         for row, item in enumerate(items):
             members = [utterances[i] for i in item.members]
@@ -248,7 +277,7 @@ class Corpus(Splits):
                 batch["ids"][row] = item.key
                 continue
             texts = " ".join(u.text or "" for u in members)
-            fill(batch, row, item.key, audio, self.tokenizer.encode(texts) if labelled else None)
+            fill(batch, row, item.key, audio, tokenizer.encode(texts) if tokenizer else None)
         return _Loaded(batch, bad)
 
     def _waveform(
@@ -279,27 +308,31 @@ class Corpus(Splits):
     def summary(self) -> list[str]:
         """Lines on sizes, what was left out and why, bucket tables, how labels cover the texts."""
         sizes, plans = summary.sizes(self), summary.plans(self.plans)
-        return [*self._unjoinable, *sizes, *plans, *summary.texts(self, ("dev", "test"))]
+        return [*self._unjoinable, *sizes, *plans, *summary.texts(self)]
 
-    def infeasible(self, frames: Callable[[int], int]) -> list[str]:
-        """A line on labelled utterances that CTC cannot align, none where it can align them all.
+    def infeasible(
+        self, frames: Callable[[int], int], needed: Sequence[str] | None = None
+    ) -> list[str]:
+        """A line a labelled stream on utterances that CTC cannot align, none where it can.
 
         They have fewer frames than labels and repeats: T < U + repeats, which costs them any part
-        in the loss. frames: samples -> frames of the encoder's output, at the speed as recorded.
+        in the loss. frames: samples -> frames of the encoder's output, at the speed as recorded;
+        needed: the streams that CTC is to learn, by default all.
         """
-        needed = (self._labels + self._repeats).tolist()
-        utterances = self._utterances["labelled"]
-        lengths = [frames(round(u.duration * self._data.sample_rate)) for u in utterances]
-        short = [i for i, (t, n) in enumerate(zip(lengths, needed, strict=True)) if t < n]
-        if not short:
-            return []
-        u, t, n = utterances[short[0]], lengths[short[0]], needed[short[0]]
-        return [
-            f"labelled: {len(short)} of {len(utterances)} utterances have fewer frames than CTC"
-            f" needs for their {self.tokenizer.unit}s and add nothing to it, first"
-            f" {u.id} ({u.line or u.path}) with {t} for {n}: look for wrong texts or durations, or"
-            " use larger units"
-        ]
+        lines = []
+        for stream in self.streams if needed is None else needed:
+            utterances, spans = self._utterances[stream], self._labels[stream].sum(axis=0).tolist()
+            lengths = [frames(round(u.duration * self._data.sample_rate)) for u in utterances]
+            short = [i for i, (t, n) in enumerate(zip(lengths, spans, strict=True)) if t < n]
+            if short:
+                u, t, n = utterances[short[0]], lengths[short[0]], spans[short[0]]
+                lines.append(
+                    f"{stream}: {len(short)} of {len(utterances)} utterances have fewer frames than"
+                    f" CTC needs for their {self.tokenizers[stream].unit}s and add nothing to it,"
+                    f" first {u.id} ({u.line or u.path}) with {t} for {n}: look for wrong texts or"
+                    " durations, or use larger units"
+                )
+        return lines
 
 
 class _Loaded(NamedTuple):
@@ -313,63 +346,40 @@ class _BadAudio(Exception):
     """(utterance, reason)"""
 
 
-def driver(streams: Sequence[str]) -> str:
-    """The stream whose plan decides the bucket of a step."""
-    return "labelled" if "labelled" in streams else "unlabelled"
-
-
-def load(data: Any, *, seed: int, multiple: int = 1, tokenizer: Tokenizer | None = None) -> Corpus:
+def load(
+    data: Any, *, seed: int, multiple: int = 1, tokenizers: Mapping[str, Tokenizer] | None = None
+) -> Corpus:
     """The corpus that `config.data` describes; batch sizes are multiples of `multiple`.
 
-    `tokenizer` replaces the one made from the labelled training texts (resumed and exported runs).
-    Raises UserError for sources that cannot be read and settings that leave nothing to train on or
-    to score.
+    `tokenizers` {labelled stream: Tokenizer} replace those made from the training texts (resumed
+    and exported runs). Raises UserError for sources that cannot be read and settings that leave
+    nothing to train on or to score.
     """
     if seed < 0:
         raise UserError(f"config.seed is {seed}; it must be 0 or above")
     settings.check(data)
-    bad = Quarantine(data.max_bad_fraction)
-    train = open_source(data.train, data.root)
-    audio = open_source(data.unlabelled, data.root) if data.unlabelled else train
-    train, audio = bad.sift("labelled", train), bad.sift("unlabelled", audio)
-    left_out = {stream: Counter() for stream in STREAMS}
-    utterances, tokenizer = _label(train, data, seed, tokenizer, left_out["labelled"])
-    if data.overfit:
-        few = [u for u in utterances if u.duration <= data.buckets[-1]][: data.overfit]
-        streams = dict.fromkeys((*STREAMS, "dev"), few) | {"test": []}
-        return Corpus(data, seed, multiple, tokenizer, streams, left_out, bad)
-    streams = {
-        "labelled": utterances,
-        "unlabelled": timely(audio, data, left_out["unlabelled"]),
-    }
-    _require(streams["unlabelled"], left_out["unlabelled"], "unlabelled")
-    for split in ("dev", "test"):
-        streams[split], left_out[split] = open_split(split, data[split], data, bad)
-    return Corpus(data, seed, multiple, tokenizer, streams, left_out, bad)
-
-
-def _label(
-    train: list[Utterance], data: Any, seed: int, tokenizer: Tokenizer | None, left_out: Counter
-) -> tuple[list[Utterance], Tokenizer]:
-    """The utterances that train with labels, and what spells those."""
-    spell = normalise.make(data.text.normalise)
-    found = keep(train, left_out, "without a text", lambda u: spell(u.text or ""))
-    found = _require(timely(found, data, left_out), left_out, "train")
-    found = low_resource(found, data, seed)
-    joins = data.join_share > 0 and data.join[1] > 1
-    if tokenizer is None:
-        tokenizer = text.make(data.text, (u.text or "" for u in found), joined=joins)
-    covers = tokenizer.covers
-    found = keep(found, left_out, "with unknown characters", lambda u: covers(u.text or ""))
-    found = _require(found, left_out, "train")
-    if joins and not covers(f"{found[0].text} {found[0].text}"):
-        raise UserError("config.data.join_share joins texts by a space, which the tokenizer lacks")
-    return found, tokenizer
-
-
-def _require(utterances: list[Utterance], left_out: Counter, source: str) -> list[Utterance]:
-    if not utterances:
-        raise UserError(
-            f"config.data.{source}: no utterance is left to train on: {reasons(left_out)}"
+    bad, described = Quarantine(data.max_bad_fraction), streams.described(data)
+    opened = streams.open_once(described.values(), data.root)
+    audio = streams.all_audio(opened.values())
+    if data.unlabelled:
+        audio = open_source(data.unlabelled, data.root)
+    found = {name: bad.sift(name, opened[s.uris["train"]]) for name, s in described.items()}
+    audio = bad.sift(UNLABELLED, audio)
+    left_out = {name: Counter() for name in (*described, UNLABELLED)}
+    spelt = {}
+    for name, stream in described.items():
+        given = tokenizers[name] if tokenizers else None
+        found[name], spelt[name] = streams.label(
+            stream, found[name], data, seed, given, left_out[name]
         )
-    return utterances
+    if data.overfit:
+        found = streams.few(found, described, data.overfit, bad)
+        return Corpus(data, seed, multiple, spelt, found, left_out, bad)
+    audio = timely(audio, data, left_out[UNLABELLED])
+    found[UNLABELLED] = streams.required(audio, left_out[UNLABELLED], "config.data.unlabelled")
+    for split in ("dev", "test"):
+        for name, stream in described.items():
+            part = streams.split_name(split, name)
+            uri = stream.uris[split]
+            found[part], left_out[part] = open_split(part, uri, stream, data, bad)
+    return Corpus(data, seed, multiple, spelt, found, left_out, bad)

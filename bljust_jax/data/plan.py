@@ -52,6 +52,16 @@ def bucket_table(
     return tuple(table)
 
 
+def shares(hours: Sequence[float], temperature: float) -> np.ndarray:
+    """Parts of 1 by temperature T, p_i = hours_i ^ (1/T) / sum_j hours_j ^ (1/T): [N].
+
+    T = 1 is in proportion to size; the higher T, the more even; 0 stands for its limit, 1/N each.
+    """
+    sizes = np.asarray(hours, np.float64)
+    weights = (sizes / sizes.max()) ** (1 / temperature) if temperature else np.ones(len(sizes))
+    return weights / weights.sum()
+
+
 def evaluation_batches(
     durations: Sequence[float], seconds: Sequence[float], batch_seconds: float, multiple: int = 1
 ) -> list[tuple[Bucket, list[int]]]:
@@ -80,11 +90,14 @@ class Plan:
     speaker's utterances, made with probability `join_share`, with gaps of at most `max_gap` s;
     balance: share of draws that are uniform over the speaker's distinct texts; speed: range of the
     playing speed, drawn an item in hundredths; crop: longer utterances go into the last bucket (and
-    are cropped by whoever loads them) instead of being left out.
+    are cropped by whoever loads them) instead of being left out; languages: one an utterance;
+    temperature: an epoch holds as much audio as there is, but shared among the languages by
+    `shares`, for which their utterances are repeated or left out, in turns by epoch.
 
-    With balance 0 each utterance is in exactly one item an epoch (`items`). An item's bucket is the
-    first with seconds >= sum(durations) / speed + (n - 1) * max_gap and max_labels >= the labels of
-    its texts joined by spaces; an utterance that fits only as recorded keeps speed 1. The last
+    With balance 0 and temperature 1 each utterance is in exactly one item an epoch (`items`). An
+    item's bucket is the first with seconds >= sum(durations) / speed + (n - 1) * max_gap and
+    max_labels >= the labels of its texts joined by spaces; an utterance that fits only as recorded
+    keeps speed 1. The last
     batch of a bucket is filled by repeating items; later epochs, whose draws differ, drop or repeat
     some to keep epoch 0's number of batches. A bucket without items in epoch 0 never occurs in the
     plan's own order; another plan that leads there (`batch_in_bucket`) gets items of the next
@@ -109,6 +122,8 @@ class Plan:
         balance: float = 0.0,
         speed: tuple[float, float] = (1.0, 1.0),
         crop: bool = False,
+        languages: Sequence[str] = (),
+        temperature: float = 1.0,
     ):
         if list(buckets) != sorted(buckets, key=lambda b: (b.seconds, b.max_labels)) or not buckets:
             raise UserError("data.buckets must be lengths in seconds in ascending order")
@@ -129,6 +144,7 @@ class Plan:
         self._limit = (float(self._seconds[-1]), int(self._max_labels[-1]))
         self.excluded = self._exclude()
         self._speakers = self._group(speakers, texts)
+        self.languages = self._share_out(languages, temperature) if temperature != 1 else {}
         # A follower's buckets drift apart, each in an epoch of its own.
         self._epochs = _Recent(self._make_epoch, len(buckets) + 2)
         self._orders = _Recent(self._make_order, 3)
@@ -155,12 +171,11 @@ class Plan:
 
     def batch_in_bucket(self, k: int, m: int) -> list[Item]:
         """The items of the m-th batch ever of bucket k (m from 0); always a full batch."""
-        source, per_epoch = self._supply[k]
-        if source < 0:
+        if not self.supplies(k):
             raise UserError(
                 f"no utterance fits {self.buckets[k].seconds:g} s; drop it from data.buckets"
             )
-        epoch, position = divmod(m, per_epoch)
+        epoch, position = divmod(m, self._supply[k][1])
         items, rows = self._epochs.get(epoch)
         if not len(rows[k]):  # the draws of this epoch left the bucket empty
             items, rows = self._epochs.get(0)
@@ -172,6 +187,10 @@ class Plan:
         """All items of an epoch, before they are put into batches."""
         made = self._make_items(epoch)
         return [self._item(made, i) for i in range(len(made.speeds))]
+
+    def supplies(self, k: int) -> bool:
+        """Whether there are items for batches of bucket k."""
+        return self._supply[k][0] >= 0
 
     # Construction
 
@@ -198,15 +217,43 @@ class Plan:
             made.append(_Speaker(utterances, np.cumsum(sizes) - sizes, sizes))
         return made
 
+    def _share_out(self, languages: Sequence[str], temperature: float) -> dict[str, "_Language"]:
+        """The utterances of each language, and how many of them an epoch holds."""
+        left_out = {i for i, _ in self.excluded}
+        spoken: dict[str, list[int]] = {}
+        for i, language in enumerate(languages):
+            if i not in left_out:
+                spoken.setdefault(language, []).append(i)
+        names = sorted(spoken)
+        if not names:
+            return {}
+        seconds = np.array([self._durations[spoken[name]].sum() for name in names])
+        factors = shares(seconds.tolist(), temperature) * seconds.sum() / seconds
+        return {
+            name: _Language(np.array(spoken[name]), max(1, round(factor * len(spoken[name]))))
+            for name, factor in zip(names, factors, strict=True)
+        }
+
+    def _times(self, epoch: int) -> np.ndarray:
+        """How often an epoch holds each utterance: [N], those of a language alike but for one."""
+        rng = np.random.default_rng([self.seed, epoch, 3])
+        times = np.full(len(self._ids), 0 if self.languages else 1)
+        for utterances, wanted in self.languages.values():
+            whole, rest = divmod(wanted, len(utterances))
+            times[utterances] = whole
+            times[rng.permutation(utterances)[:rest]] += 1
+        return times
+
     def _make_items(self, epoch: int) -> "_Items":
         """Each speaker's utterances permuted and cut into singles and strings."""
         rng = np.random.default_rng([self.seed, epoch, 0])
+        times = self._times(epoch)
         durations, labels = self._durations.tolist(), self._labels.tolist()
         members: list[int] = []
         starts: list[int] = []
         speeds: list[float] = []
         for speaker in self._speakers:
-            order, wanted, drawn = self._draw(speaker, rng)
+            order, wanted, drawn = self._draw(speaker, times, rng)
             position = piece = 0
             while position < len(order):
                 string, fast = order[position : position + wanted[piece]], drawn[piece]
@@ -221,11 +268,11 @@ class Plan:
         return self._place(np.array(members, int), np.array(starts, int), np.array(speeds, float))
 
     def _draw(
-        self, speaker: "_Speaker", rng: np.random.Generator
+        self, speaker: "_Speaker", times: np.ndarray, rng: np.random.Generator
     ) -> tuple[list[int], list[int], list[float]]:
         """A speaker's utterances in a new order, lengths of the pieces to cut, and their speeds."""
-        n = len(speaker.utterances)
-        order = rng.permutation(speaker.utterances)
+        order = rng.permutation(np.repeat(speaker.utterances, times[speaker.utterances]))
+        n = len(order)
         if self._balance:
             text = rng.integers(len(speaker.sizes), size=n)
             uniform = speaker.utterances[speaker.starts[text] + rng.integers(speaker.sizes[text])]
@@ -312,6 +359,13 @@ class _Speaker(NamedTuple):
     utterances: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
+
+
+class _Language(NamedTuple):
+    """Utterance indices, and how many of them an epoch holds."""
+
+    utterances: np.ndarray
+    wanted: int
 
 
 class _Items(NamedTuple):

@@ -1,11 +1,12 @@
 """Whether `config.data` can work: its fields in range, its sources there. Reads no data."""
 
+import re
 from itertools import pairwise
 from math import inf
 from typing import Any
 
-from bljust_jax.data import sources
-from bljust_jax.errors import UserError
+from bljust_jax.data import sources, streams
+from bljust_jax.errors import UserError, nearest
 
 
 def _numbers(value: Any, low: float) -> bool:
@@ -23,13 +24,18 @@ def _pair(value: Any, low: float) -> bool:
 
 # What must hold, the condition, and the fields that it is for.
 RULES = (
-    ("must be 1 or above", lambda x: x >= 1, ("sample_rate", "prefetch")),
+    ("must be 1 or above", lambda x: x >= 1, ("sample_rate", "prefetch", "rows_multiple")),
     ("must be 0 or above", lambda x: x >= 0, ("num_threads", "labelled_speakers", "overfit")),
     ("must be 0 (no limit) or above", lambda x: 0 <= x < inf, ("min_seconds", "max_seconds")),
     (
         "must be 0 (that of batch_seconds) or above",
         lambda x: 0 <= x < inf,
         ("unlabelled_batch_seconds",),
+    ),
+    (
+        "must be 0 (equal shares) or above, such as 1 (by size) or 5",
+        lambda x: 0 <= x < inf,
+        ("temperature", "unlabelled_temperature"),
     ),
     (
         "must be above 0",
@@ -68,9 +74,66 @@ def check(data: Any) -> None:
         for name in names:
             if not holds(data[name]):
                 raise UserError(f"config.data.{name}={data[name]} {words}")
-    for name in ("train", "dev"):
-        if not data[name]:
-            raise UserError(f"config.data.{name} is empty; name a manifest or SCHEME:REST")
-    for name in ("train", "unlabelled", "dev", "test"):
+    if len(data.unlabelled_buckets) > 1 and tuple(data.unlabelled_buckets) != tuple(data.buckets):
+        raise UserError(
+            "config.data.unlabelled_buckets must be empty (those of data.buckets) or one length"
+        )
+    if data.streams:
+        _check_streams(data)
+    needed = ("train",) if data.streams else ("train", "dev")
+    for stream in streams.described(data).values():
+        for split in needed:
+            if not stream.uris[split]:
+                raise UserError(f"{stream.where}.{split} is empty; name a manifest or SCHEME:REST")
+        for split, uri in stream.uris.items():
+            if uri:
+                with streams.blaming(f"{stream.where}.{split}"):
+                    sources.check(uri)
+    if data.unlabelled:
+        sources.check(data.unlabelled)
+
+
+# The fields of a stream of `config.data.streams`, and of its tokenizer.
+STREAM = ("train", "dev", "test", "field", "measure", "buckets", "text")
+TEXT = ("units", "vocab_size", "model", "sha256", "normalise")
+CHOICES = {"field": streams.FIELDS, "measure": ("wer", "cer", "bleu")}
+NAME = re.compile(
+    r"(?!(?:dev|test|train|labelled|unlabelled)(?:/|$))[A-Za-z0-9-]+(/[A-Za-z0-9-]+)*"
+)
+
+
+def _check_streams(data: Any) -> None:
+    """Raises UserError naming a field of `config.data.streams` that is missing or out of range."""
+    for name in ("train", "dev", "test"):
         if data[name]:
-            sources.check(data[name])
+            raise UserError(
+                f"config.data.{name}={data[name]!r} must be empty where config.data.streams names"
+                f" the sources; clear it, or set the {name} of a stream"
+            )
+    for name, settings in sorted(data.streams.items()):
+        where = f"config.data.streams.{name}"
+        if not NAME.fullmatch(name):
+            raise UserError(f"{where}: a stream must have a name like asr/en or st/ar-en")
+        _check_fields(settings, STREAM, where)
+        _check_fields(settings.text, TEXT, f"{where}.text")
+        for field, known in CHOICES.items():
+            if settings[field] not in known:
+                near = nearest(settings[field], known)
+                raise UserError(f"{where}.{field}: there is no {settings[field]!r}{near}")
+        length = len(data.buckets)
+        if not _lengths(settings.buckets) or len(settings.buckets) not in (0, length):
+            raise UserError(
+                f"{where}.buckets={settings.buckets} must be {length} ascending lengths in seconds,"
+                " as many as config.data.buckets has, or empty: those"
+            )
+    if not any(settings.dev for settings in data.streams.values()):
+        raise UserError("config.data.streams: no stream has a dev; name one to choose weights by")
+
+
+def _check_fields(settings: Any, known: tuple[str, ...], where: str) -> None:
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{where} has no field {name!r}{nearest(name, known)}")
+    for name in known:
+        if name not in settings:
+            raise UserError(f"{where} has no {name!r}; make it by configs.common.stream")

@@ -34,8 +34,10 @@ class Utterance:
 
     id: unique in a corpus; path: absolute; offset, duration: seconds; text: None where unlabelled;
     line: "file:line" that declared it, for messages; part: which of several joined sources it comes
-    from, "" where there is one; fetch: the encoded file where it lies in a shard, which `path` then
-    only names; fault: why the audio is known to be unusable, "" where nothing is known against it.
+    from, "" where there is one; fetch: the encoded file where it lies in a shard or is made on
+    demand, and `path`, another for each, only names it; fault: why the audio is known to be
+    unusable, "" where nothing is known against it; translation: the text in another language, None
+    where there is none.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Utterance:
     part: str = ""
     fetch: Callable[[], bytes] | None = None
     fault: str = ""
+    translation: str | None = None
 
 
 def open_source(uri: str, root: str = "") -> list[Utterance]:
@@ -211,17 +214,19 @@ def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]
 def _decode(u: Utterance, sample_rate: int) -> np.ndarray:
     """The stretch of `u`, a few samples more or less at its end."""
     key = (u.path, sample_rate)
-    with _decoded.turn(key):
-        whole = _decoded.get(key)
-        if whole is None:
-            with soundfile.SoundFile(io.BytesIO(u.fetch()) if u.fetch else u.path) as file:
-                if file.format in SEEKABLE:
-                    start = min(round(u.offset * file.samplerate), file.frames)
-                    file.seek(start)
-                    frames = round((u.offset + u.duration) * file.samplerate) - start
-                    return _to_mono(file, frames, sample_rate)
+    whole = _decoded.get(key)
+    if whole is None:
+        source = io.BytesIO(u.fetch()) if u.fetch else u.path  # no turn yet: fetch may decode too
+        with _decoded.turn(key), soundfile.SoundFile(source) as file:
+            if file.format in SEEKABLE:
+                start = min(round(u.offset * file.samplerate), file.frames)
+                file.seek(start)
+                frames = round((u.offset + u.duration) * file.samplerate) - start
+                return _to_mono(file, frames, sample_rate)
+            whole = _decoded.get(key)
+            if whole is None:
                 whole = _to_mono(file, -1, sample_rate)
-            _decoded.put(key, whole)
+                _decoded.put(key, whole)
     start = round(u.offset * sample_rate)
     return whole[start : start + round(u.duration * sample_rate)]
 

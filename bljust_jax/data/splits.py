@@ -11,7 +11,8 @@ from bljust_jax.data import normalise
 from bljust_jax.data.plan import Bucket, evaluation_batches
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source, read_audio
-from bljust_jax.data.subset import keep
+from bljust_jax.data.streams import Stream, described, stream_of, taught
+from bljust_jax.data.subset import keep, reasons
 from bljust_jax.data.text import Tokenizer
 from bljust_jax.errors import UserError
 
@@ -19,22 +20,38 @@ Batch = dict[str, np.ndarray]
 
 
 class Splits:
-    """Utterances by the name of their split, and a tokenizer; made by `load_splits`.
+    """Utterances by the name of their split, and a tokenizer a labelled stream; by `load_splits`.
 
-    tokenizer; quarantined: what turned out to have bad audio; left_out: {split: {reason: count}}.
+    A split is of one stream, which its name ends with: dev/asr/en is of asr/en; where there is one
+    stream alone, dev is of that. The `text` of its utterances is what the stream's labels are.
+
+    streams: {stream: Stream}; tokenizers: {stream: Tokenizer}; quarantined: what turned out to have
+    bad audio; left_out: {split: {reason: count}}.
     """
 
     def __init__(
         self,
         data: Any,
         multiple: int,
-        tokenizer: Tokenizer,
+        tokenizers: Mapping[str, Tokenizer],
         utterances: dict[str, list[Utterance]],
         left_out: dict[str, Counter],
         quarantined: Quarantine,
     ):
-        self.tokenizer, self.quarantined, self.left_out = tokenizer, quarantined, left_out
+        self.streams, self.tokenizers = described(data), dict(tokenizers)
+        self.quarantined, self.left_out = quarantined, left_out
         self._data, self._multiple, self._utterances = data, multiple, utterances
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The only one; ValueError where there are several, see `tokenizer_of`."""
+        if len(self.tokenizers) > 1:
+            raise ValueError(f"a tokenizer each of {', '.join(self.tokenizers)}, not one for all")
+        return next(iter(self.tokenizers.values()))
+
+    def tokenizer_of(self, name: str) -> Tokenizer:
+        """That of a labelled stream or of a split; UserError for an unknown name."""
+        return self.tokenizers[stream_of(name, self.streams)]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,7 +66,8 @@ class Splits:
 
     def references(self, split: str) -> list[str]:
         """Normalised texts of `utterances(split)`, "" where one is missing."""
-        return [self.tokenizer.normalise(u.text or "") for u in self.utterances(split)]
+        normalise = self.tokenizer_of(split).normalise
+        return [normalise(u.text or "") for u in self.utterances(split)]
 
     def parts(self, split: str) -> dict[str, list[int]]:
         """{name: indices into `utterances(split)`} of the sources that a split joins by "+".
@@ -70,8 +88,9 @@ class Splits:
         occur in no batch; UserError where they are more than `data.max_bad_fraction`.
         """
         data, utterances = self._data, self.utterances(split)
+        seconds = self.streams[stream_of(split, self.streams)].buckets
         batches = evaluation_batches(
-            [u.duration for u in utterances], data.buckets, data.eval_batch_seconds, self._multiple
+            [u.duration for u in utterances], seconds, data.eval_batch_seconds, self._multiple
         )
 
         def load_batch(n: int) -> tuple[Batch, list[Utterance], list[tuple[Utterance, str]]]:
@@ -133,23 +152,28 @@ def fill(
 
 
 def load_splits(
-    data: Any, uris: Mapping[str, str], tokenizer: Tokenizer, *, multiple: int = 1
+    data: Any, uris: Mapping[str, str], tokenizers: Mapping[str, Tokenizer], *, multiple: int = 1
 ) -> Splits:
     """What evaluation needs of `config.data`, and no training data: {split: URI} to be scored.
 
-    Raises UserError for sources that cannot be read, or that have no text to score.
+    tokenizers: {labelled stream: Tokenizer}, of the streams of these splits at least. The name of a
+    split says its stream, see `Splits`. Raises UserError for a name of no stream, and for sources
+    that cannot be read, or that have no text to score.
     """
-    quarantined = Quarantine(data.max_bad_fraction)
-    opened = {name: open_split(name, uri, data, quarantined) for name, uri in uris.items()}
+    quarantined, streams = Quarantine(data.max_bad_fraction), described(data)
+    opened = {
+        name: open_split(name, uri, streams[stream_of(name, streams)], data, quarantined)
+        for name, uri in uris.items()
+    }
     utterances = {name: found for name, (found, _) in opened.items()}
     left_out = {name: counts for name, (_, counts) in opened.items()}
-    return Splits(data, multiple, tokenizer, utterances, left_out, quarantined)
+    return Splits(data, multiple, tokenizers, utterances, left_out, quarantined)
 
 
 def open_split(
-    split: str, uri: str, data: Any, quarantined: Quarantine
+    split: str, uri: str, stream: Stream, data: Any, quarantined: Quarantine
 ) -> tuple[list[Utterance], Counter]:
-    """(utterances to score, {reason: how many are not}); nothing for "".
+    """(utterances to score, {reason: how many are not}) of a split of a stream; nothing for "".
 
     Raises UserError if the texts of the split, or of one of the sources that it joins, are all
     blank.
@@ -157,13 +181,14 @@ def open_split(
     left_out: Counter = Counter()
     if not uri:
         return [], left_out
-    utterances = quarantined.sift(split, open_source(uri, data.root))
+    utterances = quarantined.sift(split, taught(open_source(uri, data.root), stream.field))
     if data.max_seconds:
         reason = f"longer than config.data.max_seconds={data.max_seconds:g}, so not scored"
         utterances = keep(utterances, left_out, reason, lambda u: u.duration <= data.max_seconds)
     if not utterances:
-        raise UserError(f"config.data.{split}: {uri}: no utterance is left: {reasons(left_out)}")
-    spell = normalise.make(data.text.normalise)
+        where = f"{stream.where}.{split.removesuffix(f'/{stream.name}')}"
+        raise UserError(f"{where}: {uri}: no utterance is left: {reasons(left_out)}")
+    spell = normalise.make(stream.text.normalise)
     silent: dict[str, Utterance] = {}
     for u in utterances:
         silent.setdefault(u.part, u)
@@ -172,11 +197,7 @@ def open_split(
     for part, u in silent.items():
         where = f"{part} in {uri}" if part else uri
         raise UserError(
-            f'{u.line or uri}: no utterance of {where} has a text to score; give each its "text"'
+            f"{u.line or uri}: no utterance of {where} has a {stream.field} to score; give each its"
+            f' "{stream.field}"'
         )
     return utterances, left_out
-
-
-def reasons(left_out: Mapping[str, int]) -> str:
-    """ "3 longer than 40 s, 2 without a text"."""
-    return ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "all are quarantined"

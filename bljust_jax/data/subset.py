@@ -3,7 +3,7 @@
 import collections
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,17 +36,25 @@ def timely(
     return keep(kept, left_out, long, lambda u: u.duration <= high)
 
 
-def low_resource(utterances: list[Utterance], data: Any, seed: int) -> list[Utterance]:
+def reasons(left_out: Mapping[str, int]) -> str:
+    """ "3 longer than 40 s, 2 without a text"."""
+    return ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "all are quarantined"
+
+
+def low_resource(
+    utterances: list[Utterance], data: Any, seed: int, source: str = "config.data.train"
+) -> list[Utterance]:
     """data.labelled_speakers (0: all) speakers, then data.labelled_fraction of their utterances.
 
     Both are the first of a permutation by seed, so a smaller set is part of a larger one, and
-    neither depends on the order of the source.
+    neither depends on the order of the source. `source` names it in messages.
     """
     rng = np.random.default_rng([seed, zlib.crc32(b"labelled")])
     speakers = rng.permutation(sorted({u.speaker for u in utterances})).tolist()
     if data.labelled_speakers > len(speakers):
         raise UserError(
             f"config.data.labelled_speakers: {data.labelled_speakers} of {len(speakers)} speakers"
+            f" of {source}"
         )
     heard = set(speakers[: data.labelled_speakers or None])
     utterances = [u for u in utterances if u.speaker in heard]

@@ -1,12 +1,13 @@
 """What a run says of its data before it starts."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from bljust_jax.data import text
 from bljust_jax.data.plan import Plan
 from bljust_jax.data.sources import hours
 from bljust_jax.data.splits import Splits
+from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
 
 
 def sizes(splits: Splits) -> list[str]:
@@ -26,7 +27,7 @@ def sizes(splits: Splits) -> list[str]:
 
 
 def plans(plans: Mapping[str, Plan]) -> list[str]:
-    """The batches of each stream, and the utterances that fit none."""
+    """The batches of each stream, the utterances that fit none, and how languages are shared."""
     lines = []
     for stream, plan in plans.items():
         for reason, n in Counter(reason for _, reason in plan.excluded).items():
@@ -36,17 +37,28 @@ def plans(plans: Mapping[str, Plan]) -> list[str]:
                 f"{stream}: {batches} batches an epoch of {bucket.batch_size} x "
                 f"{bucket.seconds:g} s, at most {bucket.max_labels} labels"
             )
+        for name, language in plan.languages.items():
+            lines.append(
+                f"{stream}: an epoch has {language.wanted} utterances of language {name!r}, which"
+                f" has {len(language.utterances)}"
+            )
     return lines
 
 
-def texts(splits: Splits, scored: Sequence[str]) -> list[str]:
+def texts(splits: Splits) -> list[str]:
     """The labels, and how they cover the texts of the splits that are scored."""
-    tokenizer = splits.tokenizer
-    lines = [f"tokenizer: {tokenizer.vocab_size - 1} {tokenizer.unit}s and the blank"]
-    for split in scored:
+    lines = []
+    for stream, tokenizer in splits.tokenizers.items():
+        of = "" if stream == LABELLED else f"{stream}: "
+        lines.append(f"{of}tokenizer: {tokenizer.vocab_size - 1} {tokenizer.unit}s and the blank")
+    for split in splits.names:
+        if split == UNLABELLED or split in splits.streams:
+            continue
         references = splits.references(split)
         silent = references.count("")
         if silent:
-            lines.append(f"{split}: {silent} utterances without a text cannot be scored")
-        lines += [f"{split}: {line}" for line in text.coverage(tokenizer, references)]
+            field = splits.streams[stream_of(split, splits.streams)].field
+            lines.append(f"{split}: {silent} utterances without a {field} cannot be scored")
+        covered = text.coverage(splits.tokenizer_of(split), references)
+        lines += [f"{split}: {line}" for line in covered]
     return lines

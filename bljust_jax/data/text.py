@@ -171,8 +171,10 @@ class PieceTokenizer:
         _write_json(self, folder)
 
 
-def make(settings: Any, texts: Iterable[str], *, joined: bool = False) -> Tokenizer:
-    """The tokenizer that `config.data.text` describes, read from `settings.model` or learned.
+def make(
+    settings: Any, texts: Iterable[str], *, joined: bool = False, where: str = "config.data"
+) -> Tokenizer:
+    """The tokenizer that `<where>.text` describes, read from `settings.model` or learned.
 
     `joined`: texts will also be strung together, parted by spaces, so the space needs an id (pieces
     always have one). Characters are sorted. Pieces are learned without randomness: exactly
@@ -183,22 +185,22 @@ def make(settings: Any, texts: Iterable[str], *, joined: bool = False) -> Tokeni
     """
     if settings.units not in UNITS:
         near = nearest(settings.units, sorted(UNITS))
-        raise UserError(f"config.data.text.units: there is no {settings.units!r}{near}")
+        raise UserError(f"{where}.text.units: there is no {settings.units!r}{near}")
     steps = tuple(settings.normalise)
     if settings.units == "characters":
         if settings.model:
             raise UserError(
-                "config.data.text.model is of pieces; set config.data.text.units to unigram or bpe"
+                f"{where}.text.model is of pieces; set {where}.text.units to unigram or bpe"
             )
         tokenizer: Tokenizer = learn_characters(texts, steps, joined=joined)
     elif settings.model:
         tokenizer = _read_model(pathlib.Path(settings.model), steps)
     else:
-        tokenizer = learn_pieces(texts, steps, settings.units, settings.vocab_size)
+        tokenizer = learn_pieces(texts, steps, settings.units, settings.vocab_size, where=where)
     if settings.sha256 and settings.sha256 != tokenizer.sha256:
-        source = settings.model or f"what data.train gives as {settings.units}"
+        source = settings.model or f"what {where}.train gives as {settings.units}"
         raise UserError(
-            f"config.data.text.sha256 is {settings.sha256}, of another model than {source}"
+            f"{where}.text.sha256 is {settings.sha256}, of another model than {source}"
             f" ({tokenizer.sha256 or 'no model'}); restore the model or texts, or clear the field"
         )
     return tokenizer
@@ -213,7 +215,7 @@ def learn_characters(
 
 
 def learn_pieces(
-    texts: Iterable[str], steps: Sequence[str], kind: str, size: int
+    texts: Iterable[str], steps: Sequence[str], kind: str, size: int, *, where: str = "config.data"
 ) -> PieceTokenizer:
     """`size` pieces of SentencePiece's model type `kind` ("unigram" or "bpe").
 
@@ -225,16 +227,16 @@ def learn_pieces(
     normal = [text for text in normal if text and not RESERVED & set(text)]
     least = len({SPACE, *"".join(normal)} - {" "})
     if not normal:
-        raise UserError("config.data.train has no text to learn pieces from; check its texts")
+        raise UserError(f"{where}.train has no text to learn pieces from; check its texts")
     if size < least:
         raise UserError(
-            f"config.data.text.vocab_size is {size}; the texts need at least {least} pieces, one"
+            f"{where}.text.vocab_size is {size}; the texts need at least {least} pieces, one"
             " for each character: set that or more, or units characters"
         )
     made = PieceTokenizer(_trained(normal, kind, size), steps)
     if len(made.symbols) != size:
         raise UserError(
-            f"config.data.text.vocab_size is {size}; the texts give at most {len(made.symbols)}"
+            f"{where}.text.vocab_size is {size}; the texts give at most {len(made.symbols)}"
             f" {kind} pieces: set that, or units characters"
         )
     return made

@@ -1,100 +1,181 @@
-"""Decode a split and score it: corpus WER and CER with substitutions, deletions and insertions.
+"""Decode a split and score it, task by task: WER and CER of what is recognised, BLEU and chrF of
+what is translated.
 
-Errors are summed over the corpus and divided by its words (characters); sentence scores are never
-averaged. As a command, see `__main__`; a run is read back by `trained`.
+The figures are in `measures`; a run is read back by `trained`; as a command, see `__main__`.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jiwer
 import numpy as np
+from jaxtyping import Int
 
 from bljust_jax.data.splits import Splits
+from bljust_jax.data.text import Tokenizer
 from bljust_jax.decode import greedy
 from bljust_jax.errors import UserError
-from bljust_jax.system import Recipe, Weights
+from bljust_jax.evaluate import measures
+from bljust_jax.system import Task, Weights
+
+MEANS = ("wer", "cer", "bleu", "chrf")  # that several tasks are told by
+NOTHING = (
+    "  nothing is recognised yet: usual early in training; later, look for a learning rate that is "
+    "too high or too low, transcripts that do not belong to the audio, or too few steps; the "
+    "variant `overfit` of this config should reach WER 0 first"
+)
 
 
 class Result(NamedTuple):
-    """Scores of one split, and what was recognised."""
+    """Scores of one task on its part of a split, and what was recognised or translated."""
 
     scores: dict[str, float]
     pairs: list[dict[str, Any]]  # id, reference, hypothesis, in the order of the split
     notes: tuple[str, ...] = ()  # lines on what could not be scored
 
 
-def score(references: list[str], hypotheses: list[str]) -> dict[str, float]:
-    """WER and CER over the corpus. Utterances without a reference text are counted, not scored."""
-    kept = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r]
-    if not kept:
-        raise ValueError("no reference text to score against")
-    refs, hyps = (list(column) for column in zip(*kept, strict=True))
-    words, chars = jiwer.process_words(refs, hyps), jiwer.process_characters(refs, hyps)
-    return {
-        "wer": words.wer,
-        "cer": chars.cer,
-        "substitutions": words.substitutions,
-        "deletions": words.deletions,
-        "insertions": words.insertions,
-        "words": sum(len(r.split()) for r in refs),
-        "utterances": len(refs),
-        "without_reference": len(references) - len(refs),
-    }
+class Scored(NamedTuple):
+    """A split scored by every task that has a part of it: {task name: its result}, in order."""
+
+    split: str
+    tasks: tuple[Task, ...]
+    results: dict[str, Result]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Those of the tasks and, of tasks with names, their means: dev/asr/en/wer, dev/wer."""
+        found = {k: v for result in self.results.values() for k, v in result.scores.items()}
+        return found | {f"{self.split}/{name}": mean for name, mean in self.means.items()}
+
+    @property
+    def means(self) -> dict[str, float]:
+        """{measure: mean over the tasks that have it}; {} for a task without a name."""
+        own = [self._of(task) for task in self.tasks if task.name]
+        found = {name: [s[name] for s in own if name in s] for name in MEANS}
+        return {name: sum(values) / len(values) for name, values in found.items() if values}
+
+    @property
+    def rank(self) -> list[float]:
+        """What the best weights have least of: the mean over tasks of the error of their own
+        measure, then of their errors of characters (`measures.errors`)."""
+        errors = [measures.errors(task, self._of(task)) for task in self.tasks]
+        return [sum(column) / len(errors) for column in zip(*errors, strict=True)]
+
+    def describe(self, samples: int) -> list[str]:
+        """Lines for a person: those of each task, then the means."""
+        if not self.tasks:
+            return []
+        names = {task.name: task.split(self.split) for task in self.tasks}
+        width = max(map(len, names.values())) + 1 if self.means else 0
+        few = -(-samples // len(names))
+        lines: list[str] = []
+        for name, result in self.results.items():
+            told = describe(names[name], result, few, width)
+            lines += [line for line in told if line != NOTHING or line not in lines]
+        if self.means:
+            lines.append(f"{self.split + ':':<{width}} {measures.rates(self.means)}, means")
+        return lines
+
+    def _of(self, task: Task) -> dict[str, float]:
+        return own_scores(task.split(self.split), self.results[task.name].scores)
 
 
-def best_paths(recipe: Recipe, weights: Weights, batch: dict) -> dict[str, Any]:
-    """{"path": int32 [B, T]}, -1 at padded frames, of a batch; to be jitted."""
-    logits, lengths = recipe.predict(weights.params, weights.stats, batch)
-    return {"path": greedy.best_path(logits, lengths)}
+def signatures(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
+    """sacreBLEU's signatures of each translation task, by its name."""
+    found = {task.name: measures.signatures(task) for task in tasks}
+    return {name: own for name, own in found.items() if own}
 
 
-def distributions(recipe: Recipe, weights: Weights, batch: dict) -> dict[str, Any]:
-    """`best_paths`, and "log_probs": float32 [B, T, K] in nats."""
-    logits, lengths = recipe.predict(weights.params, weights.stats, batch)
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return {"path": greedy.best_path(logits, lengths), "log_probs": log_probs}
+def own_scores(split: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of one split, without its name."""
+    return {k.removeprefix(f"{split}/"): v for k, v in scores.items()}
 
 
-def predictions(
-    split: str, splits: Splits, predict: Callable[[dict], dict[str, Any]]
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """(id, its row of each array of `predict(batch)`) of every utterance whose audio is sound."""
+# What a task says of a batch; to be jitted
+
+
+def greedily(task: Task) -> Callable[[Weights, dict], Any]:
+    """(weights, batch) -> int32 [B, T], -1 where nothing is said any more: the best path of a
+    recogniser, the ids of a translation."""
+
+    def best_paths(weights, batch):
+        return greedy.best_path(*task.predict(weights.params, weights.stats, batch))
+
+    def translations(weights, batch):
+        return task.translate(weights.params, weights.stats, batch, 1)
+
+    return translations if task.translate else best_paths
+
+
+def distributions(task: Task) -> Callable[[Weights, dict], dict[str, Any]]:
+    """(weights, batch) -> {"path": best path [B, T], "log_probs": float32 [B, T, K] in nats}."""
+
+    def distributions(weights, batch):
+        logits, lengths = task.predict(weights.params, weights.stats, batch)
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        return {"path": greedy.best_path(logits, lengths), "log_probs": log_probs}
+
+    return distributions
+
+
+def said(split: str, splits: Splits, say: Callable[[dict], Any]) -> Iterator[tuple[str, Any]]:
+    """(id, its row of the array or arrays of `say(batch)`) of every utterance whose audio is
+    sound."""
     for batch, utterances in splits.eval_batches(split):
-        found = jax.device_get(predict(batch))
+        found = jax.device_get(say(batch))
         for n, utterance in enumerate(utterances):
-            yield utterance.id, {name: rows[n] for name, rows in found.items()}
+            yield utterance.id, jax.tree.map(lambda x, n=n: x[n], found)
 
 
-def run(split: str, splits: Splits, predict: Callable[[dict], dict[str, Any]]) -> Result:
-    """Greedy decoding of a whole split; `predict(batch)` gives `best_paths` with some weights."""
-    found = predictions(split, splits, predict)
-    return greedy_result(split, splits, {name: row["path"] for name, row in found})
+def spell(task: Task, tokenizer: Tokenizer, row: Int[np.ndarray, "t"]) -> str:
+    """The text of one row of what `greedily` gives."""
+    return tokenizer.decode(row[row > 0] if task.translate else greedy.collapse(row))
 
 
-def greedy_result(split: str, splits: Splits, paths: Mapping[str, np.ndarray]) -> Result:
-    """The collapsed best paths [T] by utterance id, scored, and the share of their blank frames."""
-    decode = splits.tokenizer.decode
-    texts = {name: decode(greedy.collapse(path)) for name, path in paths.items()}
-    blanks = sum(int((path == 0).sum()) for path in paths.values())
-    frames = sum(int((path >= 0).sum()) for path in paths.values())
-    result = score_split(split, splits, texts)
-    return result._replace(scores=result.scores | {f"{split}/blank_share": blanks / max(frames, 1)})
+# Scores
 
 
-def score_split(split: str, splits: Splits, texts: Mapping[str, str]) -> Result:
-    """Hypotheses by utterance id, scored; utterances without one (bad audio) are left out.
+def run(
+    split: str, tasks: Sequence[Task], splits: Splits, say: Callable[[Task, dict], Any]
+) -> Scored:
+    """Greedy decoding of a whole split: `say(task, batch)` gives what `greedily` does with some
+    weights. A task whose part of the split is empty is left out."""
+    there = tuple(task for task in tasks if splits.utterances(task.split(split)))
+    results = {}
+    for task in there:
+        rows = dict(said(task.split(split), splits, lambda batch, task=task: say(task, batch)))
+        results[task.name] = greedy_result(task, split, splits, rows)
+    return Scored(split, there, results)
+
+
+def greedy_result(task: Task, split: str, splits: Splits, rows: Mapping[str, np.ndarray]) -> Result:
+    """Rows of what `greedily` gives by utterance id, scored; for recognition with the share of
+    blank frames."""
+    part = task.split(split)
+    tokenizer = splits.tokenizer_of(part)
+    texts = {name: spell(task, tokenizer, row) for name, row in rows.items()}
+    result = score_split(task, split, splits, texts)
+    if task.translate:
+        return result
+    blanks = sum(int((path == 0).sum()) for path in rows.values())
+    frames = sum(int((path >= 0).sum()) for path in rows.values())
+    return result._replace(scores=result.scores | {f"{part}/blank_share": blanks / max(frames, 1)})
+
+
+def score_split(task: Task, split: str, splits: Splits, texts: Mapping[str, str]) -> Result:
+    """Hypotheses of a task by utterance id, scored; utterances without one (bad audio) are left
+    out.
 
     A split of several sources is scored as a whole (`test/wer`) and by part (`test/<part>/wer`). A
     part of which no utterance with a text is left has no score, and a note says so; UserError where
     that is so of the whole.
     """
+    split = task.split(split)
     utterances, references = splits.utterances(split), splits.references(split)
     pairs = {
         u.id: {"id": u.id, "reference": reference, "hypothesis": texts[u.id]}
@@ -106,55 +187,56 @@ def score_split(split: str, splits: Splits, texts: Mapping[str, str]) -> Result:
             f"{split}: all {len(utterances)} utterances have bad audio or no text, so there is "
             "nothing to score: repair them, or name another source"
         )
-    scores = {f"{split}/{k}": v for k, v in _score_pairs(list(pairs.values())).items()}
-    notes = []
+    measure = measures.of(task)
+
+    def scored(own: list[dict[str, Any]]) -> dict[str, float]:
+        return measure([p["reference"] for p in own], [p["hypothesis"] for p in own])
+
+    whole, notes = scored(list(pairs.values())), []
+    scores = {f"{split}/{k}": v for k, v in whole.items()}
     for part, members in splits.parts(split).items():
         ids = [utterances[i].id for i in members]
         own = [pairs[name] for name in ids if name in pairs]
         if any(pair["reference"] for pair in own):
-            found = _score_pairs(own)
-            scores |= {f"{split}/{part}/{k}": found[k] for k in ("wer", "cer")}
+            found = scored(own)
+            scores |= {f"{split}/{part}/{k}": found[k] for k in MEANS if k in found}
         else:
             notes.append(f"{split}/{part}: not scored, as no audio with a text is left of it")
+    if whole.get("empty"):
+        notes.append(f"{split}: {whole['empty']} of the translations are empty")
     return Result(scores, list(pairs.values()), tuple(notes))
 
 
-def _score_pairs(pairs: list[dict[str, Any]]) -> dict[str, float]:
-    return score([p["reference"] for p in pairs], [p["hypothesis"] for p in pairs])
+# For people
 
 
-def rank(scores: Mapping[str, float]) -> list[float]:
-    """What the best weights have least of on dev: WER, then CER. Above 100 % all word error rates
-    are alike: else saying nothing at all would beat a beginner's inserted words."""
-    return [min(scores["dev/wer"], 1.0), scores["dev/cer"]]
+def write_samples(folder: pathlib.Path, when: Any, scored: Scored) -> None:
+    """Every hypothesis beside its reference, one JSON object a line: <split>-<when>.jsonl, or
+    <split>-<task>-<when>.jsonl for tasks with names."""
+    for name, result in scored.results.items():
+        write_pairs(folder / sample_file(scored.split, name, when), result.pairs)
 
 
-def write_samples(path: pathlib.Path, pairs: list[dict[str, Any]]) -> None:
-    """Every hypothesis beside its reference, one JSON object a line."""
+def sample_file(split: str, task: str, when: Any) -> str:
+    """dev-best.jsonl, dev-asr_en-best.jsonl."""
+    return "-".join(filter(None, (split, task.replace("/", "_"), str(when)))) + ".jsonl"
+
+
+def write_pairs(path: pathlib.Path, pairs: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs))
 
 
-def describe(split: str, result: Result, samples: int) -> list[str]:
-    """Lines for a person: the scores, the usual causes when nothing is recognised, a few pairs."""
-    s = {k.removeprefix(f"{split}/"): v for k, v in result.scores.items()}
-    lines = [f"{split}: {errors(s)}, blanks {s['blank_share']:.1%}"]
+def describe(split: str, result: Result, samples: int, width: int = 0) -> list[str]:
+    """Lines on one result: the scores, the usual causes when nothing is recognised, a few pairs."""
+    s = own_scores(split, result.scores)
+    blanks = f", blanks {s['blank_share']:.1%}" if "blank_share" in s else ""
+    lines = [f"{split + ':':<{width}} {measures.line(s)}{blanks}"]
     lines += [f"  {note}" for note in result.notes]
-    if s["wer"] >= 1.0 or s["blank_share"] > 0.99:
-        lines.append(
-            "  nothing is recognised yet: usual early in training; later, look for a learning rate "
-            "that is too high or too low, transcripts that do not belong to the audio, or too few "
-            "steps; the variant `overfit` of this config should reach WER 0 first"
-        )
+    if s.get("wer", 0) >= 1.0 or s.get("blank_share", 0) > 0.99:
+        lines.append(NOTHING)
     shown = np.linspace(0, len(result.pairs) - 1, min(samples, len(result.pairs)), dtype=int)
     for n in shown:
         lines.append(f"  ref {result.pairs[n]['reference']}")
         lines.append(f"  hyp {result.pairs[n]['hypothesis']}")
     return lines
-
-
-def errors(scores: Mapping[str, float]) -> str:
-    """WER 9.1% (S 5 D 2 I 1 of 88 words), CER 3.0%."""
-    s = scores
-    counts = f"S {s['substitutions']} D {s['deletions']} I {s['insertions']} of {s['words']} words"
-    return f"WER {s['wer']:.1%} ({counts}), CER {s['cer']:.1%}"

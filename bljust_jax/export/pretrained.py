@@ -47,14 +47,14 @@ class Source(NamedTuple):
 
 
 def load(
-    path: str | pathlib.Path, params: Mapping, stats: Mapping, config: Any, units: Any
+    path: str | pathlib.Path, params: Mapping, stats: Mapping, config: Any, units: Any | None
 ) -> tuple[dict, dict, list[str]]:
     """A run's (params, stats) with what `path` holds in place of their first values, and lines that
     say what was taken.
 
     The encoder is taken; the head of wav2vec 2.0's loss where the run has one; the CTC head where
-    the file's vocabulary is that of `units`, the run's tokenizer. A pickle is read only where
-    config.init_from_pickle.
+    the file's vocabulary is that of `units`, the run's tokenizer (None where it has one a task). A
+    pickle is read only where config.init_from_pickle.
     Raises UserError: no model there, one of another shape than config.model (naming the fields),
     tensors that are missing or have no place, a run with a quantiser and a file without.
     """
@@ -79,7 +79,9 @@ def load(
     if SSL_HEAD in params and SSL_HEAD in found:
         params[SSL_HEAD] = _fitting(SSL_HEAD, params[SSL_HEAD], found[SSL_HEAD], path)
         lines.append("init_from: the quantiser and its projections")
-    if "ctc_head" in found and same_units(tokenizer.read(source.folder, source.blank), units):
+    if units is None:
+        lines.append("init_from: the heads of the tasks start fresh")
+    elif "ctc_head" in found and same_units(tokenizer.read(source.folder, source.blank), units):
         params["ctc_head"] = _fitting("ctc_head", params["ctc_head"], found["ctc_head"], path)
         lines.append("init_from: the CTC head, its vocabulary is the run's")
     else:

@@ -10,11 +10,19 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from bljust_jax.plots.curves import CURVES, Row, Span, compute_figure
+from bljust_jax.plots.curves import CURVES, compute_figure
+from bljust_jax.plots.objectives import OBJECTIVES
+from bljust_jax.plots.series import MEASURES, Row, Span, cosine_keys, score_name
 from bljust_jax.plots.speech import SPEECH
 from bljust_jax.plots.style import STYLE
 
-__all__ = ["Picture", "Row", "Span", "compare", "draw"]
+__all__ = ["MEASURES", "Picture", "Row", "Span", "compare", "cosine_keys", "draw", "score_name"]
+
+OVER_STEPS = CURVES | OBJECTIVES
+ORDER = (
+    *("losses", "scores", "gradients", "weights", "cosines", "layers"),
+    *("schedules", "codebooks"),
+)
 
 
 class Picture(NamedTuple):
@@ -36,7 +44,8 @@ def draw(
     """
     rows = [row for row in rows if "final" not in row]
     with matplotlib.rc_context(STYLE):
-        figures = [(name, make(rows, phases), caption) for name, (make, caption) in CURVES.items()]
+        drawn = [(name, *OVER_STEPS[name]) for name in ORDER]
+        figures = [(name, make(rows, phases), caption) for name, make, caption in drawn]
         if example is not None:
             figures += [(name, make(example), text) for name, (make, text) in SPEECH.items()]
         return [

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 from matplotlib import font_manager
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 BLUE, RED, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56b4e9", "#000000")
+CONFLICT = "RdBu"  # of cosines: red below 0, blue above
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 STYLE = {
     "figure.dpi": 100,
@@ -34,6 +37,15 @@ WIDTH = 10.0  # inches, 1000 pixels
 
 def title(figure: Figure, text: str) -> None:
     figure.suptitle(legible(text), x=0.01, ha="left", fontsize=13, fontweight="bold")
+
+
+def area_colours(number: int) -> list[tuple[float, float, float]]:
+    """Colours of areas, those of lines but for the black one; pale ones once they run out."""
+    bright = [to_rgb(colour) for colour in COLOURS[:-1]]
+    rounds = -(-number // len(bright))
+    paleness = [0.7 * n / max(rounds - 1, 1) for n in range(rounds)]
+    shades = [(np.array(rgb) * (1 - p) + p).tolist() for p in paleness for rgb in bright]
+    return [tuple(rgb) for rgb in shades[:number]]
 
 
 def legible(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bljust_jax import plots
 from bljust_jax.report.run import Run, costs, score_order
-from bljust_jax.report.text import number, rate, table
+from bljust_jax.report.text import fitted, number, rate
 
 
 def write(runs: Sequence[Run], out: pathlib.Path) -> tuple[list[str], pathlib.Path]:
@@ -16,13 +16,14 @@ def write(runs: Sequence[Run], out: pathlib.Path) -> tuple[list[str], pathlib.Pa
     Returns the lines of the table, and the path of the former.
     """
     names = distinct_names(runs)
-    compared = table(*_cells(names, runs))
+    compared = fitted(*_cells(names, runs))
     out.mkdir(parents=True, exist_ok=True)
     lines = ["# Comparison", "", *compared, ""]
     rows = {name: run.rows for name, run in zip(names, runs, strict=True)}
     for measure in ("wer", "bleu"):
-        if plots.compare(out / f"{measure}.png", rows, f"dev/{measure}"):
-            caption = f"dev {measure.upper()} over encoder compute, one line a run."
+        key = f"dev/{measure}"
+        if plots.compare(out / f"{measure}.png", rows, key):
+            caption = f"{plots.score_name(key)} over encoder compute, one line a run."
             lines += [f"![{measure}.png]({measure}.png)", "", caption, ""]
     path = out / "comparison.md"
     path.write_text("\n".join(lines))
@@ -32,8 +33,9 @@ def write(runs: Sequence[Run], out: pathlib.Path) -> tuple[list[str], pathlib.Pa
 def _cells(names: Sequence[str], runs: Sequence[Run]) -> tuple[tuple, list[tuple]]:
     """(head, rows) of the table: every score and every cost that some run has."""
     scores = sorted({key for run in runs for key in run.scores}, key=score_order)
-    labels = list(dict.fromkeys(label for run in runs for label in costs(run)))
-    head = ("run", "method", "seed", *map(_heading, scores), *labels, "state")
+    labels = dict.fromkeys(label for run in runs for label in costs(run))
+    labels = sorted(labels, key=lambda name: (not name.endswith("TFLOP"), "updates" not in name))
+    head = ("run", "method", "seed", *map(plots.score_name, scores), *labels, "state")
     rows = []
     for name, run in zip(names, runs, strict=True):
         spent = costs(run)
@@ -56,8 +58,3 @@ def distinct_names(runs: Sequence[Run]) -> list[str]:
         if len(set(names)) == len(runs):
             break
     return names
-
-
-def _heading(key: str) -> str:
-    *split, measure = key.split("/")
-    return f"{' '.join(split)} {measure.upper()}"

@@ -10,12 +10,13 @@ import numpy as np
 
 from bljust_jax import plots
 from bljust_jax.report.run import MEASURES, Run, costs, open_run
-from bljust_jax.report.text import number, rate, table
+from bljust_jax.report.text import fitted, number, rate, table
 from bljust_jax.report.utterances import worst
 
 WORST = 12  # utterances shown of a split
 POINTS = 12  # rows of the course table
-COURSE = ("train/.+/loss", r"penalty/\d+", "moo/cos/.+", *(f"dev/{m}" for m in MEASURES))
+PAIRS = 3  # most cosines in the course table: of many objectives, pictures tell more
+COURSE = ("train/.+/loss", r"penalty/\d+", "moo/weight/.+")
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -48,11 +49,12 @@ def _scores(run: Run) -> list[str]:
     names = dict.fromkeys(key.rpartition("/")[0] for key in run.scores)
     measures = [m for m in MEASURES if any(key.endswith(f"/{m}") for key in run.scores)]
     counts = [c for c in COUNTS if any(f"{name}/{c}" in run.final for name in names)]
-    head = ("split", *(m.upper() for m in measures), *(COUNTS[c] for c in counts))
+    head = ("split", *(MEASURES[m].name for m in measures), *(COUNTS[c] for c in counts))
     rows = []
     for name in names:
         rates = [rate(m, run.scores.get(f"{name}/{m}")) for m in measures]
-        rows.append((name, *rates, *(number(run.final.get(f"{name}/{c}", "")) for c in counts)))
+        label = f"{name}, mean of tasks" if run.tasks and "/" not in name else name
+        rows.append((label, *rates, *(number(run.final.get(f"{name}/{c}", "")) for c in counts)))
     return table(head, rows) if rows else []
 
 
@@ -61,6 +63,7 @@ COUNTS = {
     "deletions": "del",
     "insertions": "ins",
     "words": "words",
+    "empty": "empty",
     "utterances": "utterances",
     "without_reference": "without text",
     "blank_share": "blank frames",
@@ -97,7 +100,10 @@ def _phases(run: Run) -> list[str]:
 
 
 def _pictures(run: Run) -> list[str]:
-    spans = [plots.Span(p["name"], p["start"], p["steps"]) for p in run.facts.get("phases", [])]
+    spans = [
+        plots.Span(p["name"], p["start"], p["steps"], losses_of(p["levels"]))
+        for p in run.facts.get("phases", [])
+    ]
     path = run.folder / "example.npz"
     example = None
     if path.is_file():
@@ -114,11 +120,19 @@ def _pictures(run: Run) -> list[str]:
     return lines
 
 
+def losses_of(levels: str) -> tuple[tuple[str, ...], ...]:
+    """The losses of each level of a phase as run.json has them: "a+b > c"."""
+    return tuple(tuple(level.split("+")) for level in levels.split(" > "))
+
+
 def _course(run: Run) -> list[str]:
     """`POINTS` evenly spaced stretches of the run, each with the last value of every measure; those
-    without any are left out."""
+    without any are left out. Of cosines, those of all shared parameters, if they are few."""
     keys = sorted({key for row in run.rows for key in row})
+    cosines = [layers[""] for layers in plots.cosine_keys(run.rows).values() if "" in layers]
     shown = [key for pattern in COURSE for key in keys if re.fullmatch(pattern, key)]
+    shown += cosines if len(cosines) <= PAIRS else []
+    shown += [f"dev/{m}" for m in MEASURES if f"dev/{m}" in keys]
     marks = sorted({round(run.step * (n + 1) / POINTS) for n in range(POINTS)})
     rows = []
     for start, end in zip([-1, *marks], marks, strict=False):
@@ -126,26 +140,47 @@ def _course(run: Run) -> list[str]:
         values = [number(logged.get(key, "")) for key in shown]
         if any(values):
             rows.append((end, *values))
-    return table(("step", *shown), rows) if shown else []
+    return fitted(("step", *shown), rows) if shown else []
 
 
 def _worst(run: Run) -> list[str]:
-    """The utterances with most word errors, each hypothesis under its reference."""
+    """The utterances with most errors, each hypothesis under its reference: in words, in characters
+    for a task that is measured by CER."""
+    parts = {
+        f"{split}-{task.replace('/', '_')}": (f"{split}/{task}", settings["measure"])
+        for task, settings in run.tasks.items()
+        for split in ("dev", "test")
+    }
+    most = max(WORST // max(len(run.tasks), 1), 3)
     lines = []
     for path in sorted((run.folder / "samples").glob("*-best.jsonl")):
+        stem = path.name.removesuffix("-best.jsonl")
+        split, measure = parts.get(stem, (stem, "wer"))
+        unit = "characters" if measure == "cer" else "words"
         rows = []
-        for errors, pair in worst(path, WORST):
+        for errors, pair in worst(path, most, unit):
             rows.append((errors, pair["id"], "reference", pair["reference"]))
             rows.append(("", "", "hypothesis", pair["hypothesis"]))
         if rows:
-            split = path.name.removesuffix("-best.jsonl")
-            lines += ["", *table(("word errors", f"utterance of {split}", "", "text"), rows)]
-    return lines[1:]
+            heading = f"{unit.removesuffix('s')} errors"
+            lines += [*table((heading, f"utterance of {split}", "", "text"), rows), ""]
+    note = [*TRANSLATED, ""] if lines and any(m == "bleu" for _, m in parts.values()) else []
+    return [*note, *lines[:-1]]
+
+
+TRANSLATED = (
+    "A translation may differ from its reference and be right: the words that differ only choose",
+    "what is shown here.",
+)
 
 
 def _origin(run: Run) -> list[str]:
     facts = run.facts
     rows = [(name, facts[name]) for name in ("command", "git", "devices") if facts.get(name)]
+    for task, signatures in facts.get("signatures", {}).items():
+        rows += [
+            (f"{task} {MEASURES[m].name}", text.replace("|", " ")) for m, text in signatures.items()
+        ]
     rows += sorted(facts.get("versions", {}).items())
     return table(("what", "value"), rows) if rows else []
 

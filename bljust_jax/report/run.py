@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from bljust_jax import metrics
 from bljust_jax.errors import UserError
-
-MEASURES = ("wer", "cer", "bleu")
+from bljust_jax.plots import MEASURES
 
 
 class Run(NamedTuple):
@@ -33,6 +32,11 @@ class Run(NamedTuple):
     @property
     def step(self) -> int:
         return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """{task: its part of the config}, sorted; empty where the run has one task alone."""
+        return dict(sorted(self.config.get("data", {}).get("streams", {}).items()))
 
     @property
     def scores(self) -> dict[str, float]:
@@ -105,4 +109,4 @@ def as_json(run: Run) -> dict[str, Any]:
 def score_order(key: str) -> tuple[str, int, str]:
     """dev before test, a split before its parts, WER before CER."""
     split, *_, measure = key.split("/")
-    return split, key.count("/"), f"{MEASURES.index(measure)}{key}"
+    return split, key.count("/"), f"{list(MEASURES).index(measure)}{key}"

@@ -6,6 +6,20 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from bljust_jax.plots import MEASURES
+
+WIDEST = 180  # columns of a table that is not turned
+
+
+def fitted(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A table that is turned, its head the first column, where it would be wider than `WIDEST`
+    columns and turning makes it narrower."""
+    plain = table(head, rows)
+    if columns(plain[0]) <= WIDEST:
+        return plain
+    first, *others = zip(head, *rows, strict=True)
+    return min(plain, table(first, others), key=lambda lines: columns(lines[0]))
+
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
     """A Markdown table whose columns line up in a terminal."""
@@ -26,9 +40,11 @@ def number(value: Any) -> str:
 
 
 def rate(measure: str, value: float | None) -> str:
+    """A score as it is printed: WER and CER in per cent, BLEU and chrF from 0 to 100."""
     if value is None:
         return ""
-    return f"{value:.2f}" if measure == "bleu" else f"{100 * value:.2f} %"
+    unit = MEASURES[measure].unit
+    return f"{MEASURES[measure].scale * value:.2f} {unit}" if unit else f"{value:.1f}"
 
 
 def columns(text: str) -> int:

@@ -14,8 +14,19 @@ SECONDS = (2.0, 6.0)  # of the pictured utterance, where the split has such
 
 def word_errors(reference: str, hypothesis: str) -> int:
     """Substitutions, deletions and insertions that turn one into the other."""
-    words = jiwer.process_words(reference, hypothesis)
-    return words.substitutions + words.deletions + words.insertions
+    return _errors(jiwer.process_words(reference, hypothesis))
+
+
+def character_errors(reference: str, hypothesis: str) -> int:
+    """`word_errors`, of characters."""
+    return _errors(jiwer.process_characters(reference, hypothesis))
+
+
+def _errors(found: jiwer.WordOutput | jiwer.CharacterOutput) -> int:
+    return found.substitutions + found.deletions + found.insertions
+
+
+COUNTED = {"words": word_errors, "characters": character_errors}
 
 
 def typical(
@@ -43,10 +54,12 @@ def typical(
     return usable[best]["id"]
 
 
-def worst(samples: pathlib.Path, most: int) -> list[tuple[int, dict[str, str]]]:
-    """(word errors, pair) of the `most` worst pairs of a file that `evaluate.write_samples` wrote,
-    those without an error left out."""
+def worst(
+    samples: pathlib.Path, most: int, unit: str = "words"
+) -> list[tuple[int, dict[str, str]]]:
+    """(errors, pair) of the `most` worst pairs of a file that `evaluate.write_samples` wrote, those
+    without an error left out; `unit`: words or characters."""
     pairs = [json.loads(line) for line in samples.read_text().splitlines()]
-    counted = [(word_errors(p["reference"], p["hypothesis"]), p) for p in pairs]
+    counted = [(COUNTED[unit](p["reference"], p["hypothesis"]), p) for p in pairs]
     counted = [(n, p) for n, p in counted if n]
     return sorted(counted, key=lambda c: (-c[0], c[1]["id"]))[:most]

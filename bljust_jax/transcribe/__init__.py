@@ -14,11 +14,11 @@ import numpy as np
 
 from bljust_jax.decode.beam import BeamSearch
 from bljust_jax.errors import UserError
-from bljust_jax.recogniser import Recogniser
+from bljust_jax.recogniser import Recogniser, Translator
 from bljust_jax.transcribe import windows
 from bljust_jax.transcribe.files import Failure, Recording, read_all
 from bljust_jax.transcribe.labels import Label, aligned_labels, best_labels, words_of
-from bljust_jax.transcribe.listen import Heard, Listener, Row
+from bljust_jax.transcribe.listen import Heard, Listener, Row, by_frame
 
 ROUND = 8  # full batches of audio that are read before they are sorted by length
 
@@ -65,8 +65,8 @@ def transcribe(
     """
     length, overlap = in_samples(recogniser, settings)
     hop, rate = recogniser.hop, recogniser.sample_rate
-    keep = search is not None
-    listen = Listener(recogniser, length, settings.batch_seconds, keep_log_probs=keep)
+    say = by_frame(recogniser, keep_log_probs=search is not None)
+    listen = Listener(say, recogniser, length, settings.batch_seconds)
     limit = round(ROUND * settings.batch_seconds * rate)
     for group in _rounds(read_all(paths, rate), limit):
         sound = [r for r in group if isinstance(r, Recording)]
@@ -80,6 +80,46 @@ def transcribe(
             if isinstance(r, Recording):
                 labels = _labels(next(pieces), search)
                 yield _transcript(recogniser, r.path, labels, len(r.audio))
+            else:
+                yield r
+
+
+def translate(
+    translator: Translator,
+    paths: Iterable[str],
+    settings: Settings,
+    beam: int,
+    heard: Callable[[float], None] = lambda seconds: None,
+) -> Iterator[Transcript | Failure]:
+    """What each file says in another language, in the order of the paths: texts without words, as
+    a translation has no times.
+
+    A file longer than a window is cut into equal parts, whose translations are joined by spaces;
+    `settings.overlap` is of no use. `beam` is the width of the search. Raises UserError for a
+    window under 0.1 s.
+    """
+    rate = translator.sample_rate
+    length = round(settings.window * rate)
+    if length < rate // 10:
+        raise UserError(f"--window {settings.window:g} must be at least 0.1 seconds")
+    listen = Listener(
+        lambda batch: (translator.predict(batch, beam), None),
+        translator,
+        length,
+        settings.batch_seconds,
+    )
+    limit = round(ROUND * settings.batch_seconds * rate)
+    for group in _rounds(read_all(paths, rate), limit):
+        cuts = [windows.divide(len(r.audio), length) for r in group if isinstance(r, Recording)]
+        sound = (r for r in group if isinstance(r, Recording))
+        rows = [row for r, own in zip(sound, cuts, strict=True) for row in _rows(r, own, rate)]
+        said, sizes = iter(listen(rows, heard)), iter(map(len, cuts))
+        for r in group:
+            if isinstance(r, Recording):
+                pieces = itertools.islice(said, next(sizes))
+                texts = (translator.decode(piece.path[piece.path > 0]).strip() for piece in pieces)
+                text = " ".join(text for text in texts if text)
+                yield Transcript(r.path, text, [], len(r.audio) / rate)
             else:
                 yield r
 

@@ -1,10 +1,11 @@
-"""python -m bljust_jax.transcribe --model RUN_OR_DIR FILE... [--json] [--beam N] [--lm X.arpa] ...
+"""python -m bljust_jax.transcribe --model RUN_OR_DIR FILE... [--task st/ar-en] [--json] ...
 
 Writes what is said in audio files: the text of one file, or a line `path TAB text` for each of
 several; with --json a line {"path", "text", "words": [{"word", "start", "end"}]} for each, times in
 seconds. FILE is anything that libsndfile reads, at any rate; - reads paths from stdin, one a line.
 Longer files are heard in windows that overlap, which an encoder that normalises each utterance by
-itself hears as utterances. A file that cannot be read is one line on stderr, and the others go on.
+itself hears as utterances. A translation has no times, and longer files are translated in equal
+parts. A file that cannot be read is one line on stderr, and the others go on.
 Exit 0: all done; 2: a mistake, or a file that could not be read.
 """
 
@@ -17,14 +18,14 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 from bljust_jax import command
 from bljust_jax.decode import arpa, beam
 from bljust_jax.errors import UserError
-from bljust_jax.recogniser import Recogniser, open_model
-from bljust_jax.transcribe import Failure, Settings, Transcript, transcribe
+from bljust_jax.recogniser import Recogniser, Translator, open_model
+from bljust_jax.transcribe import Failure, Settings, Transcript, transcribe, translate
 
 WIDTH = 16  # of the search, where a language model is given alone
 STDIN = "-"
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN_OR_DIR",
         help="a trained run, or a folder that export_checkpoint wrote",
     )
+    p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
     p.add_argument("--list", metavar="LIST", help="a file of paths, one a line, after FILE...")
     p.add_argument("--json", action="store_true", help="a JSON object a line, with word times")
     p.add_argument("--out", type=pathlib.Path, metavar="PATH", help="write there, not to stdout")
@@ -61,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
         help="padded audio a batch (%(default)g)",
     )
     p.add_argument(
-        "--beam", type=int, help=f"search with this width (the best path; {WIDTH} with --lm)"
+        "--beam",
+        type=int,
+        help=f"search with this width (the best path; {WIDTH} with --lm; of a translation that of "
+        "its config)",
     )
     p.add_argument("--lm", default="", metavar="ARPA", help="an n-gram model, plain or .gz")
     p.add_argument(
@@ -123,6 +128,24 @@ def make_search(args: argparse.Namespace, recogniser: Recogniser) -> beam.BeamSe
     return beam.BeamSearch(recogniser.symbols, beam=args.beam or WIDTH, fusion=fusion)
 
 
+def transcripts(
+    args: argparse.Namespace,
+    model: Recogniser | Translator,
+    settings: Settings,
+    heard: Callable[[float], None],
+) -> Iterator[Transcript | Failure]:
+    """What the model makes of each file, be it a recogniser or a translator."""
+    if isinstance(model, Recogniser):
+        return transcribe(model, paths_of(args), settings, make_search(args, model), heard)
+    if args.lm:
+        raise UserError(
+            f"--lm is of recognition: {args.task or 'this task'} is a translation, whose decoder is"
+            " its own language model; leave it out"
+        )
+    width = model.beam if args.beam is None else args.beam
+    return translate(model, paths_of(args), settings, width, heard)
+
+
 class Line:
     """How far the work of a model is, on stderr: in place on a terminal, else once at the end."""
 
@@ -140,7 +163,7 @@ class Line:
         self.files += 1
         if isinstance(found, Failure):
             self._say(f"error: {found.reason}")
-        elif not found.words:
+        elif not found.text:
             self._say(f"{found.path}: no words in {found.seconds:.2f} s")
         self._draw()
 
@@ -195,13 +218,13 @@ def opened(out: pathlib.Path | None) -> Iterator[IO[str]]:
 
 def body(args: argparse.Namespace) -> None:
     check(args)
-    recogniser = open_model(args.model)
+    model = open_model(args.model, args.task)
     settings = Settings(args.window, args.overlap, args.batch_seconds)
-    search = make_search(args, recogniser)
     alone = args.list is None and len(args.files) == 1 and args.files != [STDIN]
-    failed, line = 0, Line(recogniser.name)
+    failed, line = 0, Line(model.name)
+    found_in = transcripts(args, model, settings, line.heard)
     with opened(args.out) as out:
-        for found in transcribe(recogniser, paths_of(args), settings, search, line.heard):
+        for found in found_in:
             line.clear()
             if isinstance(found, Transcript):
                 print(written(found, args.json, alone), file=out, flush=True)

@@ -13,7 +13,7 @@ from bljust_jax.data.plan import evaluation_batches
 from bljust_jax.data.splits import Batch, empty_batch, fill
 from bljust_jax.decode import greedy
 from bljust_jax.errors import UserError
-from bljust_jax.recogniser import Recogniser
+from bljust_jax.recogniser import Recogniser, Translator
 from bljust_jax.transcribe.labels import power_of_two
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of a window: the lengths to which shorter audio is padded
@@ -27,28 +27,41 @@ class Row(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """Of one row without its padding: best path [T] and, for a search, log-probabilities [T, K] in
-    nats."""
+    """Of one row without its padding: best path [T], or the ids of its translation [T], and, for a
+    search in frames, log-probabilities [T, K] in nats."""
 
     path: np.ndarray
     log_probs: np.ndarray | None
 
 
+def by_frame(recogniser: Recogniser, *, keep_log_probs: bool) -> Callable[[Batch], tuple]:
+    """batch -> (best paths [B, T], -1 where padded; log-probabilities [B, T, K] or None)."""
+
+    @jax.jit
+    def read_out(logits, lengths):
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)) if keep_log_probs else None
+        return greedy.best_path(logits, lengths), log_probs
+
+    return lambda batch: read_out(*recogniser.predict(batch))
+
+
 class Listener:
-    """A recogniser for rows of at most `length` samples, in batches of `batch_seconds` of padded
-    audio."""
+    """A model for rows of at most `length` samples, in batches of `batch_seconds` of padded audio:
+    `say(batch)` gives ids [B, T], -1 where there are none, and log-probabilities or None."""
 
     def __init__(
-        self, recogniser: Recogniser, length: int, batch_seconds: float, *, keep_log_probs: bool
+        self,
+        say: Callable[[Batch], tuple[Any, Any]],
+        model: Recogniser | Translator,
+        length: int,
+        batch_seconds: float,
     ):
-        self._recogniser, self._batch_seconds = recogniser, batch_seconds
-        self._lengths = [length * share / recogniser.sample_rate for share in SHARES]
-        self._keep = keep_log_probs
-        self._program = jax.jit(self._read_out)
+        self._say, self._model, self._batch_seconds = say, model, batch_seconds
+        self._lengths = [length * share / model.sample_rate for share in SHARES]
 
     def __call__(self, rows: Sequence[Row], heard: Callable[[float], None]) -> list[Heard]:
         """What the model says of each row; `heard` is told the seconds of each batch."""
-        rate, multiple = self._recogniser.sample_rate, self._recogniser.multiple
+        rate, multiple = self._model.sample_rate, self._model.multiple
         found: dict[int, Heard] = {}
         durations = [len(row.audio) / rate for row in rows]
         for bucket, members in evaluation_batches(
@@ -61,21 +74,17 @@ class Listener:
             paths, log_probs = self._predict(batch)
             for place, n in enumerate(members):
                 real = paths[place] != greedy.PADDING
-                kept = log_probs[place][real] if self._keep else None
+                kept = None if log_probs is None else log_probs[place][real]
                 found[n] = Heard(paths[place][real], kept)
             heard(sum(rows[n].seconds for n in members))
         return [found[n] for n in range(len(rows))]
 
     def _predict(self, batch: Batch) -> Any:
-        """Best paths [B, T] and log-probabilities [B, T, K] or None, in host memory."""
+        """Ids [B, T] and log-probabilities [B, T, K] or None, in host memory."""
         try:
-            return jax.device_get(self._program(*self._recogniser.predict(batch)))
+            return jax.device_get(self._say(batch))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             cure = "lower --batch_seconds, then --window"
             raise UserError(f"a batch does not fit the device: {cure}") from error
-
-    def _read_out(self, logits, lengths):
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)) if self._keep else None
-        return greedy.best_path(logits, lengths), log_probs

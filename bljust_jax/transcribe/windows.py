@@ -40,6 +40,13 @@ def cut(samples: int, length: int, overlap: int, hop: int) -> list[Window]:
     return [*(Window(start, start + length) for start in starts), Window(last, samples)]
 
 
+def divide(samples: int, length: int) -> list[Window]:
+    """The fewest windows of at most `length` samples that part a recording, equal within one."""
+    count = max(1, -(-samples // length))
+    edges = [samples * n // count for n in range(count + 1)]
+    return [Window(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
 def join(own: Sequence[Window], heard: Sequence[Heard], overlap: int, hop: int) -> list[Heard]:
     """The frames that each window adds to the recording; `overlap` and `hop` as in `cut`.
 

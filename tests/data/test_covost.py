@@ -1,11 +1,14 @@
+import dataclasses
 import os
 
 import numpy as np
 import pytest
 import soundfile
 
+from bljust_jax.data.pipeline import Segment
 from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.errors import UserError
+from tests import corpora
 
 RATE = 48000
 COLUMNS = ["client_id", "path", "sentence", "up_votes", "down_votes", "age", "gender", "accent"]
@@ -39,7 +42,10 @@ def corpus(top, columns=COLUMNS):
         rows.append({"client_id": f"c{number % 2}", "path": clip(number), "sentence": sentence})
     table(top / "nl" / "validated.tsv", columns, rows)
     splits = [(clip(n), split) for split, numbers in CLIPS.items() for n in numbers]
-    rows = [{"path": path, "translation": "A phrase.", "split": split} for path, split in splits]
+    rows = [
+        {"path": path, "translation": f'A "cafe\u0301", {path[-5]}.', "split": split}
+        for path, split in splits
+    ]
     table(top / "nl" / "covost_v2.nl_en.tsv", ["path", "translation", "split"], rows)
     return top
 
@@ -51,6 +57,7 @@ def test_a_split_is_covosts_and_its_text_common_voices(tmp_path):
     first = found[0]
     assert first.path == str(tmp_path / "nl" / "clips" / clip(1))
     assert first.text == 'Zin "1", één'  # NFC; quotes are plain, a backslash escapes
+    assert [u.translation for u in found] == [f'A "café", {n}.' for n in (1, 2, 5)]
     assert (first.lang, first.speaker, first.duration, first.fault) == ("nl", "c1", 1.0, "")
     assert first.line == f"{tmp_path}/nl/validated.tsv:2"
     assert [u.id[-1] for u in open_source(f"covost:{tmp_path}/nl_en/dev")] == ["3"]
@@ -68,9 +75,14 @@ def test_clips_are_decoded_at_16_khz(tmp_path):
 @pytest.mark.parametrize("columns", [sorted(COLUMNS), ["sentence", "extra", "path", "client_id"]])
 def test_columns_are_found_by_name(tmp_path, columns):
     usual = open_source(f"covost:{corpus(tmp_path / 'a')}/nl_en/train")
-    other = open_source(f"covost:{corpus(tmp_path / 'b', columns)}/nl_en/train")
+    top = corpus(tmp_path / "b", columns)
+    listing = top / "nl" / "covost_v2.nl_en.tsv"
+    rows = [line.split("\t") for line in listing.read_text(encoding="utf-8").splitlines()]
+    turned = ["\t".join([split, path, translation]) for path, translation, split in rows]
+    listing.write_text("\n".join(turned) + "\n", encoding="utf-8")
+    other = open_source(f"covost:{top}/nl_en/train")
     for a, b in zip(usual, other, strict=True):
-        assert (a.id, a.text, a.speaker) == (b.id, b.text, b.speaker)
+        assert a == dataclasses.replace(b, path=a.path, line=a.line)
 
 
 def test_the_table_of_one_split_and_tables_beside_the_language(tmp_path):
@@ -81,7 +93,8 @@ def test_the_table_of_one_split_and_tables_beside_the_language(tmp_path):
     table(tmp_path / "covost_v2.nl_en.train.tsv", list(row), [row])
     (tmp_path / "nl/validated.tsv").unlink()
     (u,) = open_source("covost:nl_en/train", str(tmp_path))
-    assert (u.id, u.text, u.speaker) == ("common_voice_nl_7", "zeven", "c")
+    assert (u.id, u.text, u.translation) == ("common_voice_nl_7", "zeven", "seven")
+    assert u.speaker == "c"
 
 
 def test_another_release_of_common_voice_is_noticed(tmp_path, caplog):
@@ -108,6 +121,24 @@ def test_a_clip_that_does_not_decode_is_a_fault_of_its_own(tmp_path, capfd):
     assert third.fault == ""  # its header is whole
     with pytest.raises(UserError, match=rf"{where}:6: .*nl_5\.mp3 ends early"):
         read_audio(third)
+    capfd.readouterr()  # the MP3 decoder writes to stderr itself
+
+
+def test_clips_that_do_not_decode_end_in_quarantine(tmp_path, capfd):
+    clips = corpus(tmp_path) / "nl" / "clips"
+    (clips / clip(1)).write_text("<html>not found</html>")  # known before training
+    whole = (clips / clip(5)).read_bytes()
+    (clips / clip(5)).write_bytes(whole[: len(whole) // 4])  # its header is whole
+    uri = f"covost:{tmp_path}/nl_en"
+    data = {"train": f"{uri}/train", "dev": f"{uri}/dev", "max_bad_fraction": 0.7}
+    loaded = corpora.load(tmp_path, **data, **corpora.PLAIN)
+    assert [entry["id"][-1] for entry in loaded.quarantined] == ["1"]
+    for batch in loaded.train_batches([Segment(0, 3, corpora.JOINT)], 0):
+        assert batch["labelled"]["audio_lengths"].max() == corpora.RATE  # clip 2
+    first, second = loaded.quarantined
+    where = f"{tmp_path}/nl/validated.tsv"
+    assert first["reason"].startswith(f"{where}:2: {clips / clip(1)} does not decode as MP3")
+    assert second["reason"].startswith(f"{where}:6: {clips / clip(5)} ends early")
     capfd.readouterr()  # the MP3 decoder writes to stderr itself
 
 
@@ -138,6 +169,7 @@ def test_missing_languages_and_tables_are_named(tmp_path):
             r":1: has no column 'sentence' among client_id, path",
         ),
         ("covost_v2.nl_en.tsv", "split", "part", r":1: has no column 'split' among path"),
+        ("covost_v2.nl_en.tsv", "translation", "text", r":1: has no column 'translation' among"),
         ("validated.tsv", "c1\tcommon_voice_nl_1.mp3\t", "c1\n", ":2: has 1 fields where"),
         ("validated.tsv", "Zin", "\r", ":2: is no row of a TSV file"),
         ("validated.tsv", None, None, "validated.tsv: is empty"),

@@ -1,4 +1,5 @@
 import collections
+import math
 import zlib
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bljust_jax.data.plan import Bucket, Plan, bucket_table, evaluation_batches
+from bljust_jax.data.plan import Bucket, Plan, bucket_table, evaluation_batches, shares
 from bljust_jax.errors import UserError
 
 TABLE = (Bucket(1.0, 6, 12), Bucket(2.0, 3, 24), Bucket(4.0, 2, 48))
@@ -209,3 +210,65 @@ def test_settings_out_of_order_are_errors():
         make(buckets=TABLE[::-1])
     with pytest.raises(UserError, match=r"data\.join"):
         make(join=(3, 2))
+
+
+def test_shares_by_temperature():
+    np.testing.assert_allclose(shares([9.0, 1.0], 1.0), [0.9, 0.1], rtol=1e-12)
+    np.testing.assert_allclose(shares([9.0, 1.0], 2.0), [0.75, 0.25], rtol=1e-12)
+    np.testing.assert_array_equal(shares([9.0, 1.0], 0.0), [0.5, 0.5])
+    np.testing.assert_allclose(shares([9.0, 1.0], 1e6), [0.5, 0.5], rtol=1e-5)  # the limit
+    np.testing.assert_array_equal(shares([1e4, 1.0], 1e-3), [1.0, 0.0])  # no overflow
+    np.testing.assert_array_equal(shares([0.25], 0.7), [1.0])
+
+
+LANGUAGES = {"de": range(40), "fr": range(40, 55), "nl": range(55, 60)}
+
+
+def spoken(temperature, **settings):
+    languages = [name for name, members in LANGUAGES.items() for _ in members]
+    return make(labels=False, crop=True, languages=languages, temperature=temperature, **settings)
+
+
+def members(plan, epoch):
+    return sorted(i for item in plan.items(epoch) for i in item.members)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0, 5.0])
+def test_languages_share_an_epochs_audio_by_temperature(temperature):
+    """A language of H_l hours with share p_l of H hours in all is heard p_l H / H_l times: each of
+    its utterances so often, rounded up or down, and in all to the nearest utterance."""
+    plan = spoken(temperature)
+    hours = [plan._durations[list(own)].sum() for own in LANGUAGES.values()]
+    factors = shares(hours, temperature) * sum(hours) / hours
+    assert np.ptp(factors) > 0.2
+    for epoch in range(3):
+        times = np.bincount(members(plan, epoch), minlength=60)
+        for own, factor in zip(LANGUAGES.values(), factors, strict=True):
+            assert set(times[own]) <= {math.floor(factor), math.floor(factor) + 1}
+            assert abs(times[own].sum() - factor * len(own)) <= 0.5
+
+
+def test_what_a_language_leaves_out_changes_by_epoch_and_by_epoch_alone():
+    plan, other = spoken(0.0), spoken(0.0)
+    german = [tuple(i for i in members(plan, epoch) if i < 40) for epoch in range(4)]
+    assert len(set(german)) == 4
+    assert {len(found) for found in german} == {len(german[0])}
+    assert len(german[0]) < 40
+    for epoch in (3, 1):
+        assert other.items(epoch) == plan.items(epoch)
+    joined = spoken(0.0, join=(2, 3), join_share=1.0)
+    assert members(joined, 2) == members(plan, 2)
+    assert max(len(item.members) for item in joined.items(2)) == 3
+
+
+def test_a_language_is_never_left_out_altogether():
+    plan = spoken(0.01)  # nearly all for the language with the most audio
+    assert [language.wanted for language in plan.languages.values()][1:] == [1, 1]
+
+
+def test_languages_change_nothing_at_temperature_one_or_where_all_are_alike():
+    plain = make(labels=False, crop=True)
+    assert [spoken(1.0).items(epoch) for epoch in range(2)] == [plain.items(e) for e in range(2)]
+    assert spoken(1.0).languages == {}
+    alike = make(durations=[1.0] * 60, languages=["a", "b"] * 30, temperature=3.0)
+    assert members(alike, 0) == list(range(60))

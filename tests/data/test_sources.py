@@ -41,11 +41,11 @@ def utterance(path, offset=0.0, duration=1.0):
 def test_a_manifest_with_all_fields_and_with_one(tmp_path):
     write(tmp_path, "a.wav")
     full = {"audio_filepath": "a.wav", "duration": 0.5, "offset": 0.25, "text": "e\u0301"}
-    full |= {"lang": "fr", "speaker": 7, "id": "x"}
+    full |= {"lang": "fr", "speaker": 7, "id": "x", "translation": "o\u0308"}
     uri = manifest(tmp_path, full, "", {"audio_filepath": "a.wav"}, {**full, "id": None})
     first, second, third = open_source(uri)
     path = os.path.realpath(tmp_path / "a.wav")
-    assert first == Utterance("x", path, 0.25, 0.5, "é", "fr", "7", f"{uri}:1")
+    assert first == Utterance(*("x", path, 0.25, 0.5, "é", "fr", "7", f"{uri}:1"), translation="ö")
     assert second == Utterance("a.wav", path, 0.0, 1.0, None, "", "a.wav", f"{uri}:3")
     assert third.id == "a.wav@0.25"
 
@@ -81,7 +81,8 @@ A = '"audio_filepath": "a.wav"'
         (f'{{{A}, "duration": "2"}}', "duration"),
         (f'{{{A}, "offset": -0.5}}', "offset"),
         (f'{{{A}, "offset": 5}}', "past the end"),
-        (f'{{{A}, "text": 3}}', "text"),
+        (f'{{{A}, "text": 3}}', "text must be a string, not 3"),
+        (f'{{{A}, "translation": ["a"]}}', r"translation must be a string, not \['a'\]"),
         ('{"audio_filepath": "b.wav"}', "no such file"),
         ('{"audio_filepath": "../out.wav"}', "outside the data root"),
         ('{"audio_filepath": "/etc/hostname"}', "outside the data root"),
@@ -174,7 +175,7 @@ def test_headers_that_cannot_be_read_are_faults_of_their_utterances(tmp_path):
 
 
 JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-FIELDS = ("audio_filepath", "duration", "offset", "text", "lang", "speaker", "id")
+FIELDS = ("audio_filepath", "duration", "offset", "text", "lang", "speaker", "id", "translation")
 
 
 @settings(deadline=None, max_examples=60)
@@ -194,7 +195,7 @@ def test_any_line_gives_an_utterance_or_one_line(tmp_path_factory, entry, right)
     else:
         assert u.duration > 0
         assert u.offset >= 0
-        for field in (u.id, u.lang, u.speaker, u.text or ""):
+        for field in (u.id, u.lang, u.speaker, u.text or "", u.translation or ""):
             field.encode()
 
 

@@ -62,7 +62,7 @@ def test_a_split_to_score_needs_texts(folder):
 def test_splits_load_without_training_data(folder):
     data = corpora.settings(folder, train="gone.jsonl", max_seconds=0.5)
     uris = {"dev": str(folder / "dev.jsonl"), "more": str(folder / "train.jsonl")}
-    splits = load_splits(data, uris, CharTokenizer(" ab012"))
+    splits = load_splits(data, uris, {"labelled": CharTokenizer(" ab012")})
     whole = load(folder, max_seconds=0.5)
     assert splits.utterances("dev") == whole.utterances("dev")
     assert splits.references("dev") == whole.references("dev")

@@ -97,6 +97,15 @@ def test_a_ctc_head_of_other_units_starts_fresh(parakeet):
     assert "another vocabulary" in lines[-1]
 
 
+def test_a_run_of_several_tasks_takes_the_encoder_alone(parakeet):
+    out, config, weights = parakeet
+    heads = {"encoder": weights.params["encoder"], "asr_en_head": weights.params["ctc_head"]}
+    params, _, lines = load(out, config, weights._replace(params=heads), units=None)
+    assert_equal(params["encoder"], weights.params["encoder"])
+    assert is_untouched(params["asr_en_head"])
+    assert lines[-1] == "init_from: the heads of the tasks start fresh"
+
+
 def test_a_file_alone_is_read_by_the_config(for_pretraining, tmp_path):
     out, config, weights = for_pretraining
     path = tmp_path / "weights.safetensors"

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax import system
 from tests.systems import ROWS, make_batch
-from tests.test_laws import CASES, setup
+from tests.test_laws import CASES, lengthen, setup
 
 # Batch norm, and the mean use of codes, let a row's loss know of the others.
 COUPLED = (("parakeet", "ctc"), ("wav2vec2_just", "wav2vec2"))
@@ -24,20 +23,12 @@ def silence(batch, rows):
 
 @pytest.mark.parametrize(("name", "objective"), CASES)
 def test_a_silent_row_adds_exactly_nothing(name, objective):
-    recipe, chosen, params, grad = setup(name, objective)
-    batch, rng = make_batch(), jax.random.key(0)
-    loss, grads = grad(params, silence(batch, range(ROWS)), rng)
-    assert float(loss) == 0
-    assert not any(np.any(np.asarray(g)) for g in jax.tree.leaves(grads))
+    bound = setup(name, objective)
+    found = bound.lower(bound.params, silence(make_batch(), range(ROWS)))
+    assert float(found.loss) == 0
+    assert not any(np.any(np.asarray(g)) for g in jax.tree.leaves(found.gradient))
 
-    _, frozen, stats = recipe.init(jax.random.key(1))
-    scale = dict.fromkeys(recipe.losses, 1.0)
-    extras = system.Extras(jnp.int32(0), frozen, stats, params, scale)
-
-    @jax.jit
-    def sums(data):
-        return chosen.apply(params, extras, dict.fromkeys(chosen.streams, data), rng)[0]
-
+    sums, batch = bound.sums, lengthen(make_batch())
     if (name, objective) in COUPLED:
         without = jax.tree.map(lambda x: x[np.array([0, 1, 3])], batch)
         silent, absent = sums(silence(batch, [2])), sums(without)

@@ -23,6 +23,20 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+def begin(model, x, lengths):
+    return jax.jit(model.init)(jax.random.key(1), x, lengths)
+
+
+def compare(ours, reference, *given):
+    """(output, gradients of one weighted sum of it) of both."""
+
+    def run(f):
+        out, pull = jax.vjp(f, *given)
+        return out, pull(normal(*out.shape, seed=3))
+
+    return jax.jit(lambda: (run(ours), run(reference)))()
+
+
 @pytest.mark.parametrize(("frames", "bands"), [(8, 6), (7, 5), (1, 1), (2, 3)])
 def test_strided_convolution_equals_lax_conv(frames, bands):
     x, conv = normal(2, frames, bands, 3), StridedConv(4)
@@ -37,13 +51,12 @@ def test_strided_convolution_equals_lax_conv(frames, bands):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    ours, pull = jax.vjp(lambda p, x: conv.apply({"params": p}, x), params, x)
-    expected, reference_pull = jax.vjp(reference, params, x)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)  # 27 float32 terms
-    seed = normal(*ours.shape, seed=3)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), pull(seed), reference_pull(seed)
-    )
+    def ours(params, x):
+        return conv.apply({"params": params}, x)
+
+    (out, grads), (expected, others) = compare(ours, reference, params, x)
+    np.testing.assert_allclose(out, expected, atol=1e-5)  # 27 float32 terms
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, others)
 
 
 @pytest.mark.parametrize(("frames", "bands"), [(8, 6), (7, 5), (1, 1), (2, 3)])
@@ -60,11 +73,9 @@ def test_depthwise_convolution_equals_lax_conv(frames, bands):
             feature_group_count=4,
         )
 
-    ours, pull = jax.vjp(depthwise_strided, x, kernel)
-    expected, reference_pull = jax.vjp(reference, x, kernel)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)  # 9 float32 terms
-    seed = normal(*ours.shape, seed=3)
-    for grad, other in zip(pull(seed), reference_pull(seed), strict=True):
+    (out, grads), (expected, others) = compare(depthwise_strided, reference, x, kernel)
+    np.testing.assert_allclose(out, expected, atol=1e-5)  # 9 float32 terms
+    for grad, other in zip(grads, others, strict=True):
         np.testing.assert_allclose(grad, other, atol=2e-5)
 
 
@@ -73,7 +84,7 @@ def test_lengths_are_divided_and_rounded_up(factor, separable):
     model = Subsampling(2, 4, factor, separable)
     lengths = jnp.arange(20)
     x = normal(20, 19, 8)
-    out, out_lengths = model.apply(model.init(jax.random.key(0), x, lengths), x, lengths)
+    out, out_lengths = jax.jit(model.apply)(begin(model, x, lengths), x, lengths)
     assert out.shape == (20, -(-19 // factor), 4)
     assert out_lengths.tolist() == [-(-n // factor) for n in range(20)]
     assert out_lengths.tolist() == output_lengths(np.arange(20), factor).tolist()
@@ -85,10 +96,11 @@ def test_lengths_are_divided_and_rounded_up(factor, separable):
 def test_receptive_field_is_exactly_as_stated(factor, separable):
     model, frames = Subsampling(6, 8, factor, separable), 6 * factor + 1
     x, lengths = normal(1, frames, 8), jnp.array([frames])
-    params = model.init(jax.random.key(1), x, lengths)
+    params = begin(model, x, lengths)
     out = jax.jit(lambda x: model.apply(params, x, lengths)[0])
     stride, left, right = receptive_field(factor)
-    reached = np.stack([np.any(out(x.at[0, s].add(5.0)) != out(x), -1)[0] for s in range(frames)])
+    still = out(x)
+    reached = np.stack([np.any(out(x.at[0, s].add(5.0)) != still, -1)[0] for s in range(frames)])
     for s, t in np.ndindex(*reached.shape):
         if not stride * t - left <= s <= stride * t + right:
             assert not reached[s, t]
@@ -100,10 +112,11 @@ def test_receptive_field_is_exactly_as_stated(factor, separable):
 def test_padding_holds_nothing_back(factor, separable):
     model = Subsampling(3, 8, factor, separable)
     x, lengths = normal(2, 9, 8), jnp.array([9, 6])
-    params = model.init(jax.random.key(1), x, lengths)
+    params = begin(model, x, lengths)
     padded = jnp.full((2, 20, 8), jnp.nan).at[0, :9].set(x[0]).at[1, :6].set(x[1, :6])
-    out, _ = model.apply(params, padded, lengths)
-    expected, _ = model.apply(params, x, lengths)
+    run = jax.jit(model.apply)
+    out, _ = run(params, padded, lengths)
+    expected, _ = run(params, x, lengths)
     np.testing.assert_allclose(out[:, : expected.shape[1]], expected, atol=1e-6)
     assert not np.any(out[:, expected.shape[1] :])
 

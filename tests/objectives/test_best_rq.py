@@ -12,6 +12,7 @@ from bljust_jax.objectives import best_rq
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import start_spans
 from bljust_jax.system import Extras, row_keys
+from tests.objectives import batches
 from tests.ops.test_quantizer import brute_force
 
 BANDS, STACK, DIM, CODES, BOOKS = 3, 2, 5, 7, 2
@@ -62,12 +63,9 @@ def parameters():
     return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
 
 
-def make_batch(lengths=(150, 93, 31, 8, 0), samples=150, seed=1):
-    rng = np.random.default_rng(seed)
-    audio = rng.integers(-3, 4, size=(len(lengths), samples)).astype(np.int16)
-    ids = jnp.arange(11, 11 + len(lengths), dtype=jnp.uint32)
-    lengths = jnp.asarray(lengths, jnp.int32)
-    return {"unlabelled": {"audio": jnp.asarray(audio), "audio_lengths": lengths, "ids": ids}}
+make_batch = functools.partial(
+    batches.unlabelled, lengths=(150, 93, 31, 8, 0), samples=150, limit=4
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,6 +10,7 @@ import pytest
 from bljust_jax.objectives import cpc
 from bljust_jax.objectives.cpc import View, draw_negatives, info_nce
 from bljust_jax.system import Extras
+from tests.objectives import batches
 
 HOP, DIM, WIDTH = 4, 6, 5
 KEY = jax.random.key(0)
@@ -58,12 +59,7 @@ def params():
     return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
 
 
-def make_batch(lengths, samples=48, seed=1):
-    rng = np.random.default_rng(seed)
-    audio = rng.integers(-900, 900, size=(len(lengths), samples)).astype(np.int16)
-    ids = jnp.arange(11, 11 + len(lengths), dtype=jnp.uint32)
-    lengths = jnp.asarray(lengths, jnp.int32)
-    return {"unlabelled": {"audio": jnp.asarray(audio), "audio_lengths": lengths, "ids": ids}}
+make_batch = functools.partial(batches.unlabelled, samples=48)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -281,7 +277,7 @@ def test_garbage_from_the_encoder_in_padded_frames_is_ignored(params, context, p
 @pytest.mark.parametrize("samples", [16, 48])
 def test_utterances_too_short_cost_exactly_nothing(params, setting, samples):
     """Lengths of 2 frames, less than one, none: no pair with first_step = 2, no window."""
-    batch = make_batch([8, 3, 0], samples)
+    batch = make_batch([8, 3, 0], samples=samples)
     objective = make(**setting)
     (total, weight), metrics = run(objective, params, batch)
     assert (total, weight) == (0, 0)

@@ -7,7 +7,7 @@ import pytest
 from bljust_jax import optim, recipes, step, system
 from bljust_jax.errors import UserError
 from tests import toy
-from tests.systems import FACTS, assert_close_leaf_by_leaf, config_for, make_batch
+from tests.systems import FACTS, assert_close_leaf_by_leaf, begin, config_for, make_batch
 
 
 def shareable(share=True):
@@ -25,7 +25,7 @@ def direction(config, batch):
     phase = next(p for p in recipe.phases if len(p.levels) > 1)
     phase = system.Phase(**{**vars(phase), "weights": lambda k: (1.0, 0.5)})
     optimizer = toy.sgd(recipe.combiner, 1.0)
-    state = step.init_state(recipe, optimizer, seed=0)
+    state = begin(recipe, optimizer)
     groups = optim.assign(state.params, recipe.groups)
     after, means = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))(state, batch)
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)

@@ -15,6 +15,7 @@ from bljust_jax.objectives import wav2vec2
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import wav2vec2_spans
 from bljust_jax.system import Extras
+from tests.objectives import batches
 
 HOP, DIM = 4, 6
 KEY = jax.random.key(0)
@@ -78,12 +79,7 @@ def extras(step=3, scale=1.0):
     return Extras(step, frozen={}, stats={}, ema={}, scale={"wav2vec2": jnp.float32(scale)})
 
 
-def make_batch(lengths=(96, 70, 50, 8, 0, 0), samples=96, seed=1):
-    rng = np.random.default_rng(seed)
-    audio = rng.integers(-900, 900, size=(len(lengths), samples)).astype(np.int16)
-    ids = jnp.arange(11, 11 + len(lengths), dtype=jnp.uint32)
-    lengths = jnp.asarray(lengths, jnp.int32)
-    return {"unlabelled": {"audio": jnp.asarray(audio), "audio_lengths": lengths, "ids": ids}}
+make_batch = functools.partial(batches.unlabelled, lengths=(96, 70, 50, 8, 0, 0), samples=96)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -26,12 +26,12 @@ _LANGUAGE = r"[a-z]{2,3}(?:-[A-Z]{2})?"
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The utterances of one split, in the order of the table that holds their sentences.
 
-    text: the sentence that was read (transcript, not translation); lang: SRC; speaker: client_id;
-    id: the clip's name without extension. The split is CoVoST's: train holds its own additions to
-    Common Voice's. Each clip's length is read from its MP3 headers, a fifth of a millisecond or
-    more. A clip that is missing or no MP3 has a `fault`. Raises UserError for a name that is not
-    SRC_TGT/SPLIT, a language or table that is not there, a missing column, a bad line, or, where
-    `root` is given, a folder or clip outside it.
+    text: the sentence that was read, in SRC; translation: that in TGT; lang: SRC; speaker:
+    client_id; id: the clip's name without extension. Both texts are NFC. The split is CoVoST's:
+    train holds its own additions to Common Voice's. Each clip's length is read from its MP3
+    headers, a fifth of a millisecond or more. A clip that is missing or no MP3 has a `fault`.
+    Raises UserError for a name that is not SRC_TGT/SPLIT, a language or table that is not there, a
+    missing column, a bad line, or, where `root` is given, a folder or clip outside it.
     """
     pair, split = pathlib.PurePath(rest).parts[-2:] if rest.count("/") else ("", "")
     named = re.fullmatch(f"({_LANGUAGE})_{_LANGUAGE}", pair)
@@ -57,20 +57,31 @@ def read(rest: str, root: str = "") -> list[Utterance]:
         path = str(clips / row["path"])
         if root:
             path = inside(path, root, where)
-        text = unicodedata.normalize("NFC", row["sentence"])
-        identity = pathlib.PurePath(row["path"]).stem
-        found.append(Utterance(identity, path, 0.0, 0.0, text, lang, row["client_id"], where))
+        found.append(
+            Utterance(
+                id=pathlib.PurePath(row["path"]).stem,
+                path=path,
+                offset=0.0,
+                duration=0.0,
+                text=unicodedata.normalize("NFC", row["sentence"]),
+                lang=lang,
+                speaker=row["client_id"],
+                line=where,
+                translation=unicodedata.normalize("NFC", row["translation"]),
+            )
+        )
     return [_explained(u) for u in with_durations(found)]
 
 
 def _rows(
     top: pathlib.Path, lang: str, pair: str, split: str, rest: str
 ) -> Iterator[tuple[dict[str, str], str]]:
-    """Rows with path, sentence and client_id of the split's clips, each with its "file:line"."""
+    """Rows with path, sentence, client_id and translation of the split's clips, each with the
+    "file:line" of its sentence."""
     columns = ("path", "sentence", "client_id")
     whole = _find(top, lang, f"covost_v2.{pair}.{split}.tsv")
     if whole:
-        yield from _table(whole, columns)
+        yield from _table(whole, (*columns, "translation"))
         return
     listing, validated = _find(top, lang, f"covost_v2.{pair}.tsv"), top / lang / "validated.tsv"
     for table in (listing or top / lang / f"covost_v2.{pair}.tsv", validated):
@@ -80,14 +91,12 @@ def _rows(
                 f" {'Common Voice 4' if table == validated else 'CoVoST v2'}"
             )
     wanted = {split, "train_covost"} if split == "train" else {split}
-    missing = {
-        row["path"] for row, _ in _table(listing, ("path", "split")) if row["split"] in wanted
-    }
+    listed = _table(listing, ("path", "translation", "split"))
+    missing = {row["path"]: row["translation"] for row, _ in listed if row["split"] in wanted}
     total = len(missing)
     for row, where in _table(validated, columns):
         if row["path"] in missing:
-            missing.remove(row["path"])
-            yield row, where
+            yield row | {"translation": missing.pop(row["path"])}, where
     if missing:
         logging.warning(
             "covost:%s: %d of %d clips have no line in %s, one is %s; CoVoST v2 was made from"

@@ -15,8 +15,9 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     """The utterances of the manifest at path `rest`, in its order.
 
     Fields: audio_filepath; optional duration (else the rest of the file, from its header), offset,
-    text, lang, speaker (else the id: such utterances are never joined), id (else path and offset).
-    Audio must lie in `root`, by default the manifest's folder. Raises UserError with file:line.
+    text, translation (the text in another language), lang, speaker (else the id: such utterances
+    are never joined), id (else path and offset). Texts become NFC. Audio must lie in `root`, by
+    default the manifest's folder. Raises UserError with file:line.
     """
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
     root = root or folder
@@ -43,19 +44,17 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
             raise UserError(
                 f"{where}: duration must be above 0 seconds; leave it out to have the file's own"
             )
-    text = entry.get("text")
-    if not isinstance(text, str | None):
-        raise UserError(f"{where}: text must be a string, not {text!r}; put it in quotes")
     identity = _name(entry.get("id"), f"{named}@{offset:.10g}" if offset else named)
     return Utterance(
         id=identity,
         path=path,
         offset=offset,
         duration=duration or 0.0,
-        text=None if text is None else unicodedata.normalize("NFC", text),
+        text=_text(entry, "text", where),
         lang=_name(entry.get("lang"), ""),
         speaker=_name(entry.get("speaker"), identity),
         line=where,
+        translation=_text(entry, "translation", where),
     )
 
 
@@ -79,6 +78,13 @@ def _entry(line: str, where: str) -> dict:
     if not isinstance(named, str) or not named or "\0" in named:
         raise UserError(f"{where}: audio_filepath must be the path of an audio file, not {named!r}")
     return entry
+
+
+def _text(entry: dict, field: str, where: str) -> str | None:
+    text = entry.get(field)
+    if not isinstance(text, str | None):
+        raise UserError(f"{where}: {field} must be a string, not {text!r}; put it in quotes")
+    return None if text is None else unicodedata.normalize("NFC", text)
 
 
 def _name(value: object, default: str) -> str:

@@ -1,5 +1,7 @@
 """`synthetic:NAME/SPLIT`: the spoken commands of `data/synthetic.py`, made on first use."""
 
+import dataclasses
+
 from bljust_jax.data import synthetic
 from bljust_jax.data.readers import manifest
 from bljust_jax.data.sources import Utterance
@@ -7,7 +9,7 @@ from bljust_jax.errors import UserError
 
 
 def read(rest: str, root: str) -> list[Utterance]:
-    """The utterances of one split.
+    """The utterances of one split; to translate a command is to say its words in reverse order.
 
     Args:
       rest: what follows `synthetic:`, for instance `commands/train`.
@@ -22,4 +24,9 @@ def read(rest: str, root: str) -> list[Utterance]:
             f"synthetic:{rest}: write synthetic:NAME/SPLIT, NAME one of "
             f"{', '.join(synthetic.CORPORA)}, SPLIT one of {', '.join(synthetic.SPLITS)}"
         )
-    return manifest.read(str(synthetic.make_corpus(name) / f"{split}.jsonl"), "")
+    found = manifest.read(str(synthetic.make_corpus(name) / f"{split}.jsonl"), "")
+    return [dataclasses.replace(u, translation=backwards(u.text or "")) for u in found]
+
+
+def backwards(text: str) -> str:
+    return " ".join(reversed(text.split()))

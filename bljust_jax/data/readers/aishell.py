@@ -1,0 +1,83 @@
+"""AISHELL-1: `aishell:ROOT/SPLIT`, for instance aishell:ROOT/train; splits: train, dev, test.
+
+The published layout, in ROOT/data_aishell or in ROOT itself (Bu et al., AISHELL-1, O-COCOSDA 2017):
+
+    transcript/aishell_transcript_v0.8.txt      ID WORD WORD ... of all splits
+    wav/train/S0002/BAC009S0002W0122.wav        the archives wav/S*.tar.gz, unpacked
+"""
+
+import pathlib
+import re
+import unicodedata
+
+from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
+from bljust_jax.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+TRANSCRIPT = "transcript/aishell_transcript_v0.8.txt"
+# The transcript parts all words by spaces; beside a Chinese character they are not written.
+_HAN = "[\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_NO_SPACE = re.compile(f"(?<={_HAN}) | (?={_HAN})")
+
+
+def read(rest: str, root: str = "") -> list[Utterance]:
+    """The recordings of one split, ordered by speaker and id.
+
+    text: the words of the transcript, NFC, without spaces but for those between words of Latin
+    letters; None for a recording that the transcript does not list, as there are some; lang: zh;
+    speaker: the folder, S0002. Lines without a recording are those of other splits. Raises
+    UserError for another split, a missing folder or transcript, a bad or repeated line, or, where
+    `root` is given, a folder or recording outside it.
+    """
+    top, split = _locate(rest, root)
+    transcript, folder = top / TRANSCRIPT, top / "wav" / split
+    if not folder.is_dir():
+        raise UserError(
+            f"aishell:{rest}: no such folder: {folder}; unpack data_aishell.tgz and, in its folder"
+            " wav, each of the archives S*.tar.gz"
+        )
+    if not transcript.is_file():
+        raise UserError(f"aishell:{rest}: no such file: {transcript}; unpack data_aishell.tgz")
+    lines = _transcripts(transcript)
+    found = []
+    for recording in sorted(folder.glob("*/*.wav")):
+        text, where = lines.get(recording.stem, (None, str(recording)))
+        path = inside(recording, root, where) if root else str(recording)
+        speaker = recording.parent.name
+        found.append(Utterance(recording.stem, path, 0.0, 0.0, text, "zh", speaker, where))
+    return with_durations(found)
+
+
+def _locate(rest: str, root: str) -> tuple[pathlib.Path, str]:
+    """(folder with `transcript` and `wav`, split)."""
+    path = pathlib.Path(root, rest).absolute()
+    if path.name not in SPLITS:
+        raise UserError(
+            f"aishell:{rest}: name ROOT/SPLIT, for instance ROOT/train; splits are"
+            f" {', '.join(SPLITS)}"
+        )
+    top = path.parent / "data_aishell"
+    top = top if top.is_dir() else path.parent
+    if root:
+        inside(top, root, f"aishell:{rest}")
+    return top, path.name
+
+
+def _transcripts(path: pathlib.Path) -> dict[str, tuple[str, str]]:
+    """{id: (text, "file:line")}"""
+    found: dict[str, tuple[str, str]] = {}
+    for where, line in read_lines(path):
+        identity, *words = line.split()
+        if not words:
+            raise UserError(f"{where}: expected an id and its words, with spaces between them")
+        if identity in found:
+            raise UserError(
+                f"{where}: {identity} was transcribed before, at {found[identity][1]}; remove one"
+            )
+        found[identity] = spell(words), where
+    return found
+
+
+def spell(words: list[str]) -> str:
+    """The text of a line's words: 播放 iron man 的 歌 gives 播放iron man的歌."""
+    return unicodedata.normalize("NFC", _NO_SPACE.sub("", " ".join(words)))

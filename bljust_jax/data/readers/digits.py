@@ -1,0 +1,127 @@
+"""Spoken digits with their translations: `digits:ROOT/SET/SPLIT`, SET digits_ar or digits_en.
+
+ROOT/SET/SPLIT.jsonl is a manifest of isolated words; those that are one of the ten digits are read,
+each with the digit's word in the other language as its translation. `digits:ROOT/SET/SPLIT/strings`
+are connected strings of them, rendered on demand.
+"""
+
+import dataclasses
+import functools
+import io
+import logging
+import pathlib
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import soundfile
+
+from bljust_jax.data.readers import manifest
+from bljust_jax.data.sources import Utterance, inside, read_audio
+from bljust_jax.errors import UserError
+
+WORDS = {
+    "ar": ["صفر", "واحد", "اثنان", "ثلاثة", "أربعة", "خمسة", "ستة", "سبعة", "ثمانية", "تسعة"],
+    "en": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+}
+OTHER = {"ar": "en", "en": "ar"}
+LENGTHS = (3, 7)  # digits a string
+PASSES = 2  # strings that each digit is in
+PAUSE = (0.02, 0.15)  # seconds between the digits of a string
+RATE = 16000  # Hz, of rendered strings
+
+
+def read(rest: str, root: str = "") -> list[Utterance]:
+    """The digits of a split, in the manifest's order, or strings of them, by speaker.
+
+    A string has 3 to 7 digits of one speaker, and each digit is in PASSES of them; which, and the
+    pauses, follow from the ids alone, not from their order. text and translation: the digits'
+    words, joined by spaces; id: SPEAKER-PASS.NUMBER-NUMERALS, for instance
+    fsdd_george-1.042-30714; line: that of its first digit. Speakers of fewer than 3 digits have no
+    strings, and a warning. Raises UserError for a name that is not SET/SPLIT, a missing manifest, a
+    bad line, or a manifest or recording outside the root (without a `root`: the manifest's folder).
+    """
+    path = pathlib.Path(root, rest).absolute()
+    path, strings = (path.parent, True) if path.name == "strings" else (path, False)
+    name, _, lang = path.parent.name.partition("_")
+    if name != "digits" or lang not in WORDS:
+        raise UserError(
+            f"digits:{rest}: name ROOT/SET/SPLIT or ROOT/SET/SPLIT/strings, for instance"
+            f" ROOT/digits_ar/train; sets are {', '.join(f'digits_{known}' for known in WORDS)}"
+        )
+    path = path.with_name(f"{path.name}.jsonl")
+    if root:
+        inside(path, root, f"digits:{rest}")
+    if not path.is_file():
+        raise UserError(f"digits:{rest}: no such manifest: {path}")
+    words = dict(zip(WORDS[lang], WORDS[OTHER[lang]], strict=True))
+    digits = [
+        dataclasses.replace(u, lang=lang, translation=words[u.text])
+        for u in manifest.read(str(path), root)
+        if u.text in words
+    ]
+    return list(_strings(digits, path)) if strings else digits
+
+
+def _strings(digits: Sequence[Utterance], path: pathlib.Path) -> Iterator[Utterance]:
+    speakers: dict[str, list[Utterance]] = {}
+    for u in sorted(digits, key=lambda u: u.id):
+        speakers.setdefault(u.speaker, []).append(u)
+    few = [speaker for speaker, spoken in speakers.items() if len(spoken) < LENGTHS[0]]
+    if few:
+        logging.warning(
+            "%s: no strings of %d of %d speakers, who have fewer than %d digits, one is %s",
+            *(path, len(few), len(speakers), LENGTHS[0], min(few)),
+        )
+    for speaker in sorted(speakers.keys() - few):
+        spoken = speakers[speaker]
+        for turn in range(1, PASSES + 1):
+            rng = np.random.default_rng(zlib.crc32(f"{speaker}/{turn}".encode()))
+            for number, members in enumerate(_cut(spoken, rng), start=1):
+                yield _string(members, f"{speaker}-{turn}.{number:03d}", path, rng)
+
+
+def _cut(spoken: Sequence[Utterance], rng: np.random.Generator) -> Iterator[list[Utterance]]:
+    """A permutation in pieces of 3 to 7, drawn among those that leave none or enough."""
+    low, high = LENGTHS
+    order = [spoken[i] for i in rng.permutation(len(spoken))]
+    while order:
+        lengths = [n for n in range(low, high + 1) if len(order) - n == 0 or len(order) - n >= low]
+        n = int(rng.choice(lengths))
+        yield order[:n]
+        order = order[n:]
+
+
+def _string(
+    digits: Sequence[Utterance], name: str, path: pathlib.Path, rng: np.random.Generator
+) -> Utterance:
+    """Digits one after another, with pauses."""
+    low, high = (round(seconds * RATE) for seconds in PAUSE)
+    lengths = np.array([round(u.duration * RATE) for u in digits])
+    pauses = rng.integers(low, high + 1, len(digits) - 1)
+    starts = np.concatenate([[0], np.cumsum(lengths[:-1] + pauses)]).tolist()
+    samples = starts[-1] + int(lengths[-1])
+    first = digits[0]
+    numerals = "".join(str(WORDS[first.lang].index(u.text)) for u in digits)
+    return dataclasses.replace(
+        first,
+        id=f"{name}-{numerals}",
+        path=f"{path}#{name}-{numerals}",
+        offset=0.0,
+        duration=samples / RATE,
+        text=" ".join(u.text for u in digits),
+        translation=" ".join(u.translation for u in digits),
+        fetch=functools.partial(_render, digits, starts, samples),
+        fault=next((u.fault for u in digits if u.fault), ""),
+    )
+
+
+def _render(digits: Sequence[Utterance], starts: Sequence[int], samples: int) -> bytes:
+    """A WAV file of S `samples` at RATE, each digit at its start and silence between them."""
+    audio = np.zeros(samples, np.int16)
+    for u, start in zip(digits, starts, strict=True):
+        heard = read_audio(u, RATE)
+        audio[start : start + len(heard)] = heard
+    file = io.BytesIO()
+    soundfile.write(file, audio, RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()

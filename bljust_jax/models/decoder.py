@@ -1,0 +1,321 @@
+"""The Transformer decoder: what comes next in a text, given its beginning and an encoder's output.
+
+Id 0 begins a text as an input and ends it as an output. Parameters are float32; `dtype` is the
+dtype of the products. Residual sums, norms, the softmax and the logits are float32.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from bljust_jax.errors import UserError
+from bljust_jax.models import heads, initial
+from bljust_jax.models.attention import MASKED_SCORE, relative_positions
+from bljust_jax.models.layers import FeedForward
+from bljust_jax.models.norms import LayerNorm, at_least_float32
+from bljust_jax.ops.features import valid_frames
+
+
+class KeysValues(NamedTuple):
+    """What attention reads, `[..., keys, H, S]` each, S = D / H."""
+
+    keys: Array
+    values: Array
+
+
+class Cache(NamedTuple):
+    """The state of B rows of W texts that grow a token at a time."""
+
+    heard: KeysValues  # of the encoder's output, [L, B, T, H, S]
+    valid: Bool[Array, "b t"]  # True on its real frames
+    past: KeysValues  # of the tokens so far, [L, B, W, N, H, S], N the most tokens
+
+
+class Attention(nn.Module):
+    """softmax_j(q_i . k_j / sqrt(D / H)) v_j with H heads (Vaswani et al., NeurIPS 2017, 3.2).
+
+    The maps of keys and values have no bias: one would cancel in the softmax, the other repeat the
+    output's.
+    """
+
+    dim: int
+    heads: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        dense = partial(nn.Dense, self.dim, dtype=self.dtype)
+        self.query, self.out = dense(), dense()
+        self.key, self.value = dense(use_bias=False), dense(use_bias=False)
+
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], self.heads, self.dim // self.heads)
+
+    def read(self, x: Float[Array, "b k c"]) -> KeysValues:
+        """Keys and values of `x`, `[B, K, H, S]`."""
+        return KeysValues(self._split(self.key(x)), self._split(self.value(x)))
+
+    def __call__(
+        self, x: Float[Array, "b q d"], read: KeysValues, mask: Bool[Array, "#b #q k"]
+    ) -> Float[Array, "b q d"]:
+        """`mask` is True where a key may be attended; a query without a key is finite."""
+        query = self._split(self.query(x)) * (self.dim // self.heads) ** -0.5
+        scores = at_least_float32(jnp.einsum("bqhs,bkhs->bhqk", query, read.keys))
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED_SCORE))
+        context = jnp.einsum("bhqk,bkhs->bqhs", weights.astype(self.dtype), read.values)
+        return self.out(context.reshape(*x.shape[:-1], self.dim))
+
+
+class DecoderBlock(nn.Module):
+    """x + causal self-attention, + attention over the encoder's output, + feed-forward, each branch
+    normed before it. Dropout, with rng "dropout", acts on each branch before it is added."""
+
+    dim: int
+    heads: int
+    expansion: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        norm = partial(LayerNorm, dtype=self.dtype)
+        attention = partial(Attention, self.dim, self.heads, self.dtype)
+        self.self_norm, self.cross_norm, self.ff_norm = norm(), norm(), norm()
+        self.self_attention, self.cross_attention = attention(), attention()
+        self.feed_forward = FeedForward(self.expansion, self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def hear(self, memory: Float[Array, "b t c"]) -> KeysValues:
+        """What the second branch reads of an encoder's output."""
+        return self.cross_attention.read(memory)
+
+    def __call__(
+        self,
+        x: Float[Array, "b u d"],
+        memory: Float[Array, "b t c"],
+        valid: Bool[Array, "b t"],
+        train: bool = False,
+    ) -> Float[Array, "b u d"]:
+        """All positions of a text at once; `valid` is True on real frames of `memory`."""
+        causal = jnp.asarray(np.tri(x.shape[1], dtype=bool)[None])
+        normed = self.self_norm(x)
+        branch = self.self_attention(normed, self.self_attention.read(normed), causal)
+        x = x + self.drop(branch, deterministic=not train)
+        return self._finish(x, self.hear(memory), valid, train)
+
+    def extend(
+        self,
+        x: Float[Array, "b w d"],
+        heard: KeysValues,
+        valid: Bool[Array, "b t"],
+        past: KeysValues,
+        position: Int[Array, ""],
+    ) -> tuple[Float[Array, "b w d"], KeysValues]:
+        """One position of W texts a row; the keys and values that it adds, `[B, W, 1, H, S]`."""
+        texts = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
+        normed = texts(self.self_norm(x))[:, None]
+        new = self.self_attention.read(normed)
+        write = partial(lax.dynamic_update_slice_in_dim, start_index=position, axis=1)
+        read = jax.tree.map(lambda old, new: write(texts(old), new), past, new)
+        known = jnp.arange(read.keys.shape[1]) <= position
+        branch = self.self_attention(normed, read, known[None, None])
+        x = self._finish(x + branch.reshape(x.shape), heard, valid, False)
+        return x, jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:2], *leaf.shape[1:]), new)
+
+    def _finish(self, x: Array, heard: KeysValues, valid: Array, train: bool) -> Array:
+        branch = self.cross_attention(self.cross_norm(x), heard, valid[:, None])
+        x = x + self.drop(branch, deterministic=not train)
+        branch = self.feed_forward(self.ff_norm(x))
+        return x + self.drop(branch, deterministic=not train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Tokens and an encoder's output to logits of the next token (Vaswani et al., NeurIPS 2017,
+    with norms before the branches: Xiong et al., ICML 2020).
+
+    Fields: width, blocks, attention heads, classes K (0 begins and ends a text), width of the
+    encoder's output, feed-forward expansion, dropout rate on the embedded tokens and on each
+    branch, dtype of the products ("float32" or "bfloat16"; parameters stay float32), blocks
+    unrolled a scan step.
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    vocab_size: int
+    memory_dim: int
+    ff_mult: int = 4
+    dropout: float = 0.0
+    dtype: str = "float32"
+    scan_unroll: int = 1
+
+    def __post_init__(self):
+        if self.dim % self.heads or self.dim % 2:
+            raise UserError(
+                f"decoder dim={self.dim} must be even and a multiple of heads={self.heads}"
+            )
+        if self.layers < 1:
+            raise UserError(f"decoder layers={self.layers} must be at least 1")
+        if self.vocab_size < 2:
+            raise UserError(
+                f"decoder vocab_size={self.vocab_size} must be at least 2: the end of a text and a "
+                "token"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"decoder dropout={self.dropout} must lie in [0, 1)")
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise UserError(
+                f"decoder dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)"
+            )
+
+    @property
+    def block(self) -> DecoderBlock:
+        dtype = jnp.dtype(self.dtype)
+        return DecoderBlock(self.dim, self.heads, self.ff_mult, self.dropout, dtype)
+
+    def init(self, rng: Key[Array, ""]) -> dict[str, Any]:
+        """Float32 parameters {"embedding" `[K, D]`, "blocks" stacked on axis 0, "norm", "output"}.
+
+        Kernels are normal with variance 1 / fan-in, the embedding with variance 1 / D, scales 1,
+        biases 0.
+        """
+        params = initial.draw(rng, self.shapes())
+        shape, key = params["embedding"].shape, jax.random.fold_in(rng, 1)
+        params["embedding"] = jax.random.normal(key, shape, jnp.float32) * self.dim**-0.5
+        return params
+
+    def shapes(self) -> dict[str, Any]:
+        """The shape of each parameter of `init`."""
+        x, memory = jnp.zeros((1, 1, self.dim)), jnp.zeros((1, 1, self.memory_dim))
+        valid = jnp.ones((1, 1), bool)
+        block = jax.eval_shape(self.block.init, jax.random.key(0), x, memory, valid)["params"]
+        return {
+            "embedding": (self.vocab_size, self.dim),
+            "blocks": jax.tree.map(lambda leaf: (self.layers, *leaf.shape), block),
+            "norm": {"scale": (self.dim,), "bias": (self.dim,)},
+            "output": {"kernel": (self.dim, self.vocab_size), "bias": (self.vocab_size,)},
+        }
+
+    def apply(
+        self,
+        params: dict[str, Any],
+        memory: Float[Array, "b t c"],
+        memory_lengths: Int[Array, "b"],
+        tokens: Int[Array, "b u"],
+        token_lengths: Int[Array, "b"],
+        *,
+        train: bool = False,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b u k"]:
+        """Logits of the token after each of `tokens`, all positions at once (teacher forcing).
+
+        Args:
+          memory: an encoder's output `[B, T, C]`; padded frames never matter, NaN included.
+          memory_lengths: its real frames `[B]`; 0 is allowed.
+          tokens: inputs `[B, U]`, 0 first; padded ones never matter, whatever they are.
+          token_lengths: real inputs `[B]`; 0 is allowed.
+          train, rng: dropout is active in training and then needs a key.
+
+        Returns:
+          float32 `[B, U, K]`, exactly 0 at padded tokens. Logits at position t are a function of
+          tokens 0..t alone, to the last bit.
+
+        Raises:
+          ValueError: dropout without `rng`.
+        """
+        dropping = train and self.dropout > 0
+        if dropping and rng is None:
+            raise ValueError("training with dropout needs rng")
+        valid, memory = _clean(memory, memory_lengths)
+        real = valid_frames(tokens.shape[1], token_lengths)
+        positions = _positions(tokens.shape[1], self.dim)[None]
+        x = self._embed(params, tokens, positions)
+        keys = None
+        if dropping:
+            keys = initial.dropout_keys(rng, self.layers + 1)
+            x = nn.Dropout(self.dropout).apply({}, x, deterministic=False, rng=keys[0])
+            keys = keys[1:]
+        block = self.block
+
+        def step(x, layer):
+            weights, key = layer
+            rngs = {"dropout": key} if dropping else {}
+            return block.apply({"params": weights}, x, memory, valid, dropping, rngs=rngs), None
+
+        x, _ = lax.scan(step, x, (params["blocks"], keys), unroll=self.scan_unroll)
+        return jnp.where(real[..., None], self._logits(params, x), 0.0)
+
+    def begin(
+        self,
+        params: dict[str, Any],
+        memory: Float[Array, "b t c"],
+        memory_lengths: Int[Array, "b"],
+        max_len: int,
+        beam: int = 1,
+    ) -> Cache:
+        """The cache of `beam` texts a row, of at most `max_len` inputs each (0 is the first).
+
+        The encoder's output is projected here, once for all blocks, positions and texts.
+        """
+        valid, memory = _clean(memory, memory_lengths)
+        hear = partial(self.block.apply, method="hear")
+        heard = jax.vmap(lambda weights: hear({"params": weights}, memory))(params["blocks"])
+        layers, batch, _, *split = heard.keys.shape
+        shape = (layers, batch, beam, max_len, *split)
+        past = KeysValues(*(jnp.zeros(shape, heard.keys.dtype) for _ in KeysValues._fields))
+        return Cache(heard, valid, past)
+
+    def extend(
+        self,
+        params: dict[str, Any],
+        cache: Cache,
+        tokens: Int[Array, "b w"],
+        position: Int[Array, ""] | int,
+        parents: Int[Array, "b w"] | None = None,
+    ) -> tuple[Float[Array, "b w k"], Cache]:
+        """Logits `[B, W, K]` after one more token of each text, at `position`, and the cache.
+
+        parents: text w of a row continues what was its text parents[w]; None: each its own. Equal
+        to `apply` on whole texts but for rounding.
+        """
+        position, past = jnp.asarray(position), cache.past
+        if parents is not None:
+            rows = parents[None, :, :, None, None, None]
+            past = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, rows, axis=2), past)
+        table = _positions(past.keys.shape[3], self.dim)
+        here = lax.dynamic_index_in_dim(table, position, keepdims=False)
+        x, block = self._embed(params, tokens, here[None, None]), self.block
+
+        def step(x, layer):
+            weights, heard, past = layer
+            inputs = x, heard, cache.valid, past, position
+            return block.apply({"params": weights}, *inputs, method="extend")
+
+        layers = params["blocks"], cache.heard, past
+        x, new = lax.scan(step, x, layers, unroll=self.scan_unroll)
+        write = partial(lax.dynamic_update_slice_in_dim, start_index=position, axis=3)
+        return self._logits(params, x), cache._replace(past=jax.tree.map(write, past, new))
+
+    def _embed(self, params: dict[str, Any], tokens: Array, positions: Array) -> Array:
+        x = params["embedding"][tokens] * self.dim**0.5
+        return x + positions.astype(x.dtype)
+
+    def _logits(self, params: dict[str, Any], x: Array) -> Array:
+        return heads.apply(params["output"], LayerNorm().apply({"params": params["norm"]}, x))
+
+
+def _clean(memory: Array, lengths: Array) -> tuple[Array, Array]:
+    """(True on real frames, an encoder's output with 0 in the others)."""
+    valid = valid_frames(memory.shape[1], lengths)
+    return valid, jnp.where(valid[..., None], memory, 0.0)
+
+
+def _positions(count: int, dim: int) -> Float[Array, "n d"]:
+    """Sinusoids of positions 0, 1, ..., a row each (Vaswani et al., 3.5, sines before cosines)."""
+    return jnp.asarray(relative_positions(count - 1, 0, dim)[::-1])
