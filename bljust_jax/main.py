@@ -4,7 +4,14 @@
 Trains, evaluates and writes DIR (by default runs/<config>-<variant>). configs/X.py says in comments
 which fields there are. The last line on stdout is one JSON object with the final metrics; logs go
 to stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config or data,
-in one line.
+in one line; 69: other hosts did not answer.
+
+On several hosts, the same command on each, with a workdir that all of them see. Slurm, TPU pods,
+Open MPI and indexed Kubernetes Jobs are found by themselves; elsewhere
+    --coordinator_address=HOST[:PORT] --num_processes=N --process_id=0|1|...|N-1
+HOST being that of process 0. --distributed=off: this process alone; on: never alone.
+--coordinator_port=PORT, --init_timeout=SECONDS until all hosts are up, --heartbeat_timeout=SECONDS
+after which a silent host is taken for dead.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import traceback
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -22,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bljust_jax import ranges
+from bljust_jax import hosts, ranges
 from bljust_jax.command import DONE, PREEMPTED, guard
 from bljust_jax.data import settings
 from bljust_jax.errors import UserError, nearest
@@ -30,29 +38,54 @@ from bljust_jax.errors import UserError, nearest
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
+flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
+flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
+flags.DEFINE_integer("coordinator_port", 0, "where process 0 listens")
+flags.DEFINE_integer("num_processes", None, "of all hosts together")
+flags.DEFINE_integer("process_id", None, "of this process, from 0")
+flags.DEFINE_integer("init_timeout", hosts.Asked().init_timeout, "seconds until all are up")
+flags.DEFINE_integer("heartbeat_timeout", hosts.Asked().heartbeat_timeout, "seconds of silence")
 
 
 def main() -> int:
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         print(__doc__.strip())
         return DONE
-    return guard(run, "interrupted; run the same command again to go on")
+    try:
+        code = guard(run, "interrupted; run the same command again to go on")
+    except hosts.Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = hosts.UNREACHABLE
+    except Exception:
+        traceback.print_exc()
+        code = CRASHED
+    if code not in (DONE, PREEMPTED):
+        hosts.leave(code)
+    return code
 
 
 def run() -> int:
     config, workdir = parse(sys.argv)
     settings.check(config.data)
     ranges.check(config)
+    asked = hosts.Asked(*(FLAGS[name].value for name in hosts.Asked._fields))
+    found = hosts.choose(asked)
+    if found:
+        hosts.join(found, asked)
+    print_devices(asked)
     import jax
 
     from bljust_jax import train
 
-    print_devices(jax)
     result = train.run(config, workdir)
     if result is None:
         return PREEMPTED
-    print(json.dumps(result), flush=True)
+    if jax.process_index() == 0:
+        print(json.dumps(result), flush=True)
     return DONE
+
+
+CRASHED = 1
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
@@ -73,6 +106,10 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     if CONFIG.value is None:
         raise UserError(NO_CONFIG)
     part_names(CONFIG.value)
+    if "://" in WORKDIR.value:
+        raise UserError(
+            f"--workdir={WORKDIR.value} is no folder; mount the bucket and name its path"
+        )
     variant = CONFIG.value.variant.replace(",", "-")
     default = f"runs/{name.stem}-{variant}" if variant else f"runs/{name.stem}"
     return CONFIG.value, pathlib.Path(WORKDIR.value or default)
@@ -145,10 +182,10 @@ KINDS = {
 }
 
 
-def print_devices(jax) -> None:
-    devices = jax.devices()
-    kinds = ", ".join(sorted({d.device_kind for d in devices}))
-    print(f"devices: {len(devices)} x {kinds} ({jax.default_backend()})", file=sys.stderr)
+def print_devices(asked: hosts.Asked) -> None:
+    import jax
+
+    hosts.prove(asked)
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         if listed.returncode == 0 and "GPU" in listed.stdout:

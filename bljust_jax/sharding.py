@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -72,3 +73,25 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     if jax.process_count() == 1:
         return jax.tree.map(lambda x: jax.device_put(x, where), batch)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+
+
+def put_whole(batch: Tree, mesh: Mesh) -> Tree:
+    """Rows that every process has all of -> global arrays."""
+    where = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda x: jax.device_put(x, where), batch)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, where, x.__getitem__), batch
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device, which every process can fetch."""
+    return NamedSharding(mesh, P())
+
+
+def to_host(tree: Tree) -> Tree:
+    """numpy arrays, on every process; all call it, as what lies on others is gathered."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

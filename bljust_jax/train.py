@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ from bljust_jax import (
     evaluate,
     example,
     folder,
+    hosts,
     metrics,
     optim,
     recipes,
@@ -50,8 +49,9 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     # ---------------------------------------------------------------- build
     folder.check_config(config, workdir)
     keep_compiled(config.compile_cache)
-    preempted = catch_sigterm(stack)
+    preempted = hosts.preemption(stack)
     first = jax.process_index() == 0
+    shard = (jax.process_index(), jax.process_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
     tokenizers = folder.saved_tokenizers(config, workdir)
@@ -111,18 +111,22 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     programs = Programs(jitted, expected, progress.say)
     with progress.aside():
         for name, streams in coming(segments, recipe.phases, start).items():
-            largest = corpus.blank_batch(streams, corpus.buckets_in_use(streams)[-1])
+            last = corpus.buckets_in_use(streams)[-1]
+            largest = corpus.blank_batch(streams, last, shard=shard)
             programs.compile(name, state, sharding.put_batch(largest, mesh))
     fresh_moments = jax.jit(optimizer.init, out_shardings=placed.opt_state)
-    greedily = {task.name: jax.jit(evaluate.greedily(task)) for task in recipe.tasks}
+    everywhere = sharding.replicated(mesh)  # every process decodes all of what is said
+    greedily = {
+        task.name: jax.jit(evaluate.greedily(task), out_shardings=everywhere)
+        for task in recipe.tasks
+    }
 
     def score(split: str, weights: system.Weights) -> evaluate.Scored:
         def say(task: system.Task, batch: dict) -> Any:
-            return greedily[task.name](weights, sharding.put_batch(batch, mesh))
+            return greedily[task.name](weights, sharding.put_whole(batch, mesh))
 
         return evaluate.run(split, recipe.tasks, corpus, say)
 
-    shard = (jax.process_index(), jax.process_count())
     batches = iter(corpus.train_batches(segments, start, shard=shard))
     phase_at = PhaseAt(segments, recipe.phases)
     audio_seconds, waited = 0.0, 0.0  # heard, and waited for, in the open log window
@@ -143,7 +147,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
     # ---------------------------------------------------------------- the loop
     for now in range(start, total + 1):
-        stopping = preempted() and now < total
+        stopping = preempted(now) and now < total
         fresh, ending = now != restored, now == total
         evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
         saving = fresh and (ending or now % config.save_every == 0 or stopping)
@@ -155,7 +159,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             with progress.aside():
                 scored = score("dev", state.weights)
             writer.write(now, scored.scores)
-            evaluate.write_samples(workdir / "samples", now, scored)
+            if first:
+                evaluate.write_samples(workdir / "samples", now, scored)
             progress.say(f"step {now}, phase {phase_at(now - 1).name}")
             for line in scored.describe(config.samples):
                 progress.say(line)
@@ -199,16 +204,18 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
     # ---------------------------------------------------------------- the end
     final = {"best_step": meta["best"]["step"]}
+    shown = sharding.to_host(best)  # by all processes; the picture is the first one's alone
     for split in ("dev", "test"):
         scored = score(split, best)
-        evaluate.write_samples(workdir / "samples", "best", scored)
+        if first:
+            evaluate.write_samples(workdir / "samples", "best", scored)
         final |= scored.scores
         for line in scored.describe(config.samples):
             progress.say(line)
         if split == "dev" and first:
-            picture(workdir, recipe, best, corpus, scored, config.data.sample_rate)
+            picture(workdir, recipe, shown, corpus, scored, config.data.sample_rate)
     final |= name_compute(meta["compute"]) | {"data/quarantined": len(corpus.quarantined)}
-    final |= {"step": total, "params_digest": checkpoint.digest(state.params)}
+    final |= {"step": total, "params_digest": checkpoint.digest(sharding.to_host(state.params))}
     writer.write(total, {"final": True, **final})
     if first:
         report.write(workdir)
@@ -312,7 +319,8 @@ def check_finite(
     steps = range(last - window.longest_skip + 1, last + 1)
     heard = {now: corpus.names_at(segments, now) for now in steps if now >= 0}
     path = workdir / "not_finite.json"
-    path.write_text(json.dumps(heard, ensure_ascii=False, indent=2) + "\n")
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(heard, ensure_ascii=False, indent=2) + "\n")
     raise UserError(
         f"{len(steps)} steps in a row were not finite, {steps[0]} to {last}; the last heard "
         f"{', '.join(heard[last][:3])}, ... (all in {path}): lower config.lr, or look for broken "
@@ -364,11 +372,3 @@ def picture(
     if name is not None:
         shown = example.make(task.predict, recipe.log_mel, weights, corpus, part, name, sample_rate)
         example.write(workdir / "example.npz", shown)
-
-
-def catch_sigterm(stack: contextlib.ExitStack) -> Callable[[], bool]:
-    """A function that says whether SIGTERM has arrived; the old handler returns with the stack."""
-    arrived = []
-    old = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
-    stack.callback(signal.signal, signal.SIGTERM, old)
-    return lambda: bool(arrived)

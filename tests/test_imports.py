@@ -27,7 +27,7 @@ ALLOWED = {
     "ranges": {"errors"},
     "train": JAX | {
         *("system", "step", "optim", "sharding", "checkpoint", "metrics", "evaluate"),
-        *("programs", "folder", "beginning", "alarm"),
+        *("programs", "folder", "beginning", "alarm", "hosts"),
         *("recipes", "data", "example", "progress", "report", "ml_collections"),
     },
     "beginning": JAX | {"system", "step", "data", "evaluate", "export"},

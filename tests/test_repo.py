@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from configs import common
-from tests import test_train
+from tests import test_m2asr_train, test_train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SKIPPED = {".git", ".venv", ".venv-newest", "runs", "__pycache__", ".pytest_xla_cache"}
@@ -122,7 +122,8 @@ def test_the_configs_of_the_readme_are_among_those_run_shrunk():
         for word in words
         if word.startswith("--config=")
     }
-    assert named <= {name.split("-")[0] for name in test_train.CONFIGS}
+    run = {name.split("-")[0] for name in test_train.CONFIGS} | {test_m2asr_train.CONFIG}
+    assert named <= run
 
 
 @pytest.mark.parametrize(

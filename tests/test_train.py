@@ -44,6 +44,7 @@ CONFIGS = {
     "quickstart-shared": lambda: share_forward(quickstart.get_config("smoke")),
     "quickstart-bljust": lambda: quickstart.get_config("smoke"),
     "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
+    "quickstart-weighted_sum": lambda: quickstart.get_config("smoke,weighted_sum"),
     "librispeech-weighted_sum": lambda: librispeech.get_config("M,chunked,weighted_sum,smoke"),
     "tedlium-bljust": lambda: tedlium.get_config("tenth,smoke"),
     "librispeech-best_rq": lambda: librispeech.get_config("S,best_rq,smoke"),
@@ -54,7 +55,11 @@ CONFIGS = {
 }
 
 
-NIGHTLY = ("librispeech-best_rq", "librispeech-lstm")
+# each a method, or a way through the loop, that another one here shows on a cheaper system
+NIGHTLY = (
+    *("quickstart-shared", "tedlium-bljust", "librispeech-weighted_sum"),
+    *("librispeech-best_rq", "librispeech-lstm"),
+)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +204,7 @@ def arrays(workdir):
 @pytest.mark.filterwarnings("ignore")  # orbax warns of restoring without a target
 def test_killed_and_resumed_equals_unbroken(tmp_path):
     """SIGTERM, then kill -9 at a random step, then run again: parameters, optimizer state and all
-    metrics but perf/* are those of an unbroken run, bit for bit; a finished run says so and prints
-    the same line."""
+    metrics but perf/* are those of an unbroken run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first = launch(whole)
     code, out, err = finish(first)
@@ -229,12 +233,6 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
     for name in ("dev-best.jsonl", "test-best.jsonl"):
         pair = [(w / "samples" / name).read_bytes() for w in (whole, broken)]
         assert pair[0] == pair[1]
-
-    code, out, err = finish(launch(broken))
-    assert code == 0, err
-    assert f"resumed from step {last_line['step']}" in err
-    assert json.loads(out.splitlines()[-1]) == last_line
-    assert rows_without_perf(broken) == rows_without_perf(whole)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A run through bad audio, hopeless labels and a full disk ends well, and says what it met."""
+"""A run through bad audio, hopeless labels and a full disk ends well, and says what it met; run
+again when finished, it says so, prints the same line and writes nothing more."""
 
 import json
 import pathlib
@@ -15,6 +16,7 @@ from bljust_jax import checkpoint, main, metrics
 from bljust_jax.data import synthetic
 from configs import quickstart
 from tests.faults.test_data_faults import KINDS, damage
+from tests.test_loop import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def command(monkeypatch, capsys):
         config = quickstart.get_config("smoke")
         config.data.update(train=str(folder / "train.jsonl"), dev=str(folder / "dev.jsonl"))
         config.data.update(test="", max_bad_fraction=max_bad_fraction)
-        config.phases.update(explore=4, joint=6, finetune=6)
+        config.phases.update(explore=0, joint=16, finetune=0)  # one program hears both streams
         config.penalty.slope = 0.05
         config.update(eval_every=8, save_every=4, log_every=2, compile_cache="")
         config.mesh.data = 1
@@ -104,9 +106,11 @@ def test_bad_audio_and_a_full_disk(folder, command, tmp_path, monkeypatch):
     assert not any(row.get("train/skipped", 0) > 0 for row in rows)
     check_listing(folder, workdir)
 
-    listed = (workdir / "quarantine.jsonl").read_text()
+    listed, written = (workdir / "quarantine.jsonl").read_text(), rows_of(workdir)
     code, again, err = command(folder, workdir)
     assert (code, json.loads(again)) == (0, final)
+    assert f"resumed from step {final['step']}" in err
+    assert rows_of(workdir) == written
     assert (workdir / "quarantine.jsonl").read_text() == listed
 
 
