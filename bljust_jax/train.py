@@ -370,5 +370,6 @@ def picture(
     pairs, covers = scored.results[task.name].pairs, corpus.tokenizer_of(part).covers
     name = report.typical(pairs, seconds, covers)
     if name is not None:
+        weights = jax.tree.map(jnp.asarray, weights)
         shown = example.make(task.predict, recipe.log_mel, weights, corpus, part, name, sample_rate)
         example.write(workdir / "example.npz", shown)

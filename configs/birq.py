@@ -125,12 +125,14 @@ def tiny(c):
     # a batch has 300 masked frames: most of 8,192 codes would never be seen, and their head would
     # be as large as the encoder
     c.best_rq.codes = 512
+    # at 20 the gradient through the labels draws them all to one code within 100 steps
+    c.birq.sharpness = 5.0
     c.data.update(root="", train="", unlabelled="", dev="", test="")
     c.data.update(buckets=(3.0, 5.0, 8.0), batch_seconds=40.0, unlabelled_batch_seconds=40.0)
     c.data.update(eval_batch_seconds=160.0, labels_per_second=25.0, num_threads=2, prefetch=8)
     c.data.noise_snr = ()
     c.lr.pretrain = common.schedule("constant", 1e-3, 200)
-    c.lr.finetune = common.schedule("hold", 1e-3, 100, moments="reset")
+    c.lr.finetune = common.schedule("hold", 2e-3, 100, moments="reset")
     c.lr.supervised = common.schedule("hold", 2e-3, 100)
     c.phases.update(unit="step", pretrain=3000.0, finetune=1500.0, supervised=1500.0)
     c.ema_decay = 0.995
