@@ -16,9 +16,9 @@ Interspeech 2024; Objective Soups, arXiv 2508.09228) the direction on the shared
     direction = sum over levels l of  w_l * sum over the level's objectives i of  lam_i G_i
 
 with w = (1, gamma_k, ...) and G_i the gradient of objective i. A static level has fixed lam and
-arrives summed; those of a dynamic one are found at each step, on the simplex, so that no objective
-is worsened (`Conflict`). That is all that this module computes, as the first link of an optax
-chain. It knows nothing of speech.
+arrives summed; those of a dynamic one are found at each step, on the simplex: those that worsen no
+objective (MGDA), or a step towards them (MoDo; see `Conflict`). That is all that this module
+computes, as the first link of an optax chain. It knows nothing of speech.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -160,15 +161,21 @@ def explain(error: Exception, given: str, argv: list[str]) -> str:
     return text
 
 
+# A field of `--config.a['b/c'].d`: one that is no identifier stands in brackets.
+FIELD = re.compile(r"""\[['"]([^'"]*)['"]\]|\.([^.\[]+)""")
+
+
 def wrong_field(arg: str, node: Any, error: Exception) -> str | None:
     """What is wrong with `--config.a.b=value`: it names no field, or `error` is of its type."""
-    path = "config"
-    for field in arg.partition("=")[0].split(".")[1:]:
+    path, given = "config", arg.partition("=")[0]
+    for field in ("".join(parts) for parts in FIELD.findall(given)):
         if not isinstance(node, ConfigDict):
             return f"{arg}: {path} is no group of fields but the value {node!r}"
         if field not in node:
             return f"{arg}: {path} has no field {field!r}{nearest(field, sorted(node))}"
-        node, path = node[field], f"{path}.{field}"
+        node, path = node[field], path + (f".{field}" if field.isidentifier() else f"[{field!r}]")
+    if given.replace('"', "'") != f"--{path}":
+        return f"{arg}: write the field as --{path}"
     if f"--{path}=" in str(error):
         if isinstance(node, ConfigDict):
             return f"{arg}: {path} is a group of fields; set one as in --{path}.{min(node)}=..."

@@ -219,12 +219,14 @@ def base() -> ConfigDict:
 
 def stream(train: str, dev: str = "", test: str = "", **changes: object) -> ConfigDict:
     """An entry of `data.streams`; `changes` are of its fields and of those of its `text`, which are
-    the fields of `data.text`."""
+    the fields of `data.text`. Translations keep their capitals, as BLEU counts them."""
     c = ConfigDict({"train": train, "dev": dev, "test": test})  # URIs; dev, test: "" = not scored
     c.field = "text"  # which of an utterance's texts are the labels; or "translation"
     c.measure = "wer"  # the score that the best weights are chosen by; or "cer", "bleu"
     c.buckets = ()  # seconds, as many as in data.buckets; () = those
     c.text = base().data.text
+    if changes.get("field") == "translation":
+        c.text.normalise = ()
     for name, value in changes.items():
         (c if name in c else c.text)[name] = value
     return c

@@ -14,6 +14,7 @@ from configs import quickstart
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICK = "--config=configs/quickstart.py"
+M2ASR = "--config=configs/m2asr.py:digits"
 MAIN = """
 import sys
 from bljust_jax import main
@@ -59,6 +60,8 @@ def run(*flags, code=MAIN, cwd=ROOT):
         ([QUICK, "--config.data.buckets=(1,"], ["config.data.buckets must be values parted by"]),
         ([QUICK, "--config.data.buckets=3,2"], ["config.data.buckets=(3, 2) must be ascending"]),
         ([QUICK, "--config.model=3"], ["config.model is a group of fields"]),
+        ([M2ASR, "--config.data.streams['asr/ff'].dev=x"], ["streams has no field 'asr/ff', did"]),
+        ([M2ASR, "--config.data.streams.asr/ar.dev=x"], ["as --config.data.streams['asr/ar'].dev"]),
         ([QUICK, "--wrkdir=x"], ["Unknown command line flag 'wrkdir'. Did you mean: workdir"]),
         ([QUICK, "more"], ["unexpected argument 'more'"]),
         ([QUICK, "--config.data.train=/none.jsonl"], ["/none.jsonl: no such manifest; name a"]),

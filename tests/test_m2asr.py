@@ -167,9 +167,11 @@ def test_streams_that_no_method_can_use_are_refused():
     )
     with pytest.raises(UserError, match="has asr/en, asr/zh alone: take vc"):
         recipes.load(config.recipe)(config, facts)
-    config.data.streams["words"] = config.data.streams["asr/en"]
-    with pytest.raises(UserError, match="'words' is neither asr/LANG nor st/SRC-TGT"):
-        recipes.load(config.recipe)(config, facts)
+    for name in ("words", "st/en", "asr/en/us"):
+        config.data.streams[name] = config.data.streams["asr/en"]
+        with pytest.raises(UserError, match=f"'{name}' is neither asr/LANG nor st/SRC-TGT"):
+            recipes.load(config.recipe)(config, facts)
+        del config.data.streams[name]
 
 
 def test_batch_norm_is_refused():
@@ -177,3 +179,29 @@ def test_batch_norm_is_refused():
     config.model.norm = "batch"
     with pytest.raises(UserError, match=r'config.model.norm="batch"'):
         build(config)
+
+
+def test_batches_that_modo_cannot_halve_are_refused():
+    config = small("vc")
+    config.data.rows_multiple = 3
+    with pytest.raises(UserError, match="rows_multiple=3: MoDo halves each batch"):
+        build(config)
+    config.moo.method = "mgda"
+    build(config)
+    config.update(method="joint", moo={"method": "modo"})
+    build(config)
+
+
+@pytest.mark.parametrize("layers", ["all", "conflicting"])
+def test_a_frozen_part_has_no_part_in_the_weights(layers):
+    config = small("vc", layers=layers)
+    config.freeze = ("frontend",)
+    recipe = build(config)
+    phase = next(p for p in recipe.phases if p.name == "joint")
+    optimizer = optim.make(recipe.combiner, recipe.groups)
+    state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, seed=0))
+    groups = optim.assign(state.params, recipe.groups)
+    train_step = step.make_train_step(recipe, phase, optimizer, groups, 0)
+    after, _ = jax.eval_shape(train_step, state, all_streams(recipe))
+    level = after.opt_state[0].levels[bilevel.level_name(ASR + ST)]
+    assert set(level.grams) == set(level.selected) == {"encoder/blocks"}

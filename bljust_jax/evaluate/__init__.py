@@ -233,7 +233,8 @@ def describe(split: str, result: Result, samples: int, width: int = 0) -> list[s
     blanks = f", blanks {s['blank_share']:.1%}" if "blank_share" in s else ""
     lines = [f"{split + ':':<{width}} {measures.line(s)}{blanks}"]
     lines += [f"  {note}" for note in result.notes]
-    if s.get("wer", 0) >= 1.0 or s.get("blank_share", 0) > 0.99:
+    # Chinese has one word a sentence, so that WER alone says little
+    if (s.get("wer", 0) >= 1.0 and s["cer"] >= 0.5) or s.get("blank_share", 0) > 0.99:
         lines.append(NOTHING)
     shown = np.linspace(0, len(result.pairs) - 1, min(samples, len(result.pairs)), dtype=int)
     for n in shown:

@@ -41,8 +41,8 @@ def min_norm(gram: Float[Array, "n n"]) -> Float[Array, "n"]:
         lam_1 = (c - b) / (a + c - 2 b), clipped to [0, 1]; 1/2 where both rows are equal.
     More rows: the active set of Wolfe, "Finding the nearest point in a polytope" (1976), until the
     duality gap lam^T K lam - min_i (K lam)_i is at most 3e-7 of the mean of K's diagonal.
-    It does not depend on the scale of K. Where K is 0, lam is the first row; where K is not finite,
-    so may be lam.
+    It does not depend on the scale of K. Where K is 0, lam is the first of three rows or
+    more; where K is not finite, so may be lam.
     """
     n = gram.shape[0]
     mean = jnp.trace(gram) / n

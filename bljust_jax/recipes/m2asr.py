@@ -19,6 +19,7 @@ with eta of vm times eta1, at most its cap. A level of several losses is combine
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ from bljust_jax.recipes.bljust import make_groups
 from bljust_jax.system import Phase, Recipe
 
 METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage")
+STATIC = ("joint", "two_stage")  # of fixed weights
 CHOICES = recognition.CHOICES | {
     "method": METHODS,
     "moo.method": bilevel.METHODS,
@@ -47,6 +49,7 @@ CHOICES = recognition.CHOICES | {
        for field in ("shape", "moments")},
 }  # fmt: skip
 KINDS = {"asr": recognition.Recognition, "st": translation.Translation}
+NAME = re.compile(r"asr/[^/]+|st/[^/]+-[^/]+")
 
 
 def build(config: Any, facts: Facts) -> Recipe:
@@ -76,12 +79,14 @@ def build(config: Any, facts: Facts) -> Recipe:
         return lower.cost(seconds) if loss == ssl else tasks[loss].cost(seconds)
 
     table = make_phases(config, facts, tuple(tasks), ssl, tuple(owners))
+    groups = make_groups(config, owners)
+    shared = next(group.pattern for group in groups if group.name == "encoder")
     return Recipe(
         objectives=(*(task.objective() for task in tasks.values()), lower.objective),
-        groups=make_groups(config, owners),
+        groups=groups,
         phases=table,
         init=init,
-        combiner=bilevel.combine_levels(conflict(config), dynamic_levels(table)),
+        combiner=bilevel.combine_levels(conflict(config, shared), dynamic_levels(table)),
         tasks=tuple(task.task() for task in tasks.values()),
         log_mel=encoder.log_mel,
         frames=encoder.frames,
@@ -96,20 +101,23 @@ def bind_tasks(config: Any, encoder: Any, facts: Facts) -> dict[str, Any]:
     """{stream: what learns from it}, sorted by name; UserError for a name of neither kind."""
     found = {}
     for name in sorted(config.data.streams):
-        kind, _, languages = name.partition("/")
-        if kind not in KINDS or not languages:
+        if not NAME.fullmatch(name):
             raise UserError(
                 f"config.data.streams: {name!r} is neither asr/LANG nor st/SRC-TGT: rename it"
             )
-        found[name] = KINDS[kind](config, encoder, facts.vocab_sizes[name], name)
+        found[name] = KINDS[name.partition("/")[0]](config, encoder, facts.vocab_sizes[name], name)
     if not found:
         raise UserError("config.data.streams is empty: name at least one, such as asr/en")
     return found
 
 
-def conflict(config: Any) -> bilevel.Conflict:
-    """How a level of several losses is weighed."""
-    m = config.moo
+def conflict(config: Any, shared: str) -> bilevel.Conflict:
+    """How a level of several losses is weighed, by the gradients of the parameters whose path
+    matches `shared`: those of the encoder that move. UserError for batches that MoDo cannot
+    halve."""
+    m, rows = config.moo, config.data.rows_multiple
+    if config.method not in STATIC and m.method == "modo" and rows % 2:
+        raise UserError(f"config.data.rows_multiple={rows}: MoDo halves each batch: set it to 2")
     return bilevel.Conflict(
         method=m.method,
         rate=m.rate,
@@ -118,6 +126,7 @@ def conflict(config: Any) -> bilevel.Conflict:
         threshold=m.threshold if m.layers == "conflicting" else None,
         every=m.every,
         stacked=r"^encoder/blocks/",
+        shared=shared,
     )
 
 
@@ -136,7 +145,7 @@ def make_phases(
     config: Any, facts: Facts, tasks: tuple[str, ...], ssl: str, heads: tuple[str, ...]
 ) -> tuple[Phase, ...]:
     """The phases of `config.method`. An epoch is a pass of the labelled stream with most batches,
-    in exploration and pre-training of the unlabelled one."""
+    in exploration of the unlabelled one."""
     epoch = max(facts.steps_per_epoch[name] for name in tasks)
     per_step = config.phases.unit == "step"
     explore = config.phases.explore * (1 if per_step else facts.steps_per_epoch["unlabelled"])
@@ -199,7 +208,7 @@ def fixed(*weights: float) -> Callable[[Any], tuple[Any, ...]]:
 
 def weighed(config: Any, phase: Phase) -> Phase:
     """The phase with the way in which each of its levels is combined."""
-    if config.method not in ("joint", "two_stage"):
+    if config.method not in STATIC:
         how = tuple(config.moo.method if len(level) > 1 else "sum" for level in phase.levels)
         return dataclasses.replace(phase, combine=how)
     inner = {loss: 1 / len(level) for level in phase.levels for loss in level}
