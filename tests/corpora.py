@@ -96,7 +96,8 @@ def several(folder: pathlib.Path, *, without=(), edit=lambda data: None, **chang
     data = settings(folder, **{"train": "", "dev": "", "buckets": (0.7, 1.0), **changes})
     ar, en = (str(folder / f"{name}.jsonl") for name in ("ar", "en"))
     ar_dev, en_dev = (str(folder / f"{name}-dev.jsonl") for name in ("ar", "en"))
-    data.streams["st/ar-en"] = common.stream(ar, ar_dev, field="translation", measure="bleu")
+    taught = {"field": "translation", "measure": "bleu", "normalise": ("lower",)}
+    data.streams["st/ar-en"] = common.stream(ar, ar_dev, **taught)
     data.streams["asr/en"] = common.stream(en, en_dev, buckets=(1.1, 1.4))
     data.streams["asr/ar"] = common.stream(ar, ar_dev, ar_dev)
     for name in without:

@@ -4,7 +4,7 @@ import pytest
 
 from bljust_jax import recipes
 from bljust_jax.errors import UserError
-from configs import manifest, wav2vec2_just
+from configs import common, manifest, wav2vec2_just
 from tests.systems import FACTS
 
 
@@ -27,3 +27,11 @@ def test_batch_norm_without_a_pass_that_measures_it_is_refused():
     config.ctc.context = "causal"
     with pytest.raises(UserError, match=r'config.model.norm="batch": its moments'):
         recipes.load(config.recipe)(config, FACTS)
+
+
+def test_translations_keep_their_capitals_and_transcripts_do_not():
+    """BLEU counts them; a recogniser cannot hear them."""
+    assert common.stream("x.jsonl").text.normalise == ("lower",)
+    assert common.stream("x.jsonl", field="translation").text.normalise == ()
+    lower = common.stream("x.jsonl", field="translation", normalise=("lower",))
+    assert lower.text.normalise == ("lower",)
