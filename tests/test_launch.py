@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -129,8 +130,13 @@ def test_a_signal_reaches_the_command_and_ends_the_restarts(platform, tmp_path, 
         f"#!/bin/bash\ntrap 'kill $!; {real} 0.3; echo saved; exit 75' {name}\n"
         f"touch '{tmp_path}/started'\n{real} 60 >&2 & wait\n",
     )
+    # what a background shell starts ignores SIGINT, and so do its children: not this one
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        ["bash", LAUNCH / "local.sh"],
+        [sys.executable, "-c", heeding, "bash", LAUNCH / "local.sh"],
         env=platform.environ({"PYTHON": str(python)}),
         stdout=subprocess.PIPE,
         text=True,

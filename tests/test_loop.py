@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bljust_jax import metrics, step, train
+from bljust_jax import hosts, metrics, step, train
 from configs import quickstart
 
 
@@ -42,17 +42,14 @@ def run(monkeypatch):
         config.phases.update(explore=8, joint=8, finetune=8)
         config.penalty.slope, config.lr.joint.moments = 0.1, "reset"
         config.update(eval_every=8, save_every=3, log_every=2, compile_cache="")
-        reached = None
 
         def counted(self, phase, state, batch):
-            nonlocal reached
             if state.step == kill:
                 raise Killed
-            reached = int(state.step) + 1
             return take_step(self, phase, state, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train, "catch_sigterm", lambda stack: lambda: reached == stop is not None)
+            patch.setattr(hosts, "preemption", lambda stack: lambda now: now == stop)
             patch.setattr(train.Programs, "run", counted)
             return train.run(config, workdir)
 

@@ -30,6 +30,7 @@ from bljust_jax.transcribe import __main__ as transcribe_command
 from bljust_jax.transcribe import windows
 from configs import m2asr
 from tests.test_evaluate import read_samples, untrained
+from tests.test_measures import st
 from tests.test_transcribe import store
 
 STEP = 5
