@@ -45,17 +45,6 @@ class PhaseFacts(NamedTuple):
     owners: Tree  # frozenset of loss names at each leaf
 
 
-def dynamic_levels(phase: Phase) -> dict[bilevel.Level, str]:
-    """{level: "mgda" or "modo"} of the levels of a phase whose gradients stay apart: those of
-    several losses that are not summed."""
-    how = phase.combine or ("sum",) * len(phase.levels)
-    return {
-        level: method
-        for level, method in zip(phase.levels, how, strict=True)
-        if method != "sum" and len(level) > 1
-    }
-
-
 def separate(
     this: PhaseFacts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
 ) -> tuple[bilevel.Grads, tuple, Means, dict]:
@@ -64,7 +53,7 @@ def separate(
     weights are known: one tree an objective for MGDA, for MoDo two, each of half of the batch's
     rows; heads do not see these weights. ValueError where the losses of one objective would have
     to part."""
-    phase, dynamic = this.phase, dynamic_levels(this.phase)
+    phase, dynamic = this.phase, this.phase.dynamic_levels
     metrics, stats = {}, {}
     owned = jax.tree.map(lambda x, s: None if s else jnp.zeros_like(x), state.params, this.shared)
     sums: dict[bilevel.Level, Tree] = {}
@@ -206,7 +195,7 @@ def fused(
     several of the losses own, whose logits they must read through it too. No norm or cosine an
     objective."""
     phase = this.phase
-    if dynamic := dynamic_levels(phase):
+    if dynamic := phase.dynamic_levels:
         raise ValueError(
             f"gradients='fused' sums all losses, but phase {phase.name} keeps the gradients of "
             f"{', '.join(map(bilevel.level_name, dynamic))} apart: use gradients='separate'"

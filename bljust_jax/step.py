@@ -55,7 +55,7 @@ def make_train_step(
     this = gradients.PhaseFacts(recipe, phase, shared, owners)
     take = {"separate": gradients.separate, "fused": gradients.fused}[recipe.gradients]
     active = recipe.active_groups(phase)
-    dynamic = tuple(gradients.dynamic_levels(phase))
+    dynamic = tuple(phase.dynamic_levels)
 
     def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
         k = position(recipe.phases, phase.name, state.step)

@@ -127,6 +127,17 @@ class Phase:
     def losses(self) -> frozenset[str]:
         return frozenset(name for level in self.levels for name in level)
 
+    @property
+    def dynamic_levels(self) -> dict[tuple[str, ...], str]:
+        """{level: "mgda" or "modo"} of the levels whose gradients stay apart: those of several
+        losses that are not summed."""
+        how = self.combine or ("sum",) * len(self.levels)
+        return {
+            level: method
+            for level, method in zip(self.levels, how, strict=True)
+            if method != "sum" and len(level) > 1
+        }
+
     def describe_levels(self) -> str:
         """ctc > cpc: the upper level first."""
         return " > ".join("+".join(level) for level in self.levels)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bljust_jax.objectives import shared
 from bljust_jax.ops.features import valid_frames
-from bljust_jax.system import Aux, Objective, row_keys, scale_gradient
+from bljust_jax.system import Aux, Objective, scale_gradient
 
 END = 0  # begins a text as an input, ends it as an output
 
@@ -41,17 +42,12 @@ def make(
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing={smoothing} must lie in [0, 1)")
+    hear = shared.augmented(features, encode, context)
 
     def apply(params, extras, batch, rng):
         data = batch[stream]
         augment_rng, encoder_rng, decoder_rng = jax.random.split(rng, 3)
-        keys = row_keys(augment_rng, data["ids"])
-        stored = extras.stats["features"] if context == "causal" else None
-        x, lengths, hide = features(
-            data["audio"], data["audio_lengths"], keys=keys, train=True, stats=stored
-        )
-        how = {"context": context, "hide": hide, "train": True, "rng": encoder_rng}
-        output, lengths, _, stats = encode(params, x, lengths, stats=extras.stats, **how)
+        output, lengths, stats = hear(params, extras, data, augment_rng, encoder_rng)
         output = scale_gradient(output, extras.scale[name])
         heard = (data["audio_lengths"] > 0) & (lengths > 0)
         inputs, targets, counts = teacher_forcing(data["labels"], data["label_lengths"], heard)
@@ -61,7 +57,7 @@ def make(
         right = jnp.where(real, jnp.argmax(logits, axis=-1) == targets, False)
         weight = jnp.sum(counts, dtype=jnp.float32)
         metrics = {f"{name}/accuracy": (jnp.sum(right, dtype=jnp.float32), weight)}
-        return {name: (jnp.sum(nats), weight)}, Aux(metrics, {"encoder": stats} if stats else {})
+        return {name: (jnp.sum(nats), weight)}, Aux(metrics, stats)
 
     return Objective(losses=(name,), streams=(stream,), apply=apply)
 

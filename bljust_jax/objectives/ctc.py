@@ -7,8 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from bljust_jax.objectives import shared
 from bljust_jax.ops.ctc import blank_share, ctc_feasible, ctc_loss
-from bljust_jax.system import Aux, Objective, row_keys, scale_gradient
+from bljust_jax.system import Aux, Objective, scale_gradient
 
 REDUCTIONS = ("label", "utterance")
 
@@ -40,19 +41,13 @@ def make(
     count nowhere else), and `<name>/blank_share`. Raises ValueError for another reduction.
     """
     loss = _loss(head, blank, name, reduction, implementation)
+    hear = shared.augmented(features, encode, context)
 
     def apply(params, extras, batch, rng):
         data = batch[stream]
-        augment_rng, encoder_rng = jax.random.split(rng)
-        keys = row_keys(augment_rng, data["ids"])
-        stored = extras.stats["features"] if context == "causal" else None
-        x, lengths, hide = features(
-            data["audio"], data["audio_lengths"], keys=keys, train=True, stats=stored
-        )
-        how = {"context": context, "hide": hide, "train": True, "rng": encoder_rng}
-        output, lengths, _, stats = encode(params, x, lengths, stats=extras.stats, **how)
+        output, lengths, stats = hear(params, extras, data, *jax.random.split(rng))
         losses, aux = loss(params, extras, data, output, lengths)
-        return losses, aux._replace(stats={"encoder": stats} if stats else {})
+        return losses, aux._replace(stats=stats)
 
     return Objective(losses=(name,), streams=(stream,), apply=apply)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from bljust_jax.system import Aux, Objective
+from bljust_jax.system import Aux, Objective, row_keys
 
 
 class Encoded(NamedTuple):
@@ -77,3 +77,24 @@ def run(
     how = {"context": context, "hide": None, "train": True, "rng": rng}
     output, lengths, hidden, _ = encode(params, x, lengths, stats=extras.stats, **how)
     return Encoded(output, hidden["latents"], lengths)
+
+
+def augmented(features: Callable, encode: Callable, context: str) -> Callable:
+    """hear(params, extras, data, augment_rng, encoder_rng) -> (output [B, T, D], lengths [B],
+    stats): what a supervised loss reads, augmented by a key an utterance.
+
+    features, encode: as in `ctc.make`. context="causal" takes features that are normalised by the
+    stored statistics. stats: {"encoder": running statistics}, {} where the encoder has none.
+    """
+
+    def hear(params, extras, data, augment_rng, encoder_rng):
+        keys = row_keys(augment_rng, data["ids"])
+        stored = extras.stats["features"] if context == "causal" else None
+        x, lengths, hide = features(
+            data["audio"], data["audio_lengths"], keys=keys, train=True, stats=stored
+        )
+        how = {"context": context, "hide": hide, "train": True, "rng": encoder_rng}
+        output, lengths, _, stats = encode(params, x, lengths, stats=extras.stats, **how)
+        return output, lengths, {"encoder": stats} if stats else {}
+
+    return hear

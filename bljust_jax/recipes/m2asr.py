@@ -79,6 +79,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         return lower.cost(seconds) if loss == ssl else tasks[loss].cost(seconds)
 
     table = make_phases(config, facts, tuple(tasks), ssl, tuple(owners))
+    dynamic = tuple(dict.fromkeys(level for phase in table for level in phase.dynamic_levels))
     groups = make_groups(config, owners)
     shared = next(group.pattern for group in groups if group.name == "encoder")
     return Recipe(
@@ -86,7 +87,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         groups=groups,
         phases=table,
         init=init,
-        combiner=bilevel.combine_levels(conflict(config, shared), dynamic_levels(table)),
+        combiner=bilevel.combine_levels(conflict(config, shared), dynamic),
         tasks=tuple(task.task() for task in tasks.values()),
         log_mel=encoder.log_mel,
         frames=encoder.frames,
@@ -128,17 +129,6 @@ def conflict(config: Any, shared: str) -> bilevel.Conflict:
         stacked=r"^encoder/blocks/",
         shared=shared,
     )
-
-
-def dynamic_levels(table: tuple[Phase, ...]) -> tuple[tuple[str, ...], ...]:
-    """The levels, of any phase, whose weights are found at each step."""
-    levels = (
-        level
-        for phase in table
-        for level, how in zip(phase.levels, phase.combine, strict=True)
-        if how != "sum" and len(level) > 1
-    )
-    return tuple(dict.fromkeys(levels))
 
 
 def make_phases(

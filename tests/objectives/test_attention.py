@@ -12,25 +12,11 @@ import pytest
 from bljust_jax.models.decoder import Decoder
 from bljust_jax.objectives import attention
 from bljust_jax.system import Extras, row_keys
+from tests.objectives.batches import HOP, encode, features
 
-NAME, HOP = "st/fr-en", 4
+NAME = "st/fr-en"
 MODEL = Decoder(dim=16, layers=1, heads=2, vocab_size=6, memory_dim=8)
 EXTRAS = Extras(step=0, frozen={}, stats={}, ema={}, scale={NAME: jnp.float32(1)})
-
-
-def features(audio, lengths, *, keys, train, stats=None):
-    """Frames of four samples; with keys, noise from each utterance's own key."""
-    assert train
-    assert stats is None
-    x = audio.astype(jnp.float32).reshape(len(audio), -1, HOP) / 1000
-    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
-    return x + 0.1 * noise, lengths // HOP, None
-
-
-def encode(params, x, lengths, *, stats, context, hide, train, rng):
-    assert (context, hide, stats) == ("full", None, {})
-    assert train
-    return jnp.tanh(x @ params["encoder"]), lengths, {}, {}
 
 
 def decode_with(model):
