@@ -14,6 +14,7 @@ import logging
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +111,22 @@ def _is_noise(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(lambda record: not _is_noise(record))
+
+
+def _is_left_behind(unraisable: Any) -> bool:
+    """Where one of Orbax's writes fails, Python tells of each of the others: that nobody waits for
+    them any more, and that their event loop is closed."""
+    code = getattr(unraisable.object, "cr_code", None)
+    ours = code is not None and "orbax" in code.co_filename
+    return ours or str(unraisable.exc_value) == "Event loop is closed"
+
+
+def _tell_unraisable(unraisable: Any, tell: Any = sys.unraisablehook) -> None:
+    if not _is_left_behind(unraisable):
+        tell(unraisable)
+
+
+sys.unraisablehook = _tell_unraisable
 
 
 def digest(tree: Tree) -> str:

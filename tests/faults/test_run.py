@@ -2,12 +2,15 @@
 again when finished, it says so, prints the same line and writes nothing more."""
 
 import json
+import os
 import pathlib
 import re
 import resource
 import shutil
+import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +20,8 @@ from bljust_jax.data import synthetic
 from configs import quickstart
 from tests.faults.test_data_faults import KINDS, damage
 from tests.test_loop import rows_of
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +43,24 @@ def folder(tmp_path_factory):
     return made
 
 
+def make_config(folder, max_bad_fraction=0.2, changes=()):
+    config = quickstart.get_config("smoke")
+    config.data.update(train=str(folder / "train.jsonl"), dev=str(folder / "dev.jsonl"))
+    config.data.update(test="", max_bad_fraction=max_bad_fraction)
+    config.phases.update(explore=0, joint=16, finetune=0)  # one program hears both streams
+    config.penalty.slope = 0.05
+    config.update(eval_every=8, save_every=4, log_every=2, compile_cache="")
+    config.mesh.data = 1
+    config.update_from_flattened_dict(dict(changes))
+    return config
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs `main` on the folder: (exit code, stdout, stderr)."""
 
     def run(folder, workdir, max_bad_fraction=0.2, changes=()):
-        config = quickstart.get_config("smoke")
-        config.data.update(train=str(folder / "train.jsonl"), dev=str(folder / "dev.jsonl"))
-        config.data.update(test="", max_bad_fraction=max_bad_fraction)
-        config.phases.update(explore=0, joint=16, finetune=0)  # one program hears both streams
-        config.penalty.slope = 0.05
-        config.update(eval_every=8, save_every=4, log_every=2, compile_cache="")
-        config.mesh.data = 1
-        config.update_from_flattened_dict(dict(changes))
+        config = make_config(folder, max_bad_fraction, changes)
         monkeypatch.setattr(main, "parse", lambda argv: (config, workdir))
         monkeypatch.setattr(main, "print_devices", lambda jax: None)
         monkeypatch.setattr(sys, "argv", ["main"])
@@ -60,30 +70,41 @@ def command(monkeypatch, capsys):
     return run
 
 
-def fill_disk(monkeypatch, step):
-    """From the save at `step` on, no file may grow beyond 64 KiB, until that save has failed."""
-    save, limit = checkpoint.Checkpoints.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+def run_until_the_disk_is_full(folder, workdir, step):
+    """`main` in this process: from the save at `step` on, no file may grow beyond 64 KiB."""
+    save = checkpoint.Checkpoints.save
 
     def save_on_full_disk(self, now, *args):
         if now == step:
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limit[1]))
-        try:
-            save(self, now, *args)
-            if now == step:
-                self.close()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        save(self, now, *args)
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_on_full_disk)
+    checkpoint.Checkpoints.save = save_on_full_disk
+    config = make_config(pathlib.Path(folder))
+    main.parse = lambda argv: (config, pathlib.Path(workdir))
+    return main.main()
 
 
-# Orbax's threads each leave an exception behind that nobody waits for.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_bad_audio_and_a_full_disk(folder, command, tmp_path, monkeypatch):
+def on_full_disk(folder, workdir, step):
+    """`run_until_the_disk_is_full` in a process of its own, as Orbax's threads leave coroutines
+    behind that nobody waits for: (exit code, stdout, stderr)."""
+    call = f"run_until_the_disk_is_full({str(folder)!r}, {str(workdir)!r}, {step})"
+    code = f"import sys; from tests.faults import test_run; sys.exit(test_run.{call})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_bad_audio_and_a_full_disk(folder, command, tmp_path):
     workdir = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        fill_disk(patch, step=8)
-        code, out, err = command(folder, workdir)
+    code, out, err = on_full_disk(folder, workdir, step=8)
     assert (code, out) == (2, ""), err
     assert "Traceback" not in err
     assert re.match(r"error: .*checkpoints: a checkpoint could not be", err.splitlines()[-1])
