@@ -110,7 +110,13 @@ def _is_noise(record: logging.LogRecord) -> bool:
     return "orbax" in record.pathname and bool(repeated)
 
 
+def _is_unwritten(record: logging.LogRecord) -> bool:
+    """asyncio logs every write that failed beside the one that Orbax raises."""
+    return "os_error_code" in str(record.exc_info and record.exc_info[1])
+
+
 logging.getLogger("absl").addFilter(lambda record: not _is_noise(record))
+logging.getLogger("asyncio").addFilter(lambda record: not _is_unwritten(record))
 
 
 def _is_left_behind(unraisable: Any) -> bool:

@@ -137,9 +137,9 @@ def test_bad_audio_and_a_full_disk(folder, command, tmp_path):
 
 def check_listing(folder: pathlib.Path, workdir: pathlib.Path) -> None:
     """Every bad recording is listed once, with its place in the manifest and a reason."""
-    entries = [json.loads(line) for line in (workdir / "quarantine.jsonl").open()]
-    train = [json.loads(line)["id"] for line in (folder / "train.jsonl").open()]
-    dev = [json.loads(line)["id"] for line in (folder / "dev.jsonl").open()]
+    entries = [json.loads(line) for line in (workdir / "quarantine.jsonl").read_text().splitlines()]
+    train = [json.loads(line)["id"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    dev = [json.loads(line)["id"] for line in (folder / "dev.jsonl").read_text().splitlines()]
     assert sorted(entry["id"] for entry in entries) == sorted([*train[:5], dev[2]])
     for entry in entries:
         ids, name = (train, "train") if entry["id"] in train else (dev, "dev")
