@@ -168,9 +168,9 @@ def digits(c):
     c.data.update(buckets=(4.0,), batch_seconds=24.0, unlabelled_batch_seconds=24.0)
     c.data.update(eval_batch_seconds=160.0, labels_per_second=12.0, num_threads=2, prefetch=8)
     set_lr(c, "cosine", 2e-3, 50)
-    in_steps(c, explore=0, joint=1200, finetune=0)
+    in_steps(c, explore=0, joint=2400, finetune=0)
     c.ema_decay = 0.99
-    c.update(eval_every=400, save_every=400, log_every=20)
+    c.update(eval_every=600, save_every=600, log_every=20)
 
 
 def set_lr(c, shape, peak, warmup):
