@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bljust_jax import bilevel
+from bljust_jax.ops import layout
 from bljust_jax.system import Aux, Extras, Means, Objective, Phase, Recipe, TrainState, Tree
 
 
@@ -124,9 +125,11 @@ def _gradient(
 ) -> tuple[Tree, Aux]:
     """(the gradient of an objective's wanted losses, what it reports, the losses included)."""
     scale = dict.fromkeys(this.phase.losses, 1.0)
-    extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
+    frozen = layout.gathered(state.frozen, stacks=False)
+    extras = Extras(state.step, frozen, state.stats, state.ema, scale)
 
     def loss_fn(params):
+        params = layout.gathered(params, stacks=False)
         losses, aux = objective.apply(params, extras, streams, key)
         loss, report = _take_losses(losses, wanted)
         return loss, aux._replace(metrics=report | aux.metrics)
@@ -201,9 +204,11 @@ def fused(
             f"{', '.join(map(bilevel.level_name, dynamic))} apart: use gradients='separate'"
         )
     scale = {n: weights[phase.level_of(n)] * phase.inner.get(n, 1) for n in phase.losses}
-    extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
+    frozen = layout.gathered(state.frozen, stacks=False)
+    extras = Extras(state.step, frozen, state.stats, state.ema, scale)
 
     def loss_fn(params):
+        params = layout.gathered(params, stacks=False)
         total, metrics, stats = jnp.float32(0), {}, {}
         for objective in this.recipe.active(phase):
             streams = {s: batch[s] for s in objective.streams}

@@ -28,7 +28,7 @@ RULES = (
             "moo": ("every",),
             "phases": ("turn",),
             "collapse": ("rows",),
-            "mesh": ("fsdp",),
+            "mesh": ("dcn", "fsdp", "tensor"),
         },
     ),
     (

@@ -1,70 +1,93 @@
-"""Where arrays live: one mesh from the config, one regex table for the state, the batch split over
-all devices.
+"""Where arrays live: one mesh from the config, one table for the state (`ops/layout.py`), the batch
+split over the devices.
 
-`config.mesh = {data, fsdp}`: `data` replicates the parameters, `fsdp` splits them; the batch is
-split over both. The loop holds no parallel code: it puts arrays with these shardings and XLA
-inserts the collectives.
+    axis of the mesh   splits                                        config.mesh
+    dcn                the batch, over slices of a pod               dcn
+    data               the batch                                     data
+    fsdp               the batch; parameters and optimizer state     fsdp
+    tensor             attention heads and feed-forward units        tensor
+
+The loop holds no parallel code: it puts arrays with these shardings and XLA inserts the
+collectives. Over `dcn` and `data` only gradients are summed; over `fsdp` parameters are gathered
+before their use and gradients scattered after it; over `tensor` the outputs of attention and of
+feed-forwards are summed.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bljust_jax.errors import UserError
+from bljust_jax.ops import layout
 from bljust_jax.system import TrainState
 
 Tree = Any
-AXES = ("data", "fsdp")
-
-# First match wins. "split" puts the largest divisible axis over `fsdp`; "replicate" copies.
-# Optimizer state and EMA end in the same path as their parameter, so one table serves all.
-RULES: tuple[tuple[str, str], ...] = (
-    (r"(^|/)(step|stats|count|levels)(/|$)", "replicate"),
-    (r".*", "split"),
-)
+AXES = ("dcn", "data", "fsdp", "tensor")
+BATCH = AXES[:-1]
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """The mesh of `data * fsdp` devices; data = -1 takes all that fsdp leaves."""
-    count = jax.device_count()
-    data = count // fsdp if data == -1 else data
-    if data * fsdp > count or data < 1 or fsdp < 1:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn: int = 1) -> Mesh:
+    """The mesh of dcn * data * fsdp * tensor devices; data = -1 takes all that the others leave.
+    UserError for numbers that the devices cannot have."""
+    given = {"dcn": dcn, "data": data, "fsdp": fsdp, "tensor": tensor}
+    devices, asked = jax.devices(), ", ".join(f"{name}={n}" for name, n in given.items())
+    if min(n for name, n in given.items() if name != "data") < 1:
+        raise UserError(f"config.mesh: {asked}: each must be at least 1")
+    others = math.prod(n for name, n in given.items() if name != "data")
+    if given["data"] == -1:
+        given["data"] = len(devices) // others
+    wanted = others * given["data"]
+    if not 1 <= wanted <= len(devices):
+        raise UserError(f"config.mesh: {asked} in all, but {len(devices)} found; lower one of them")
+    if jax.local_device_count() % given["tensor"]:
         raise UserError(
-            f"config.mesh: data={data} x fsdp={fsdp} devices wanted, {count} found; "
-            "lower one of them"
+            f"config.mesh.tensor={given['tensor']} must divide the {jax.local_device_count()} "
+            "devices of a host: the devices that share rows of the batch are on one"
         )
-    devices = jax.devices()[: data * fsdp]
-    return jax.make_mesh((data, fsdp), AXES, devices=devices, axis_types=(AxisType.Auto,) * 2)
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1 and given["dcn"] % len(slices):
+        raise UserError(
+            f"config.mesh.dcn={given['dcn']}, but the devices are {len(slices)} slices: set it to "
+            f"{len(slices)}"
+        )
+    return lay_out(tuple(given.values()), devices[:wanted], len(slices))
 
 
-def spec(name: str, shape: Sequence[int], fsdp: int) -> P:
-    """The PartitionSpec of one array by its path and shape."""
-    rule = next(rule for pattern, rule in RULES if re.search(pattern, name))
-    if rule == "replicate" or fsdp == 1:
-        return P()
-    axes = [a for a in np.argsort(shape, kind="stable")[::-1] if shape[a] and shape[a] % fsdp == 0]
-    return P(*(("fsdp" if a == axes[0] else None) for a in range(len(shape)))) if axes else P()
+def lay_out(shape: tuple[int, int, int, int], devices: Sequence[Any], slices: int = 1) -> Mesh:
+    """A mesh of this shape: slices along `dcn`, and inside a slice as its network is wired."""
+    auto = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices, axis_types=auto)
+    dcn, *inner = shape
+    placed = mesh_utils.create_hybrid_device_mesh(
+        (dcn // slices, *inner), (slices, 1, 1, 1), devices=devices
+    )
+    return Mesh(placed, AXES, axis_types=auto)
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """The devices that share a batch: its rows are a multiple of them."""
+    return mesh.size // mesh.shape["tensor"]
 
 
 def state_sharding(state: TrainState, mesh: Mesh, path_name) -> TrainState:
     """A `NamedSharding` for each leaf of the state (abstract or concrete)."""
+    sizes = mesh.shape["fsdp"], mesh.shape["tensor"]
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, spec(path_name(path), x.shape, mesh.shape["fsdp"])),
-        state,
+        lambda path, x: NamedSharding(mesh, layout.spec(path_name(path), x.shape, *sizes)), state
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over every device."""
-    return NamedSharding(mesh, P(AXES))
+    """Rows over all devices but those that share them, along `tensor`."""
+    return NamedSharding(mesh, P(BATCH))
 
 
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:

@@ -52,10 +52,11 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     preempted = hosts.preemption(stack)
     first = jax.process_index() == 0
     shard = (jax.process_index(), jax.process_count())
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = sharding.make_mesh(**config.mesh)
     stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
     tokenizers = folder.saved_tokenizers(config, workdir)
-    corpus = pipeline.load(config.data, seed=config.seed, multiple=mesh.size, tokenizers=tokenizers)
+    rows = sharding.batch_devices(mesh)
+    corpus = pipeline.load(config.data, seed=config.seed, multiple=rows, tokenizers=tokenizers)
     recipe = build_recipe(config, corpus)
     optimizer = optim.make(recipe.combiner, recipe.groups, b1=config.optim.b1, b2=config.optim.b2)
     groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])

@@ -204,8 +204,11 @@ def base() -> ConfigDict:
     c.collapse = ConfigDict({"share": 0.05, "rows": 5, "stop": False})
 
     c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices that split the batch; -1 = all that fsdp leaves
-    c.mesh.fsdp = 1  # devices that also split parameters and optimizer state
+    c.mesh.dcn = 1  # slices of a pod, or groups of hosts with a slow network between them
+    c.mesh.data = -1  # devices that split the batch; -1 = all that the others leave
+    c.mesh.fsdp = 1  # devices that split it too, and parameters and optimizer state
+    # devices that split heads and feed-forward units, of one host; a divisor of c.model.heads
+    c.mesh.tensor = 1
 
     c.eval_every = 2000  # steps between evaluations of dev
     c.save_every = 2000  # steps between checkpoints

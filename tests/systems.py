@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bljust_jax import optim, recipes, sharding, step
+from bljust_jax import optim, recipes, step
 from configs import birq, librispeech, m2asr, quickstart, wav2vec2_just
 from tests import toy
 
@@ -106,7 +106,7 @@ WEIGHTS = ((1.0, 0.5), (1.0, 0.0), (0.0, 1.0))
 
 
 @functools.cache
-def compiled_step(name, phase_name, mesh_shape=(1, 1), **options):
+def compiled_step(name, phase_name, **options):
     """(initial state, step): SGD of rate 1, so that a change is a gradient. The phase is all of the
     run; "joint" stands for the first of several levels, whose weights are `WEIGHTS`."""
     config = undisturbed(name, **options)
@@ -117,15 +117,10 @@ def compiled_step(name, phase_name, mesh_shape=(1, 1), **options):
         table = jnp.array(WEIGHTS)
         phase = dataclasses.replace(phase, weights=lambda k: tuple(table[k]), steps=len(WEIGHTS))
     recipe = dataclasses.replace(recipe, phases=(phase,))
-    mesh = sharding.make_mesh(*mesh_shape)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = optim.assign(state.params, recipe.groups)
-    placed = sharding.state_sharding(state, mesh, optim.path_name)
-    train_step = jax.jit(
-        step.make_train_step(recipe, phase, optimizer, groups, 0), out_shardings=(placed, None)
-    )
-    return jax.device_put(state, placed), lambda s, b: train_step(s, sharding.put_batch(b, mesh))
+    return state, jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def open_all(workdir: pathlib.Path, change: Callable[[ConfigDict], None] = uncha
         recipe = recipes.load(config.recipe)(config, facts)
     except (AttributeError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged, or of another version: {_line(error)}") from error
-    mesh = sharding.make_mesh(-1, 1)
+    mesh = sharding.make_mesh()
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params, _, stats = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
     abstract = jax.tree.map(

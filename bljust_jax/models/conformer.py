@@ -13,6 +13,7 @@ from bljust_jax.models import initial
 from bljust_jax.models.frontend import FACTORS, Subsampling, output_lengths, subsampling_flops
 from bljust_jax.models.layers import ConformerBlock
 from bljust_jax.models.norms import at_least_float32
+from bljust_jax.ops import layout
 from bljust_jax.ops.features import valid_frames
 
 # S, M and L are table 1 of Gulati et al. (2020): 10.3, 30.7 and 118.8 M parameters with their LSTM
@@ -176,6 +177,7 @@ class Conformer:
 
         def step(x, layer):
             weights, moments, key = layer
+            weights = layout.gathered(weights)
             rngs = {"dropout": key} if dropping else {}
             return block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
 

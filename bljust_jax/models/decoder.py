@@ -20,6 +20,7 @@ from bljust_jax.models import heads, initial
 from bljust_jax.models.attention import MASKED_SCORE, relative_positions
 from bljust_jax.models.layers import FeedForward
 from bljust_jax.models.norms import LayerNorm, at_least_float32
+from bljust_jax.ops import layout
 from bljust_jax.ops.features import valid_frames
 
 
@@ -245,6 +246,7 @@ class Decoder:
 
         def step(x, layer):
             weights, key = layer
+            weights = layout.gathered(weights)
             rngs = {"dropout": key} if dropping else {}
             return block.apply({"params": weights}, x, memory, valid, dropping, rngs=rngs), None
 

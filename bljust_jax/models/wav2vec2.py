@@ -21,6 +21,7 @@ from bljust_jax.models.wav2vec2_layers import (
     TransformerBlock,
     WaveformEncoder,
 )
+from bljust_jax.ops import layout
 from bljust_jax.ops.features import Counts, frame_count, valid_frames
 from bljust_jax.ops.masking import Hide
 
@@ -232,6 +233,7 @@ class Wav2Vec2:
 
         def step(x, layer):
             weights, key, skip = layer
+            weights = layout.gathered(weights)
             rngs = {"dropout": key} if dropping else {}
             y = block.apply({"params": weights}, x, valid, dropping, rngs=rngs)
             return (y if skip is None else jnp.where(skip, x, y)), None

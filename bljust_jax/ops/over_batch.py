@@ -8,11 +8,13 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+SHARED = "tensor"  # devices along this axis of a mesh have the same rows
+
 
 def over_batch(function: Callable, in_axes: tuple[Any, ...], out_axes: Any) -> Callable:
-    """`function` on each device's share of the batch, which is split over all axes of the mesh in
-    context (`jax.set_mesh`); `function` itself on one device or where a `jax.shard_map` has split
-    the batch already.
+    """`function` on each device's share of the batch, which is split over the axes of the mesh in
+    context (`jax.set_mesh`) but for `SHARED`; `function` itself on one device or where a
+    `jax.shard_map` has split the batch already.
 
     in_axes, out_axes  where the batch is in each array: trees of integers, as in `jax.vmap`
 
@@ -23,7 +25,8 @@ def over_batch(function: Callable, in_axes: tuple[Any, ...], out_axes: Any) -> C
     free = tuple(name for name, kind in kinds if kind != AxisType.Manual)
     if math.prod(mesh.shape[name] for name in free) == 1:
         return function
-    in_specs, out_specs = jax.tree.map(lambda axis: P(*[None] * axis, free), (in_axes, out_axes))
+    split = tuple(name for name in free if name != SHARED)
+    in_specs, out_specs = jax.tree.map(lambda axis: P(*[None] * axis, split), (in_axes, out_axes))
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names=set(free), check_vma=False
     )
