@@ -12,6 +12,8 @@ Open MPI and indexed Kubernetes Jobs are found by themselves; elsewhere
 HOST being that of process 0. --distributed=off: this process alone; on: never alone.
 --coordinator_port=PORT, --init_timeout=SECONDS until all hosts are up, --heartbeat_timeout=SECONDS
 after which a silent host is taken for dead.
+
+--profile_steps=A:B records steps A to B - 1 in DIR/profile, for TensorBoard and Perfetto.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from typing import Any
 
+BEGAN = time.monotonic()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bljust_jax import hosts, ranges
+from bljust_jax import hosts, ranges, tracing
 from bljust_jax.command import DONE, PREEMPTED, guard
 from bljust_jax.data import settings
 from bljust_jax.errors import UserError, nearest
@@ -39,6 +43,7 @@ from bljust_jax.errors import UserError, nearest
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
+flags.DEFINE_string("profile_steps", "", "A:B, the steps to record in WORKDIR/profile")
 flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
 flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
 flags.DEFINE_integer("coordinator_port", 0, "where process 0 listens")
@@ -69,6 +74,7 @@ def run() -> int:
     config, workdir = parse(sys.argv)
     settings.check(config.data)
     ranges.check(config)
+    profile_steps = tracing.parse(FLAGS["profile_steps"].value)
     asked = hosts.Asked(*(FLAGS[name].value for name in hosts.Asked._fields))
     found = hosts.choose(asked)
     if found:
@@ -78,7 +84,7 @@ def run() -> int:
 
     from bljust_jax import train
 
-    result = train.run(config, workdir)
+    result = train.run(config, workdir, train.Asked(BEGAN, profile_steps))
     if result is None:
         return PREEMPTED
     if jax.process_index() == 0:

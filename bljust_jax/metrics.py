@@ -65,15 +65,18 @@ class Window:
 
 class Writer:
     """Appends rows to `metrics.jsonl` and TensorBoard; on resume drops the rows that the run will
-    write again: those after the restored step, and the `final` one."""
+    write again: those after the restored step, and the `final` one. `dropped`: those rows."""
 
     def __init__(self, workdir: pathlib.Path, resumed_at: int | None, active: bool = True):
         self.path = workdir / "metrics.jsonl"
         self._file = self._board = None
+        self.dropped: list[dict] = []
         if not active:
             return
         if resumed_at is not None and self.path.exists():
-            keep = [r for r in read(self.path) if r["step"] <= resumed_at and "final" not in r]
+            rows = read(self.path)
+            keep = [r for r in rows if r["step"] <= resumed_at and "final" not in r]
+            self.dropped = [r for r in rows if r["step"] > resumed_at or "final" in r]
             scratch = self.path.with_suffix(".tmp")
             scratch.write_text("".join(json.dumps(r) + "\n" for r in keep))
             scratch.replace(self.path)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from bljust_jax.errors import UserError
+from bljust_jax.goodput import Clock
 from bljust_jax.system import Means, TrainState, Tree
 
 CURE = "lower config.data.batch_seconds or set config.model.remat=True"
@@ -23,8 +24,10 @@ class Programs:
     UserError where that is more than the device has.
     """
 
-    def __init__(self, jitted: dict[str, Any], total: int, say: Callable[[str], None]):
-        self._jitted, self._total, self._say = jitted, total, say
+    def __init__(
+        self, jitted: dict[str, Any], total: int, say: Callable[[str], None], clock: Clock
+    ):
+        self._jitted, self._total, self._say, self._clock = jitted, total, say, clock
         self._compiled: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -42,7 +45,7 @@ class Programs:
         if what not in self._compiled:
             self._say(f"compiling program {len(self) + 1} of {self._total}: {what}")
             began = time.monotonic()
-            with _saying_what_does_not_fit(what):
+            with self._clock.on("compile"), _saying_what_does_not_fit(what):
                 program = self._jitted[phase].lower(state, batch).compile()
             need, have = memory_needed(program), memory_present()
             self._say(f"  {time.monotonic() - began:.0f} s; {size(need)} of {size(have)} memory")

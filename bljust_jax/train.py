@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +19,21 @@ from bljust_jax import (
     alarm,
     beginning,
     checkpoint,
+    compute,
     evaluate,
     example,
     folder,
+    goodput,
     hosts,
     metrics,
     optim,
+    peaks,
     recipes,
     report,
     sharding,
     step,
     system,
+    tracing,
 )
 from bljust_jax.data import pipeline
 from bljust_jax.errors import UserError
@@ -38,15 +41,28 @@ from bljust_jax.programs import Programs, keep_compiled
 from bljust_jax.progress import Progress
 
 
-def run(config: Any, workdir: pathlib.Path) -> dict | None:
+class Asked(NamedTuple):
+    """What a command line asks beside config and workdir, and changes no number."""
+
+    began: float | None = None  # when the command started, by `time.monotonic`; None: now
+    profile_steps: range = range(0)  # to be recorded
+
+
+NOTHING = Asked()
+
+
+def run(config: Any, workdir: pathlib.Path, asked: Asked = NOTHING) -> dict | None:
     """Train `config` in `workdir`. Returns the final metrics, or None when a SIGTERM ended the run
     early. Files are closed and saves finished however it ends."""
     with contextlib.ExitStack() as stack:
-        return _run(config, workdir, stack)
+        return _run(config, workdir, asked, stack)
 
 
-def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dict | None:
+def _run(
+    config: Any, workdir: pathlib.Path, asked: Asked, stack: contextlib.ExitStack
+) -> dict | None:
     # ---------------------------------------------------------------- build
+    clock = goodput.Clock(asked.began)
     folder.check_config(config, workdir)
     keep_compiled(config.compile_cache)
     preempted = hosts.preemption(stack)
@@ -62,6 +78,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
     segments = make_segments(recipe)
     total = segments[-1].start + segments[-1].length
+    tracer = tracing.Tracer(asked.profile_steps, workdir, total)
+    stack.callback(tracer.close)
 
     # ---------------------------------------------------------------- restore
     checkpoints = stack.enter_context(
@@ -74,7 +92,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         state, about_start = beginning.make_state(config, recipe, optimizer, corpus)
         state = jax.device_put(state, placed)
         best = jax.tree.map(jnp.copy, state.weights)
-        meta = {"best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
+        meta = {"best": None, "compute": dict(compute.FRESH)}
         meta |= {"window": {}, "skipped": 0, "data": corpus.digest(), "quarantined": []}
     else:
         target = jax.tree.map(
@@ -93,10 +111,14 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
 
     # ---------------------------------------------------------------- say what will run
-    progress = Progress(total, start, active=first)
+    peak = peaks.flops([d.device_kind for d in mesh.devices.flat], config.model.dtype)
+    computed = compute.named(meta["compute"])
     writer = stack.enter_context(
         contextlib.closing(metrics.Writer(workdir, restored, active=first))
     )
+    if restored is not None:
+        clock.resume(meta["seconds"], writer.dropped)
+    progress = Progress(total, start, clock, computed, peak, active=first)
     window = metrics.Window(meta["window"], meta["skipped"])
     collapsed = alarm.CollapseAlarm(**config.collapse)
     progress.say(f"workdir: {workdir}")
@@ -109,12 +131,11 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     jitted = jit_steps(recipe, optimizer, groups, config.seed, placed)
     every = coming(segments, recipe.phases, 0).values()
     expected = sum(len(corpus.buckets_in_use(streams)) for streams in every)
-    programs = Programs(jitted, expected, progress.say)
-    with progress.aside():
-        for name, streams in coming(segments, recipe.phases, start).items():
-            last = corpus.buckets_in_use(streams)[-1]
-            largest = corpus.blank_batch(streams, last, shard=shard)
-            programs.compile(name, state, sharding.put_batch(largest, mesh))
+    programs = Programs(jitted, expected, progress.say, clock)
+    for name, streams in coming(segments, recipe.phases, start).items():
+        last = corpus.buckets_in_use(streams)[-1]
+        largest = corpus.blank_batch(streams, last, shard=shard)
+        programs.compile(name, state, sharding.put_batch(largest, mesh))
     fresh_moments = jax.jit(optimizer.init, out_shardings=placed.opt_state)
     everywhere = sharding.replicated(mesh)  # every process decodes all of what is said
     greedily = {
@@ -130,16 +151,15 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
     batches = iter(corpus.train_batches(segments, start, shard=shard))
     phase_at = PhaseAt(segments, recipe.phases)
-    audio_seconds, waited = 0.0, 0.0  # heard, and waited for, in the open log window
-    closed: tuple | None = None  # (end, row, audio_seconds, waited) of the one not written yet
+    closed: tuple | None = None  # (end, row, seconds waited) of the window not written yet
 
     def write_window() -> None:
         nonlocal closed
         if closed is None:
             return
-        (end, row, *heard_and_waited), closed = closed, None
+        (end, row, waited), closed = closed, None
         row |= window.means()  # its steps are done then, so their rates are true
-        row |= progress.rates(end, *heard_and_waited)
+        row |= progress.rates(end, row, waited) | {goodput.WALL: clock.wall}
         writer.write(end, row)
         progress.show(end, phase_at(end - 1).name, row)
         check_finite(window, config.max_skipped, workdir, corpus, segments)
@@ -147,6 +167,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             progress.say(line)
 
     # ---------------------------------------------------------------- the loop
+    progress.say(f"ready after {clock.age:.0f} s")
+    clock.turn("step")
     for now in range(start, total + 1):
         stopping = preempted(now) and now < total
         fresh, ending = now != restored, now == total
@@ -157,7 +179,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
         # evaluate
         if evaluating:
-            with progress.aside():
+            with clock.on("evaluate"):
                 scored = score("dev", state.weights)
             writer.write(now, scored.scores)
             if first:
@@ -172,10 +194,11 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         # save
         if saving:
             meta |= {"window": window.settle(), "skipped": window.skipped}
-            meta |= {"quarantined": corpus.quarantined.state()}
-            with progress.aside():
+            meta |= {"quarantined": corpus.quarantined.state(), "seconds": clock.seconds()}
+            with clock.on("save"):
                 checkpoints.save(now, state, best, meta)
         if stopping:
+            progress.say(goodput.describe(clock.shares()))
             progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")
             return None
         if now == total:
@@ -185,25 +208,24 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         phase = phase_at(now)
         if phase.moments == "reset" and (now == 0 or phase_at(now - 1) is not phase):
             state = state._replace(opt_state=fresh_moments(state.params))
-        asked = time.monotonic()
-        batch = next(batches)
-        waited += time.monotonic() - asked
+        with clock.on("input"):
+            batch = next(batches)
 
         # step
-        state, means = programs.run(phase.name, state, sharding.put_batch(batch, mesh))
-        shapes = corpus.shape_at(segments, now)
-        audio_seconds += count_compute(meta["compute"], recipe, phase, shapes)
+        placed_batch = sharding.put_batch(batch, mesh)
+        state, means = tracer.step(now, programs.run, phase.name, state, placed_batch)
+        compute.count(meta["compute"], recipe, phase, corpus.shape_at(segments, now))
 
         # log: a window is fetched when the step after it is on its way, so that no step waits
         write_window()
         window.add(now, means)
         if (now + 1) % config.log_every == 0 or now + 1 == total:
-            row = name_compute(meta["compute"]) | {"perf/compiles": len(programs)}
+            row = compute.named(meta["compute"]) | {"perf/compiles": len(programs)}
             row |= {"data/quarantined": len(corpus.quarantined)}
-            closed = (now + 1, row, audio_seconds, waited)
-            audio_seconds, waited = 0.0, 0.0
+            closed = (now + 1, row, clock.seconds()["input"])
 
     # ---------------------------------------------------------------- the end
+    clock.turn("evaluate")
     final = {"best_step": meta["best"]["step"]}
     shown = sharding.to_host(best)  # by all processes; the picture is the first one's alone
     for split in ("dev", "test"):
@@ -215,9 +237,11 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             progress.say(line)
         if split == "dev" and first:
             picture(workdir, recipe, shown, corpus, scored, config.data.sample_rate)
-    final |= name_compute(meta["compute"]) | {"data/quarantined": len(corpus.quarantined)}
+    final |= compute.named(meta["compute"]) | {"data/quarantined": len(corpus.quarantined)}
     final |= {"step": total, "params_digest": checkpoint.digest(sharding.to_host(state.params))}
-    writer.write(total, {"final": True, **final})
+    shares = clock.shares()
+    writer.write(total, {"final": True, **final, **shares})
+    progress.say(goodput.describe(shares))
     if first:
         report.write(workdir)
     return final
@@ -282,28 +306,6 @@ def describe(recipe: system.Recipe, groups: Any, params: Any) -> list[str]:
     return lines + [
         f"phase {name}: {n} steps of {levels}" for name, n, levels in recipe.phase_table
     ]
-
-
-def count_compute(
-    compute: dict, recipe: system.Recipe, phase: system.Phase, shapes: dict[str, tuple[int, float]]
-) -> float:
-    """Add one step to the running totals: encoder FLOPs (forward 1, backward 2) over padded audio.
-    Returns its seconds."""
-    audio = 0.0
-    for objective in recipe.active(phase):
-        wanted = phase.losses & set(objective.losses)
-        rows, seconds = shapes[objective.streams[0]]
-        compute["flops"] += rows * recipe.cost(wanted, seconds)
-        audio += rows * seconds
-        for loss in sorted(wanted):
-            compute[f"updates/{loss}"] = compute.get(f"updates/{loss}", 0) + 1
-    compute["audio_hours"] += audio / 3600
-    return audio
-
-
-def name_compute(compute: dict) -> dict[str, float]:
-    named = {f"compute/{k}": v for k, v in compute.items() if k != "flops"}
-    return {"compute/encoder_tflop": compute["flops"] / 1e12, **named}
 
 
 def check_finite(

@@ -22,12 +22,13 @@ EVALUATE = JAX | COMMAND | {
 ALLOWED = {
     "errors": set(),
     "command": {"errors"},
-    "main": JAX | COMMAND | {"train", "data", "ranges", "hosts"},
+    "main": JAX | COMMAND | {"train", "data", "ranges", "hosts", "tracing"},
     "hosts": JAX,
     "ranges": {"errors"},
     "train": JAX | {
         *("system", "step", "optim", "sharding", "checkpoint", "metrics", "evaluate"),
-        *("programs", "folder", "beginning", "alarm", "hosts"),
+        *("programs", "folder", "beginning", "alarm", "hosts", "compute", "goodput"),
+        *("peaks", "tracing"),
         *("recipes", "data", "example", "progress", "report", "ml_collections"),
     },
     "beginning": JAX | {"system", "step", "data", "evaluate", "export"},
@@ -54,8 +55,12 @@ ALLOWED = {
     "checkpoint": LOOP,
     "metrics": LOOP,
     "folder": {"errors", "data", "system", "checkpoint"},
-    "programs": JAX | {"system"},
-    "progress": set(),
+    "programs": JAX | {"system", "goodput"},
+    "progress": {"goodput"},
+    "goodput": set(),
+    "compute": {"system"},
+    "peaks": set(),
+    "tracing": JAX,
     "evaluate": EVALUATE,
     "data": HOST | {
         *("grain", "soundfile", "soxr", "sentencepiece", "tensorflow_datasets"),
@@ -76,14 +81,15 @@ ALLOWED = {
     "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
     "bench": JAX | COMMAND | {
-        *("ops", "system", "step", "optim", "sharding", "recipes", "encoders", "data", "optax"),
-        *("torch", "transformers", "configs", "soundfile"),
+        *("ops", "system", "step", "optim", "peaks", "sharding", "recipes", "encoders", "data"),
+        *("optax", "torch", "transformers", "configs", "soundfile"),
     },
 }  # fmt: skip
 
 # Imported inside functions only: heavy, optional, or absent on some machines.
 LAZY = {
     "hosts": {"jax"},
+    "tracing": {"jax"},
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"},
     "decode": {"kenlm"},
     "beginning": {"export"},

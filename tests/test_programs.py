@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bljust_jax import programs
+from bljust_jax import goodput, programs
 from bljust_jax.errors import UserError
 from bljust_jax.system import TrainState
 
@@ -57,7 +57,7 @@ def fail(message):
 
 def make(step, said=None):
     said = [] if said is None else said
-    return programs.Programs({"joint": step}, 3, said.append)
+    return programs.Programs({"joint": step}, 3, said.append, goodput.Clock())
 
 
 def test_a_program_is_compiled_once_a_shape_and_said_aloud(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bljust_jax import optim, recipes, step
+from bljust_jax import optim, peaks, recipes, step
 from bljust_jax.bench import torch_peer
 from bljust_jax.bench.rounds import MIB, interleave, ratios, table
 from bljust_jax.encoders import conformer
@@ -22,16 +22,6 @@ from configs import common
 VOCAB_SIZE = 1000
 LABELS_PER_SECOND = 4.0  # of pieces
 RATE = 16000
-
-# Dense FLOP/s of the matrix units, as the makers state them; "float32" is TF32 where there is one.
-PEAKS = {
-    "H200": {"bfloat16": 989e12, "float32": 494e12},
-    "H100": {"bfloat16": 989e12, "float32": 494e12},
-    "A100": {"bfloat16": 312e12, "float32": 156e12},
-    "TPU v4": {"bfloat16": 275e12},
-    "TPU v5 lite": {"bfloat16": 197e12},
-    "TPU v6 lite": {"bfloat16": 918e12},
-}
 
 
 class Shape(NamedTuple):
@@ -130,18 +120,12 @@ def flops(recipe: Recipe, phase: Phase, batch: dict) -> float:
     return total
 
 
-def peak_flops(dtype: str) -> float | None:
-    """The device's peak, None where the table does not know it."""
-    kind = jax.devices()[0].device_kind
-    return next((peak.get(dtype) for name, peak in PEAKS.items() if name in kind), None)
-
-
 def report(programs: dict[str, Program], times: dict[str, dict], dtype: str) -> dict[str, dict]:
     """A row for each program: times, temporaries, gradients, FLOP/s and MFU.
 
     RuntimeError where a step was skipped as not finite: its time would be another computation's.
     """
-    rows, peak = {}, peak_flops(dtype)
+    rows, peak = {}, peaks.flops([jax.devices()[0].device_kind], dtype)
     for name, program in programs.items():
         skipped, _ = program.run()["train/skipped"]
         if float(skipped):

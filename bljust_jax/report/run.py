@@ -89,8 +89,8 @@ def costs(run: Run) -> dict[str, float]:
 
 
 def training_hours(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Hours spent in training steps, compiling included, evaluation and saving left out: the sum
-    over log windows of their steps over `perf/steps_per_s`."""
+    """Hours spent in training steps and waits for their input: the sum over log windows of their
+    steps over `perf/steps_per_s`."""
     seconds, before = 0.0, 0
     for row in rows:
         if "perf/steps_per_s" in row:
