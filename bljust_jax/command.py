@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from bljust_jax.errors import UserError
+from bljust_jax.waiting import Unreachable
 
-DONE, MISTAKE, PREEMPTED, INTERRUPTED = 0, 2, 75, 130
+DONE, MISTAKE, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +47,9 @@ def guard(body: Callable[[], int], interrupted: str = "interrupted") -> int:
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
+    except Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNREACHABLE
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED

@@ -46,7 +46,7 @@ def check_config(config: Any, workdir: pathlib.Path) -> None:
 
 # Fields that a run may be resumed with other values of: they change no number.
 MAY_CHANGE = (
-    *("data.num_threads", "data.prefetch", "data.max_bad_fraction"),
+    *("data.num_threads", "data.prefetch", "data.timeout", "data.max_bad_fraction"),
     *("mesh.dcn", "mesh.data", "mesh.fsdp", "mesh.tensor"),
     *("keep", "samples", "compile_cache", "max_skipped"),
     *("collapse.share", "collapse.rows", "collapse.stop"),

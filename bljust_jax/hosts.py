@@ -19,19 +19,13 @@ import pathlib
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bljust_jax.errors import UserError
+from bljust_jax.waiting import Unreachable, in_vain, within
 
 PORT = 8482  # where process 0 listens, unless told otherwise: jax's own choice on TPUs
-UNREACHABLE = 69  # exit code: other hosts are missing, which another start may mend
-WAITED_FOR = "waited for"  # name of the threads of `within`
-
-
-class Unreachable(Exception):
-    """Other hosts did not answer in time. The message is one line that names the cure."""
 
 
 class Asked(NamedTuple):
@@ -290,34 +284,11 @@ def sum_of_ones() -> float:
     return float(add(ones))
 
 
-def within(seconds: float | int, body: Callable[[], Any], why: Callable[[], str]) -> Any:
-    """What `body()` returns or raises; Unreachable(why()) if it does neither in time. It cannot be
-    stopped then, and goes on until `leave` ends the process."""
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((body(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, name=WAITED_FOR, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise Unreachable(why())
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
-
-
 def leave(code: int) -> None:
     """End a process that failed among several, at once: an orderly end would wait for the others,
     and they for it. They are ended when its heartbeat stops."""
     jax = sys.modules.get("jax")
-    stuck = any(thread.name == WAITED_FOR for thread in threading.enumerate())
-    if stuck or (jax is not None and jax.distributed.is_initialized()):
+    if in_vain() or (jax is not None and jax.distributed.is_initialized()):
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

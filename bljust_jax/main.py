@@ -4,7 +4,7 @@
 Trains, evaluates and writes DIR (by default runs/<config>-<variant>). configs/X.py says in comments
 which fields there are. The last line on stdout is one JSON object with the final metrics; logs go
 to stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config or data,
-in one line; 69: other hosts did not answer.
+in one line; 69: other hosts, or a disk, did not answer.
 
 On several hosts, the same command on each, with a workdir that all of them see. Slurm, TPU pods,
 Open MPI and indexed Kubernetes Jobs are found by themselves; elsewhere
@@ -59,9 +59,6 @@ def main() -> int:
         return DONE
     try:
         code = guard(run, "interrupted; run the same command again to go on")
-    except hosts.Unreachable as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = hosts.UNREACHABLE
     except Exception:
         traceback.print_exc()
         code = CRASHED

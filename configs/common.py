@@ -99,6 +99,9 @@ def base() -> ConfigDict:
     c.data.eval_batch_seconds = 160.0  # padded audio a batch in evaluation
     c.data.num_threads = 2  # decoding threads; they do not change the data
     c.data.prefetch = 8  # batches read ahead
+    c.data.timeout = (
+        300.0  # seconds without a batch after which the run gives up, with exit code 69
+    )
     # give up when a larger share of a split's audio cannot be decoded; below it, such utterances
     # are left out and listed in quarantine.jsonl
     c.data.max_bad_fraction = 0.01

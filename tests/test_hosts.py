@@ -15,7 +15,7 @@ import time
 import jax
 import pytest
 
-from bljust_jax import hosts, metrics
+from bljust_jax import command, hosts, metrics, waiting
 from bljust_jax.errors import UserError
 from tests import test_errors
 
@@ -168,12 +168,12 @@ def test_slurm_counts_tasks_by_node(said, each):
 
 
 def test_within_gives_what_the_body_gives():
-    assert hosts.within(60, lambda: 3, lambda: "late") == 3
+    assert waiting.within(60, lambda: 3, lambda: "late") == 3
     with pytest.raises(ZeroDivisionError):
-        hosts.within(60, lambda: 1 / 0, lambda: "late")
+        waiting.within(60, lambda: 1 / 0, lambda: "late")
     until = threading.Event()
-    with pytest.raises(hosts.Unreachable, match="late"):
-        hosts.within(0.01, until.wait, lambda: "late")
+    with pytest.raises(waiting.Unreachable, match="late"):
+        waiting.within(0.01, until.wait, lambda: "late")
     until.set()
 
 
@@ -213,7 +213,7 @@ def test_hosts_that_do_not_come_are_told_apart(monkeypatch):
             (two(process_id=0, init_timeout=1), "not all 2 processes came together within 1 s"),
             (asked(init_timeout=1), "not all processes of Slurm came together"),
         ]:
-            with pytest.raises(hosts.Unreachable, match=said):
+            with pytest.raises(waiting.Unreachable, match=said):
                 join(monkeypatch, lambda **_: until.wait(), given)
     until.set()
 
@@ -223,11 +223,11 @@ def test_all_devices_add_a_one(monkeypatch, capsys):
     assert capsys.readouterr().err == "devices: 8 x cpu (cpu)\n"
     assert hosts.sum_of_ones() == jax.device_count() == 8
     monkeypatch.setattr(hosts, "sum_of_ones", lambda: 7.0)
-    with pytest.raises(hosts.Unreachable, match="8 devices add ones up to 7"):
+    with pytest.raises(waiting.Unreachable, match="8 devices add ones up to 7"):
         hosts.prove(asked())
     until = threading.Event()
     monkeypatch.setattr(hosts, "sum_of_ones", until.wait)
-    with pytest.raises(hosts.Unreachable, match="did not come back within 1 s"):
+    with pytest.raises(waiting.Unreachable, match="did not come back within 1 s"):
         hosts.prove(asked(init_timeout=1))
     until.set()
 
@@ -244,7 +244,7 @@ def test_sigterm_is_noticed_and_the_old_handler_returns():
 
 def test_a_process_alone_ends_as_it_likes():
     deadline = time.monotonic() + 10
-    while any(t.name == hosts.WAITED_FOR for t in threading.enumerate()):
+    while waiting.in_vain():
         assert time.monotonic() < deadline, "a thread of an earlier test"
         time.sleep(0.01)
     hosts.leave(3)
@@ -341,7 +341,7 @@ def test_a_missing_coordinator_is_one_line_in_time(tmp_path):
     )
     out, err = process.communicate(timeout=240)
     joining, error = err.splitlines()
-    assert process.returncode == hosts.UNREACHABLE
+    assert process.returncode == command.UNREACHABLE
     assert not out
     assert joining.endswith(f"at 127.0.0.1:{port} as process 1 (by flags), up to 2 s")
     assert error.startswith(f"error: nothing answers at 127.0.0.1:{port} after 2 s")

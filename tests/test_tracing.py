@@ -35,13 +35,13 @@ def test_steps_beyond_the_run_are_refused(tmp_path):
 def recorded(folder):
     """Numbers of the steps in the one trace of a folder."""
     (path,) = (folder / "profile").rglob("*.xplane.pb")
-    steps = []
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                if event.name == tracing.STEP:
-                    steps.append(dict(event.stats)["step_num"])
-    return steps
+    return [
+        dict(event.stats)["step_num"]
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == tracing.STEP
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:builtin type event_stats")  # an error aborts jaxlib there

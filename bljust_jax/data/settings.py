@@ -40,7 +40,7 @@ RULES = (
     (
         "must be above 0",
         lambda x: 0 < x < inf,
-        ("batch_seconds", "eval_batch_seconds", "labels_per_second"),
+        ("batch_seconds", "eval_batch_seconds", "labels_per_second", "timeout"),
     ),
     (
         "must be from 0 to 1",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bljust_jax import waiting
 from bljust_jax.data import normalise
 from bljust_jax.data.plan import Bucket, evaluation_batches
 from bljust_jax.data.quarantine import Quarantine
@@ -111,15 +112,31 @@ class Splits:
             yield batch, members
 
     def _audio(self, u: Utterance) -> np.ndarray:
-        return read_audio(u, self._data.sample_rate)
+        try:
+            return read_audio(u, self._data.sample_rate)
+        except UserError:
+            raise
+        except Exception as error:
+            error.add_note(f"while reading {u.path} of {u.id} ({u.line or u.path})")
+            raise
 
     def _parallel(self, make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-        """make(start), ..., make(stop - 1), in order, by grain's threads."""
+        """make(start), ..., make(stop - 1), in order, by grain's threads; waiting.Unreachable where
+        one does not come within `data.timeout` seconds."""
         import grain
 
-        threads, buffer = self._data.num_threads, self._data.prefetch
+        data = self._data
+        threads, buffer = data.num_threads, data.prefetch
         options = grain.ReadOptions(threads, max(buffer, threads))
-        return iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
+        made = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
+        for _ in range(start, stop):
+            yield waiting.within(data.timeout, lambda: next(made), self._silent)
+
+    def _silent(self) -> str:
+        return (
+            f"no batch came within {self._data.timeout:g} s (config.data.timeout): the disk or the "
+            "network folder with the audio does not answer; start again when it does"
+        )
 
 
 def empty_batch(bucket: Bucket, rows: int, sample_rate: int, *, labelled: bool = False) -> Batch:

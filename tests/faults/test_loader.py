@@ -1,0 +1,83 @@
+"""A loader that fails or hangs ends the run soon, and says where (F22)."""
+
+import threading
+import time
+
+import pytest
+
+from bljust_jax import command, waiting
+from bljust_jax.data import splits
+from tests import corpora
+from tests.corpora import load
+from tests.data.test_pipeline import SEGMENTS
+from tests.test_hosts import start
+
+SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return corpora.noise(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """reading(act) has act() called in a thread that reads utterance u17."""
+    read = splits.read_audio
+
+    def reading(act):
+        def read_or_act(u, rate):
+            if u.id == "u17":
+                act()
+            return read(u, rate)
+
+        monkeypatch.setattr(splits, "read_audio", read_or_act)
+
+    return reading
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_an_error_in_a_thread_names_the_utterance(folder, reading, threads):
+    """One that nobody foresaw: it keeps its traceback, and a note says what was read."""
+
+    def fail():
+        raise MemoryError("no room")
+
+    reading(fail)
+    began = time.monotonic()
+    with pytest.raises(MemoryError, match="no room") as raised:
+        list(load(folder, num_threads=threads).train_batches(SEGMENTS, 0))
+    assert time.monotonic() - began < SECONDS
+    note, *_ = raised.value.__notes__  # grain adds its own
+    assert note == f"while reading {folder}/17.flac of u17 ({folder}/train.jsonl:18)"
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_thread_that_hangs_is_not_waited_for(folder, reading, threads):
+    until = threading.Event()
+    reading(until.wait)
+    corpus = load(folder, num_threads=threads, timeout=1.0)
+    began = time.monotonic()
+    with pytest.raises(waiting.Unreachable, match=r"no batch came within 1 s \(config\.data\.tim"):
+        list(corpus.train_batches(SEGMENTS, 0))
+    assert time.monotonic() - began < SECONDS
+    until.set()
+
+
+SILENT = """
+import sys, time
+from bljust_jax import main
+from bljust_jax.data import splits
+splits.read_audio = lambda *_: time.sleep(600)
+sys.exit(main.main())
+"""
+
+
+def test_a_disk_that_does_not_answer_ends_the_command(tmp_path):
+    """And nothing at the end of the process waits for the threads that still do."""
+    flags = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'run'}"]
+    process = start(["-c", SILENT], *flags, "--config.data.timeout=2.0")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == command.UNREACHABLE, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: no batch came within 2 s (config.data.timeout)")
