@@ -32,11 +32,6 @@ def _after(batch: Tree, done: Float[Array, ""]) -> Tree:
     return jax.tree.map(lambda x: x + (done < 0).astype(x.dtype), batch)
 
 
-def _take_losses(losses: dict, wanted: frozenset[str]) -> tuple[Any, dict]:
-    means = {n: s / jnp.maximum(w, 1) for n, (s, w) in losses.items() if n in wanted}
-    return sum(means.values()), {f"train/{n}/loss": losses[n] for n in means}
-
-
 class PhaseFacts(NamedTuple):
     """The static facts of a phase that both ways of taking gradients read."""
 
@@ -44,6 +39,7 @@ class PhaseFacts(NamedTuple):
     phase: Phase
     shared: Tree  # True at leaves owned by every loss
     owners: Tree  # frozenset of loss names at each leaf
+    accumulate: int = 1  # micro-batches that each gradient is summed over
 
 
 def separate(
@@ -65,9 +61,9 @@ def separate(
         wanted = phase.losses & set(objective.losses)
         level, inner = _place(phase, dynamic, wanted)
         streams = {s: _after(batch[s], done) for s in objective.streams}
-        take = functools.partial(_gradient, this, state, objective, wanted)
+        take = functools.partial(_gradient, this, state, (objective,), wanted, _plain(phase))
         sample = _halves if dynamic.get(level) == "modo" else _whole
-        grads, samples, aux = sample(take, streams, rng(objective.name))
+        grads, samples, aux = sample(take, streams, {objective.name: rng(objective.name)})
         metrics |= aux.metrics
         stats |= aux.stats
         weight = weights[phase.levels.index(level)] * inner
@@ -115,60 +111,102 @@ def _add_inner(total: Tree | None, inner: float | int, grads: Tree) -> Tree:
     return grads if total is None else jax.tree.map(jnp.add, total, grads)
 
 
+def _plain(phase: Phase) -> dict[str, Any]:
+    """`Extras.scale` of gradients that are weighed after they are taken."""
+    return dict.fromkeys(phase.losses, 1.0)
+
+
 def _gradient(
     this: PhaseFacts,
     state: TrainState,
-    objective: Objective,
+    objectives: tuple[Objective, ...],
     wanted: frozenset[str],
+    scale: Mapping[str, Any],
     streams: Tree,
-    key: Any,
+    keys: Mapping[str, Any],
 ) -> tuple[Tree, Aux]:
-    """(the gradient of an objective's wanted losses, what it reports, the losses included)."""
-    scale = dict.fromkeys(this.phase.losses, 1.0)
+    """(the gradient of the sum of the wanted losses, what the objectives report, losses included).
+
+    Over micro-batches the sums of each loss are divided by its weight in the whole batch. Weights
+    (frames, labels, utterances) are found first, which costs no encoder: nothing of it is read.
+    """
     frozen = layout.gathered(state.frozen, stacks=False)
     extras = Extras(state.step, frozen, state.stats, state.ema, scale)
 
-    def loss_fn(params):
+    def listen(params, part):
         params = layout.gathered(params, stacks=False)
-        losses, aux = objective.apply(params, extras, streams, key)
-        loss, report = _take_losses(losses, wanted)
-        return loss, aux._replace(metrics=report | aux.metrics)
+        losses, metrics, stats = {}, {}, {}
+        for objective in objectives:
+            own = {stream: part[stream] for stream in objective.streams}
+            found, aux = objective.apply(params, extras, own, keys[objective.name])
+            losses |= {name: pair for name, pair in found.items() if name in wanted}
+            metrics, stats = metrics | aux.metrics, stats | aux.stats
+        metrics = {f"train/{name}/loss": pair for name, pair in losses.items()} | metrics
+        return losses, Aux(metrics, stats)
 
-    return jax.grad(loss_fn, has_aux=True)(state.params)
+    def mean(params, part, weights):
+        losses, aux = listen(params, part)
+        weights = weights or {name: weight for name, (_, weight) in losses.items()}
+        return sum(s / jnp.maximum(weights[n], 1) for n, (s, _) in losses.items()), aux
+
+    take = jax.grad(mean, has_aux=True)
+    if this.accumulate == 1:
+        return take(state.params, streams, None)
+    parts = {name: _split(name, rows, this.accumulate) for name, rows in streams.items()}
+    weights = jax.lax.map(
+        lambda part: {n: w for n, (_, w) in listen(state.params, part)[0].items()}, parts
+    )
+    weights = jax.tree.map(lambda w: jnp.sum(w, axis=0), weights)
+
+    def add(total, part):
+        grads, aux = take(state.params, part, weights)
+        return jax.tree.map(jnp.add, total, grads), aux
+
+    grads, aux = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), parts)
+    return grads, _one(aux)
 
 
-def _whole(take: Callable, streams: Tree, key: Any) -> tuple[Tree, tuple[Tree, ...], Aux]:
+def _one(aux: Aux) -> Aux:
+    """What several parts of a batch report, stacked on axis 0: sums and weights add, moments are
+    averaged."""
+    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.metrics)
+    stats = jax.tree.map(lambda x: jnp.mean(x, axis=0).astype(x.dtype), aux.stats)
+    return Aux(metrics, stats)
+
+
+def _whole(take: Callable, streams: Tree, keys: Mapping) -> tuple[Tree, tuple[Tree, ...], Aux]:
     """(the gradient of a batch, its one sample, what it reports)."""
-    grads, aux = take(streams, key)
+    grads, aux = take(streams, keys)
     return grads, (grads,), aux
 
 
-def _halves(take: Callable, streams: Tree, key: Any) -> tuple[Tree, tuple[Tree, ...], Aux]:
+def _halves(take: Callable, streams: Tree, keys: Mapping) -> tuple[Tree, tuple[Tree, ...], Aux]:
     """(the mean gradient, those of the even and of the odd rows, the sum of what they report).
 
-    Each half has a key of its own. Neighbouring rows are on one device, so that a sharded batch is
-    halved where it lies. One half after the other in a loop (`lax.map`): one program of half the
-    rows, hence the compile time of a single gradient and half its activations. Both at once
-    (`jax.vmap`) turn the kernels' gradients of convolutions into grouped convolutions, and keep the
-    activations of the whole batch.
+    Each half has a key of its own. One half after the other in a loop (`lax.map`): one program of
+    half the rows, hence the compile time of a single gradient and half its activations. Both at
+    once (`jax.vmap`) turn the kernels' gradients of convolutions into grouped convolutions, and
+    keep the activations of the whole batch.
     ValueError for an odd number of rows.
     """
-    halves = {name: _split(name, rows) for name, rows in streams.items()}
-    both, aux = jax.lax.map(lambda at: take(*at), (halves, jax.random.split(key)))
+    halves = {name: _split(name, rows, 2) for name, rows in streams.items()}
+    pairs = {name: jax.random.split(key) for name, key in keys.items()}
+    both, aux = jax.lax.map(lambda at: take(*at), (halves, pairs))
     samples = tuple(jax.tree.map(lambda g, s=s: g[s], both) for s in (0, 1))
-    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), aux.metrics)
-    stats = jax.tree.map(lambda x: jnp.mean(x, axis=0).astype(x.dtype), aux.stats)
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, *samples)
-    return mean, samples, Aux(metrics, stats)
+    return jax.tree.map(lambda a, b: (a + b) / 2, *samples), samples, _one(aux)
 
 
-def _split(stream: str, rows: Tree) -> Tree:
-    """x[B] -> [2, B // 2]: even rows, odd rows."""
+def _split(stream: str, rows: Tree, parts: int) -> Tree:
+    """x[B] -> [n, B // n]: row i goes to part i mod n. Neighbouring rows are on one device, so that
+    a sharded batch is split where it lies."""
 
     def one(x):
-        if x.shape[0] % 2:
-            raise ValueError(f"stream {stream}: MoDo halves a batch, of {x.shape[0]} rows here")
-        return jnp.moveaxis(x.reshape(x.shape[0] // 2, 2, *x.shape[1:]), 1, 0)
+        if x.shape[0] % parts:
+            raise ValueError(
+                f"stream {stream}: {x.shape[0]} rows cannot be split into {parts} parts, as MoDo "
+                "(halves) and config.accumulate want them"
+            )
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
     return jax.tree.map(one, rows)
 
@@ -204,20 +242,10 @@ def fused(
             f"{', '.join(map(bilevel.level_name, dynamic))} apart: use gradients='separate'"
         )
     scale = {n: weights[phase.level_of(n)] * phase.inner.get(n, 1) for n in phase.losses}
-    frozen = layout.gathered(state.frozen, stacks=False)
-    extras = Extras(state.step, frozen, state.stats, state.ema, scale)
-
-    def loss_fn(params):
-        params = layout.gathered(params, stacks=False)
-        total, metrics, stats = jnp.float32(0), {}, {}
-        for objective in this.recipe.active(phase):
-            streams = {s: batch[s] for s in objective.streams}
-            losses, aux = objective.apply(params, extras, streams, rng(objective.name))
-            loss, report = _take_losses(losses, phase.losses)
-            total, metrics, stats = total + loss, metrics | report | aux.metrics, stats | aux.stats
-        return total, (metrics, stats)
-
-    grads, (metrics, stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    objectives = this.recipe.active(phase)
+    streams = {s: batch[s] for objective in objectives for s in objective.streams}
+    keys = {objective.name: rng(objective.name) for objective in objectives}
+    grads, aux = _gradient(this, state, objectives, phase.losses, scale, streams, keys)
 
     def own(grad, shared, owners):
         if shared:
@@ -230,4 +258,4 @@ def fused(
 
     owned = jax.tree.map(own, grads, this.shared, this.owners)
     direction = _keep(this.shared, grads)
-    return bilevel.Grads(owned, (direction,)), (jnp.float32(1),), metrics, stats
+    return bilevel.Grads(owned, (direction,)), (jnp.float32(1),), aux.metrics, aux.stats

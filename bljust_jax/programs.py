@@ -14,7 +14,7 @@ from bljust_jax.errors import UserError
 from bljust_jax.goodput import Clock
 from bljust_jax.system import Means, TrainState, Tree
 
-CURE = "lower config.data.batch_seconds or set config.model.remat=True"
+CURE = "lower config.data.batch_seconds or set config.model.remat=full, config.accumulate=2"
 
 
 class Programs:

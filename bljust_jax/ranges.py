@@ -29,6 +29,7 @@ RULES = (
             "phases": ("turn",),
             "collapse": ("rows",),
             "mesh": ("dcn", "fsdp", "tensor"),
+            "": ("accumulate",),
         },
     ),
     (

@@ -41,18 +41,20 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     groups: Tree,
     seed: int,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Tree], tuple[TrainState, Means]]:
     """The step of one phase.
 
     `groups`: a tree like the parameters with the `Group` of each leaf (`optim.assign`). A phase
-    without an objective gives a program without it. Returns `step(state, batch) -> (state,
+    without an objective gives a program without it. `accumulate`: gradients are summed over so many
+    micro-batches, a step of the same size in less memory. Returns `step(state, batch) -> (state,
     metrics)`, to be jitted with the state donated.
     """
     owners = jax.tree.map(lambda g: g.owners, groups)
     shared = jax.tree.map(
         lambda o: o >= recipe.losses, owners, is_leaf=lambda x: isinstance(x, frozenset)
     )
-    this = gradients.PhaseFacts(recipe, phase, shared, owners)
+    this = gradients.PhaseFacts(recipe, phase, shared, owners, accumulate)
     take = {"separate": gradients.separate, "fused": gradients.fused}[recipe.gradients]
     active = recipe.active_groups(phase)
     dynamic = tuple(phase.dynamic_levels)

@@ -71,7 +71,7 @@ def _run(
     mesh = sharding.make_mesh(**config.mesh)
     stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
     tokenizers = folder.saved_tokenizers(config, workdir)
-    rows = sharding.batch_devices(mesh)
+    rows = sharding.batch_devices(mesh) * config.accumulate
     corpus = pipeline.load(config.data, seed=config.seed, multiple=rows, tokenizers=tokenizers)
     recipe = build_recipe(config, corpus)
     optimizer = optim.make(recipe.combiner, recipe.groups, b1=config.optim.b1, b2=config.optim.b2)
@@ -128,7 +128,7 @@ def _run(
         progress.say(line)
 
     # ---------------------------------------------------------------- compile the largest batches
-    jitted = jit_steps(recipe, optimizer, groups, config.seed, placed)
+    jitted = jit_steps(recipe, optimizer, groups, placed, config)
     every = coming(segments, recipe.phases, 0).values()
     expected = sum(len(corpus.buckets_in_use(streams)) for streams in every)
     programs = Programs(jitted, expected, progress.say, clock)
@@ -332,12 +332,12 @@ def check_finite(
 
 
 def jit_steps(
-    recipe: system.Recipe, optimizer: Any, groups: Any, seed: int, placed: Any
+    recipe: system.Recipe, optimizer: Any, groups: Any, placed: Any, config: Any
 ) -> dict[str, Any]:
     """{phase: its step}, not compiled yet."""
     return {
         p.name: jax.jit(
-            step.make_train_step(recipe, p, optimizer, groups, seed),
+            step.make_train_step(recipe, p, optimizer, groups, config.seed, config.accumulate),
             donate_argnums=0,
             out_shardings=(placed, None),
         )

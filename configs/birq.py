@@ -114,7 +114,7 @@ def size(dim, heads, channels):
 
     def variant(c):
         c.model.update(dim=dim, layers=10, heads=heads, channels=channels, kernel=31)
-        c.model.update(dropout=0.1, dtype="bfloat16", remat=True)
+        c.model.update(dropout=0.1, dtype="bfloat16", remat="full")
 
     return variant
 

@@ -134,7 +134,9 @@ def base() -> ConfigDict:
     c.model.dropout = 0.1
     c.model.dtype = "float32"  # of the arithmetic; parameters are float32
     c.model.scan_unroll = 1  # layers a scan iteration holds
-    c.model.remat = False  # recompute activations: less memory, more time
+    # what the backward pass computes again: "none"; "dots": all but products with weights; "full":
+    # all of a block, in the least memory and a quarter to a third more time
+    c.model.remat = "none"
 
     c.ctc = ConfigDict()
     c.ctc.reduction = "label"  # nats per label; or "utterance"
@@ -172,6 +174,10 @@ def base() -> ConfigDict:
     c.penalty.constant = 0.3  # the fixed weight of method weighted_sum
     # a gradient an objective, with norms and cosine; "fused" = one backward pass
     c.gradients = "separate"
+    # micro-batches a step: each gradient is summed over so many parts of the batch, in less memory.
+    # Draws of an utterance stay; dropout masks are the same in each part, batch moments and the
+    # diversity of codes those of a part
+    c.accumulate = 1
     # one causal forward pass over data.train for both losses: half the cost of a joint step; needs
     # gradients="fused", ctc.context="causal", no SpecAugment
     c.share_forward = False
@@ -288,7 +294,7 @@ def tiny_model(c: ConfigDict) -> None:
     c.specaugment.update(freq_masks=2, freq_width=6, time_masks=2, time_width=20)
     c.cpc.update(steps=4, width=64, negatives=0)
     if "remat" in c.model:
-        c.model.remat = False
+        c.model.remat = "none"
     # a batch has a few hundred masked frames: most of 8,192 codes would never be seen, and their
     # head would be as large as the encoder
     c.best_rq.codes = 512

@@ -113,7 +113,7 @@ def get_config(arg=None):
     c.data.prefetch = 32
     size(256, 16, 4, 256, 1200.0)(c)  # M; 20 minutes of padded audio a batch, ours
     c.model.dtype = "bfloat16"
-    c.model.remat = True
+    c.model.remat = "full"
     # after the script
     c.specaugment.update(freq_masks=1, freq_width=27, time_masks=10, time_width=40)
     c.specaugment.max_time_share = 0.05

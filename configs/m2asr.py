@@ -233,7 +233,7 @@ def get_config(arg=None):
     fields(c)
     # 8 blocks of width 512, 8 heads, kernel 31: the papers
     c.model.update(dim=512, layers=8, heads=8, kernel=31, channels=512, dropout=0.1)
-    c.model.update(dtype="bfloat16", remat=True)
+    c.model.update(dtype="bfloat16", remat="full")
     c.data.update(num_threads=16, prefetch=32)
     librispeech_aishell(c)
     # Objective Soups: 5e-5 for the encoder and 5e-4 for the heads; the shape is ours

@@ -90,7 +90,7 @@ def model(**fields):
     c.feature_grad_scale = 0.1  # of the gradient into the waveform convolutions: fairseq
     c.dtype = "bfloat16"
     c.scan_unroll = 1
-    c.remat = True
+    c.remat = "full"
     c.hf_compat = False  # transformers' group norm, which counts padded frames
     c.update(**fields)
     return c

@@ -1,9 +1,12 @@
 """The benchmark of weighed steps, at a size that says nothing."""
 
+import pytest
+
 from bljust_jax.bench import __main__ as command
 from bljust_jax.bench import moo
 
 
+@pytest.mark.slow
 def test_figures_and_their_table(capsys):
     """One tiny shape through the command: positive ratios, trees as many as the methods keep."""
     assert command.main(["moo", "--shapes", "2,1,16,1", "--rounds", "1"]) == 0

@@ -56,7 +56,7 @@ def run(*flags, code=MAIN, cwd=ROOT):
         ([QUICK, "--config.model.dim=abc"], ["config.model.dim must be a whole number"]),
         ([QUICK, "--config.model.dim=2.5"], ["must be a whole number", "--config.model.dim=96"]),
         ([QUICK, "--config.ema_decay=x"], ["config.ema_decay must be a number"]),
-        ([QUICK, "--config.model.remat=maybe"], ["config.model.remat must be true or false"]),
+        ([QUICK, "--config.share_forward=maybe"], ["config.share_forward must be true or false"]),
         ([QUICK, "--config.data.buckets=(1,"], ["config.data.buckets must be values parted by"]),
         ([QUICK, "--config.data.buckets=3,2"], ["config.data.buckets=(3, 2) must be ascending"]),
         ([QUICK, "--config.model=3"], ["config.model is a group of fields"]),

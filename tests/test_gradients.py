@@ -257,10 +257,25 @@ def test_on_a_mesh_the_same_step(method):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
 
 
+@pytest.mark.parametrize("method", bilevel.METHODS)
+def test_over_micro_batches_the_same_step(method):
+    """MoDo's halves are parted each."""
+    conflict = bilevel.Conflict(method, rate=0.02)
+    batch = toy.soup_batch(rows=16, noise=1.0)
+    (want, said), (got, same) = (
+        jax.jit(train_step)(state, batch)
+        for train_step, state in (toy.soup(ALL, conflict, accumulate=n) for n in (1, 4))
+    )
+    # sums of 16 rows in another order
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
+    loss = f"train/{A}/loss"
+    np.testing.assert_allclose(same[loss], said[loss], rtol=1e-6)
+
+
 class TestRefusals:
     def test_an_odd_number_of_rows(self):
         train_step, state = toy.soup(ALL, MODO)
-        with pytest.raises(ValueError, match=f"stream {A}: MoDo halves a batch, of 3 rows"):
+        with pytest.raises(ValueError, match=rf"stream {A}: 3 rows cannot be split into 2 parts"):
             train_step(state, toy.soup_batch(rows=3))
 
     def test_one_backward_pass_over_a_dynamic_level(self):

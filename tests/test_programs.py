@@ -91,7 +91,7 @@ def test_a_program_larger_than_the_device_is_refused_before_it_runs(monkeypatch)
 @pytest.mark.parametrize("when", ["compiling", "running"])
 def test_out_of_memory_comes_with_its_cure(when):
     made = make(Step(**{when: "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"}))
-    said = rf"does not fit the device {WHAT}: lower config.data.batch_seconds or set .*remat=True"
+    said = rf"does not fit the device {WHAT}: lower config.data.batch_seconds or set .*remat=full"
     with pytest.raises(UserError, match=said):
         made.run("joint", STATE, BATCH)
 

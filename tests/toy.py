@@ -144,7 +144,9 @@ def soup_init(rng):
     return params | {f"{name}_head": {"value": jnp.zeros(())} for name in SOUP}, {}, {}
 
 
-def soup(levels, conflict, combine=(), weights=None, inner=None, rate=1e-2, **options):
+def soup(
+    levels, conflict, combine=(), weights=None, inner=None, rate=1e-2, accumulate=1, **options
+):
     """(train step, initial state) of SGD on the objectives above; all levels of several of them
     are dynamic where `combine` is not given."""
     combine = combine or tuple(conflict.method if len(level) > 1 else "sum" for level in levels)
@@ -176,7 +178,7 @@ def soup(levels, conflict, combine=(), weights=None, inner=None, rate=1e-2, **op
     optimizer = sgd(made.combiner, rate)
     state = step.init_state(made, optimizer, seed=0)
     groups = optim.assign(state.params, made.groups)
-    return step.make_train_step(made, phase, optimizer, groups, seed=0), state
+    return step.make_train_step(made, phase, optimizer, groups, 0, accumulate), state
 
 
 def soup_batch(rows=4, noise=0.0, seed=0, reward=0.0):

@@ -27,7 +27,7 @@ def make_config(shape: Shape, dtype: str, variant: str, label_gradient: bool = T
     config = birq.get_config(variant)
     heads = max(4, shape.dim // 64)
     config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
-    config.model.update(dropout=0.0, dtype=dtype, remat=False)
+    config.model.update(dropout=0.0, dtype=dtype, remat="none")
     config.birq.label_gradient = label_gradient
     return config
 

@@ -43,7 +43,7 @@ def make_recipe(shape: Shape, dtype: str, method: str) -> Recipe:
         del config.data.streams[name]
     heads = max(4, shape.dim // 64)
     config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
-    config.model.update(dropout=0.0, dtype=dtype, remat=False)
+    config.model.update(dropout=0.0, dtype=dtype, remat="none")
     config.decoder.update(dim=shape.dim, heads=heads, dropout=0.0)
     config.specaugment.update(freq_masks=0, time_masks=0)
     config.moo.method = method

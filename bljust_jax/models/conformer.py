@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.errors import UserError
-from bljust_jax.models import initial
+from bljust_jax.models import initial, remat
 from bljust_jax.models.frontend import FACTORS, Subsampling, output_lengths, subsampling_flops
 from bljust_jax.models.layers import ConformerBlock
 from bljust_jax.models.norms import at_least_float32
@@ -37,7 +37,7 @@ class Conformer:
     Fields: width, blocks, attention heads, taps of the depthwise convolution (odd), mel bands,
     channels of the front end, feed-forward expansion, dropout rate on each branch, dtype of the
     products ("float32" or "bfloat16"; parameters stay float32), blocks unrolled a scan step,
-    whether blocks are recomputed in the backward pass; the front end: "conv2d" or "parakeet"
+    what the backward pass computes again (`remat.POLICIES`); the front end: "conv2d" or "parakeet"
     (separable convolutions, a seventh of the cost), with its factor, 4 or 8, 0 being the usual one,
     `frontend.FACTORS`; the norm after the depthwise convolution: "layer", or the paper's "batch",
     whose running moments are the stats; and the frames that attention sees around each frame, half
@@ -54,7 +54,7 @@ class Conformer:
     dropout: float = 0.0
     dtype: str = "float32"
     scan_unroll: int = 1
-    remat: bool = False
+    remat: str = "none"
     subsampling: str = "conv2d"
     subsampling_factor: int = 0
     norm: str = "layer"
@@ -63,6 +63,7 @@ class Conformer:
     def __post_init__(self):
         if self.dim % self.heads or self.dim % 2:
             raise UserError(f"dim={self.dim} must be even and a multiple of heads={self.heads}")
+        remat.check(self.remat)
         if self.dtype not in ("float32", "bfloat16", "float64"):
             raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
         if self.kernel % 2 == 0:
@@ -167,7 +168,7 @@ class Conformer:
         layers = self.layers if upto is None else upto
         if not 0 <= layers <= self.layers:
             raise ValueError(f"upto={upto} must lie in 0..{self.layers}")
-        subsample = jax.checkpoint(self.frontend.apply) if self.remat else self.frontend.apply
+        subsample = remat.wrap(self.frontend.apply, self.remat)
         latents, lengths = subsample({"params": params["frontend"]}, x, lengths)
         valid = valid_frames(latents.shape[1], lengths)
         blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
@@ -181,8 +182,7 @@ class Conformer:
             rngs = {"dropout": key} if dropping else {}
             return block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
 
-        if self.remat:
-            step = jax.checkpoint(step, prevent_cse=self.scan_unroll > 1)
+        step = remat.wrap(step, self.remat, unrolled=self.scan_unroll > 1)
         output, moments = lax.scan(step, latents, (blocks, moments, keys), unroll=self.scan_unroll)
         if moments:
             stats = jax.tree.map(lambda old, new: old.at[:layers].set(new), stats, moments)

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.errors import UserError
-from bljust_jax.models import initial
+from bljust_jax.models import initial, remat
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.wav2vec2_layers import (
     LayerNorm,
@@ -47,8 +47,8 @@ class Wav2Vec2:
     convolutional positions; dropout rate after the positions, on each branch and on attention's
     weights; probability that training skips a block; factor on the gradient that reaches the
     waveform convolutions (0.1 in the authors' code, 0 freezes them); dtype of the products
-    ("float32" or "bfloat16"; parameters stay float32); blocks unrolled a scan step; whether
-    activations are recomputed in the backward pass; and `hf_compat`: the "group" norm counts padded
+    ("float32" or "bfloat16"; parameters stay float32); blocks unrolled a scan step; what the
+    backward pass computes again (`remat.POLICIES`); and `hf_compat`: the "group" norm counts padded
     frames too, as transformers' does, so that its output depends on padding.
     """
 
@@ -69,7 +69,7 @@ class Wav2Vec2:
     feature_grad_scale: float = 1.0
     dtype: str = "float32"
     scan_unroll: int = 1
-    remat: bool = False
+    remat: str = "none"
     hf_compat: bool = False
 
     def __post_init__(self):
@@ -84,6 +84,7 @@ class Wav2Vec2:
             raise UserError(f"feat_norm={self.feat_norm!r} must be group or layer")
         if self.dtype not in ("float32", "bfloat16", "float64"):
             raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
+        remat.check(self.remat)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -185,7 +186,7 @@ class Wav2Vec2:
         layers = self.layers if upto is None else upto
         if not 0 <= layers <= self.layers:
             raise ValueError(f"upto={upto} must lie in 0..{self.layers}")
-        listen = jax.checkpoint(self._listen) if self.remat else self._listen
+        listen = remat.wrap(self._listen, self.remat)
         x, conv, latents, lengths = listen(params, x, lengths, hide)
         valid = valid_frames(x.shape[1], lengths)
         x = self._transform(params, x, valid, layers, rng if train else None)
@@ -238,8 +239,7 @@ class Wav2Vec2:
             y = block.apply({"params": weights}, x, valid, dropping, rngs=rngs)
             return (y if skip is None else jnp.where(skip, x, y)), None
 
-        if self.remat:
-            step = jax.checkpoint(step, prevent_cse=self.scan_unroll > 1)
+        step = remat.wrap(step, self.remat, unrolled=self.scan_unroll > 1)
         blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
         x, _ = lax.scan(step, x, (blocks, keys, skips), unroll=self.scan_unroll)
         if self.stable_layer_norm and layers == self.layers:

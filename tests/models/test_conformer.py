@@ -142,7 +142,9 @@ def test_full_context_sees_the_future(params, x):
     assert np.any(np.abs(changed[0, 0] - out[0, 0]) > 1e-4)
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"scan_unroll": 2, "remat": True}])
+@pytest.mark.parametrize(
+    "options", [{"remat": "full"}, {"scan_unroll": 2, "remat": "full"}, {"remat": "dots"}]
+)
 def test_execution_modes_agree(params, x, options):
     value, grads = loss_and_grads(SMALL, params, x, LENGTHS)
     other, other_grads = loss_and_grads(dataclasses.replace(SMALL, **options), params, x, LENGTHS)

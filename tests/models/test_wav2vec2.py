@@ -158,7 +158,7 @@ def test_masks_replace_frames_and_channels_before_the_transformer():
 
 
 def test_recomputed_and_unrolled_blocks_agree():
-    model = dataclasses.replace(BASE, scan_unroll=2, remat=True)
+    model = dataclasses.replace(BASE, scan_unroll=2, remat="full")
     grads, results = differentiated(model)(parameters("base"), audio())
     np.testing.assert_allclose(results[0], encoded("base")[0], atol=1e-5)
     assert_trees_close(grads, gradients("base"), 1e-4)  # float32 sums, fused differently
