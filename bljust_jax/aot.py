@@ -133,7 +133,9 @@ def compile_row(row: Row) -> Figures:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"{row.name}: does not fit: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(
+            f"{row.name}: does not fit: {' '.join(str(error).split())[:300]}"
+        ) from error
     spent = time.process_time() - began
     heard = [(o, buckets[o.streams[0]]) for o in objectives]
     memory, share = program.memory_analysis(), sharding.batch_devices(mesh)
@@ -143,7 +145,9 @@ def compile_row(row: Row) -> Figures:
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
         rows={s: f"{b.batch_size} x {b.seconds:g} s" for s, b in buckets.items()},
         audio=sum(b.batch_size * b.seconds for _, b in heard) / share,
-        flops=sum(b.batch_size * recipe.cost(phase.losses & {*o.losses}, b.seconds) for o, b in heard)
+        flops=sum(
+            b.batch_size * recipe.cost(phase.losses & {*o.losses}, b.seconds) for o, b in heard
+        )
         / mesh.size,
         peak=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,

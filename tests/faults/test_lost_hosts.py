@@ -1,0 +1,126 @@
+"""Real processes on loopback as hosts: one is killed (F7), and others than before go on with the
+same data (F8)."""
+
+import json
+import signal
+import time
+
+import jax
+import pytest
+
+from bljust_jax import metrics
+from tests import corpora
+from tests.corpora import load
+from tests.data.test_pipeline import SEGMENTS
+from tests.test_hosts import TRAIN, free_port, rows, start
+
+HEARTBEAT = 10  # seconds
+SAYS_WHAT_IT_HEARS = """
+import json, pathlib, sys
+import jax
+from bljust_jax import main
+from bljust_jax.data import pipeline
+train_batches = pipeline.Corpus.train_batches
+def told(self, segments, start, **shard):
+    for step, batch in enumerate(train_batches(self, segments, start, **shard), start):
+        ids = {stream: arrays["ids"].tolist() for stream, arrays in batch.items()}
+        print(json.dumps([step, ids]))
+        yield batch
+pipeline.Corpus.train_batches = told
+sys.exit(main.main())
+"""
+
+
+def train_on(count, workdir, devices, code=TRAIN[:2], flags=()):
+    """`count` processes that train as one."""
+    flags = [*TRAIN[2:], f"--workdir={workdir}", f"--heartbeat_timeout={HEARTBEAT}", *flags]
+    if count > 1:
+        flags += [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    numbered = [[f"--process_id={i}"] if count > 1 else [] for i in range(count)]
+    return [start([*code], *flags, *number, devices=devices) for number in numbered]
+
+
+def finish(processes):
+    """What each of them said on stdout."""
+    said = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return [out for out, _ in said]
+
+
+def wait_for_step(processes, workdir, step):
+    """Until these processes, and not those before them, have logged a step that far."""
+    path = workdir / "metrics.jsonl"
+
+    def logged():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+        return path.exists() and any(row["step"] >= step for row in metrics.read(path))
+
+    while logged():  # they drop what was logged after the last save
+        pass
+    while not logged():
+        pass
+
+
+@pytest.mark.slow
+def test_a_killed_host_ends_the_others_and_all_start_again(tmp_path):
+    """F7: first the one of two that coordinates nothing, then the one that does; parameters and
+    metrics are those of an unbroken run of two."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    last = json.loads(finish(train_on(2, whole, devices=1))[0].splitlines()[-1])
+    waited = []
+    for victim in (1, 0):
+        pair = train_on(2, broken, devices=1)
+        wait_for_step(pair, broken, 10)
+        pair[victim].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        pair[1 - victim].communicate(timeout=600)
+        waited.append(time.monotonic() - began)
+        pair[victim].communicate()
+        assert pair[1 - victim].returncode != 0
+        assert pair[victim].returncode == -signal.SIGKILL
+    print("the other was gone after", *(f"{seconds:.1f} s" for seconds in waited))
+    assert max(waited) <= HEARTBEAT + 10
+    out, _ = finish(train_on(2, broken, devices=1))
+    assert json.loads(out.splitlines()[-1]) == last
+    assert rows(broken) == rows(whole)
+
+
+@pytest.mark.slow
+def test_one_two_and_four_hosts_hear_and_learn_the_same(tmp_path):
+    """F8: four devices in all. Every step has the same utterances, and losses differ by no more
+    than 1e-5."""
+    heard, losses = {}, {}
+    for count in (1, 2, 4):
+        workdir, heard[count] = tmp_path / str(count), {}
+        code = ["-c", SAYS_WHAT_IT_HEARS]
+        for out in finish(train_on(count, workdir, devices=4 // count, code=code)):
+            for step, ids in map(json.loads, (x for x in out.splitlines() if x[0] == "[")):
+                for stream, numbers in ids.items():
+                    heard[count].setdefault((step, stream), []).extend(numbers)
+        losses[count] = {
+            (row["step"], name): value
+            for row in rows(workdir)
+            for name, value in row.items()
+            if name.endswith("/loss")
+        }
+    sets = {count: {k: set(v) for k, v in steps.items()} for count, steps in heard.items()}
+    assert len({step for step, _ in sets[1]}) == 16
+    assert sets[1] == sets[2] == sets[4]
+    assert losses[1].keys() == losses[2].keys() == losses[4].keys()
+    apart = {n: max(abs(losses[n][k] - losses[1][k]) for k in losses[1]) for n in (2, 4)}
+    print("losses apart from those of one host:", apart)
+    assert max(apart.values()) <= 1e-5
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_shards_of_any_number_of_hosts_are_the_whole_batch(count, tmp_path):
+    """F8 for the loader alone: as many runs of rows, in order, as hosts."""
+    corpus = load(corpora.noise(tmp_path), multiple=4)
+    whole = corpus.train_batches(SEGMENTS, 0)
+    parts = [corpus.train_batches(SEGMENTS, 0, shard=(i, count)) for i in range(count)]
+    for batch, *shards in zip(whole, *parts, strict=True):
+        joined = jax.tree.map(lambda *x: [n for part in x for n in part.tolist()], *shards)
+        for stream, arrays in batch.items():
+            for name in ("ids", "audio_lengths"):
+                assert joined[stream][name] == arrays[name].tolist()
