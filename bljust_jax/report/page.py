@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bljust_jax import plots
+from bljust_jax.errors import UserError
 from bljust_jax.report.run import MEASURES, Run, costs, open_run
 from bljust_jax.report.text import fitted, number, rate, table
 from bljust_jax.report.utterances import worst
@@ -105,10 +106,7 @@ def _pictures(run: Run) -> list[str]:
         for p in run.facts.get("phases", [])
     ]
     path = run.folder / "example.npz"
-    example = None
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            example = dict(file)
+    example = read_example(path) if path.is_file() else None
     lines = []
     for picture in plots.draw(run.folder / "plots", run.rows, spans, example):
         lines += [f"![{picture.file}](plots/{picture.file})", "", picture.caption, ""]
@@ -118,6 +116,15 @@ def _pictures(run: Run) -> list[str]:
             [(key, str(example[key])) for key in ("reference", "hypothesis")],
         )
     return lines
+
+
+def read_example(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an example.npz; UserError for a damaged file, or one that would run code."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); run the training again") from error
 
 
 def losses_of(levels: str) -> tuple[tuple[str, ...], ...]:

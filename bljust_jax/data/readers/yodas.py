@@ -132,16 +132,20 @@ def _seconds(fields: list[str], where: str) -> float:
 
 
 def _index(tar: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Name without extension -> (place, bytes) of each whole file in a plain tar file.
+    """Name without extension -> (place, bytes) of each whole file in a plain tar file; UserError
+    for an absolute name or one with "..".
 
     Of a damaged file those before the damage: its other utterances then lack their recordings.
     """
     size, places = tar.stat().st_size, {}
     with contextlib.suppress(tarfile.ReadError), tarfile.open(tar, "r:") as archive:
         while member := archive.next():
+            path = pathlib.PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts:
+                raise UserError(f"{tar}: holds {path}, outside of itself: fetch it again")
             place, end = member.offset_data, member.offset_data + member.size
             if member.isreg() and not member.issparse() and end <= size:
-                places[pathlib.PurePosixPath(member.name).stem] = place, member.size
+                places[path.stem] = place, member.size
             archive.members.clear()  # else it keeps every header
     return places
 

@@ -1,0 +1,19 @@
+"""The same seed gives the same bits, however many threads read the audio (F20)."""
+
+import json
+
+import pytest
+
+from tests.faults.test_lost_hosts import finish, train_on
+from tests.test_hosts import rows
+
+
+@pytest.mark.slow
+def test_whole_runs_are_equal_whatever_the_threads(tmp_path):
+    last = []
+    for number, (threads, prefetch) in enumerate([(2, 8), (2, 8), (0, 1), (5, 3)]):
+        flags = [f"--config.data.num_threads={threads}", f"--config.data.prefetch={prefetch}"]
+        (out,) = finish(train_on(1, tmp_path / str(number), devices=2, flags=flags))
+        last.append(json.loads(out.splitlines()[-1]))
+    assert last == last[:1] * 4
+    assert all(rows(tmp_path / str(number)) == rows(tmp_path / "0") for number in range(4))
