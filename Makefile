@@ -24,7 +24,7 @@ PYTHON2 ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null && e
 VARIANTS := bljust ptft supervised weighted_sum alternating
 
 .PHONY: help setup quickstart test lint nightly nightly-slow nightly-newest nightly-quickstart \
-        nightly-digits aot peers bench bench-gpu clean
+        nightly-digits aot peers faults bench bench-gpu clean
 
 help:
 	@echo "make quickstart   synthesise a small speech corpus and train on it, a few minutes on two cores"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench        CTC against optax and torch, the joint step against its parts, reading audio"
 	@echo "make bench-gpu    the same on this machine's GPU, into results/bench; installs nothing"
 	@echo "make aot          compile the TPU kernels ahead of time for v4, v5e and v6e; needs no TPU"
+	@echo "make faults       what is broken on purpose: kills, lost hosts, bad files; see results/reliability.md"
 	@echo "make peers        the tests against torch and transformers, in an environment of their own"
 	@echo "make clean        remove environments and caches; $(RUNS)/ stays"
 
@@ -97,6 +98,10 @@ peers: requirements-peers.txt
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@[ -z "$(TRANSFORMERS)" ] || .venv-peers/bin/python -m pip install --quiet "transformers==$(TRANSFORMERS)"
 	JAX_PLATFORMS=cpu .venv-peers/bin/python -m pytest -n 2 -m "not slow" tests/peers $(ARGS)
+
+# One after the other: several start processes of their own. -s shows the figures.
+faults: setup
+	JAX_PLATFORMS=cpu $(PY) -m pytest -s tests/faults tests/test_hosts.py $(ARGS)
 
 bench: setup
 	$(PY) -m bljust_jax.bench ctc step input $(ARGS)
