@@ -48,7 +48,7 @@ RULES = (
             "phases": ("explore", "joint", "finetune", "pretrain", "supervised"),
             "lr.*": ("peak", "warmup"),
             "optim": ("weight_decay",),
-            "": ("samples",),
+            "": ("samples", "keep_every", "save_minutes"),
         },
     ),
     (

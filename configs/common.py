@@ -209,7 +209,10 @@ def base() -> ConfigDict:
 
     c.eval_every = 2000  # steps between evaluations of dev
     c.save_every = 2000  # steps between checkpoints
+    c.save_minutes = 0.0  # also save when so much time has gone by, at a log_every; 0 = off
     c.keep = 3  # checkpoints that stay
+    c.keep_every = 0  # steps; its multiples stay for good; 0 = none
+    c.on_full_disk = "stop"  # or "warn": go on without the checkpoint, if one process trains
     c.log_every = 50  # steps a row of metrics.jsonl averages
     c.max_skipped = 20  # abort after so many steps in a row that were not finite
     c.samples = 3  # reference / hypothesis pairs shown at each evaluation
@@ -309,8 +312,7 @@ def steps(c: ConfigDict, gradients: int, explore: float = 0.12) -> None:
     joint = round((0.65 - explore) * gradients / 2)
     c.phases.update(unit="step", explore=round(explore * gradients), joint=joint)
     c.phases.finetune = gradients - c.phases.explore - 2 * joint
-    c.penalty.per = "step"
-    c.penalty.slope = c.penalty.cap / (0.8 * joint)
+    c.penalty.update(per="step", slope=c.penalty.cap / (0.8 * joint))
 
 
 def shrink(c: ConfigDict) -> None:
@@ -361,8 +363,7 @@ def parakeet(c: ConfigDict) -> None:
     """Variant `parakeet`: a Conformer that exports as transformers' ParakeetForCTC."""
     c.features.frontend = "nemo"
     c.model.update(subsampling="parakeet", norm="batch")
-    # 25 frames a second, as characters need; NVIDIA's models have 8, and pieces
-    c.model.subsampling_factor = 4
+    c.model.subsampling_factor = 4  # 25 frames a second, for characters; NVIDIA's 8, for pieces
 
 
 def lstm(c: ConfigDict) -> None:
