@@ -230,10 +230,12 @@ def _error_code(error: Exception) -> int | None:
 
 class _Summed(atomicity.AtomicRenameTemporaryPath):
     """A step whose sums are written when all its files are, and before it has its name: no kill
-    leaves a step without them."""
+    leaves a step without them. Its parts (state, best, meta) get their names as usual."""
 
     async def finalize(self) -> None:
         step = self._final_path
+        if TEMPORARY in step.parent.name:
+            return await super().finalize()
         self._final_path = step.with_name(f"{self.get().name}-whole")
         await super().finalize()
         whole, self._final_path = self._final_path, step
@@ -271,7 +273,7 @@ class Timer:
     """Whether `minutes` have gone by since the last save; asked for at every step, it looks at the
     clock of the first process before each `every`-th: all processes get the same answer."""
 
-    def __init__(self, minutes: float, every: int):
+    def __init__(self, minutes: float | int, every: int):
         """`minutes` 0: never."""
         self._seconds, self._every = 60 * minutes, every
         self.restart()
