@@ -20,6 +20,7 @@ import pathlib
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -212,8 +213,13 @@ class Checkpoints:
         if jax.process_count() == 1:
             with contextlib.suppress(ValueError, OSError):
                 manager.close()
-        for left in self._folder.glob(f"*{TEMPORARY}*"):
-            shutil.rmtree(left, ignore_errors=True)
+            for thread in threading.enumerate():
+                if type(thread).__module__.startswith("orbax."):
+                    threading.Thread.join(thread, timeout=10)
+        for _ in range(4):  # threads that nobody can wait for may still be making folders
+            for left in self._folder.glob(f"*{TEMPORARY}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            time.sleep(0.1)
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -299,7 +305,8 @@ def _is_noise(record: logging.LogRecord) -> bool:
 
 def _is_unwritten(record: logging.LogRecord) -> bool:
     """asyncio logs every write that failed beside the one that Orbax raises."""
-    return "os_error_code" in str(record.exc_info and record.exc_info[1])
+    error = record.exc_info and record.exc_info[1]
+    return isinstance(error, Exception) and _error_code(error) is not None
 
 
 logging.getLogger("absl").addFilter(lambda record: not _is_noise(record))

@@ -42,7 +42,7 @@ from bljust_jax.errors import UserError, nearest
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
-ALLOW_CHANGE = flags.DEFINE_bool("allow_config_change", False, "go on with a run of another config")
+flags.DEFINE_bool("allow_config_change", False, "go on with a run of another config")
 flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
 flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
 flags.DEFINE_integer("coordinator_port", 0, "where process 0 listens")
@@ -82,7 +82,7 @@ def run() -> int:
 
     from bljust_jax import train
 
-    result = train.run(config, workdir, allow_config_change=ALLOW_CHANGE.value)
+    result = train.run(config, workdir, allow_config_change=FLAGS["allow_config_change"].value)
     if result is None:
         return PREEMPTED
     if jax.process_index() == 0:
