@@ -152,7 +152,8 @@ def test_a_run_that_never_is_finite_stops_and_says_so(tmp_path):
 # Killed and resumed, in processes of their own
 
 
-def launch(workdir, **popen):
+def launch(workdir, *changes, **popen):
+    """The quickstart, shrunk, in a process of its own; `changes` are flags that win."""
     flags = [f"--config.phases.{k}={v}" for k, v in SHORT.items()]
     flags += ["--config.eval_every=4", "--config.save_every=4", "--config.log_every=3"]
     flags += ["--config.compile_cache="]
@@ -161,7 +162,7 @@ def launch(workdir, **popen):
     env["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *flags],
+        [*command, f"--workdir={workdir}", *flags, *changes],
         cwd=ROOT,
         env=env,
         text=True,
