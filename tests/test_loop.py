@@ -96,14 +96,19 @@ def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_
         run(tmp_path, changes={"seed": 1})
     final = run(tmp_path, changes={"seed": 1}, allow_config_change=True)
     assert final["step"] == 24
-    first, second = (record.getMessage() for record in caplog.records)
+    first, second = warnings(caplog)
     assert "(save_every 24 -> 3, seed 0 -> 1); it goes on with the new one" in first
     assert "trained on other data or devices; it goes on with the new ones" in second
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     assert json.loads((tmp_path / "run.json").read_text())["config"] != facts["config"]
     caplog.clear()
     assert run(tmp_path, changes={"seed": 1}) == final
-    assert not caplog.records
+    assert not warnings(caplog)
+
+
+def warnings(caplog):
+    """Ours: Orbax may warn of a slow disk."""
+    return [record.getMessage() for record in caplog.records if record.name == "root"]
 
 
 def test_compiles_are_one_a_bucket_and_phase_and_all_come_early(
