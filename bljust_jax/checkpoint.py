@@ -160,23 +160,23 @@ class Checkpoints:
     def _choose(self) -> int | None:
         """The newest step that is whole, None where there is no step at all; the first process
         looks, and moves aside what it found damaged."""
-        step, damaged = -1, {}
-        if jax.process_index() == 0:
+        nothing, none_whole = -1, -2
+        step, damaged = nothing, {}
+        if jax.process_index() == 0 and any_saved(self._folder.parent):
             parts = ("best", "meta") if self._read_only else None
-            step, damaged = _newest_whole(self._folder, parts)
-            if step >= 0:
+            newest, damaged = _newest_whole(self._folder, parts)
+            step = none_whole if newest is None else newest
+            if newest is not None:
                 self._set_aside(damaged)
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-        if step >= 0:
-            return step
-        if not any_saved(self._folder.parent):
-            return None
-        why = "; ".join(f"step {n}: {reason}" for n, reason in damaged.items())
-        raise UserError(
-            f"{self._folder} holds no whole checkpoint ({why or 'all were damaged'}): put one back "
-            "from a copy, or name a new --workdir to start afresh"
-        )
+        if step == none_whole:
+            why = "; ".join(f"step {n}: {reason}" for n, reason in damaged.items())
+            raise UserError(
+                f"{self._folder} holds no whole checkpoint ({why or 'all were damaged'}): put one "
+                "back from a copy, or name a new --workdir to start afresh"
+            )
+        return None if step == nothing else step
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         for step, reason in damaged.items():
@@ -201,9 +201,10 @@ class Checkpoints:
                 logging.warning("%s; the run goes on, the checkpoints before it are whole", said)
                 self._open()
                 return
+            cure = "free some space" if code in FULL else "mend that"
             raise UserError(
-                f"{said}; the checkpoints before it are whole: free some space and run the same "
-                "command again"
+                f"{said}; the checkpoints before it are whole: {cure} and run the same command "
+                "again"
             ) from error
 
     def _abandon_manager(self) -> None:
@@ -249,9 +250,11 @@ class _Summed(atomicity.AtomicRenameTemporaryPath):
         whole.rename(step)
 
 
-def _newest_whole(folder: pathlib.Path, parts: Sequence[str] | None) -> tuple[int, dict[int, str]]:
-    """(the newest step of which all files, or those of these parts, are as they were saved, -1
-    without; what is wrong with those after it)."""
+def _newest_whole(
+    folder: pathlib.Path, parts: Sequence[str] | None
+) -> tuple[int | None, dict[int, str]]:
+    """(the newest step of which all files, or those of these parts, are as they were saved; what is
+    wrong with those after it)."""
     damaged = {}
     for step in sorted((int(p.name) for p in _steps(folder) if p.suffix != BAD), reverse=True):
         reason = integrity.find_damage(folder / str(step), parts)
@@ -259,7 +262,7 @@ def _newest_whole(folder: pathlib.Path, parts: Sequence[str] | None) -> tuple[in
             return step, damaged
         if (folder / str(step)).exists():  # a run at work may have removed it
             damaged[step] = reason
-    return -1, damaged
+    return None, damaged
 
 
 BAD = ".bad"
