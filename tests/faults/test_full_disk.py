@@ -22,8 +22,10 @@ from bljust_jax.command import guard
 
 workdir, policy, size = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+
 def limit(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
 
 def is_writing():
     return any(t.name in ("async_save", "save_finalize") for t in threading.enumerate())
@@ -37,7 +39,7 @@ def run():
             while step == 4 and is_writing():
                 time.sleep(0.01)
             if step == 4:
-                limit(resource.RLIM_INFINITY)
+                limit(most)
     print("ended")
     return 0
 
