@@ -64,8 +64,11 @@ def steps(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
-# what cannot be written: anything; the arrays; the sums of the files
-@pytest.mark.parametrize("size", [0, 600, 1500])
+# What cannot be written: anything; the arrays; the sums of the files
+SIZES = [0, pytest.param(600, marks=pytest.mark.slow), pytest.param(1500, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_a_full_disk_is_a_warning_and_the_run_goes_on(size, tmp_path):
     save(tmp_path, 1, 2, keep=2)
     code, out, lines = save_on_full_disk(tmp_path, "warn", size)
@@ -80,6 +83,7 @@ def test_a_full_disk_is_a_warning_and_the_run_goes_on(size, tmp_path):
     assert_whole(restore(tmp_path), 6)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoints(tmp_path):
     save(tmp_path, 1, 2, keep=2)
     code, out, lines = save_on_full_disk(tmp_path, "stop", 600)
