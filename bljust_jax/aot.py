@@ -10,19 +10,14 @@ Needs libtpu (requirements-tpu.txt) for TPU rows, and jax's CUDA plugin for the 
 
 from __future__ import annotations
 
-import concurrent.futures
-import json
 import math
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bljust_jax import command
 from bljust_jax.errors import UserError
 
 MIB, GIB = 2**20, 2**30
@@ -133,7 +128,9 @@ def compile_row(row: Row) -> Figures:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"{row.name}: does not fit: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(
+            f"{row.name}: does not fit: {' '.join(str(error).split())[:300]}"
+        ) from error
     spent = time.process_time() - began
     heard = [(o, buckets[o.streams[0]]) for o in objectives]
     memory, share = program.memory_analysis(), sharding.batch_devices(mesh)
@@ -143,7 +140,9 @@ def compile_row(row: Row) -> Figures:
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
         rows={s: f"{b.batch_size} x {b.seconds:g} s" for s, b in buckets.items()},
         audio=sum(b.batch_size * b.seconds for _, b in heard) / share,
-        flops=sum(b.batch_size * recipe.cost(phase.losses & {*o.losses}, b.seconds) for o, b in heard)
+        flops=sum(
+            b.batch_size * recipe.cost(phase.losses & {*o.losses}, b.seconds) for o, b in heard
+        )
         / mesh.size,
         peak=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,

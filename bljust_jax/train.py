@@ -38,16 +38,19 @@ from bljust_jax.programs import Programs, keep_compiled
 from bljust_jax.progress import Progress
 
 
-def run(config: Any, workdir: pathlib.Path) -> dict | None:
+def run(config: Any, workdir: pathlib.Path, *, allow_config_change: bool = False) -> dict | None:
     """Train `config` in `workdir`. Returns the final metrics, or None when a SIGTERM ended the run
-    early. Files are closed and saves finished however it ends."""
+    early. Files are closed and saves finished however it ends. `allow_config_change`: go on with a
+    run of another config."""
     with contextlib.ExitStack() as stack:
-        return _run(config, workdir, stack)
+        return _run(config, workdir, stack, allow_config_change)
 
 
-def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dict | None:
+def _run(
+    config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack, allow_config_change: bool
+) -> dict | None:
     # ---------------------------------------------------------------- build
-    folder.check_config(config, workdir)
+    folder.check_config(config, workdir, allow_config_change)
     keep_compiled(config.compile_cache)
     preempted = hosts.preemption(stack)
     first = jax.process_index() == 0
@@ -64,32 +67,27 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
     total = segments[-1].start + segments[-1].length
 
     # ---------------------------------------------------------------- restore
-    checkpoints = stack.enter_context(
-        contextlib.closing(checkpoint.Checkpoints(workdir, config.keep))
-    )
+    policy = {name: config[name] for name in ("keep", "keep_every", "on_full_disk")}
+    checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, **policy)))
     abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
     placed = sharding.state_sharding(abstract, mesh, optim.path_name)
-    restored = checkpoints.latest()
-    if restored is None:
+    found = checkpoints.restore_newest(sharding.place(abstract, placed))
+    restored = found and found.step
+    if found is None:
         state, about_start = beginning.make_state(config, recipe, optimizer, corpus)
         state = jax.device_put(state, placed)
         best = jax.tree.map(jnp.copy, state.weights)
         meta = {"best": None, "compute": {"flops": 0.0, "audio_hours": 0.0}}
         meta |= {"window": {}, "skipped": 0, "data": corpus.digest(), "quarantined": []}
     else:
-        target = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
-        )
-        state, best, meta = checkpoints.restore(restored, target)
-        if meta["data"] != corpus.digest():
-            raise UserError(f"{workdir} was trained on other data or devices; name a new --workdir")
-        corpus.quarantined.restore(meta["quarantined"])
+        _, state, best, meta = found
+        folder.check_data(meta, corpus, workdir, allow_config_change)
         about_start = [f"resumed from step {restored}"]
     start = int(state.step)
     if first:
         folder.write_config(config, workdir, corpus.tokenizers)
         starts, signatures = [s.start for s in segments], evaluate.signatures(recipe.tasks)
-        folder.write_facts(workdir, recipe, starts, mesh, signatures)
+        folder.write_facts(config, workdir, recipe, starts, mesh, signatures)
         stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
 
     # ---------------------------------------------------------------- say what will run
@@ -130,6 +128,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
 
     batches = iter(corpus.train_batches(segments, start, shard=shard))
     phase_at = PhaseAt(segments, recipe.phases)
+    timer = checkpoint.Timer(config.save_minutes, config.log_every)
     audio_seconds, waited = 0.0, 0.0  # heard, and waited for, in the open log window
     closed: tuple | None = None  # (end, row, audio_seconds, waited) of the one not written yet
 
@@ -151,7 +150,8 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
         stopping = preempted(now) and now < total
         fresh, ending = now != restored, now == total
         evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
-        saving = fresh and (ending or now % config.save_every == 0 or stopping)
+        saving = ending or now % config.save_every == 0 or stopping or timer.is_due(now)
+        saving = saving and fresh
         if evaluating or saving or stopping:
             write_window()
 
@@ -175,6 +175,7 @@ def _run(config: Any, workdir: pathlib.Path, stack: contextlib.ExitStack) -> dic
             meta |= {"quarantined": corpus.quarantined.state()}
             with progress.aside():
                 checkpoints.save(now, state, best, meta)
+            timer.restart()
         if stopping:
             progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")
             return None
