@@ -104,40 +104,21 @@ def compile_row(row: Row) -> Figures:
     """UserError where the step does not fit."""
     import jax
 
-    from bljust_jax import optim, sharding, step
+    from bljust_jax import sharding
 
     config, recipe = make_recipe(row)
     mesh = make_mesh(row)
-    optimizer = optim.make(recipe.combiner, recipe.groups)
-    state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, 0))
-    groups = optim.assign(state.params, recipe.groups)
-    placed = sharding.state_sharding(state, mesh, optim.path_name)
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
-    )
     phase = next(p for p in recipe.phases if p.name == row.phase)
-    objectives = recipe.active(phase)
-    streams = sorted({stream for o in objectives for stream in o.streams})
-    buckets = largest_buckets(config, streams, sharding.batch_devices(mesh) * config.accumulate)
-    batch = {
-        stream: blank(buckets[stream], config.data.sample_rate, sharding.batch_sharding(mesh))
-        for stream in streams
-    }
-    train_step = step.make_train_step(
-        recipe, phase, optimizer, groups, config.seed, config.accumulate
-    )
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
     began = time.process_time()
     try:
-        with jax.set_mesh(mesh):
-            program = jitted.lower(state, batch).compile()
+        lowered, state, buckets = lower(config, recipe, phase, mesh)
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{row.name}: does not fit: {why}") from error
-    spent = time.process_time() - began
-    heard = [(o, buckets[o.streams[0]]) for o in objectives]
+    heard = [(o, buckets[o.streams[0]]) for o in recipe.active(phase)]
     memory, share = program.memory_analysis(), sharding.batch_devices(mesh)
     figures = Figures(
         name=row.name,
@@ -154,12 +135,40 @@ def compile_row(row: Row) -> Figures:
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         collectives=collectives(program.as_text()),
-        seconds=spent,
+        seconds=time.process_time() - began,
     )
     if figures.peak > figures.memory:
         need, have = figures.peak / GIB, figures.memory / GIB
         raise UserError(f"{row.name}: does not fit: {need:.1f} GiB a device, which has {have:.0f}")
     return figures
+
+
+def lower(config: Any, recipe: Any, phase: Any, mesh: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """(the step of a phase on its largest batch, placed as training places it; the abstract state;
+    {stream: bucket})."""
+    import jax
+
+    from bljust_jax import optim, sharding, step
+
+    optimizer = optim.make(recipe.combiner, recipe.groups)
+    state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, 0))
+    groups = optim.assign(state.params, recipe.groups)
+    placed = sharding.state_sharding(state, mesh, optim.path_name)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
+    )
+    streams = sorted({stream for o in recipe.active(phase) for stream in o.streams})
+    buckets = largest_buckets(config, streams, sharding.batch_devices(mesh) * config.accumulate)
+    batch = {
+        stream: blank(buckets[stream], config.data.sample_rate, sharding.batch_sharding(mesh))
+        for stream in streams
+    }
+    train_step = step.make_train_step(
+        recipe, phase, optimizer, groups, config.seed, config.accumulate
+    )
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+    with jax.set_mesh(mesh):
+        return jitted.lower(state, batch), state, buckets
 
 
 def make_recipe(row: Row) -> tuple[Any, Any]:
