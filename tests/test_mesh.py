@@ -27,7 +27,7 @@ from tests.systems import (
 
 ROWS = 8
 # These add an encoder or a loss to what the others show of the mesh.
-COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq")
+COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "m2asr")
 
 
 @functools.cache
