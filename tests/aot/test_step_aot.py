@@ -1,5 +1,5 @@
-"""The BL-JUST step of the LibriSpeech recipe compiled for one chip; the steps of all recipes on many
-are compiled by `make aot`."""
+"""The BL-JUST step of the LibriSpeech recipe on one chip; `make aot` compiles the steps of all
+recipes for many."""
 
 import jax
 import pytest
