@@ -24,7 +24,7 @@ PYTHON2 ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null && e
 VARIANTS := bljust ptft supervised weighted_sum alternating
 
 .PHONY: help setup quickstart test lint nightly nightly-slow nightly-newest nightly-quickstart \
-        nightly-digits aot peers faults bench bench-gpu clean
+        nightly-digits aot aot-smoke aot-kernels peers faults bench bench-gpu clean
 
 help:
 	@echo "make quickstart   synthesise a small speech corpus and train on it, a few minutes on two cores"
@@ -34,7 +34,8 @@ help:
 	@echo "make nightly      slow tests, a second interpreter, the quickstart with three seeds, all variants"
 	@echo "make bench        CTC against optax and torch, the joint step against its parts, reading audio"
 	@echo "make bench-gpu    the same on this machine's GPU, into results/bench; installs nothing"
-	@echo "make aot          compile the TPU kernels ahead of time for v4, v5e and v6e; needs no TPU"
+	@echo "make aot          compile kernels and the steps of shipped configs for TPUs, into results/aot.md;"
+	@echo "                  needs no TPU, about half an hour; make aot-smoke: kernels and one step"
 	@echo "make faults       what is broken on purpose: kills, lost hosts, bad files; see results/reliability.md"
 	@echo "make peers        the tests against torch and transformers, in an environment of their own"
 	@echo "make clean        remove environments and caches; $(RUNS)/ stays"
@@ -87,7 +88,15 @@ nightly-digits: setup
 	    --config.data.train=$(SPEECH)/digits_ar/train.jsonl --config.data.dev=$(SPEECH)/digits_ar/dev.jsonl \
 	    --workdir=$(RUNS)/nightly/digits-$$variant | $(AT_MOST) dev/wer $$limit; done
 
-aot:
+# ROWS="L joint,birq" compiles those steps alone.
+ROWS ?=
+aot: aot-kernels
+	JAX_PLATFORMS=cpu .venv-aot/bin/python -m bljust_jax.aot --jobs 2 --out results --rows "$(ROWS)"
+
+aot-smoke: aot-kernels
+	JAX_PLATFORMS=cpu .venv-aot/bin/python -m bljust_jax.aot --rows "librispeech.py:S"
+
+aot-kernels:
 	$(MAKE) setup VENV=.venv-aot ACCEL=tpu
 	JAX_PLATFORMS=cpu .venv-aot/bin/python -m pytest -n 2 -m "not slow" tests/aot $(ARGS)
 

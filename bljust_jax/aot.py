@@ -1,16 +1,17 @@
-"""python -m bljust_jax.aot [--rows TEXT[,TEXT...]] [--out results] [--jobs 2] [--json]
+"""python -m bljust_jax.aot [--rows TEXT[,TEXT...]] [--out DIR] [--jobs N]
 
-Compiles the real training step of shipped configs, on their largest batch, for accelerators that
-are not here, and says what each needs: nothing is executed. Rows whose name holds one of the texts
-are compiled, all by default; `--out` keeps their figures in aot.json and writes the table aot.md.
-The exit code is 2 where a step does not fit its device.
+Compiles the real training step of shipped configs, on their largest batch, for TPUs that are not
+here, and says what each needs of a device: nothing is executed. Rows whose name holds one of the
+texts are compiled, all by default, N at a time; DIR/aot.json keeps their figures beside those of
+other rows, DIR/aot.md shows all of them. Exit 2 where a step does not fit its device.
 
-Needs libtpu (requirements-tpu.txt) for TPU rows, and jax's CUDA plugin for the others.
+Needs libtpu: `make aot` makes an environment that has it.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.util
 import json
 import math
 import os
@@ -18,8 +19,10 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any, NamedTuple
 
 from bljust_jax import command
@@ -35,27 +38,28 @@ class Chips(NamedTuple):
     count: int
     memory: float
     peak: float
-    options: dict[str, Any] = {}
+    slices: int = 1
+    megacore: bool = False  # the two cores of a chip are one device
 
 
 CHIPS = {
-    "v4-16": Chips("v4:2x2x2", 8, 32 * GIB, 275e12, {"chip_config_name": "megacore"}),
-    "v4-128": Chips("v4:4x4x4", 64, 32 * GIB, 275e12, {"chip_config_name": "megacore"}),
+    "v4-16": Chips("v4:2x2x2", 8, 32 * GIB, 275e12, megacore=True),
+    "v4-128": Chips("v4:4x4x4", 64, 32 * GIB, 275e12, megacore=True),
     "v5e-16": Chips("v5e:4x4", 16, 16 * GIB, 197e12),
     "v5e-256": Chips("v5e:16x16", 256, 16 * GIB, 197e12),
-    "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, 197e12, {"num_slices": 2}),
+    "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, 197e12, slices=2),
     "v6e-8": Chips("v6e:2x4", 8, 32 * GIB, 918e12),
 }
 
 
 class Row(NamedTuple):
-    """A config, the phase whose step is compiled, and where; the rest of `mesh` is data = -1."""
+    """A config, the phase whose step is compiled, where, and config.mesh; data takes the rest."""
 
     config: str
     phase: str
     chips: str
-    mesh: dict[str, int] = {}
-    smoke: bool = False
+    fsdp: int = 1
+    tensor: int = 1
 
     @property
     def name(self) -> str:
@@ -63,21 +67,18 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("librispeech.py:S", "joint", "v5e-16", smoke=True),
-    Row("librispeech.py:M", "joint", "v5e-16", {"fsdp": 4}),
-    Row("librispeech.py:L", "joint", "v4-128", {"fsdp": 4}),
-    Row("librispeech.py:L", "joint", "v5e-256", {"fsdp": 4}),
-    Row("librispeech.py:L", "joint", "2 x v5e-16", {"fsdp": 4, "tensor": 2, "dcn": 2}),
-    Row("librispeech.py:M,best_rq", "joint", "v5e-16", {"fsdp": 4}),
+    Row("librispeech.py:S", "joint", "v5e-16"),
+    Row("wav2vec2_just.py:large", "joint", "v6e-8", fsdp=8),
+    Row("birq.py:yodas", "pretrain", "v5e-16", fsdp=8),
+    Row("m2asr.py:librispeech_aishell,vc", "joint", "v6e-8", fsdp=2),
+    Row("librispeech.py:L", "joint", "v4-128", fsdp=4),
+    Row("librispeech.py:L", "joint", "2 x v5e-16", fsdp=4, tensor=2),
+    Row("librispeech.py:L", "joint", "v5e-256", fsdp=4),
+    Row("librispeech.py:M,best_rq", "joint", "v5e-16", fsdp=4),
+    Row("birq.py:librispeech", "pretrain", "v5e-16", fsdp=4),
+    Row("wav2vec2_just.py:base", "joint", "v6e-8", fsdp=2),
+    Row("m2asr.py:covost,vm_uas", "joint", "v5e-16", fsdp=4),
     Row("librispeech.py:lstm", "joint", "v6e-8"),
-    Row("tedlium.py", "joint", "v5e-16", {"fsdp": 4}),
-    Row("wav2vec2_just.py:base", "joint", "v6e-8", {"fsdp": 2}),
-    Row("wav2vec2_just.py:large", "joint", "v6e-8", {"fsdp": 8}),
-    Row("birq.py:librispeech", "pretrain", "v5e-16", {"fsdp": 4}),
-    Row("birq.py:yodas", "pretrain", "v5e-16", {"fsdp": 8}),
-    Row("birq.py:ami,best_rq", "pretrain", "v6e-8", {"fsdp": 2}),
-    Row("m2asr.py:librispeech_aishell,vc", "joint", "v6e-8", {"fsdp": 2}),
-    Row("m2asr.py:covost,vm_uas", "joint", "v5e-16", {"fsdp": 4}),
 )
 CHARACTERS = 30  # letters, a few signs and the blank: a vocabulary that a run would learn
 
@@ -92,6 +93,7 @@ class Figures(NamedTuple):
     audio: float  # seconds
     flops: float  # of the encoder, forward 1, backward 2
     peak: int  # bytes
+    memory: float  # bytes of a chip
     arguments: int  # bytes: state and batch
     temporaries: int  # bytes
     collectives: dict[str, list[int]]  # {kind: [in the program's text, bytes of their results]}
@@ -102,42 +104,21 @@ def compile_row(row: Row) -> Figures:
     """UserError where the step does not fit."""
     import jax
 
-    from bljust_jax import optim, sharding, step
+    from bljust_jax import sharding
 
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     config, recipe = make_recipe(row)
     mesh = make_mesh(row)
-    optimizer = optim.make(recipe.combiner, recipe.groups)
-    state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, 0))
-    groups = optim.assign(state.params, recipe.groups)
-    placed = sharding.state_sharding(state, mesh, optim.path_name)
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
-    )
     phase = next(p for p in recipe.phases if p.name == row.phase)
-    objectives = recipe.active(phase)
-    streams = sorted({stream for o in objectives for stream in o.streams})
-    buckets = largest_buckets(config, streams, sharding.batch_devices(mesh) * config.accumulate)
-    batch = {
-        stream: blank(buckets[stream], config.data.sample_rate, sharding.batch_sharding(mesh))
-        for stream in streams
-    }
-    train_step = step.make_train_step(
-        recipe, phase, optimizer, groups, config.seed, config.accumulate
-    )
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
     began = time.process_time()
     try:
-        with jax.set_mesh(mesh):
-            program = jitted.lower(state, batch).compile()
+        lowered, state, buckets = lower(config, recipe, phase, mesh)
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            f"{row.name}: does not fit: {' '.join(str(error).split())[:300]}"
-        ) from error
-    spent = time.process_time() - began
-    heard = [(o, buckets[o.streams[0]]) for o in objectives]
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{row.name}: does not fit: {why}") from error
+    heard = [(o, buckets[o.streams[0]]) for o in recipe.active(phase)]
     memory, share = program.memory_analysis(), sharding.batch_devices(mesh)
     figures = Figures(
         name=row.name,
@@ -150,24 +131,48 @@ def compile_row(row: Row) -> Figures:
         )
         / mesh.size,
         peak=memory.peak_memory_in_bytes,
+        memory=CHIPS[row.chips].memory,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         collectives=collectives(program.as_text()),
-        seconds=spent,
+        seconds=time.process_time() - began,
     )
-    have = CHIPS[row.chips].memory
-    if figures.peak > have:
-        raise UserError(
-            f"{row.name}: does not fit: {figures.peak / GIB:.1f} GiB a device, which has "
-            f"{have / GIB:.0f}"
-        )
+    if figures.peak > figures.memory:
+        need, have = figures.peak / GIB, figures.memory / GIB
+        raise UserError(f"{row.name}: does not fit: {need:.1f} GiB a device, which has {have:.0f}")
     return figures
+
+
+def lower(config: Any, recipe: Any, phase: Any, mesh: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """(the step of a phase on its largest batch, placed as training places it; the abstract state;
+    {stream: bucket})."""
+    import jax
+
+    from bljust_jax import optim, sharding, step
+
+    optimizer = optim.make(recipe.combiner, recipe.groups)
+    state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, 0))
+    groups = optim.assign(state.params, recipe.groups)
+    placed = sharding.state_sharding(state, mesh, optim.path_name)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
+    )
+    streams = sorted({stream for o in recipe.active(phase) for stream in o.streams})
+    buckets = largest_buckets(config, streams, sharding.batch_devices(mesh) * config.accumulate)
+    batch = {
+        stream: blank(buckets[stream], config.data.sample_rate, sharding.batch_sharding(mesh))
+        for stream in streams
+    }
+    train_step = step.make_train_step(
+        recipe, phase, optimizer, groups, config.seed, config.accumulate
+    )
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+    with jax.set_mesh(mesh):
+        return jitted.lower(state, batch), state, buckets
 
 
 def make_recipe(row: Row) -> tuple[Any, Any]:
     """(config, recipe), as training on data of the configured kind would build them."""
-    import importlib.util
-
     from bljust_jax import recipes
 
     file, _, variants = row.config.partition(":")
@@ -193,13 +198,11 @@ def make_mesh(row: Row) -> Any:
     from bljust_jax import sharding
 
     chips = CHIPS[row.chips]
-    found = topologies.get_topology_desc(
-        platform="tpu", topology_name=chips.topology, **chips.options
-    )
-    sizes = {name: row.mesh.get(name, 1) for name in sharding.AXES}
-    sizes["data"] = chips.count // math.prod(sizes.values())
-    slices = chips.options.get("num_slices", 1)
-    return sharding.lay_out(tuple(sizes.values()), found.devices, slices)
+    options = {"num_slices": chips.slices} if chips.slices > 1 else {}
+    options |= {"chip_config_name": "megacore"} if chips.megacore else {}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **options)
+    data = chips.count // (chips.slices * row.fsdp * row.tensor)
+    return sharding.lay_out((chips.slices, data, row.fsdp, row.tensor), found.devices, chips.slices)
 
 
 def largest_buckets(config: Any, streams: Sequence[str], multiple: int) -> dict[str, Any]:
@@ -250,3 +253,123 @@ def collectives(text: str) -> dict[str, list[int]]:
             size = math.prod(int(d) for d in dims.split(",") if d)
             entry[1] += size * BYTES.get(dtype, 4)
     return dict(sorted(found.items()))
+
+
+# The command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command.Parser(__doc__)
+    parser.add_argument("--rows", default="")
+    parser.add_argument("--out", default="")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--one", default="")  # what a job of ours is asked for
+    return command.run(parser, body, argv)
+
+
+def body(given: Any) -> None:
+    if given.one:
+        row = next(row for row in ROWS if row.name == given.one)
+        print(json.dumps(compile_row(row)._asdict()))
+        return
+    wanted = [text for text in given.rows.split(",") if text] or [""]
+    rows = [row for row in ROWS if any(text in row.name for text in wanted)]
+    if not rows:
+        raise UserError(f"--rows={given.rows}: no row of that name; see bljust_jax/aot.py")
+    with concurrent.futures.ThreadPoolExecutor(max(given.jobs, 1)) as pool:
+        done = [pool.submit(compile_apart, row, given.out) for row in rows]
+        outcomes = [outcome.result() for outcome in done]
+    failed = [said for said in outcomes if said]
+    if failed:
+        raise UserError("; ".join(failed))
+
+
+LOCK = threading.Lock()
+
+
+def compile_apart(row: Row, out: str) -> str:
+    """In a process of its own, as libtpu serves one program at a time; figures go to the folder
+    `out`. Returns the last line of what is said where it fails, else ""."""
+    environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    environment |= {"TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    say(f"compiling {row.name}")
+    done = subprocess.run(
+        [sys.executable, "-m", "bljust_jax.aot", "--one", row.name],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"{row.name}: exit {done.returncode}"])[-1]
+        say(f"  {last}")
+        return last.removeprefix("error: ")
+    found = Figures(**json.loads(done.stdout.splitlines()[-1]))
+    with LOCK:
+        if out:
+            write(pathlib.Path(out), found)
+        need, have = found.peak / GIB, found.memory / GIB
+        say(f"  {row.name}: {need:.1f} of {have:.0f} GiB; {found.seconds:.0f} s of CPU")
+    return ""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(folder: pathlib.Path, found: Figures) -> None:
+    """aot.json with these figures beside those of other rows, and aot.md."""
+    path = folder / "aot.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    stamp = {"date": time.strftime("%Y-%m-%d"), "jax": metadata.version("jax")}
+    kept[found.name] = found._asdict() | stamp
+    kept = {row.name: kept[row.name] for row in ROWS if row.name in kept}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    (folder / "aot.md").write_text(render(list(kept.values())))
+
+
+HEAD = """# Ahead of time: what a step needs
+
+    make aot
+
+Training steps of shipped configs on their largest batch, compiled by libtpu on a machine without a
+TPU and never executed. All figures are of one device and one step, but for the batch, which is that
+of all devices. Peak: the most bytes that are live at once, state included, against those of the
+chip. Encoder: arithmetic of its forward and backward passes; at the chip's peak it takes at least
+so long. Collectives: how many are in the program's text, and the bytes of their results; what a
+loop over blocks repeats is counted once.
+
+| step | mesh | parameters | batch | audio | peak / chip | state, batch | encoder | at least | collectives | CPU s to compile | date, jax |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
+
+
+def render(rows: Sequence[dict[str, Any]]) -> str:
+    return HEAD + "".join(line(row) for row in rows)
+
+
+def line(row: dict[str, Any]) -> str:
+    peak = CHIPS[row["name"].rpartition(" on ")[2]].peak
+    moved = "; ".join(
+        f"{n} {kind}, {size / MIB:.1f} MiB" for kind, (n, size) in row["collectives"].items()
+    )
+    cells = (
+        row["name"],
+        row["mesh"] or "1 device",
+        f"{row['parameters'] / 1e6:.1f} M",
+        ", ".join(f"{stream} {rows}" for stream, rows in row["rows"].items()),
+        f"{row['audio']:.0f} s",
+        f"{row['peak'] / GIB:.2f} / {row['memory'] / GIB:.0f} GiB",
+        f"{row['arguments'] / GIB:.2f} GiB",
+        f"{row['flops'] / 1e12:.2f} TFLOP",
+        f"{1000 * row['flops'] / peak:.0f} ms",
+        moved,
+        f"{row['seconds']:.0f}",
+        f"{row['date']}, {row['jax']}",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

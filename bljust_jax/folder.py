@@ -6,7 +6,9 @@ a report how the run was made.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import pathlib
 import platform
 import shlex
@@ -18,16 +20,24 @@ from typing import Any
 
 from bljust_jax import checkpoint
 from bljust_jax.data import streams, tokenizers
+from bljust_jax.data.pipeline import Corpus
 from bljust_jax.data.text import Tokenizer
-from bljust_jax.errors import UserError
+from bljust_jax.errors import UserError, check_choices
 from bljust_jax.system import Recipe
 
 
-def check_config(config: Any, workdir: pathlib.Path) -> None:
-    """UserError for intervals below 1, and for a workdir that holds a run of another config."""
+def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False) -> None:
+    """UserError for intervals that cannot be, and for a workdir that holds a run of another config:
+    a warning where that is allowed."""
     for name in ("eval_every", "save_every", "log_every", "keep", "max_skipped"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be at least 1")
+    if config.keep_every % config.save_every:
+        raise UserError(
+            f"config.keep_every={config.keep_every} must be a multiple of config.save_every="
+            f"{config.save_every}: other steps are not saved"
+        )
+    check_choices(config, {"on_full_disk": ("stop", "warn")})
     path = workdir / "config.json"
     if not path.exists() or not checkpoint.any_saved(workdir):
         return
@@ -39,16 +49,43 @@ def check_config(config: Any, workdir: pathlib.Path) -> None:
     if changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise UserError(
-            f"{workdir} holds a run of another config ({shown}{more}); name a new --workdir"
-        )
+        said = f"{workdir} holds a run of another config ({shown}{more})"
+        if not allow_change:
+            raise UserError(
+                f"{said}; name a new --workdir, or go on with --allow_config_change: from its last "
+                "checkpoint the numbers are then those of neither config"
+            )
+        logging.warning("%s; it goes on with the new one", said)
+
+
+def check_data(
+    meta: dict[str, Any], corpus: Corpus, workdir: pathlib.Path, allow_change: bool
+) -> None:
+    """The corpus takes up what the run had found to be bad. UserError where the checkpoint was made
+    with other data; where a change is allowed a warning, and `meta` tells of the new ones."""
+    if meta["data"] == corpus.digest():
+        corpus.quarantined.restore(meta["quarantined"])
+        return
+    said = f"{workdir} was trained on other data or devices"
+    if not allow_change:
+        raise UserError(f"{said}; name a new --workdir, or go on with --allow_config_change")
+    logging.warning("%s; it goes on with the new ones", said)
+    meta["data"] = corpus.digest()
+
+
+def config_hash(config: Any) -> str:
+    """Twelve hexadecimal digits of all fields that change a number."""
+    fields = flatten(json.loads(config.to_json()))
+    kept = {k: v for k, v in fields.items() if k not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # Fields that a run may be resumed with other values of: they change no number.
 MAY_CHANGE = (
     *("data.num_threads", "data.prefetch", "data.timeout", "data.max_bad_fraction"),
     *("mesh.dcn", "mesh.data", "mesh.fsdp", "mesh.tensor"),
-    *("keep", "samples", "compile_cache", "max_skipped"),
+    *("keep", "keep_every", "save_minutes", "on_full_disk"),
+    *("samples", "compile_cache", "max_skipped"),
     *("collapse.share", "collapse.rows", "collapse.stop"),
 )
 
@@ -82,7 +119,12 @@ def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokeniz
 
 
 def write_facts(
-    workdir: pathlib.Path, recipe: Recipe, starts: list[int], mesh: Any, signatures: dict
+    config: Any,
+    workdir: pathlib.Path,
+    recipe: Recipe,
+    starts: list[int],
+    mesh: Any,
+    signatures: dict,
 ) -> None:
     """run.json: what a report tells of how the run was made; `signatures` are sacreBLEU's, by
     task."""
@@ -96,6 +138,7 @@ def write_facts(
     facts = {
         "command": shlex.join(["python", "-m", "bljust_jax.main", *sys.argv[1:]]),
         "git": git_id(),
+        "config": config_hash(config),
         "devices": f"{mesh.size} x {', '.join(kinds)}",
         "versions": versions,
         "phases": phases,

@@ -6,6 +6,9 @@ which fields there are. The last line on stdout is one JSON object with the fina
 to stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config or data,
 in one line; 69: other hosts, or a disk, did not answer.
 
+A run goes on from the newest whole checkpoint of DIR. Where DIR holds a run of another config, that
+is refused with the difference; --allow_config_change goes on nevertheless.
+
 On several hosts, the same command on each, with a workdir that all of them see. Slurm, TPU pods,
 Open MPI and indexed Kubernetes Jobs are found by themselves; elsewhere
     --coordinator_address=HOST[:PORT] --num_processes=N --process_id=0|1|...|N-1
@@ -44,6 +47,7 @@ FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
 flags.DEFINE_string("profile_steps", "", "A:B, the steps to record in WORKDIR/profile")
+flags.DEFINE_bool("allow_config_change", False, "go on with a run of another config")
 flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
 flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
 flags.DEFINE_integer("coordinator_port", 0, "where process 0 listens")
@@ -81,7 +85,8 @@ def run() -> int:
 
     from bljust_jax import train
 
-    result = train.run(config, workdir, train.Asked(BEGAN, profile_steps))
+    allow_config_change = FLAGS["allow_config_change"].value
+    result = train.run(config, workdir, train.Asked(BEGAN, profile_steps, allow_config_change))
     if result is None:
         return PREEMPTED
     if jax.process_index() == 0:
@@ -144,7 +149,7 @@ def config_given(argv: list[str]) -> str:
     path = given.partition(":")[0]
     if not os.path.isfile(path):
         there = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        there = [p for p in there if not p.endswith(("common.py", "__init__.py"))]
+        there = [p for p in there if not p.endswith(("common.py", "defaults.py", "__init__.py"))]
         raise UserError(f"--config={given}: no such config file{nearest(path, there)}")
     return given
 

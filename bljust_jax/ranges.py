@@ -49,7 +49,7 @@ RULES = (
             "phases": ("explore", "joint", "finetune", "pretrain", "supervised"),
             "lr.*": ("peak", "warmup"),
             "optim": ("weight_decay",),
-            "": ("samples",),
+            "": ("samples", "keep_every", "save_minutes"),
         },
     ),
     (

@@ -85,6 +85,13 @@ def state_sharding(state: TrainState, mesh: Mesh, path_name) -> TrainState:
     )
 
 
+def place(abstract: Tree, placed: Tree) -> Tree:
+    """The abstract arrays, each with the sharding that `placed` has for it."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over all devices but those that share them, along `tensor`."""
     return NamedSharding(mesh, P(BATCH))

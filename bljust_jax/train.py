@@ -42,10 +42,11 @@ from bljust_jax.progress import Progress
 
 
 class Asked(NamedTuple):
-    """What a command line asks beside config and workdir, and changes no number."""
+    """What a command line asks beside config and workdir."""
 
     began: float | None = None  # when the command started, by `time.monotonic`; None: now
     profile_steps: range = range(0)  # to be recorded
+    allow_config_change: bool = False  # go on with a run of another config
 
 
 NOTHING = Asked()
@@ -63,7 +64,7 @@ def _run(
 ) -> dict | None:
     # ---------------------------------------------------------------- build
     clock = goodput.Clock(asked.began)
-    folder.check_config(config, workdir)
+    folder.check_config(config, workdir, asked.allow_config_change)
     keep_compiled(config.compile_cache)
     preempted = hosts.preemption(stack)
     first = jax.process_index() == 0
@@ -82,32 +83,27 @@ def _run(
     stack.callback(tracer.close)
 
     # ---------------------------------------------------------------- restore
-    checkpoints = stack.enter_context(
-        contextlib.closing(checkpoint.Checkpoints(workdir, config.keep))
-    )
+    policy = {name: config[name] for name in ("keep", "keep_every", "on_full_disk")}
+    checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, **policy)))
     abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
     placed = sharding.state_sharding(abstract, mesh, optim.path_name)
-    restored = checkpoints.latest()
-    if restored is None:
+    found = checkpoints.restore_newest(sharding.place(abstract, placed))
+    restored = found and found.step
+    if found is None:
         state, about_start = beginning.make_state(config, recipe, optimizer, corpus)
         state = jax.device_put(state, placed)
         best = jax.tree.map(jnp.copy, state.weights)
         meta = {"best": None, "compute": dict(compute.FRESH)}
         meta |= {"window": {}, "skipped": 0, "data": corpus.digest(), "quarantined": []}
     else:
-        target = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
-        )
-        state, best, meta = checkpoints.restore(restored, target)
-        if meta["data"] != corpus.digest():
-            raise UserError(f"{workdir} was trained on other data or devices; name a new --workdir")
-        corpus.quarantined.restore(meta["quarantined"])
+        _, state, best, meta = found
+        folder.check_data(meta, corpus, workdir, asked.allow_config_change)
         about_start = [f"resumed from step {restored}"]
     start = int(state.step)
     if first:
         folder.write_config(config, workdir, corpus.tokenizers)
         starts, signatures = [s.start for s in segments], evaluate.signatures(recipe.tasks)
-        folder.write_facts(workdir, recipe, starts, mesh, signatures)
+        folder.write_facts(config, workdir, recipe, starts, mesh, signatures)
         stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
 
     # ---------------------------------------------------------------- say what will run
@@ -151,6 +147,7 @@ def _run(
 
     batches = iter(corpus.train_batches(segments, start, shard=shard))
     phase_at = PhaseAt(segments, recipe.phases)
+    timer = checkpoint.Timer(config.save_minutes, config.log_every)
     closed: tuple | None = None  # (end, row, seconds waited) of the window not written yet
 
     def write_window() -> None:
@@ -173,7 +170,8 @@ def _run(
         stopping = preempted(now) and now < total
         fresh, ending = now != restored, now == total
         evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
-        saving = fresh and (ending or now % config.save_every == 0 or stopping)
+        saving = ending or now % config.save_every == 0 or stopping or timer.is_due(now)
+        saving = saving and fresh
         if evaluating or saving or stopping:
             write_window()
 
@@ -197,6 +195,7 @@ def _run(
             meta |= {"quarantined": corpus.quarantined.state(), "seconds": clock.seconds()}
             with clock.on("save"):
                 checkpoints.save(now, state, best, meta)
+            timer.restart()
         if stopping:
             progress.say(goodput.describe(clock.shares()))
             progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to go on")

@@ -32,14 +32,14 @@ What the paper leaves unknown is a field below whose comment says "ours".
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, defaults
 from configs import librispeech as librispeech_base
 
 METHODS = ("birq", "best_rq", "relabel")
 
 
 def fields(c):
-    """What this system has beside the fields of `common.base`."""
+    """What this system has beside the fields of `defaults.base`."""
     c.recipe = "birq"
     c.method = "birq"  # birq | best_rq | relabel | supervised
     c.teacher_from = ""  # method relabel: workdir of a finished run of the same c.model
@@ -82,10 +82,10 @@ def librispeech(c):
     c.data.unlabelled_batch_seconds = 800.0
     c.data.batch_seconds = 800.0  # ours
     c.data.speed = (1.0, 1.0)  # none named in the paper
-    c.lr.pretrain = common.schedule("constant", 1e-4, 10000)  # the paper's peak; warm-up ours
+    c.lr.pretrain = defaults.schedule("constant", 1e-4, 10000)  # the paper's peak; warm-up ours
     # warm-up, hold, anneal: the paper; a tenth of the steps, four tenths, the rest, and peak: ours
-    c.lr.finetune = common.schedule("hold", 1e-4, 1400, moments="reset")
-    c.lr.supervised = common.schedule("hold", 1e-3, 1400)  # ours
+    c.lr.finetune = defaults.schedule("hold", 1e-4, 1400, moments="reset")
+    c.lr.supervised = defaults.schedule("hold", 1e-3, 1400)  # ours
     c.lr.heads = 1.0
     c.update(eval_every=2000, save_every=2000)
 
@@ -131,9 +131,9 @@ def tiny(c):
     c.data.update(buckets=(3.0, 5.0, 8.0), batch_seconds=40.0, unlabelled_batch_seconds=40.0)
     c.data.update(eval_batch_seconds=160.0, labels_per_second=25.0, num_threads=2, prefetch=8)
     c.data.noise_snr = ()
-    c.lr.pretrain = common.schedule("constant", 1e-3, 200)
-    c.lr.finetune = common.schedule("hold", 2e-3, 100, moments="reset")
-    c.lr.supervised = common.schedule("hold", 2e-3, 100)
+    c.lr.pretrain = defaults.schedule("constant", 1e-3, 200)
+    c.lr.finetune = defaults.schedule("hold", 2e-3, 100, moments="reset")
+    c.lr.supervised = defaults.schedule("hold", 2e-3, 100)
     c.phases.update(unit="step", pretrain=3000.0, finetune=1500.0, supervised=1500.0)
     c.ema_decay = 0.995
     c.update(eval_every=500, save_every=500, log_every=20)

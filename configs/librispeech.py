@@ -32,7 +32,7 @@ supervised, 7.4 / 19.5 PT+FT, 7.0 / 17.1 BL-JUST from 100 h of labels. Everythin
 choice and says so.
 """
 
-from configs import common
+from configs import common, defaults
 
 LABELLED = "librispeech:train-clean-100"
 CLEAN_REST = "librispeech:train-clean-360"
@@ -97,7 +97,7 @@ VARIANTS = {
 
 
 def get_config(arg=None):
-    c = common.base()
+    c = defaults.base()
     c.data.root = "/data/LibriSpeech"
     c.data.train = LABELLED  # 100.6 h, 251 speakers
     c.data.unlabelled = f"{LABELLED}+{CLEAN_REST}+{OTHER}"  # 961 h, 2,338 speakers
@@ -125,11 +125,11 @@ def get_config(arg=None):
     c.penalty.update(start=0.0, slope=0.02, cap=1.0, per="epoch")
     # joint: papers; others ours
     c.phases.update(unit="epoch", explore=5.0, joint=100.0, finetune=5.0)
-    c.lr.explore = common.schedule("constant", 1e-3, 2000)  # rho: the script
-    c.lr.joint = common.schedule("constant", 1e-4, 2000)  # alpha: the script
-    c.lr.finetune = common.schedule("linear", 1e-5, 0)  # tau: the script's peak, our shape
-    c.lr.supervised = common.schedule("cosine", 1e-3, 2000)  # ours
-    c.lr.pretrain = common.schedule("constant", 1e-3, 2000)  # as rho
+    c.lr.explore = defaults.schedule("constant", 1e-3, 2000)  # rho: the script
+    c.lr.joint = defaults.schedule("constant", 1e-4, 2000)  # alpha: the script
+    c.lr.finetune = defaults.schedule("linear", 1e-5, 0)  # tau: the script's peak, our shape
+    c.lr.supervised = defaults.schedule("cosine", 1e-3, 2000)  # ours
+    c.lr.pretrain = defaults.schedule("constant", 1e-3, 2000)  # as rho
     c.lr.heads = 10.0  # ours: heads start from nothing when the encoder has been explored
     c.ema_decay = 0.9998
     c.update(eval_every=500, save_every=500, log_every=50)

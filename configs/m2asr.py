@@ -48,13 +48,13 @@ a comment, and all of `digits`.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, defaults
 
 METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage")
 
 
 def fields(c):
-    """What this system has beside the fields of `common.base`."""
+    """What this system has beside the fields of `defaults.base`."""
     c.recipe = "m2asr"
     c.method = "vc"  # vs | vc | vm_uas | vm_usa | joint | two_stage
 
@@ -99,7 +99,7 @@ def librispeech_aishell(c):
     """LibriSpeech train-clean-100 and AISHELL-1, each recognised; both are heard below."""
     c.data.root = "/data"
     c.data.streams = ConfigDict()
-    c.data.streams["asr/en"] = common.stream(
+    c.data.streams["asr/en"] = defaults.stream(
         train="librispeech:LibriSpeech/train-clean-100",
         dev="librispeech:LibriSpeech/dev-other",
         test="librispeech:LibriSpeech/test-clean+librispeech:LibriSpeech/test-other",
@@ -107,7 +107,7 @@ def librispeech_aishell(c):
         units="unigram",
         vocab_size=999,  # and the blank: 1,000 classes, the script
     )
-    c.data.streams["asr/zh"] = common.stream(
+    c.data.streams["asr/zh"] = defaults.stream(
         train="aishell:data_aishell/train",
         dev="aishell:data_aishell/dev",
         test="aishell:data_aishell/test",
@@ -128,9 +128,9 @@ def covost(c):
     for lang, pair in pairs.items():
         uris = {split: f"covost:{pair}/{split}" for split in ("train", "dev", "test")}
         pieces = {"units": "unigram", "vocab_size": 999}
-        c.data.streams[f"asr/{lang}"] = common.stream(**uris, **pieces)
+        c.data.streams[f"asr/{lang}"] = defaults.stream(**uris, **pieces)
         if lang != "en":
-            c.data.streams[f"st/{lang}-en"] = common.stream(
+            c.data.streams[f"st/{lang}-en"] = defaults.stream(
                 **uris, **pieces, field="translation", measure="bleu"
             )
     c.data.buckets = (4.0, 6.0, 8.0, 12.0)
@@ -148,8 +148,8 @@ def digits(c):
             "train": f"digits:digits_{lang}/train",
             "dev": f"digits:digits_{lang}/dev/strings",
         }
-        c.data.streams[f"asr/{lang}"] = common.stream(**uris)
-        c.data.streams[f"st/{lang}-{other}"] = common.stream(
+        c.data.streams[f"asr/{lang}"] = defaults.stream(**uris)
+        c.data.streams[f"st/{lang}-{other}"] = defaults.stream(
             **uris,
             field="translation",
             measure="bleu",
@@ -176,9 +176,9 @@ def digits(c):
 def set_lr(c, shape, peak, warmup):
     """The two losses of two_stage keep apart what the joint phase does at once."""
     for name in ("joint", "supervised", "finetune"):
-        c.lr[name] = common.schedule(shape, peak, warmup)
+        c.lr[name] = defaults.schedule(shape, peak, warmup)
     for name in ("explore", "pretrain"):
-        c.lr[name] = common.schedule("constant", peak, warmup)
+        c.lr[name] = defaults.schedule("constant", peak, warmup)
     c.lr.heads = 1.0
 
 
@@ -229,7 +229,7 @@ VARIANTS = {
 
 
 def get_config(arg=None):
-    c = common.base()
+    c = defaults.base()
     fields(c)
     # 8 blocks of width 512, 8 heads, kernel 31: the papers
     c.model.update(dim=512, layers=8, heads=8, kernel=31, channels=512, dropout=0.1)

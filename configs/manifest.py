@@ -15,7 +15,7 @@ training), `sentences` (an hour or a few of read speech, small Conformer), and e
 Cost: `digits` takes minutes on two CPU cores; figures in results/README.md.
 """
 
-from configs import common
+from configs import common, defaults
 
 
 def digits(c):
@@ -47,6 +47,6 @@ def sentences(c):
 
 
 def get_config(arg=None):
-    c = common.base()
+    c = defaults.base()
     sentences(c)
     return common.apply_variants(c, arg, {"digits": digits, "sentences": sentences})

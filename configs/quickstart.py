@@ -9,11 +9,11 @@ over supervised training: with a grammar this small, CTC on the same 300 labels 
 Cost: a few minutes on two CPU cores. Expected: see results/README.md.
 """
 
-from configs import common
+from configs import common, defaults
 
 
 def get_config(arg=None):
-    c = common.base()
+    c = defaults.base()
     common.synthetic(c, "commands")
     common.tiny_model(c)
     c.data.labelled_fraction = 0.2  # 300 of 1,500 utterances; the lower level hears them all

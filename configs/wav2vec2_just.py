@@ -33,7 +33,7 @@ What the paper leaves unknown is a field whose comment says "ours".
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, defaults
 
 # CoVoST v2; the paper trains on 2 h of Dutch, 3 h of Mongolian, 2 h of Arabic.
 PAIRS = {"nl": "nl_en", "mn": "mn_en", "ar": "ar_en"}
@@ -172,7 +172,7 @@ VARIANTS = {
 
 
 def get_config(arg=None):
-    c = common.base()
+    c = defaults.base()
     fields(c)
     large(c)
     c.data.buckets = (4.0, 6.0, 8.0, 12.0)  # clips of 4-6 s on average
@@ -182,10 +182,10 @@ def get_config(arg=None):
     c.phases.update(unit="epoch", explore=0.0, joint=100.0, finetune=5.0)
     c.penalty.update(start=0.0, slope=0.02, cap=1.0, per="epoch")  # ours reaches its cap
     # one optimiser moves both levels here: the rate of the encoder is the joint phase's
-    c.lr.joint = common.schedule("constant", 3e-5, 500)  # ours, after wav2vec 2.0's fine-tuning
-    c.lr.finetune = common.schedule("linear", 1e-5, 0)  # ours
-    c.lr.supervised = common.schedule("hold", 3e-5, 500)  # ours: warm-up, hold, decay
-    c.lr.pretrain = common.schedule("constant", 3e-5, 500)
+    c.lr.joint = defaults.schedule("constant", 3e-5, 500)  # ours, after wav2vec 2.0's fine-tuning
+    c.lr.finetune = defaults.schedule("linear", 1e-5, 0)  # ours
+    c.lr.supervised = defaults.schedule("hold", 3e-5, 500)  # ours: warm-up, hold, decay
+    c.lr.pretrain = defaults.schedule("constant", 3e-5, 500)
     c.lr.heads = 10.0  # ours: CTC's head starts from nothing
     c.ema_decay = 0.999
     c.update(eval_every=200, save_every=200, log_every=20)

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 
 from bljust_jax.data import pipeline
-from configs import common
+from configs import defaults
 
 RATE = 8000
 SETTINGS = {
@@ -23,7 +23,7 @@ JOINT = ("labelled", "unlabelled")
 
 def settings(folder: pathlib.Path, **changes):
     """`config.data` for the manifests train.jsonl and dev.jsonl of a folder."""
-    data = common.base().data
+    data = defaults.base().data
     sources = {"train": str(folder / "train.jsonl"), "dev": str(folder / "dev.jsonl")}
     data.update({**SETTINGS, **sources, **changes})
     return data
@@ -97,9 +97,9 @@ def several(folder: pathlib.Path, *, without=(), edit=lambda data: None, **chang
     ar, en = (str(folder / f"{name}.jsonl") for name in ("ar", "en"))
     ar_dev, en_dev = (str(folder / f"{name}-dev.jsonl") for name in ("ar", "en"))
     taught = {"field": "translation", "measure": "bleu", "normalise": ("lower",)}
-    data.streams["st/ar-en"] = common.stream(ar, ar_dev, **taught)
-    data.streams["asr/en"] = common.stream(en, en_dev, buckets=(1.1, 1.4))
-    data.streams["asr/ar"] = common.stream(ar, ar_dev, ar_dev)
+    data.streams["st/ar-en"] = defaults.stream(ar, ar_dev, **taught)
+    data.streams["asr/en"] = defaults.stream(en, en_dev, buckets=(1.1, 1.4))
+    data.streams["asr/ar"] = defaults.stream(ar, ar_dev, ar_dev)
     for name in without:
         del data.streams[name]
     edit(data)

@@ -4,7 +4,7 @@ import pytest
 
 from bljust_jax import recipes
 from bljust_jax.errors import UserError
-from configs import common, manifest, wav2vec2_just
+from configs import defaults, manifest, wav2vec2_just
 from tests.systems import FACTS
 
 
@@ -31,7 +31,7 @@ def test_batch_norm_without_a_pass_that_measures_it_is_refused():
 
 def test_translations_keep_their_capitals_and_transcripts_do_not():
     """BLEU counts them; a recogniser cannot hear them."""
-    assert common.stream("x.jsonl").text.normalise == ("lower",)
-    assert common.stream("x.jsonl", field="translation").text.normalise == ()
-    lower = common.stream("x.jsonl", field="translation", normalise=("lower",))
+    assert defaults.stream("x.jsonl").text.normalise == ("lower",)
+    assert defaults.stream("x.jsonl", field="translation").text.normalise == ()
+    lower = defaults.stream("x.jsonl", field="translation", normalise=("lower",))
     assert lower.text.normalise == ("lower",)

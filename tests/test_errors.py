@@ -150,7 +150,7 @@ def test_whatever_a_message_holds_it_is_printed_as_one_line(monkeypatch, capsys)
     ],
 )
 def test_interrupts_and_the_system_s_errors_are_one_line(monkeypatch, capsys, raised, code, said):
-    def fail(config, workdir):
+    def fail(config, workdir, **flags):
         raise raised
 
     config = quickstart.get_config("smoke")
@@ -189,7 +189,11 @@ def test_a_model_that_recognises_nothing_is_pointed_out(scores, warned):
     assert ("overfit" in lines) == warned
 
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py") if path.stem != "common")
+CONFIGS = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("[!_]*.py")
+    if path.stem not in ("common", "defaults")
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

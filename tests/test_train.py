@@ -152,7 +152,8 @@ def test_a_run_that_never_is_finite_stops_and_says_so(tmp_path):
 # Killed and resumed, in processes of their own
 
 
-def launch(workdir, **popen):
+def launch(workdir, *changes, **popen):
+    """The quickstart, shrunk, in a process of its own; `changes` are flags that win."""
     flags = [f"--config.phases.{k}={v}" for k, v in SHORT.items()]
     flags += ["--config.eval_every=4", "--config.save_every=4", "--config.log_every=3"]
     flags += ["--config.compile_cache="]
@@ -161,7 +162,7 @@ def launch(workdir, **popen):
     env["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *flags],
+        [*command, f"--workdir={workdir}", *flags, *changes],
         cwd=ROOT,
         env=env,
         text=True,
@@ -269,6 +270,8 @@ def test_mistakes_are_one_line(flags, line, tmp_path):
         ("cpc.temperature", 0.0),
         ("recipe", "bljsut"),
         ("log_every", 0),
+        ("keep_every", 12),
+        ("on_full_disk", "ignore"),
         ("data.dev", ""),
     ],
 )
@@ -279,14 +282,27 @@ def test_wrong_fields_are_named(field, value, tmp_path):
         train.run(config, tmp_path)
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
+def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path, caplog):
     config = shorten(quickstart.get_config("smoke"))
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     config.seed = 7
     config.data.num_threads += 1
-    with pytest.raises(UserError, match=r"\(seed 0 -> 7\)"):
+    with pytest.raises(UserError, match=r"\(seed 0 -> 7\).* --allow_config_change"):
         train.run(config, tmp_path)
+    folder.check_config(config, tmp_path, allow_change=True)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("another config (seed 0 -> 7); it goes on with the new one")
+
+
+def test_a_config_has_a_hash_of_what_changes_a_number():
+    config = shorten(quickstart.get_config("smoke"))
+    before = folder.config_hash(config)
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    config.update(keep=7, save_minutes=3.0)
+    assert folder.config_hash(config) == before
+    config.seed = 7
+    assert folder.config_hash(config) != before
 
 
 def test_a_workdir_goes_on_with_the_text_model_that_its_run_learned(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from bljust_jax.bench import step
 from bljust_jax.bench.rounds import table
-from configs import common
+from configs import defaults
 
 RATE = 16000
 FILES, SECONDS = 60, 12.0
@@ -44,7 +44,7 @@ def write_corpus(folder: pathlib.Path, files: int = FILES, seconds: float = SECO
 
 def make_config(uri: str) -> Any:
     """The data of BL-JUST's defaults as they are decoded: no augmentation."""
-    config = common.base()
+    config = defaults.base()
     config.data.update(train=uri, dev=uri, buckets=(15.0, 35.0))
     return config
 

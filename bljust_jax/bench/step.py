@@ -17,7 +17,7 @@ from bljust_jax.bench import torch_peer
 from bljust_jax.bench.rounds import MIB, interleave, ratios, table
 from bljust_jax.encoders import conformer
 from bljust_jax.system import Phase, Recipe
-from configs import common
+from configs import defaults
 
 VOCAB_SIZE = 1000
 LABELS_PER_SECOND = 4.0  # of pieces
@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
 def make_config(shape: Shape, dtype: str, **fields: Any) -> Any:
     """BL-JUST's defaults at this size; `fields` such as ctc__context="causal" go on top."""
-    config = common.base()
+    config = defaults.base()
     heads = max(4, shape.dim // 64)
     config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
     config.model.update(dropout=0.0, dtype=dtype)

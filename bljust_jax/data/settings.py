@@ -136,4 +136,4 @@ def _check_fields(settings: Any, known: tuple[str, ...], where: str) -> None:
             raise UserError(f"{where} has no field {name!r}{nearest(name, known)}")
     for name in known:
         if name not in settings:
-            raise UserError(f"{where} has no {name!r}; make it by configs.common.stream")
+            raise UserError(f"{where} has no {name!r}; make it by configs.defaults.stream")

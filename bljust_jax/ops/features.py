@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from bljust_jax.ops.over_batch import a_row_at_home
+
 FULL_SCALE = 2.0**-15
 # Added to mel energies before the logarithm: about what rounding to 16 bits leaves in one band.
 FLOOR = 2.0**-24
@@ -87,7 +89,8 @@ def log_energies(
     if n_fft < window:
         raise ValueError(f"n_fft={n_fft} must be at least window={window}")
     hann = np.hanning(window).astype(np.float32)
-    spectrum = jnp.fft.rfft(frames * hann[None, None, :], n_fft)
+    transform = a_row_at_home(functools.partial(jnp.fft.rfft, n=n_fft))
+    spectrum = transform(frames * hann[None, None, :])
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     filters = mel_filters(sample_rate, n_fft, n_mels)
     return jnp.log(jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST) + FLOOR)

@@ -30,3 +30,16 @@ def over_batch(function: Callable, in_axes: tuple[Any, ...], out_axes: Any) -> C
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names=set(free), check_vma=False
     )
+
+
+def a_row_at_home(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """A function that treats each row of `[B, ...]` by itself, such as a Fourier transform, whose
+    operand some compilers gather: `over_batch` of it, or itself where the devices cannot share the
+    rows equally."""
+
+    def call(x: jax.Array) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        sharers = math.prod(n for name, n in mesh.shape.items() if name != SHARED)
+        return function(x) if x.shape[0] % sharers else over_batch(function, (0,), 0)(x)
+
+    return call

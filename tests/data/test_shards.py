@@ -18,7 +18,7 @@ from bljust_jax.data import pipeline, shards
 from bljust_jax.data.pipeline import Segment
 from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.errors import UserError
-from configs import common
+from configs import defaults
 
 RATE = 8000
 JOINT = [Segment(0, 3, ("unlabelled",)), Segment(3, 6, ("labelled", "unlabelled"))]
@@ -85,7 +85,7 @@ def test_crops_are_the_same_samples(corpus, prepared):
 
 def batches(train, dev, **changes):
     """Digest and first batches of a corpus that joins, crops, stretches and adds noise."""
-    c = common.base()
+    c = defaults.base()
     c.data.update(sample_rate=RATE, buckets=(0.5, 1.2), batch_seconds=4.0, join=(2, 3))
     c.data.update(unlabelled_batch_seconds=4.0, join_share=0.5, speed=(0.9, 1.1), min_seconds=0.0)
     c.data.update(train=train, dev=dev, noise_snr=(10.0, 20.0), **changes)

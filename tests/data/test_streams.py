@@ -12,7 +12,7 @@ from bljust_jax.data import pipeline, streams, text
 from bljust_jax.data.pipeline import Segment
 from bljust_jax.data.splits import load_splits
 from bljust_jax.errors import UserError
-from configs import common
+from configs import defaults
 from tests import corpora
 from tests.corpora import PLAIN, RATE, assert_equal, several, write
 from tests.corpora import load_several as load
@@ -342,7 +342,7 @@ def test_bad_audio_is_listed_once_with_all_that_met_it(tmp_path):
     write(tmp_path, "train", entries)
     data = corpora.settings(tmp_path, train="", dev="", **PLAIN, max_bad_fraction=0.1)
     for name, field in (("asr/x", "text"), ("st/x-y", "translation")):
-        data.streams[name] = common.stream(str(uri), str(uri), field=field)
+        data.streams[name] = defaults.stream(str(uri), str(uri), field=field)
     corpus = pipeline.load(data, seed=0)
     needed = ("asr/x", "st/x-y", "unlabelled")
     list(corpus.train_batches([Segment(0, 8, needed)], 0))

@@ -4,7 +4,7 @@ import pytest
 
 from bljust_jax import recipes
 from bljust_jax.errors import UserError
-from configs import birq, common, manifest, wav2vec2_just
+from configs import birq, defaults, manifest, wav2vec2_just
 from tests.systems import FACTS
 
 
@@ -42,4 +42,4 @@ def test_small_copies_keep_the_network_and_frames_enough_for_characters():
     for variant in ("parakeet", "parakeet,smoke", "parakeet,overfit"):
         config = manifest.get_config(variant)
         assert config.model.subsampling_factor == config.best_rq.stack == 4
-    assert common.base().model.subsampling_factor == 0
+    assert defaults.base().model.subsampling_factor == 0

@@ -70,26 +70,29 @@ def command(monkeypatch, capsys):
     return run
 
 
-def run_until_the_disk_is_full(folder, workdir, step):
-    """`main` in this process: from the save at `step` on, no file may grow beyond 64 KiB."""
+def run_until_the_disk_is_full(folder, workdir, step, until=None, changes=()):
+    """`main` in this process: from the save at `step` to that at `until`, no file may grow beyond
+    64 KiB."""
     save = checkpoint.Checkpoints.save
 
     def save_on_full_disk(self, now, *args):
-        if now == step:
-            limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limit[1]))
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if now in (step, until):
+            limit = 1 << 16 if now == step else most
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
         save(self, now, *args)
 
     checkpoint.Checkpoints.save = save_on_full_disk
-    config = make_config(pathlib.Path(folder))
+    config = make_config(pathlib.Path(folder), changes=changes)
     main.parse = lambda argv: (config, pathlib.Path(workdir))
     return main.main()
 
 
-def on_full_disk(folder, workdir, step):
+def on_full_disk(folder, workdir, step, until=None, changes=()):
     """`run_until_the_disk_is_full` in a process of its own, as Orbax's threads leave coroutines
     behind that nobody waits for: (exit code, stdout, stderr)."""
-    call = f"run_until_the_disk_is_full({str(folder)!r}, {str(workdir)!r}, {step})"
+    given = (str(folder), str(workdir), step, until, changes)
+    call = f"run_until_the_disk_is_full(*{given!r})"
     code = f"import sys; from tests.faults import test_run; sys.exit(test_run.{call})"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -133,6 +136,25 @@ def test_bad_audio_and_a_full_disk(folder, command, tmp_path):
     assert f"resumed from step {final['step']}" in err
     assert rows_of(workdir) == written
     assert (workdir / "quarantine.jsonl").read_text() == listed
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_checkpoint_that_found_no_space(folder, tmp_path):
+    """F6 by config.on_full_disk: the save after it succeeds, and the run ends as any."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finals = []
+    for workdir, step in ((whole, None), (broken, 8)):
+        changes = {"on_full_disk": "warn"}
+        code, out, err = on_full_disk(folder, workdir, step, until=12, changes=changes)
+        assert code == 0, err
+        finals.append(json.loads(out))
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if "could not be written" in line]
+    assert line.startswith("warning: ")
+    assert line.endswith("File too large; the run goes on, the checkpoints before it are whole")
+    assert finals[0] == finals[1]
+    assert rows_of(broken) == rows_of(whole)
+    assert sorted(path.name for path in (broken / "checkpoints").iterdir()) == ["12", "16", "4"]
 
 
 def check_listing(folder: pathlib.Path, workdir: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from bljust_jax.errors import UserError
 from bljust_jax.models import cnn_rnn, heads
 from bljust_jax.models.cnn_rnn import CnnRnn
 from bljust_jax.models.norms import EPSILON
-from configs import common
+from configs import defaults
 
 FIELDS = {"cnn_layers": 1, "rnn_layers": 2, "channels": 4, "latent_dim": 6, "units": 5, "heads": 2}
 SMALL = {
@@ -329,7 +329,7 @@ def test_impossible_fields_are_the_users_error(fields, message):
 
 def test_the_encoder_of_a_config():
     """`config.encoder = "cnn_rnn"`: int16 audio in, 50 frames a second out."""
-    config = common.base()
+    config = defaults.base()
     config.features.n_mels = 8
     config.model = type(config)({**FIELDS, "kind": "gru", "proj": 7})
     encoder = load("cnn_rnn")(config)

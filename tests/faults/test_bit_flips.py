@@ -1,0 +1,34 @@
+"""F4: one bit flipped anywhere in the newest checkpoint is found, the file is named, and the
+checkpoint before it is restored."""
+
+import random
+import shutil
+
+import pytest
+
+from tests.checkpoints import assert_whole, files, flip, restore, save
+
+TRIALS = 50
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("saved")
+    save(workdir, 1, 2)
+    return workdir
+
+
+def test_one_flipped_bit_in_any_file_is_found(saved, tmp_path, caplog):
+    names = [path.relative_to(saved) for path in files(saved / "checkpoints" / "2")]
+    flipped = set()
+    for trial in range(TRIALS):
+        workdir = shutil.copytree(saved, tmp_path / str(trial))
+        name = random.choice(names)
+        bit = random.randrange(8 * (workdir / name).stat().st_size)
+        flip(workdir / name, bit)
+        caplog.clear()
+        assert_whole(restore(workdir), 1)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert f"is damaged: {name.relative_to('checkpoints/2')} was changed" in line, (name, bit)
+        flipped.add(name)
+    assert len(flipped) > len(names) / 3, "files of every kind"
