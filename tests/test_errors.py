@@ -150,7 +150,7 @@ def test_whatever_a_message_holds_it_is_printed_as_one_line(monkeypatch, capsys)
     ],
 )
 def test_interrupts_and_the_system_s_errors_are_one_line(monkeypatch, capsys, raised, code, said):
-    def fail(config, workdir, **flags):
+    def fail(config, workdir, asked):
         raise raised
 
     config = quickstart.get_config("smoke")
