@@ -25,30 +25,30 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from bljust_jax import command
+from bljust_jax import command, peaks
 from bljust_jax.errors import UserError
 
 MIB, GIB = 2**20, 2**30
 
 
 class Chips(NamedTuple):
-    """Accelerators as libtpu names them; memory and dense bfloat16 FLOP/s of a chip."""
+    """Accelerators as libtpu names them; bytes of a chip, and its `device_kind`."""
 
     topology: str
     count: int
     memory: float
-    peak: float
+    kind: str
     slices: int = 1
     megacore: bool = False  # the two cores of a chip are one device
 
 
 CHIPS = {
-    "v4-16": Chips("v4:2x2x2", 8, 32 * GIB, 275e12, megacore=True),
-    "v4-128": Chips("v4:4x4x4", 64, 32 * GIB, 275e12, megacore=True),
-    "v5e-16": Chips("v5e:4x4", 16, 16 * GIB, 197e12),
-    "v5e-256": Chips("v5e:16x16", 256, 16 * GIB, 197e12),
-    "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, 197e12, slices=2),
-    "v6e-8": Chips("v6e:2x4", 8, 32 * GIB, 918e12),
+    "v4-16": Chips("v4:2x2x2", 8, 32 * GIB, "TPU v4", megacore=True),
+    "v4-128": Chips("v4:4x4x4", 64, 32 * GIB, "TPU v4", megacore=True),
+    "v5e-16": Chips("v5e:4x4", 16, 16 * GIB, "TPU v5e"),
+    "v5e-256": Chips("v5e:16x16", 256, 16 * GIB, "TPU v5e"),
+    "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, "TPU v5e", slices=2),
+    "v6e-8": Chips("v6e:2x4", 8, 32 * GIB, "TPU v6e"),
 }
 
 
@@ -350,7 +350,8 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    peak = CHIPS[row["name"].rpartition(" on ")[2]].peak
+    kind = CHIPS[row["name"].rpartition(" on ")[2]].kind
+    peak = peaks.FLOPS[kind]["bfloat16"]
     moved = "; ".join(
         f"{n} {kind}, {size / MIB:.1f} MiB" for kind, (n, size) in row["collectives"].items()
     )

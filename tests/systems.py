@@ -86,6 +86,14 @@ def undisturbed(name, **options):
     return config
 
 
+def one_joint_step(config):
+    """(recipe, phase): the first phase of two levels, of weights 1 and 0.5, as all of the run."""
+    recipe = recipes.load(config.recipe)(config, FACTS)
+    phase = next(p for p in recipe.phases if len(p.levels) > 1)
+    phase = dataclasses.replace(phase, weights=lambda k: (1.0, 0.5), steps=1)
+    return dataclasses.replace(recipe, phases=(phase,)), phase
+
+
 def begin(recipe, optimizer):
     """The first state: one program where there would be one an operation and shape."""
     return jax.jit(lambda: step.init_state(recipe, optimizer, seed=0))()

@@ -1,20 +1,19 @@
 """A step over micro-batches is the step of the whole batch, in less memory."""
 
-import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
-from bljust_jax import optim, recipes, step
+from bljust_jax import optim, step
 from tests import toy
 from tests.systems import (
     CONFIGS,
-    FACTS,
     all_streams,
     assert_close_leaf_by_leaf,
     begin,
+    one_joint_step,
     undisturbed,
 )
 
@@ -30,10 +29,7 @@ def run(name, accumulate, **options):
     config = undisturbed(name, **options)
     if "wav2vec2" in config:
         config.wav2vec2.diversity = 0.0  # of the codes of a part
-    recipe = recipes.load(config.recipe)(config, FACTS)
-    phase = next(p for p in recipe.phases if len(p.levels) > 1)
-    phase = dataclasses.replace(phase, weights=lambda k: (1.0, 0.5)[: len(phase.levels)], steps=1)
-    recipe = dataclasses.replace(recipe, phases=(phase,))
+    recipe, phase = one_joint_step(config)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = optim.assign(state.params, recipe.groups)

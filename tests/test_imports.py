@@ -82,7 +82,7 @@ ALLOWED = {
     "report": HOST | COMMAND | {"metrics", "plots", "jiwer"},
     "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
-    "aot": JAX | COMMAND | {"recipes", "optim", "sharding", "step", "data"},
+    "aot": JAX | COMMAND | {"peaks", "recipes", "optim", "sharding", "step", "data"},
     "bench": JAX | COMMAND | {
         *("ops", "system", "step", "optim", "peaks", "sharding", "recipes", "encoders", "data"),
         *("optax", "torch", "transformers", "configs", "soundfile"),

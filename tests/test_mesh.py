@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bljust_jax import optim, recipes, sharding, step
+from bljust_jax import optim, sharding, step
 from bljust_jax.errors import UserError
 from bljust_jax.ops import layout
 from bljust_jax.ops.over_batch import over_batch
 from tests import toy
 from tests.systems import (
     CONFIGS,
-    FACTS,
     all_streams,
     assert_close_leaf_by_leaf,
     begin,
+    one_joint_step,
     undisturbed,
 )
 
@@ -34,11 +34,7 @@ COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "m2asr")
 def run(name, data=1, fsdp=1, tensor=1):
     """(what a step of SGD of rate 1 took from the parameters, mean losses, the state before it, the
     compiled program) of the first phase of several levels."""
-    config = undisturbed(name)
-    recipe = recipes.load(config.recipe)(config, FACTS)
-    phase = next(p for p in recipe.phases if len(p.levels) > 1)
-    phase = dataclasses.replace(phase, weights=lambda k: (1.0, 0.5)[: len(phase.levels)], steps=1)
-    recipe = dataclasses.replace(recipe, phases=(phase,))
+    recipe, phase = one_joint_step(undisturbed(name))
     optimizer = toy.sgd(recipe.combiner, 1.0)
     mesh = sharding.make_mesh(data, fsdp, tensor)
     state = begin(recipe, optimizer)
