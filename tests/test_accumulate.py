@@ -28,7 +28,7 @@ def run(name, accumulate, **options):
     temporaries) of the first phase of several levels."""
     config = undisturbed(name, **options)
     if "wav2vec2" in config:
-        config.wav2vec2.diversity = 0.0  # of the codes of a part
+        config.wav2vec2.update(diversity=0.0, feature_penalty=0.0)  # means over a part
     recipe, phase = one_joint_step(config)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
