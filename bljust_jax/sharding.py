@@ -67,7 +67,10 @@ def lay_out(shape: tuple[int, int, int, int], devices: Sequence[Any], slices: in
         return jax.make_mesh(shape, AXES, devices=devices, axis_types=auto)
     dcn, *inner = shape
     placed = mesh_utils.create_hybrid_device_mesh(
-        (dcn // slices, *inner), (slices, 1, 1, 1), devices=devices
+        (dcn // slices, *inner),
+        (slices, 1, 1, 1),
+        devices=devices,
+        allow_split_physical_axes=True,
     )
     return Mesh(placed, AXES, axis_types=auto)
 

@@ -145,8 +145,8 @@ def base() -> ConfigDict:
     # a gradient an objective, with norms and cosine; "fused" = one backward pass
     c.gradients = "separate"
     # micro-batches a step: each gradient is summed over so many parts of the batch, in less memory.
-    # Draws of an utterance stay; dropout masks are the same in each part; batch moments are those of
-    # a part, and so are wav2vec 2.0's diversity of codes and mean square of features
+    # Draws of an utterance stay; dropout masks are the same in each part; batch moments are those
+    # of a part, and so are wav2vec 2.0's diversity of codes and mean square of features
     c.accumulate = 1
     # one causal forward pass over data.train for both losses: half the cost of a joint step; needs
     # gradients="fused", ctc.context="causal", no SpecAugment
