@@ -1,5 +1,6 @@
 """Self-attention with relative positions: over all frames, or over a window at linear cost."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -38,6 +39,35 @@ def skew(scores: Float[Array, "*n q r"], first: int, keys: int) -> Float[Array, 
     return flat.reshape(*lead, queries, columns - 1)[..., :keys]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def masked_softmax(
+    scores: Float[Array, "*#n q k"], mask: Bool[Array, "*#n #q k"], dtype: Any
+) -> Float[Array, "*n q k"]:
+    """softmax over the keys where `mask` is True, in float32 or wider, rounded to `dtype`.
+
+    Its derivative is that of the rounded weights w, w (dw - sum w dw), so that a program that takes
+    gradients keeps nothing of size Q x K in another type. A query without a key is finite.
+    """
+    wide = jnp.where(mask, at_least_float32(scores), MASKED_SCORE)
+    return jax.nn.softmax(wide).astype(dtype)
+
+
+def _softmax_forward(scores, mask, dtype):
+    weights = masked_softmax(scores, mask, dtype)
+    return weights, (weights, mask, jnp.zeros((), scores.dtype))
+
+
+def _softmax_backward(_, residuals, cotangent):
+    weights, mask, like = residuals
+    wide = at_least_float32(weights)
+    slope = wide * at_least_float32(cotangent)
+    slope -= wide * slope.sum(-1, keepdims=True)
+    return jnp.where(mask, slope, 0.0).astype(like.dtype), None
+
+
+masked_softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 def full_attention(
     content_query: Float[Array, "b t h s"],
     position_query: Float[Array, "b t h s"],
@@ -54,8 +84,8 @@ def full_attention(
     frames = key.shape[1]
     scores = jnp.einsum("bqhs,bkhs->bhqk", content_query, key)
     by_distance = jnp.einsum("bqhs,rhs->bhqr", position_query, position)
-    scores = at_least_float32(scores + skew(by_distance, frames - 1, frames))
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED_SCORE)).astype(value.dtype)
+    scores = scores + skew(by_distance, frames - 1, frames)
+    weights = masked_softmax(scores, mask[:, None], value.dtype)
     return jnp.einsum("bhqk,bkhs->bqhs", weights, value)
 
 
@@ -93,8 +123,8 @@ def local_attention(
     mask = band[None, None] & around(valid)[:, :, None, :]
     scores = jnp.einsum("bnqhs,bnkhs->bnhqk", blocks(content_query), around(key))
     by_distance = jnp.einsum("bnqhs,rhs->bnhqr", blocks(position_query), position)
-    scores = at_least_float32(scores + skew(by_distance, 0, keys))
-    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, MASKED_SCORE)).astype(value.dtype)
+    scores = scores + skew(by_distance, 0, keys)
+    weights = masked_softmax(scores, mask[:, :, None], value.dtype)
     out = jnp.einsum("bnhqk,bnkhs->bnqhs", weights, around(value))
     return out.reshape(batch, count * reach, heads, size)[:, :frames]
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from bljust_jax.models.attention import (
+    MASKED_SCORE,
     RelativeAttention,
     full_attention,
     local_attention,
+    masked_softmax,
     relative_positions,
     skew,
 )
@@ -172,3 +174,32 @@ def test_positions_are_sinusoids_of_the_distance():
     table = relative_positions(2, -1, 4)
     expected = [[np.sin(r), np.sin(r / 100), np.cos(r), np.cos(r / 100)] for r in (2, 1, 0, -1)]
     np.testing.assert_allclose(table, expected, atol=1e-12)
+
+
+def random_scores(dtype, seed=0):
+    """[2, 3, 5, 7] with masked keys and, in the first row, no key at all."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((2, 1, 5, 7)) < 0.7
+    mask[0, 0, 0] = False
+    return jnp.asarray(3 * rng.normal(size=(2, 3, 5, 7)), dtype), jnp.asarray(mask)
+
+
+def test_the_softmax_of_attention_has_the_values_and_slopes_of_jax_in_float64():
+    with jax.enable_x64(True):
+        scores, mask = random_scores(jnp.float64)
+        slopes = jnp.asarray(np.random.default_rng(1).normal(size=scores.shape))
+        plain = lambda x: jax.nn.softmax(jnp.where(mask, x, MASKED_SCORE))  # noqa: E731
+        ours = partial(masked_softmax, mask=mask, dtype=jnp.float64)
+        (a, back), (b, expected) = (jax.vjp(f, scores) for f in (ours, plain))
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(*back(slopes), *expected(slopes), atol=1e-15)
+
+
+def test_the_softmax_of_attention_keeps_nothing_wider_than_its_result():
+    scores, mask = random_scores(jnp.bfloat16)
+    _, back = jax.vjp(lambda x: masked_softmax(x, mask, jnp.bfloat16), scores)
+    kept = [x for x in jax.tree.leaves(back) if getattr(x, "shape", None) == scores.shape]
+    assert [x.dtype for x in kept] == [jnp.bfloat16]
+    (slope,) = back(jnp.ones_like(scores))
+    assert slope.dtype == jnp.bfloat16
+    np.testing.assert_allclose(slope.astype(np.float32).sum(-1), 0.0, atol=2**-7)
