@@ -28,8 +28,8 @@ __all__ = ["Alignment", "blank_share", "ctc_align", "ctc_feasible", "ctc_loss"]
 
 # Each is a module ctc_<name> with RECURSIONS, imported when chosen.
 IMPLEMENTATIONS = ("auto", "scan", "one_scan", "pallas_tpu", "pallas_gpu")
-# What "auto" is on each platform. The GPU kernel has been compiled and interpreted, never timed.
-_AUTO = {"cpu": "scan", "gpu": "one_scan", "tpu": "pallas_tpu"}
+# What "auto" is on each platform.
+_AUTO = {"cpu": "scan", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
 def ctc_loss(
@@ -60,9 +60,10 @@ def ctc_loss(
     "one_scan"    one `lax.scan` of both directions: half the dependent steps, twice the width
     "pallas_tpu"  a Mosaic kernel a direction, up to 4095 labels; interpreted off TPU
     "pallas_gpu"  one Mosaic kernel for both directions on NVIDIA GPUs; a scan elsewhere
-    "auto"        by `jax.default_backend()`: scan on CPU, one_scan on GPU, pallas_tpu on TPU (scan
-                  for float64 and for more labels than the kernel holds). To compile ahead of time
-                  for another platform, name the implementation.
+    "auto"        by `jax.default_backend()`: scan on CPU, pallas_tpu on TPU (scan for float64 and
+                  for more labels than the kernel holds), on a GPU pallas_gpu where it has been run
+                  (Hopper, jax >= 0.11.2) and one_scan for the rest. To compile ahead of time for
+                  another platform, name the implementation.
 
     The custom VJP encloses all of them: reverse mode, once; there is no forward mode and no second
     derivative. A program that takes no gradient stores nothing of size T. Raises ValueError for
@@ -107,6 +108,8 @@ def _recursions(implementation, logits, labels) -> Recursions:
         implementation = _AUTO.get(jax.default_backend(), "scan")
         if implementation == "pallas_tpu" and not _tpu_kernel_holds(logits, labels):
             implementation = "scan"
+        if implementation == "pallas_gpu" and not _gpu_kernel_holds(logits, labels):
+            implementation = "one_scan"
     return importlib.import_module(f"bljust_jax.ops.ctc_{implementation}").RECURSIONS
 
 
@@ -114,6 +117,12 @@ def _tpu_kernel_holds(logits, labels):
     from bljust_jax.ops.ctc_pallas_tpu import MAX_LABELS
 
     return labels.shape[1] <= MAX_LABELS and logits.dtype != jnp.float64
+
+
+def _gpu_kernel_holds(logits, labels):
+    from bljust_jax.ops.ctc_pallas_gpu import MAX_LABELS, measured_here
+
+    return measured_here() and labels.shape[1] <= MAX_LABELS and logits.dtype != jnp.float64
 
 
 def _to_loss(log_prob, logit_lengths, labels, label_lengths):

@@ -7,6 +7,7 @@ walk of two directions, or a kernel, can get wrong.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -224,6 +225,37 @@ def test_each_device_walks_its_own_utterances():
         np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6)  # another program's sums over a row
     assert "tensor<1600x2x4x256xf32>" in text  # [T, D, B / 8, lanes]
     assert "tensor<1600x2x32x256xf32>" not in text.split("@mosaic_gpu")[1].split("\n")[0]
+
+
+class Device(NamedTuple):
+    compute_capability: str
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "labels", "dtype", "expected"),
+    [
+        ("9.0", (0, 11, 2), 200, jnp.float32, KERNEL),
+        ("9.0", (0, 12, 0), ctc_pallas_gpu.MAX_LABELS, jnp.bfloat16, KERNEL),
+        ("9.0", (0, 12, 0), ctc_pallas_gpu.MAX_LABELS + 1, jnp.float32, ONE_SCAN),
+        ("9.0", (0, 12, 0), 200, jnp.float64, ONE_SCAN),
+        ("9.0", (0, 10, 2), 200, jnp.float32, ONE_SCAN),
+        ("8.0", (0, 12, 0), 200, jnp.float32, ONE_SCAN),
+    ],
+)
+def test_auto_takes_the_kernel_where_it_has_been_run(
+    monkeypatch, capability, version, labels, dtype, expected
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
+    monkeypatch.setattr(jax, "__version_info__", version)
+    logits = jax.ShapeDtypeStruct((2, 8, 30), dtype)
+    assert ctc._recursions("auto", logits, jax.ShapeDtypeStruct((2, labels), jnp.int32)) is expected
+
+
+def test_the_kernel_holds_as_many_labels_as_it_says():
+    assert Tiles.fit(ctc_pallas_gpu.MAX_LABELS + 1).frames == 1
+    with pytest.raises(ValueError, match="one_scan"):
+        Tiles.fit(ctc_pallas_gpu.MAX_LABELS + 2)
 
 
 # On a GPU
