@@ -117,7 +117,8 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     part_names(CONFIG.value)
     if "://" in WORKDIR.value:
         raise UserError(
-            f"--workdir={WORKDIR.value} is no folder; mount the bucket and name its path"
+            f"--workdir={WORKDIR.value} is no folder; mount the bucket "
+            "(launch/mount_bucket.sh NAME) and name its path, /mnt/NAME/..."
         )
     variant = CONFIG.value.variant.replace(",", "-")
     default = f"runs/{name.stem}-{variant}" if variant else f"runs/{name.stem}"

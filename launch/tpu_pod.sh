@@ -11,6 +11,7 @@
 #   TPU_NAME, TPU_ZONE, TPU_PROJECT      which one
 #   TPU_TYPE, TPU_VERSION                for create and queue: v5litepod-16, v2-alpha-tpuv5-lite
 #   SPOT=1                               a preemptible one
+#   BUCKET=name                          run mounts it at /mnt/name of every host first
 #   REMOTE_PYTHON=python3                the hosts' interpreter, 3.11 or newer
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -53,7 +54,8 @@ case "$action" in
 make -C bljust_jax setup ACCEL=tpu PYTHON=$(quoted "${REMOTE_PYTHON:-python3}")"
     ;;
   run)
-    on_hosts all "cd bljust_jax && launch/on_host.sh run run .venv/bin/python -u \
+    mount="${BUCKET:+launch/mount_bucket.sh $(quoted "${BUCKET:-}") && }"
+    on_hosts all "cd bljust_jax && ${mount}launch/on_host.sh run run .venv/bin/python -u \
 -m bljust_jax.main --distributed=on $(quoted "$@")"
     ;;
   status) tpus tpu-vm describe "$TPU_NAME" --format="value(state)" ;;

@@ -8,6 +8,7 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 PROGRAMS = ("gcloud", "kubectl", "sbatch", "srun", "scontrol", "sky", "docker", "sleep")
+MOUNTING = ("sudo", "gcsfuse", "mountpoint")
 FLAGS = ["--config=configs/quickstart.py:smoke", "--workdir=/mnt/my runs/it's $HOME", '--x="1";ls']
 
 # Writes down its arguments, does what `NAME.hook` says, and answers with a code and words: those of

@@ -257,7 +257,10 @@ def test_a_process_alone_ends_as_it_likes():
         (["--coordinator_address=head", "--num_processes=2", "--process_id=2"], "from 0 to 1"),
         (["--distributed=maybe"], "auto|on|off"),
         (["--process_id=first"], "--process_id=first"),
-        (["--workdir=gs://bucket/run"], "gs://bucket/run is no folder; mount the bucket"),
+        (
+            ["--workdir=gs://bucket/run"],
+            "gs://bucket/run is no folder; mount the bucket (launch/mount_bucket.sh NAME)",
+        ),
     ],
 )
 def test_wrong_flags_are_told_before_jax(flags, said):

@@ -63,6 +63,8 @@ def test_what_is_missing_is_one_line(platform, script, arguments, given, missing
         ("gke.sh", [], "usage: "),
         ("on_host.sh", ["brew", "x"], "brew: neither run nor stop"),
         ("on_host.sh", ["run"], "usage: "),
+        ("mount_bucket.sh", [], "usage: "),
+        ("mount_bucket.sh", ["gs://speech/runs"], "gs://speech/runs is no name of a bucket"),
     ],
 )
 def test_unknown_actions_are_one_line(platform, script, arguments, said):

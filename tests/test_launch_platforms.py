@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.platforms import FLAGS, LAUNCH, ROOT, Platform, words_of
+from tests.platforms import FLAGS, LAUNCH, MOUNTING, ROOT, Platform, words_of
 
 POD = {"TPU_NAME": "pod", "TPU_ZONE": "us-west4-a", "TPU_PROJECT": "speech"}
 MADE = {"TPU_TYPE": "v5litepod-16", "TPU_VERSION": "v2-alpha-tpuv5-lite"}
@@ -104,6 +104,40 @@ def test_flags_reach_the_hosts_as_they_were_given(platform, tmp_path):
     said = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     expected = ["run", "run", ".venv/bin/python", "-u", "-m", "bljust_jax.main", "--distributed=on"]
     assert said.stdout.split("\0")[:-1] == expected + FLAGS
+
+
+def test_tpu_pod_mounts_a_bucket_before_it_trains(platform):
+    platform.run("tpu_pod.sh", "run", "--config=a.py", **POD, BUCKET="speech")
+    ((*_, command, _, _),) = platform.calls()
+    line = "--command=cd bljust_jax && launch/mount_bucket.sh speech && launch/on_host.sh run run "
+    assert command.startswith(line)
+
+
+@pytest.mark.parametrize("name", ["speech", "gs://speech"])
+def test_a_bucket_is_mounted_once(platform, name):
+    for program in MOUNTING:
+        platform.fake(program)
+    mounted = ["mountpoint", "--quiet", "/mnt/speech"]
+    platform.answers(mountpoint=["1"])
+    done = platform.run("mount_bucket.sh", name)
+    assert done.returncode == 0, done.stderr
+    assert platform.calls() == [
+        mounted,
+        ["sudo", "mkdir", "-p", "/mnt/speech"],
+        ["sudo", "chown", str(os.getuid()), "/mnt/speech"],
+        ["gcsfuse", "--implicit-dirs", "--rename-dir-limit=1000000", "speech", "/mnt/speech"],
+    ]
+    platform.answers(mountpoint=["0"])
+    platform.run("mount_bucket.sh", name)
+    assert platform.calls()[4:] == [mounted]
+
+
+def test_an_image_without_gcsfuse_is_one_line(platform):
+    platform.fake("mountpoint")
+    platform.answers(mountpoint=["1"])
+    done = platform.run("mount_bucket.sh", "speech")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no gcsfuse on ")
 
 
 def verbs(platform):
