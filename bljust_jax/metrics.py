@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -92,6 +93,11 @@ class Writer:
         for name, value in row.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """All rows so far are on disk when this returns, or have reached the bucket."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:

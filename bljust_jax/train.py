@@ -194,6 +194,7 @@ def _run(
             meta |= {"window": window.settle(), "skipped": window.skipped}
             meta |= {"quarantined": corpus.quarantined.state(), "seconds": clock.seconds()}
             with clock.on("save"):
+                writer.sync()  # no checkpoint is to outlive the rows before it
                 checkpoints.save(now, state, best, meta)
             timer.restart()
         if stopping:

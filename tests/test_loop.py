@@ -2,12 +2,14 @@
 compiles."""
 
 import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from bljust_jax import goodput, hosts, metrics, step, train
+from bljust_jax import checkpoint, goodput, hosts, metrics, step, train
 from bljust_jax.errors import UserError
 from configs import quickstart
 
@@ -84,6 +86,27 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
     assert shares.pop(goodput.WALL) > 0
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["perf/share/lost"] > 0, "from the row of step 10 back to the save of step 9"
+
+
+def test_no_checkpoint_outlives_the_rows_before_it(run, tmp_path, monkeypatch):
+    """Where the machine dies, a bucket has what was synced alone."""
+    synced, at_saves = [], []
+    save, fsync = checkpoint.Checkpoints.save, os.fsync
+
+    def noted(file):
+        if pathlib.Path(f"/proc/self/fd/{file}").readlink() == tmp_path / "metrics.jsonl":
+            synced.append(os.fstat(file).st_size)
+        fsync(file)
+
+    def noting(self, step, *args):
+        at_saves.append((synced[-1], (tmp_path / "metrics.jsonl").stat().st_size))
+        save(self, step, *args)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", noting)
+    run(tmp_path)
+    assert len(at_saves) == 9
+    assert all(on_disk == written for on_disk, written in at_saves)
 
 
 def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_allowed(
