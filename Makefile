@@ -24,18 +24,19 @@ PYTHON2 ?= $(shell for p in python3.13 python3.12; do $$p -c '' 2>/dev/null && e
 VARIANTS := bljust ptft supervised weighted_sum alternating
 
 .PHONY: help setup quickstart test lint nightly nightly-slow nightly-newest nightly-quickstart \
-        nightly-digits aot aot-smoke aot-kernels peers faults bench bench-gpu clean
+        nightly-digits nightly-aot aot aot-smoke aot-kernels aot-cuda peers faults bench bench-gpu clean
 
 help:
 	@echo "make quickstart   synthesise a small speech corpus and train on it, a few minutes on two cores"
 	@echo "make test         the tests, without the slow ones and those that need a GPU"
 	@echo "make setup        only make the environment in $(VENV)"
 	@echo "make lint         ruff's checks and its formatting"
-	@echo "make nightly      slow tests, a second interpreter, the quickstart with three seeds, all variants"
+	@echo "make nightly      slow tests, a second interpreter, the quickstart with three seeds, all variants,"
+	@echo "                  and what make aot leaves out, compiled as training compiles it"
 	@echo "make bench        CTC against optax and torch, the joint step against its parts, reading audio"
 	@echo "make bench-gpu    the same on this machine's GPU, into results/bench; installs nothing"
-	@echo "make aot          compile kernels and the steps of shipped configs for TPUs, into results/aot.md;"
-	@echo "                  needs no TPU, about half an hour; make aot-smoke: kernels and one step"
+	@echo "make aot          compile kernels and the steps of shipped configs for TPUs and H200s, into"
+	@echo "                  results/aot.md; needs neither, half an hour; make aot-smoke: kernels and one step"
 	@echo "make faults       what is broken on purpose: kills, lost hosts, bad files; see results/reliability.md"
 	@echo "make peers        the tests against torch and transformers, in an environment of their own"
 	@echo "make clean        remove environments and caches; $(RUNS)/ stays"
@@ -62,7 +63,7 @@ lint: setup
 	$(PY) -m ruff check bljust_jax configs tests
 	$(PY) -m ruff format --check bljust_jax configs tests
 
-nightly: nightly-slow nightly-newest nightly-quickstart nightly-digits
+nightly: nightly-slow nightly-newest nightly-quickstart nightly-digits nightly-aot
 
 nightly-slow: setup
 	JAX_PLATFORMS=cpu $(PY) -m pytest -n 2 -m "slow and not gpu"
@@ -88,13 +89,25 @@ nightly-digits: setup
 	    --config.data.train=$(SPEECH)/digits_ar/train.jsonl --config.data.dev=$(SPEECH)/digits_ar/dev.jsonl \
 	    --workdir=$(RUNS)/nightly/digits-$$variant | $(AT_MOST) dev/wer $$limit; done
 
-# ROWS="L joint,birq" compiles those steps alone.
+# ROWS="L joint,birq" compiles those steps alone; LEVEL= has the compiler do all that it does for
+# training, which takes two or three times as long.
 ROWS ?=
-aot: aot-kernels
-	JAX_PLATFORMS=cpu .venv-aot/bin/python -m bljust_jax.aot --jobs 2 --out results --rows "$(ROWS)"
+LEVEL ?= O0
+AOT := JAX_PLATFORMS=cpu .venv-aot/bin/python -m bljust_jax.aot
+aot: aot-kernels aot-cuda
+	$(AOT) --level "$(LEVEL)" --jobs 2 --out results --rows "$(ROWS)"
 
 aot-smoke: aot-kernels
-	JAX_PLATFORMS=cpu .venv-aot/bin/python -m bljust_jax.aot --rows "librispeech.py:S"
+	$(AOT) --level "$(LEVEL)" --rows "librispeech.py:S joint"
+
+nightly-aot: aot-kernels aot-cuda
+	$(AOT) --nightly --jobs 2 --out results --rows "$(ROWS)"
+
+# The compiler for GPUs alone, of jaxlib's version, without NVIDIA's libraries.
+aot-cuda: aot-kernels
+	@v=$$(.venv-aot/bin/python -c 'import jaxlib; print(jaxlib.__version__)'); \
+	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  jax-cuda13-plugin==$$v jax-cuda13-pjrt==$$v
 
 aot-kernels:
 	$(MAKE) setup VENV=.venv-aot ACCEL=tpu

@@ -1,11 +1,16 @@
-"""python -m bljust_jax.aot [--rows TEXT[,TEXT...]] [--out DIR] [--jobs N]
+"""python -m bljust_jax.aot [--rows TEXT[,TEXT...]] [--nightly] [--level O0] [--out DIR] [--jobs N]
 
-Compiles the real training step of shipped configs, on their largest batch, for TPUs that are not
-here, and says what each needs of a device: nothing is executed. Rows whose name holds one of the
-texts are compiled, all by default, N at a time; DIR/aot.json keeps their figures beside those of
-other rows, DIR/aot.md shows all of them. Exit 2 where a step does not fit its device.
+Compiles the real training step of shipped configs, on their largest batch, for TPUs and GPUs that
+are not here, and says what each needs of a device: nothing is executed. Rows whose name holds one
+of the texts are compiled, all by default, N at a time; DIR/aot.json keeps their figures beside
+those of other rows, DIR/aot.md shows all of them. Exit 2 where a step does not fit its device.
+--nightly: other methods and phases of these configs too.
 
-Needs libtpu: `make aot` makes an environment that has it.
+--level O0 has the compiler optimise less, in a half or third of the time: the peak is within a
+quarter of the true one, gradients that would be scattered are reduced. Without it steps are
+compiled as training compiles them.
+
+Needs libtpu and jax's CUDA plugin: `make aot` makes an environment that has them.
 """
 
 from __future__ import annotations
@@ -26,30 +31,11 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from bljust_jax import command, peaks
+from bljust_jax.chips import CHIPS, GIB, ctc_of, devices
 from bljust_jax.errors import UserError
 
-MIB, GIB = 2**20, 2**30
-
-
-class Chips(NamedTuple):
-    """Accelerators as libtpu names them; bytes of a chip, and its `device_kind`."""
-
-    topology: str
-    count: int
-    memory: float
-    kind: str
-    slices: int = 1
-    megacore: bool = False  # the two cores of a chip are one device
-
-
-CHIPS = {
-    "v4-16": Chips("v4:2x2x2", 8, 32 * GIB, "TPU v4", megacore=True),
-    "v4-128": Chips("v4:4x4x4", 64, 32 * GIB, "TPU v4", megacore=True),
-    "v5e-16": Chips("v5e:4x4", 16, 16 * GIB, "TPU v5e"),
-    "v5e-256": Chips("v5e:16x16", 256, 16 * GIB, "TPU v5e"),
-    "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, "TPU v5e", slices=2),
-    "v6e-8": Chips("v6e:2x4", 8, 32 * GIB, "TPU v6e"),
-}
+MIB = 2**20
+LEVELS = ("", "O0", "O1", "O2", "O3")  # of optimisation; "" is training's
 
 
 class Row(NamedTuple):
@@ -66,19 +52,46 @@ class Row(NamedTuple):
         return f"{self.config} {self.phase} on {self.chips}"
 
 
+# Each recipe and model shape once, each kind of chips at least once; the longest to compile first.
 ROWS = (
-    Row("librispeech.py:S", "joint", "v5e-16"),
     Row("wav2vec2_just.py:large", "joint", "v6e-8", fsdp=8),
-    Row("birq.py:yodas", "pretrain", "v5e-16", fsdp=8),
+    Row("wav2vec2_just.py:base", "joint", "v6e-8", fsdp=2),
     Row("m2asr.py:librispeech_aishell,vc", "joint", "v6e-8", fsdp=2),
-    Row("librispeech.py:L", "joint", "v4-128", fsdp=4),
+    Row("librispeech.py:S", "joint", "v5e-16"),
+    Row("librispeech.py:M,best_rq", "joint", "v5e-256", fsdp=4),
     Row("librispeech.py:L", "joint", "2 x v5e-16", fsdp=4, tensor=2),
+    Row("librispeech.py:lstm", "joint", "v6e-8"),
+    Row("birq.py:librispeech", "pretrain", "v4-16", fsdp=4),
+    Row("birq.py:yodas", "pretrain", "v5e-16", fsdp=8),
+    Row("librispeech.py:M", "joint", "8 x H200"),
+)
+# What `make nightly` adds: these shapes elsewhere, and their other phases, methods and variants.
+NIGHTLY = (
+    Row("librispeech.py:L", "joint", "v4-128", fsdp=4),
     Row("librispeech.py:L", "joint", "v5e-256", fsdp=4),
     Row("librispeech.py:M,best_rq", "joint", "v5e-16", fsdp=4),
-    Row("birq.py:librispeech", "pretrain", "v5e-16", fsdp=4),
-    Row("wav2vec2_just.py:base", "joint", "v6e-8", fsdp=2),
     Row("m2asr.py:covost,vm_uas", "joint", "v5e-16", fsdp=4),
-    Row("librispeech.py:lstm", "joint", "v6e-8"),
+    Row("librispeech.py:L", "joint", "8 x H200", fsdp=8),
+    Row("wav2vec2_just.py:large", "joint", "8 x H200", fsdp=8),
+    Row("m2asr.py:librispeech_aishell,vc", "joint", "8 x H200"),
+    Row("birq.py:yodas", "pretrain", "8 x H200", fsdp=8),
+    Row("librispeech.py:S", "explore", "v5e-16"),
+    Row("librispeech.py:S", "finetune", "v5e-16"),
+    Row("librispeech.py:S,ptft", "pretrain", "v5e-16"),
+    Row("librispeech.py:S,alternating", "turn_ctc", "v5e-16"),
+    Row("librispeech.py:S,chunked", "joint", "v5e-16"),
+    Row("librispeech.py:parakeet", "joint", "v6e-8"),
+    Row("librispeech.py:gru", "joint", "v6e-8"),
+    Row("tedlium.py:L", "joint", "v5e-16", fsdp=4),
+    Row("birq.py:librispeech", "pretrain", "v5e-16", fsdp=4),
+    Row("birq.py:librispeech", "finetune", "v5e-16", fsdp=4),
+    Row("birq.py:librispeech,best_rq", "pretrain", "v5e-16", fsdp=4),
+    Row("birq.py:ami", "pretrain", "v5e-16", fsdp=4),
+    Row("wav2vec2_just.py:base", "finetune", "v6e-8", fsdp=2),
+    Row("wav2vec2_just.py:base,ft", "supervised", "v6e-8", fsdp=2),
+    Row("m2asr.py:librispeech_aishell,vs", "joint", "v6e-8", fsdp=2),
+    Row("m2asr.py:librispeech_aishell,two_stage", "supervised", "v6e-8", fsdp=2),
+    Row("m2asr.py:covost,vm_usa", "joint", "v5e-16", fsdp=4),
 )
 CHARACTERS = 30  # letters, a few signs and the blank: a vocabulary that a run would learn
 
@@ -87,6 +100,7 @@ class Figures(NamedTuple):
     """What a compiled step needs, a device and a step."""
 
     name: str
+    level: str  # of optimisation
     mesh: str
     parameters: int
     rows: dict[str, str]  # {stream: "rows x seconds"} of all devices together
@@ -100,12 +114,14 @@ class Figures(NamedTuple):
     seconds: float  # of compiling, CPU time
 
 
-def compile_row(row: Row) -> Figures:
+def compile_row(row: Row, level: str) -> Figures:
     """UserError where the step does not fit."""
     import jax
 
     from bljust_jax import sharding
 
+    if level:
+        jax.config.update("jax_optimization_level", level)
     config, recipe = make_recipe(row)
     mesh = make_mesh(row)
     phase = next(p for p in recipe.phases if p.name == row.phase)
@@ -122,6 +138,7 @@ def compile_row(row: Row) -> Figures:
     memory, share = program.memory_analysis(), sharding.batch_devices(mesh)
     figures = Figures(
         name=row.name,
+        level=level,
         mesh=" x ".join(f"{name} {n}" for name, n in mesh.shape.items() if n > 1),
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
         rows={s: f"{b.batch_size} x {b.seconds:g} s" for s, b in buckets.items()},
@@ -181,7 +198,7 @@ def make_recipe(row: Row) -> tuple[Any, Any]:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     config = module.get_config(variants)
-    config.ctc.implementation = "pallas_tpu"  # what "auto" is on a TPU
+    config.ctc.implementation = ctc_of(CHIPS[row.chips])
     texts = {name: stream.text for name, stream in config.data.streams.items()}
     texts = texts or {"labelled": config.data.text}
     sizes = {
@@ -193,16 +210,13 @@ def make_recipe(row: Row) -> tuple[Any, Any]:
 
 
 def make_mesh(row: Row) -> Any:
-    from jax.experimental import topologies
-
     from bljust_jax import sharding
 
     chips = CHIPS[row.chips]
-    options = {"num_slices": chips.slices} if chips.slices > 1 else {}
-    options |= {"chip_config_name": "megacore"} if chips.megacore else {}
-    found = topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **options)
     data = chips.count // (chips.slices * row.fsdp * row.tensor)
-    return sharding.lay_out((chips.slices, data, row.fsdp, row.tensor), found.devices, chips.slices)
+    return sharding.lay_out(
+        (chips.slices, data, row.fsdp, row.tensor), devices(chips), chips.slices
+    )
 
 
 def largest_buckets(config: Any, streams: Sequence[str], multiple: int) -> dict[str, Any]:
@@ -261,6 +275,8 @@ def collectives(text: str) -> dict[str, list[int]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command.Parser(__doc__)
     parser.add_argument("--rows", default="")
+    parser.add_argument("--nightly", action="store_true")
+    parser.add_argument("--level", choices=LEVELS, default="")
     parser.add_argument("--out", default="")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--one", default="")  # what a job of ours is asked for
@@ -269,15 +285,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def body(given: Any) -> None:
     if given.one:
-        row = next(row for row in ROWS if row.name == given.one)
-        print(json.dumps(compile_row(row)._asdict()))
+        row = next(row for row in ROWS + NIGHTLY if row.name == given.one)
+        print(json.dumps(compile_row(row, given.level)._asdict()))
         return
     wanted = [text for text in given.rows.split(",") if text] or [""]
-    rows = [row for row in ROWS if any(text in row.name for text in wanted)]
+    known = ROWS + NIGHTLY if given.nightly else ROWS
+    rows = [row for row in known if any(text in row.name for text in wanted)]
     if not rows:
         raise UserError(f"--rows={given.rows}: no row of that name; see bljust_jax/aot.py")
     with concurrent.futures.ThreadPoolExecutor(max(given.jobs, 1)) as pool:
-        done = [pool.submit(compile_apart, row, given.out) for row in rows]
+        done = [pool.submit(compile_apart, row, given.level, given.out) for row in rows]
         outcomes = [outcome.result() for outcome in done]
     failed = [said for said in outcomes if said]
     if failed:
@@ -287,14 +304,14 @@ def body(given: Any) -> None:
 LOCK = threading.Lock()
 
 
-def compile_apart(row: Row, out: str) -> str:
+def compile_apart(row: Row, level: str, out: str) -> str:
     """In a process of its own, as libtpu serves one program at a time; figures go to the folder
     `out`. Returns the last line of what is said where it fails, else ""."""
     environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     environment |= {"TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     say(f"compiling {row.name}")
     done = subprocess.run(
-        [sys.executable, "-m", "bljust_jax.aot", "--one", row.name],
+        [sys.executable, "-m", "bljust_jax.aot", "--one", row.name, "--level", level],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -322,8 +339,9 @@ def write(folder: pathlib.Path, found: Figures) -> None:
     path = folder / "aot.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     stamp = {"date": time.strftime("%Y-%m-%d"), "jax": metadata.version("jax")}
-    kept[found.name] = found._asdict() | stamp
-    kept = {row.name: kept[row.name] for row in ROWS if row.name in kept}
+    kept[f"{found.name} {found.level}".strip()] = found._asdict() | stamp
+    names = [f"{row.name} {level}".strip() for row in ROWS + NIGHTLY for level in LEVELS]
+    kept = {name: kept[name] for name in names if name in kept}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kept, indent=1) + "\n")
     (folder / "aot.md").write_text(render(list(kept.values())))
@@ -333,15 +351,17 @@ HEAD = """# Ahead of time: what a step needs
 
     make aot
 
-Training steps of shipped configs on their largest batch, compiled by libtpu on a machine without a
-TPU and never executed. All figures are of one device and one step, but for the batch, which is that
-of all devices. Peak: the most bytes that are live at once, state included, against those of the
-chip. Encoder: arithmetic of its forward and backward passes; at the chip's peak it takes at least
-so long. Collectives: how many are in the program's text, and the bytes of their results; what a
-loop over blocks repeats is counted once.
+Training steps of shipped configs on their largest batch, compiled on a machine without a TPU or GPU
+and never executed. All figures are of one device and one step, but for the batch, which is that of
+all devices. Peak: the most bytes that are live at once, state included, against those that a program
+may take of the device. Encoder: arithmetic of its forward and backward passes; at the chip's peak
+it takes at least so long. Collectives: how many are in the program's text, and the bytes of their
+results; what a loop over blocks repeats is counted once. Level: how much the compiler optimises,
+"full" is what training gets. For GPUs it cannot time its choices without one, and peaks are lower
+bounds by some tenths (results/README.md, "On one H200").
 
-| step | mesh | parameters | batch | audio | peak / chip | state, batch | encoder | at least | collectives | CPU s to compile | date, jax |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| step | level | mesh | parameters | batch | audio | peak / chip | state, batch | encoder | at least | collectives | CPU s to compile | date, jax |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
 
@@ -357,6 +377,7 @@ def line(row: dict[str, Any]) -> str:
     )
     cells = (
         row["name"],
+        row["level"] or "full",
         row["mesh"] or "1 device",
         f"{row['parameters'] / 1e6:.1f} M",
         ", ".join(f"{stream} {rows}" for stream, rows in row["rows"].items()),

@@ -82,7 +82,8 @@ ALLOWED = {
     "report": HOST | COMMAND | {"metrics", "plots", "jiwer"},
     "ngram": COMMAND | {"data", "decode", "errors"},
     "prepare": HOST | COMMAND | {"data"},
-    "aot": JAX | COMMAND | {"peaks", "recipes", "optim", "sharding", "step", "data"},
+    "chips": {"jax", "errors", "ops"},
+    "aot": JAX | COMMAND | {"chips", "peaks", "recipes", "optim", "sharding", "step", "data"},
     "bench": JAX | COMMAND | {
         *("ops", "system", "step", "optim", "peaks", "sharding", "recipes", "encoders", "data"),
         *("optax", "torch", "transformers", "configs", "soundfile"),
@@ -92,6 +93,7 @@ ALLOWED = {
 # Imported inside functions only: heavy, optional, or absent on some machines.
 LAZY = {
     "hosts": {"jax"},
+    "chips": {"jax", "ops"},
     "tracing": {"jax"},
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"},
     "decode": {"kenlm"},
