@@ -7,8 +7,8 @@ those of other rows, DIR/aot.md shows all of them. Exit 2 where a step does not 
 --nightly: other methods and phases of these configs too.
 
 --level O0 has the compiler optimise less, in a half or third of the time: the peak is within a
-quarter of the true one, gradients that would be scattered are reduced. Without it steps are
-compiled as training compiles them.
+quarter of the true one, collectives are not split. Without it steps are compiled as training
+compiles them.
 
 Needs libtpu and jax's CUDA plugin: `make aot` makes an environment that has them.
 """
