@@ -57,7 +57,7 @@ quickstart: setup
 	$(PY) -m bljust_jax.main --config=configs/quickstart.py --workdir=$(RUNS)/quickstart $(ARGS)
 
 test: setup
-	JAX_PLATFORMS=cpu $(PY) -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" $(ARGS)
+	JAX_PLATFORMS=cpu $(PY) -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check bljust_jax configs tests

@@ -17,8 +17,6 @@ from tests.systems import (
     undisturbed,
 )
 
-pytestmark = pytest.mark.xdist_group("accumulate")
-
 # Its batch norm has the moments of a part, as everywhere.
 OF_ONE_BATCH = {"parakeet"}
 DAILY = ("bljust",)

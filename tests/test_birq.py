@@ -17,8 +17,6 @@ from configs import birq
 from tests import toy
 from tests.systems import begin
 
-pytestmark = pytest.mark.xdist_group("birq")
-
 KEY = jax.random.key(0)
 FACTS = recipes.Facts({"labelled": 9}, steps_per_epoch={"labelled": 10, "unlabelled": 40})
 

@@ -20,8 +20,6 @@ from bljust_jax.evaluate.trained import open_run, open_split
 from bljust_jax.system import Task
 from configs import quickstart
 
-pytestmark = pytest.mark.xdist_group("evaluate")
-
 STEP = 7
 TASK = Task("", "labelled", "wer", "ctc_head", predict=lambda *_: None)
 

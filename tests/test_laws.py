@@ -26,10 +26,7 @@ from tests.systems import (
 )
 
 # systems whose joint phase takes a gradient an objective
-BILEVEL = (
-    pytest.param("bljust", marks=pytest.mark.xdist_group("bljust:joint")),
-    pytest.param("wav2vec2_just", marks=pytest.mark.slow),
-)
+BILEVEL = ("bljust", pytest.param("wav2vec2_just", marks=pytest.mark.slow))
 
 
 def cases():
@@ -42,13 +39,7 @@ def cases():
             found.setdefault((model, kind), (name, objective.name))
     nightly = ("lstm", "parakeet")
     return [
-        pytest.param(
-            *case,
-            marks=[
-                pytest.mark.xdist_group(":".join(case)),  # they share programs
-                *([pytest.mark.slow] if case[0] in nightly else []),
-            ],
-        )
+        pytest.param(*case, marks=pytest.mark.slow if case[0] in nightly else ())
         for case in found.values()
     ]
 

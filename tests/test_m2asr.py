@@ -13,8 +13,6 @@ from configs import m2asr
 from tests import toy
 from tests.systems import FACTS, all_streams, config_for
 
-pytestmark = pytest.mark.xdist_group("m2asr")
-
 ASR, ST, SSL = ("asr/ar", "asr/en"), ("st/ar-en",), ("cpc",)
 
 

@@ -33,8 +33,6 @@ from tests.test_evaluate import read_samples, untrained
 from tests.test_measures import st
 from tests.test_transcribe import store
 
-pytestmark = pytest.mark.xdist_group("tasks")
-
 STEP = 5
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
 # vocabularies of unlike sizes, so that nothing fits where it does not belong

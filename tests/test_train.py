@@ -57,8 +57,8 @@ CONFIGS = {
 
 # each a method, or a way through the loop, that another one here shows on a cheaper system
 NIGHTLY = (
-    *("quickstart-shared", "tedlium-bljust", "librispeech-weighted_sum"),
-    *("librispeech-best_rq", "librispeech-lstm"),
+    *("quickstart-shared", "tedlium-bljust", "quickstart-weighted_sum", "librispeech-weighted_sum"),
+    *("librispeech-best_rq", "librispeech-lstm", "manifest-supervised"),
 )
 
 
@@ -126,6 +126,7 @@ def test_birq_trains_and_tells_of_its_codebooks(tmp_path):
     assert (tmp_path / "plots" / "codebooks.png").exists()
 
 
+@pytest.mark.slow
 def test_explore_every_epoch_interleaves_without_restarting_the_penalty(tmp_path):
     config = shorten(quickstart.get_config("smoke"))
     config.phases.update(explore=4, joint=8, explore_when="every_epoch")

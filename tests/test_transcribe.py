@@ -21,8 +21,6 @@ from bljust_jax.transcribe import Failure, Settings, Transcript, Word, files, tr
 from bljust_jax.transcribe.labels import Label, aligned_labels, best_labels, words_of
 from bljust_jax.transcribe.listen import Heard
 
-pytestmark = pytest.mark.xdist_group("transcribe")
-
 RATE, FRAME, LEVEL = 16000, 640, 1000
 SECOND = RATE // FRAME  # frames
 TOKENIZER = CharTokenizer(" abcdefghijklmnopqrst", ())

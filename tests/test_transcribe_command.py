@@ -21,8 +21,6 @@ from bljust_jax.transcribe import __main__ as command
 from tests.test_evaluate import untrained
 from tests.test_transcribe import fake, sound, store
 
-pytestmark = pytest.mark.xdist_group("transcribe_command")
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

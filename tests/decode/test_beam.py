@@ -13,8 +13,6 @@ from bljust_jax.decode import arpa, ngram
 from bljust_jax.decode.beam import BeamSearch, Fusion
 from bljust_jax.decode.greedy import collapse
 
-pytestmark = pytest.mark.xdist_group("decode/beam")
-
 SPEECH = ("a", "b", " ")
 PIECES = ("▁a", "b", "▁")
 WIDE = 1000  # more halves than prefixes of 5 frames and 3 units have

@@ -11,8 +11,6 @@ from bljust_jax.evaluate.trained import open_run
 from bljust_jax.export import parity, pretrained, tokenizer
 from tests.export import runs
 
-pytestmark = pytest.mark.xdist_group("export/export")
-
 
 def export(folder, *flags):
     out = folder / "out"

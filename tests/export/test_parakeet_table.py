@@ -11,8 +11,6 @@ from bljust_jax.errors import UserError
 from bljust_jax.export import parakeet
 from bljust_jax.models.conformer import Conformer
 
-pytestmark = pytest.mark.xdist_group("export/parakeet_table")
-
 MODEL = Conformer(
     dim=12, layers=2, heads=3, kernel=5, n_mels=16, channels=6, ff_mult=2,
     subsampling="parakeet", norm="batch",

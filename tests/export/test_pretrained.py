@@ -11,8 +11,6 @@ from bljust_jax.errors import UserError
 from bljust_jax.export import pretrained, tensors
 from tests.export import runs
 
-pytestmark = pytest.mark.xdist_group("export/pretrained")
-
 OTHER = runs.text.CharTokenizer(" abc", ("lower",))
 
 

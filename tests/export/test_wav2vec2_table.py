@@ -11,8 +11,6 @@ from bljust_jax.errors import UserError
 from bljust_jax.export import wav2vec2 as table
 from bljust_jax.models.wav2vec2 import SIZES, Wav2Vec2
 
-pytestmark = pytest.mark.xdist_group("export/wav2vec2_table")
-
 MODEL = Wav2Vec2(
     dim=8,
     layers=2,

@@ -8,8 +8,6 @@ import pytest
 
 from tests.checkpoints import assert_whole, files, flip, restore, save
 
-pytestmark = pytest.mark.xdist_group("faults/bit_flips")
-
 TRIALS = 50
 
 

@@ -21,8 +21,6 @@ from configs import quickstart
 from tests.faults.test_data_faults import KINDS, damage
 from tests.test_loop import rows_of
 
-pytestmark = pytest.mark.xdist_group("faults/run")
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

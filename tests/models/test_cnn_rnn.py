@@ -15,8 +15,6 @@ from bljust_jax.models.cnn_rnn import CnnRnn
 from bljust_jax.models.norms import EPSILON
 from configs import defaults
 
-pytestmark = pytest.mark.xdist_group("models/cnn_rnn")
-
 FIELDS = {"cnn_layers": 1, "rnn_layers": 2, "channels": 4, "latent_dim": 6, "units": 5, "heads": 2}
 SMALL = {
     "gru": CnnRnn(n_mels=8, proj=7, **FIELDS),

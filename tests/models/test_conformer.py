@@ -13,8 +13,6 @@ from bljust_jax.errors import UserError
 from bljust_jax.models.conformer import SIZES, Conformer
 from bljust_jax.models.frontend import receptive_field
 
-pytestmark = pytest.mark.xdist_group("models/conformer")
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = Conformer(dim=16, layers=3, heads=2, kernel=5, n_mels=8, channels=4)
 PARAKEET = dataclasses.replace(SMALL, subsampling="parakeet", layers=1)

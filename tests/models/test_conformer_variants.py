@@ -11,8 +11,6 @@ import pytest
 from bljust_jax.errors import UserError
 from bljust_jax.models.conformer import Conformer
 
-pytestmark = pytest.mark.xdist_group("models/conformer_variants")
-
 LENGTHS = jnp.array([61, 34, 0])
 BATCH = Conformer(dim=16, layers=2, heads=2, kernel=5, n_mels=8, channels=4, norm="batch")
 WINDOW = dataclasses.replace(BATCH, norm="layer", window=4)

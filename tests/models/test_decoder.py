@@ -11,8 +11,6 @@ import pytest
 from bljust_jax.errors import UserError
 from bljust_jax.models.decoder import Decoder
 
-pytestmark = pytest.mark.xdist_group("models/decoder")
-
 SMALL = Decoder(dim=16, layers=2, heads=2, vocab_size=7, memory_dim=6)
 MEMORY_LENGTHS = jnp.array([5, 3, 0])
 TOKENS = jnp.array([[0, 3, 1, 6, 2], [0, 5, 5, 4, 1], [0, 2, 0, 0, 0]])

@@ -14,8 +14,6 @@ from bljust_jax.models.wav2vec2 import SIZES, Wav2Vec2
 from bljust_jax.models.wav2vec2_layers import grouped_conv
 from bljust_jax.ops.masking import Hide
 
-pytestmark = pytest.mark.xdist_group("models/wav2vec2")
-
 # Three convolutions, 30 samples a frame and 20 between frames: they compile fast.
 LARGE = Wav2Vec2(
     dim=16,

@@ -14,8 +14,6 @@ from bljust_jax.objectives import attention
 from bljust_jax.system import Extras, row_keys
 from tests.objectives.batches import HOP, encode, features
 
-pytestmark = pytest.mark.xdist_group("objectives/attention")
-
 NAME = "st/fr-en"
 MODEL = Decoder(dim=16, layers=1, heads=2, vocab_size=6, memory_dim=8)
 EXTRAS = Extras(step=0, frozen={}, stats={}, ema={}, scale={NAME: jnp.float32(1)})

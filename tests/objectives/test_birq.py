@@ -12,8 +12,6 @@ from bljust_jax.objectives.birq import ANCHOR, ENHANCED, SelfLabels
 from bljust_jax.ops import quantizer
 from bljust_jax.system import Extras, scale_gradient
 
-pytestmark = pytest.mark.xdist_group("objectives/birq")
-
 MELS, STACK, DIM, BLOCKS, BOOKS, CODES, WIDTH = 3, 2, 6, 3, 2, 5, 4
 LENGTHS = (26, 17, 0, 9)  # feature frames
 KEY = jax.random.key(0)

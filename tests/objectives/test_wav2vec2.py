@@ -17,8 +17,6 @@ from bljust_jax.ops.masking import wav2vec2_spans
 from bljust_jax.system import Extras
 from tests.objectives import batches
 
-pytestmark = pytest.mark.xdist_group("objectives/wav2vec2")
-
 HOP, DIM = 4, 6
 KEY = jax.random.key(0)
 RATE = 40
