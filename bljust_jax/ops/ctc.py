@@ -114,15 +114,19 @@ def _recursions(implementation, logits, labels) -> Recursions:
 
 
 def _tpu_kernel_holds(logits, labels):
-    from bljust_jax.ops.ctc_pallas_tpu import MAX_LABELS
+    from bljust_jax.ops import ctc_pallas_tpu
 
-    return labels.shape[1] <= MAX_LABELS and logits.dtype != jnp.float64
+    return _kernel_holds(ctc_pallas_tpu, logits, labels)
 
 
 def _gpu_kernel_holds(logits, labels):
-    from bljust_jax.ops.ctc_pallas_gpu import MAX_LABELS, measured_here
+    from bljust_jax.ops import ctc_pallas_gpu
 
-    return measured_here() and labels.shape[1] <= MAX_LABELS and logits.dtype != jnp.float64
+    return ctc_pallas_gpu.measured_here() and _kernel_holds(ctc_pallas_gpu, logits, labels)
+
+
+def _kernel_holds(kernel, logits, labels):
+    return labels.shape[1] <= kernel.MAX_LABELS and logits.dtype != jnp.float64
 
 
 def _to_loss(log_prob, logit_lengths, labels, label_lengths):
