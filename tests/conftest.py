@@ -1,6 +1,8 @@
 """Tests run stricter than users do: eight CPU devices, no implicit rank promotion, checked
 shapes."""
 
+import contextlib
+import io
 import os
 import pathlib
 
@@ -20,6 +22,9 @@ install_import_hook("bljust_jax", "beartype.beartype")
 import jax
 import pytest
 
+from bljust_jax.data import synthetic
+from bljust_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = pathlib.Path(os.environ.get("BLJUST_TEST_CACHE", ROOT / ".pytest_xla_cache"))
 
@@ -38,6 +43,15 @@ def few_programs():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 15_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spoken():
+    """Speaks the corpora that configs for tests name, where the user's cache lacks them. Otherwise
+    the first test that loads one would find on its stderr that it is being made."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(UserError, OSError):
+        for name in ("tiny", "overfit"):
+            synthetic.make_corpus(name)
 
 
 @pytest.fixture(scope="session")

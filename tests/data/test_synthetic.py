@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -212,6 +213,27 @@ def test_the_library_is_loaded_in_the_speaking_process_only():
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr == "synthetic:overfit: speaking 8 utterances, once\n"
+
+
+@pytest.mark.parametrize("name", ["tiny", "overfit"])
+def test_no_test_is_told_that_its_corpus_is_made(capsys, name):
+    assert synthetic.make_corpus(name).is_dir()
+    assert capsys.readouterr().err == ""
+
+
+def test_no_test_is_told_so_where_the_cache_is_empty(tmp_path):
+    """The test above, as the first on a new machine."""
+    node = f"{__file__}::{test_no_test_is_told_that_its_corpus_is_made.__name__}"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", node],
+        cwd=pathlib.Path(synthetic.__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert len(list((tmp_path / "bljust_jax" / "synthetic").iterdir())) == 2
 
 
 @pytest.mark.slow
