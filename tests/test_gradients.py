@@ -1,5 +1,6 @@
 """Gradients of dynamic levels, through the whole step, on objectives whose gradients are known."""
 
+import dataclasses
 import functools
 import math
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax import bilevel, checkpoint, optim, sharding
+from bljust_jax import bilevel, checkpoint, optim, sharding, step, system
 from tests import toy
 
 A, B, C = toy.SOUP
@@ -181,6 +182,69 @@ def test_fixed_weights_inside_a_level():
         np.testing.assert_allclose(moved(state, after), want, atol=1e-5)
         head = after.params[f"{A}_head"]["value"]
         np.testing.assert_allclose(100 * head, batch[A]["rows"][:, 0].mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("gradients", ["separate", "fused"])
+def test_a_head_of_some_objectives_takes_their_levels_weights(gradients):
+    """Of two levels, or inside one; a head of one objective takes its plain gradient. A draws the
+    head of A and B to 1, B to 2, from 0."""
+
+    def drawn_to(n, params, extras, batch, rng):
+        name = toy.SOUP[n]
+        losses, aux = toy.drawn_to(n, params, extras, batch, rng)
+        pair = system.scale_gradient(params["pair"]["value"], extras.scale[name])
+        loss, count = losses[name]
+        return {name: (loss + count * 0.5 * (pair - (n + 1)) ** 2, count)}, aux
+
+    def init(rng):
+        return toy.soup_init(rng)[0] | {"pair": {"value": jnp.zeros(())}}, {}, {}
+
+    objectives = tuple(
+        system.Objective(
+            (name,), (name,), functools.partial(drawn_to if n < 2 else toy.drawn_to, n)
+        )
+        for n, name in enumerate(toy.SOUP)
+    )
+    owners = {"encoder": toy.SOUP, "pair": (A, B)} | {name: (name,) for name in toy.SOUP}
+    groups = tuple(
+        system.Group(name, f"^{name}(_head)?/", frozenset(own), clip=1e9, weight_decay=0.0)
+        for name, own in owners.items()
+    )
+    options = {"objectives": objectives, "groups": groups, "init": init, "gradients": gradients}
+    batch = toy.soup_batch(noise=1.0)
+    for levels, weights, inner, want in (
+        (((A,), (B, C)), (1.0, 0.25), {}, 1 + 0.25 * 2),
+        (((A, B), (C,)), (1.0, 0.5), {A: 0.25, B: 0.75}, 0.25 + 0.75 * 2),
+    ):
+        how = ("sum", "sum")
+        train_step, state = toy.soup(levels, MODO, how, weights, inner, **options)
+        after, _ = jax.jit(train_step)(state, batch)
+        assert float(after.params["pair"]["value"]) / 1e-2 == pytest.approx(want, rel=1e-5)
+        head = after.params[f"{B}_head"]["value"]
+        np.testing.assert_allclose(100 * head, batch[B]["rows"][:, 0].mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 4.0])
+def test_a_loss_of_next_to_no_weight_is_divided_by_one(share):
+    """As of a batch in which nothing was masked: no NaN, and no more than its own gradient."""
+
+    def light(params, extras, batch, rng):
+        losses, aux = toy.upper(params, extras, batch, rng)
+        loss, weight = losses["f"]
+        return {"f": (share * loss / weight, jnp.float32(share))}, aux
+
+    phase = toy.phase("finetune")
+    whole = toy.recipe([phase])
+    upper = dataclasses.replace(whole.objectives[0], apply=light)
+    r = dataclasses.replace(whole, objectives=(upper, whole.objectives[1]))
+    opt = toy.sgd(r.combiner, 1.0)
+    state = step.init_state(r, opt, seed=0)
+    groups = optim.assign(state.params, r.groups)
+    after, means = step.make_train_step(r, phase, opt, groups, 0)(state, toy.BATCH)
+    assert float(means["train/skipped"][0]) == 0
+    down = state.params["f_head"]["phi"] - after.params["f_head"]["phi"]
+    slope = 2 * (0.25 - 0.5) + 2 * (0.25 - 3)
+    assert float(down) == pytest.approx(min(share, 1) * slope, rel=1e-6)
 
 
 def test_nan_in_a_level_of_weight_zero_is_not_seen():

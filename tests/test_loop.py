@@ -7,10 +7,12 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from bljust_jax import checkpoint, goodput, hosts, metrics, step, train
+from bljust_jax import checkpoint, evaluate, goodput, hosts, metrics, step, train
 from bljust_jax.errors import UserError
+from bljust_jax.evaluate import trained
 from configs import quickstart
 
 
@@ -86,6 +88,53 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
     assert shares.pop(goodput.WALL) > 0
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["perf/share/lost"] > 0, "from the row of step 10 back to the save of step 9"
+
+
+@pytest.mark.parametrize("kill", [None, 20])
+def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
+    run, tmp_path, monkeypatch, kill
+):
+    """Weights are as old as the step that left them, and 16 is the age that hears best: dev and
+    test are scored with those at the end, and the last checkpoint holds them, killed or not."""
+    errors = {8: 0.5, 16: 0.25, 24: 0.75}
+    idle, scored = step.make_train_step, []
+
+    def aging(*args):
+        def train_step(state, batch):
+            after, means = take(state, batch)
+            ema = jax.tree.map(lambda x: jnp.full_like(x, after.step), state.ema)
+            return after._replace(ema=ema), means
+
+        take = idle(*args)
+        return train_step
+
+    def tell(split, tasks, corpus, say):
+        age = int(say(tasks[0], {"nothing": np.zeros(1, np.int32)}))
+        scored.append((split, age))
+        found = {"wer": errors[age], "cer": errors[age], "utterances": 1, "blank_share": 0.5}
+        found |= dict.fromkeys(("substitutions", "deletions", "insertions", "words"), 1)
+        result = evaluate.Result({f"{split}/{k}": v for k, v in found.items()}, [])
+        return evaluate.Scored(split, tasks, {"": result})
+
+    monkeypatch.setattr(step, "make_train_step", aging)
+    monkeypatch.setattr(
+        evaluate, "greedily", lambda _: lambda w, batch: jnp.max(jax.tree.leaves(w.params)[0])
+    )
+    monkeypatch.setattr(evaluate, "run", tell)
+    if kill:
+        with pytest.raises(Killed):
+            run(tmp_path, kill=kill)
+    final = run(tmp_path)
+    assert (final["best_step"], final["dev/wer"], final["test/wer"]) == (16, 0.25, 0.25)
+    assert [row["dev/wer"] for row in rows_of(tmp_path) if "dev/wer" in row] == [
+        0.5,
+        0.25,
+        0.75,
+        0.25,
+    ]
+    assert scored == [("dev", 8), ("dev", 16), ("dev", 24), ("dev", 16), ("test", 16)]
+    best = trained.open_run(tmp_path).weights.params
+    assert all((np.asarray(x) == 16).all() for x in jax.tree.leaves(best))
 
 
 def test_no_checkpoint_outlives_the_rows_before_it(run, tmp_path, monkeypatch):

@@ -50,6 +50,17 @@ def test_bleu_and_chrf_are_those_of_the_command_of_sacrebleu(tokenize, tmp_path)
     }
 
 
+def test_error_rates_above_one_are_told_as_they_are():
+    """Every word inserted counts: 6 of 2, and 16 of 4 characters. Only the choice of the best
+    weights takes all rates over 90 % for alike."""
+    found = measures.recognition(["ab", "c"], ["ab x y z w", "c x yz uv wx"])
+    assert (found["wer"], found["insertions"], found["words"]) == (8 / 2, 8, 2)
+    assert found["cer"] == (8 + 11) / 3
+    assert measures.line(found) == "WER 400.0% (S 0 D 0 I 8 of 2 words), CER 633.3%"
+    assert measures.rates(found) == "WER 400.0%, CER 633.3%"
+    assert measures.errors(asr(""), found) == (0.9, 19 / 3)
+
+
 def test_a_corpus_is_scored_once_and_empty_translations_are_counted():
     perfect = measures.translation(["a b c d", "", "e f"], ["a b c d", "unheard", "e f"])
     assert (perfect["bleu"], perfect["chrf"]) == (pytest.approx(100), pytest.approx(100))

@@ -1,11 +1,15 @@
 """Which parameters see which gradient, what a step leaves alone, and the one clock."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bljust_jax import bilevel, checkpoint, metrics, optim, step, system
+from configs import defaults
 from tests import toy
 
 
@@ -159,6 +163,54 @@ def test_streams_of_randomness_differ_by_name_step_and_row():
     assert (rows[0] != rows[1]).any()
 
 
+def test_a_step_s_randomness_is_of_its_seed_its_step_and_the_objective():
+    """Each objective tells of one number that it drew: no two meet, and each comes again."""
+    drawn = {}
+    for seed in (0, 1):
+        train_step, state = toy.soup((toy.SOUP,), bilevel.Conflict("mgda"), ("sum",), seed=seed)
+        train_step = jax.jit(train_step)
+        for n in (0, 1, 0):
+            _, means = train_step(state._replace(step=jnp.int32(n)), toy.soup_batch())
+            found = [float(means[f"{name}/drawn"][0]) for name in toy.SOUP]
+            assert drawn.setdefault((seed, n), found) == found
+    assert len({x for found in drawn.values() for x in found}) == 4 * len(toy.SOUP)
+
+
+def test_the_first_parameters_are_those_of_the_seed():
+    def first(seed):
+        r = toy.recipe([toy.phase("joint")])
+        r = dataclasses.replace(r, init=lambda rng: (jax.random.uniform(rng), {}, {}))
+        nothing = optax.with_extra_args_support(optax.identity())
+        return float(step.init_state(r, nothing, seed).params)
+
+    assert first(0) == first(0) != first(1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("gradients", ["separate", "fused"])
+def test_statistics_of_a_batch_are_in_the_state_after_its_step(gradients, accumulate):
+    """Those of micro-batches are averaged; those that no objective tells of stay."""
+
+    def heard(params, extras, batch, rng):
+        losses, aux = toy.upper(params, extras, batch, rng)
+        return losses, aux._replace(stats={"encoder": jnp.mean(batch["labelled"]["x"] * 1.0)})
+
+    phase = toy.phase("joint")
+    whole = toy.recipe([phase])
+    upper = dataclasses.replace(whole.objectives[0], apply=heard)
+    options = {"objectives": (upper, whole.objectives[1]), "gradients": gradients}
+    stats = {"encoder": jnp.float32(9), "features": {"mean": jnp.full(2, 7.0)}}
+    r = dataclasses.replace(whole, **options, init=lambda rng: (*toy.init(rng)[:2], stats))
+    opt = toy.sgd(r.combiner, 0.01)
+    state = step.init_state(r, opt, seed=0)
+    groups = optim.assign(state.params, r.groups)
+    batch = {**toy.BATCH, "labelled": {"x": jnp.array([1, 4], jnp.int32)}}
+    after, _ = step.make_train_step(r, phase, opt, groups, 0, accumulate)(state, batch)
+    assert float(after.stats["encoder"]) == 2.5
+    np.testing.assert_array_equal(after.stats["features"]["mean"], 7.0)
+    assert float(after.weights.stats["encoder"]) == 2.5, "what recognises has them too"
+
+
 def test_scale_gradient_selects_at_zero():
     def loss(x, s):
         return jnp.sum(jnp.log(system.scale_gradient(x, s)))
@@ -178,6 +230,10 @@ def test_separate_refuses_a_forward_shared_across_levels():
     r = system.Recipe(**{**vars(r), "objectives": (shared,)})
     with pytest.raises(ValueError, match="fused"):
         step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+
+
+def is_adam(state):
+    return isinstance(state, optax.ScaleByAdamState)
 
 
 class TestOptim:
@@ -209,6 +265,44 @@ class TestOptim:
             return updates["b"]
 
         np.testing.assert_array_equal(b_update(1.0), b_update(1e6))
+
+    @pytest.mark.parametrize(("size", "norm"), [(1e3, 0.5), (1e-3, 5e-3)])
+    def test_what_enters_adam_is_no_longer_than_the_clip(self, size, norm):
+        """A first step of Adam is g / (|g| + eps), and -g where eps and the rate are alike and
+        huge: what it moves by is then the gradient that came in. Two leaves share the norm."""
+        group = system.Group("all", "", frozenset({"f"}), clip=0.5, weight_decay=0.0)
+        tx = optim.make(bilevel.combine_levels(), (group,), eps=1e8)
+        params = {"a": jnp.ones(2), "b": jnp.ones(1)}
+        owned = {"a": size * jnp.array([3.0, 0.0]), "b": size * jnp.array([-4.0])}
+        updates, _ = tx.update(
+            bilevel.Grads(owned, ({"a": None, "b": None},)),
+            tx.init(params),
+            params,
+            level_weights=(jnp.float32(1),),
+            lr={"all": jnp.float32(1e8)},
+            active={"all"},
+        )
+        # float32 leaves 1 + 1e-6 of g / (|g| + 1e8)
+        np.testing.assert_allclose(updates["a"], [-0.6 * norm, 0.0], rtol=1e-5)
+        np.testing.assert_allclose(updates["b"], [0.8 * norm], rtol=1e-5)
+
+    def test_moments_forget_at_their_defaults(self):
+        """After one step from 0 they hold 1 - b1 = 0.1 of g and 1 - b2 = 0.02 of g^2."""
+        group = system.Group("all", "", frozenset({"f"}), clip=1e9, weight_decay=0.0)
+        tx = optim.make(bilevel.combine_levels(), (group,))
+        params = {"a": jnp.ones(2)}
+        _, state = tx.update(
+            bilevel.Grads({"a": jnp.array([2.0, -3.0])}, ({"a": None},)),
+            tx.init(params),
+            params,
+            level_weights=(jnp.float32(1),),
+            lr={"all": jnp.float32(1)},
+            active={"all"},
+        )
+        (adam,) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
+        np.testing.assert_allclose(adam.mu["a"], [0.2, -0.3], rtol=1e-6)
+        np.testing.assert_allclose(adam.nu["a"], [0.02 * 4, 0.02 * 9], rtol=1e-5)
+        assert (defaults.base().optim.b1, defaults.base().optim.b2) == (0.9, 0.98)
 
     def test_decay_reaches_kernels_alone(self):
         groups = (system.Group("all", "", frozenset({"f"}), clip=1.0, weight_decay=0.5),)

@@ -145,13 +145,21 @@ def soup_init(rng):
 
 
 def soup(
-    levels, conflict, combine=(), weights=None, inner=None, rate=1e-2, accumulate=1, **options
+    levels,
+    conflict,
+    combine=(),
+    weights=None,
+    inner=None,
+    rate=1e-2,
+    accumulate=1,
+    seed=0,
+    **options,
 ):
     """(train step, initial state) of SGD on the objectives above; all levels of several of them
     are dynamic where `combine` is not given."""
     combine = combine or tuple(conflict.method if len(level) > 1 else "sum" for level in levels)
     weights = weights or (1.0,) * len(levels)
-    rates = dict.fromkeys(("encoder", *SOUP), lambda k: rate)
+    rates = dict.fromkeys(("encoder", "pair", *SOUP), lambda k: rate)
     phase = system.Phase(
         *("joint", 1000, levels, lambda k: weights, rates), combine=combine, inner=inner or {}
     )
@@ -176,9 +184,9 @@ def soup(
         }
     )
     optimizer = sgd(made.combiner, rate)
-    state = step.init_state(made, optimizer, seed=0)
+    state = step.init_state(made, optimizer, seed)
     groups = optim.assign(state.params, made.groups)
-    return step.make_train_step(made, phase, optimizer, groups, 0, accumulate), state
+    return step.make_train_step(made, phase, optimizer, groups, seed, accumulate), state
 
 
 def soup_batch(rows=4, noise=0.0, seed=0, reward=0.0):

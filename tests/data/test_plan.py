@@ -157,6 +157,35 @@ def test_what_fits_nowhere_is_left_out_with_its_reason():
     assert sorted(i for item in plan.items(0) for i in item.members) == list(range(20))
 
 
+def wordy(labels, **settings):
+    """Utterances of 0.4 s of one speaker: two of them are no longer than the first bucket."""
+    n, ids = len(labels), [f"u{i}" for i in range(len(labels))]
+    return Plan([0.4] * n, labels, ["s"] * n, ["t"] * n, ids, TABLE, 0, **settings)
+
+
+def test_texts_too_long_for_a_bucket_lead_to_a_longer_one():
+    """12, 24 and 48 labels fit the buckets of 6, 3 and 2 rows."""
+    labels = [12] * 7 + [13] + [24] * 2 + [25] + [48] * 2
+    plan = wordy(labels)
+    assert plan.counts == [2, 1, 2]
+    heard = [set(), set(), set()]
+    for n in range(plan.batches_per_epoch):
+        k, items = plan.batch(n)
+        assert len(items) == TABLE[k].batch_size
+        heard[k] |= {i for item in items for i in item.members}
+    assert heard == [set(range(7)), {7, 8, 9}, {10, 11, 12}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "bucket", "members"), [(5, 0, 2), (6, 1, 2), (23, 2, 2), (30, 2, 1)]
+)
+def test_strings_have_the_labels_of_their_texts_and_the_spaces_between(labels, bucket, members):
+    """5 + 1 + 5 labels fit 12, 6 + 1 + 6 do not; 30 + 1 + 30 are too many for any bucket."""
+    plan = wordy([labels] * 8, join=(2, 2), join_share=1.0)
+    assert {len(item.members) for item in plan.items(0)} == {members}
+    assert {plan.bucket_of(n) for n in range(plan.batches_per_epoch)} == {bucket}
+
+
 def test_crop_keeps_long_utterances_in_the_last_bucket():
     plan = make(durations=[9.0] * 4, labels=False, crop=True)
     assert plan.excluded == []
