@@ -184,10 +184,11 @@ def test_fixed_weights_inside_a_level():
         np.testing.assert_allclose(100 * head, batch[A]["rows"][:, 0].mean(), atol=1e-5)
 
 
+@pytest.mark.parametrize("head_scale", ["plain", "penalised"])
 @pytest.mark.parametrize("gradients", ["separate", "fused"])
-def test_a_head_of_some_objectives_takes_their_levels_weights(gradients):
-    """Of two levels, or inside one; a head of one objective takes its plain gradient. A draws the
-    head of A and B to 1, B to 2, from 0."""
+def test_a_head_of_some_objectives_takes_their_levels_weights(gradients, head_scale):
+    """Of two levels, or inside one, and once; a head of one objective takes its plain gradient, or
+    all of its weight. A draws the head of A and B to 1, B to 2, from 0."""
 
     def drawn_to(n, params, extras, batch, rng):
         name = toy.SOUP[n]
@@ -210,18 +211,20 @@ def test_a_head_of_some_objectives_takes_their_levels_weights(gradients):
         system.Group(name, f"^{name}(_head)?/", frozenset(own), clip=1e9, weight_decay=0.0)
         for name, own in owners.items()
     )
-    options = {"objectives": objectives, "groups": groups, "init": init, "gradients": gradients}
+    options = {"objectives": objectives, "groups": groups, "init": init}
+    options |= {"gradients": gradients, "head_scale": head_scale}
     batch = toy.soup_batch(noise=1.0)
-    for levels, weights, inner, want in (
-        (((A,), (B, C)), (1.0, 0.25), {}, 1 + 0.25 * 2),
-        (((A, B), (C,)), (1.0, 0.5), {A: 0.25, B: 0.75}, 0.25 + 0.75 * 2),
+    for levels, weights, inner, want, weight in (
+        (((A,), (B, C)), (1.0, 0.25), {}, 1 + 0.25 * 2, 0.25),
+        (((A, B), (C,)), (1.0, 0.5), {A: 0.25, B: 0.75}, 0.25 + 0.75 * 2, 0.75),
     ):
+        own = 1 if head_scale == "plain" else weight
         how = ("sum", "sum")
         train_step, state = toy.soup(levels, MODO, how, weights, inner, **options)
         after, _ = jax.jit(train_step)(state, batch)
         assert float(after.params["pair"]["value"]) / 1e-2 == pytest.approx(want, rel=1e-5)
         head = after.params[f"{B}_head"]["value"]
-        np.testing.assert_allclose(100 * head, batch[B]["rows"][:, 0].mean(), atol=1e-5)
+        np.testing.assert_allclose(100 * head, own * batch[B]["rows"][:, 0].mean(), atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 4.0])
