@@ -123,7 +123,7 @@ peers: requirements-peers.txt
 
 # One after the other: several start processes of their own. -s shows the figures.
 faults: setup
-	JAX_PLATFORMS=cpu $(PY) -m pytest -s tests/faults tests/test_hosts.py tests/test_checkpoint.py $(ARGS)
+	JAX_PLATFORMS=cpu $(PY) -m pytest -s tests/faults tests/parallel/test_cluster.py tests/checkpoint/test_manager.py $(ARGS)
 
 bench: setup
 	$(PY) -m bljust_jax.bench ctc step input $(ARGS)

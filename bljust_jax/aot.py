@@ -30,9 +30,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from bljust_jax import command, peaks
-from bljust_jax.chips import CHIPS, GIB, ctc_of, devices
-from bljust_jax.errors import UserError
+from bljust_jax.benchmarks.chips import CHIPS, GIB, ctc_of, devices
+from bljust_jax.common import cli
+from bljust_jax.common.errors import UserError
+from bljust_jax.monitoring import peak_flops
 
 MIB = 2**20
 LEVELS = ("", "O0", "O1", "O2", "O3")  # of optimisation; "" is training's
@@ -118,7 +119,7 @@ def compile_row(row: Row, level: str) -> Figures:
     """UserError where the step does not fit."""
     import jax
 
-    from bljust_jax import sharding
+    from bljust_jax.parallel.mesh import batch_devices
 
     if level:
         jax.config.update("jax_optimization_level", level)
@@ -135,7 +136,7 @@ def compile_row(row: Row, level: str) -> Figures:
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{row.name}: does not fit: {why}") from error
     heard = [(o, buckets[o.streams[0]]) for o in recipe.active(phase)]
-    memory, share = program.memory_analysis(), sharding.batch_devices(mesh)
+    memory, share = program.memory_analysis(), batch_devices(mesh)
     figures = Figures(
         name=row.name,
         level=level,
@@ -165,19 +166,22 @@ def lower(config: Any, recipe: Any, phase: Any, mesh: Any) -> tuple[Any, Any, di
     {stream: bucket})."""
     import jax
 
-    from bljust_jax import optim, sharding, step
+    from bljust_jax.bilevel import step
+    from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
+    from bljust_jax.common import trees
+    from bljust_jax.parallel.mesh import batch_devices, batch_sharding, state_sharding
 
-    optimizer = optim.make(recipe.combiner, recipe.groups)
+    optimizer = make_optimizer(recipe.combiner, recipe.groups)
     state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, 0))
-    groups = optim.assign(state.params, recipe.groups)
-    placed = sharding.state_sharding(state, mesh, optim.path_name)
+    groups = group_of_parameters(state.params, recipe.groups)
+    placed = state_sharding(state, mesh, trees.path_name)
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
     )
     streams = sorted({stream for o in recipe.active(phase) for stream in o.streams})
-    buckets = largest_buckets(config, streams, sharding.batch_devices(mesh) * config.accumulate)
+    buckets = largest_buckets(config, streams, batch_devices(mesh) * config.accumulate)
     batch = {
-        stream: blank(buckets[stream], config.data.sample_rate, sharding.batch_sharding(mesh))
+        stream: blank(buckets[stream], config.data.sample_rate, batch_sharding(mesh))
         for stream in streams
     }
     train_step = step.make_train_step(
@@ -210,18 +214,16 @@ def make_recipe(row: Row) -> tuple[Any, Any]:
 
 
 def make_mesh(row: Row) -> Any:
-    from bljust_jax import sharding
+    from bljust_jax.parallel.mesh import lay_out
 
     chips = CHIPS[row.chips]
     data = chips.count // (chips.slices * row.fsdp * row.tensor)
-    return sharding.lay_out(
-        (chips.slices, data, row.fsdp, row.tensor), devices(chips), chips.slices
-    )
+    return lay_out((chips.slices, data, row.fsdp, row.tensor), devices(chips), chips.slices)
 
 
 def largest_buckets(config: Any, streams: Sequence[str], multiple: int) -> dict[str, Any]:
     """{stream: the bucket of its longest rows}, of streams of equal shares."""
-    from bljust_jax.data.plan import bucket_table
+    from bljust_jax.data.batch_plan import bucket_table
 
     data, found = config.data, {}
     for name in streams:
@@ -273,14 +275,14 @@ def collectives(text: str) -> dict[str, list[int]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--rows", default="")
     parser.add_argument("--nightly", action="store_true")
     parser.add_argument("--level", choices=LEVELS, default="")
     parser.add_argument("--out", default="")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--one", default="")  # what a job of ours is asked for
-    return command.run(parser, body, argv)
+    return cli.run(parser, body, argv)
 
 
 def body(given: Any) -> None:
@@ -371,7 +373,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
 def line(row: dict[str, Any]) -> str:
     kind = CHIPS[row["name"].rpartition(" on ")[2]].kind
-    peak = peaks.FLOPS[kind]["bfloat16"]
+    peak = peak_flops.FLOPS[kind]["bfloat16"]
     moved = "; ".join(
         f"{n} {kind}, {size / MIB:.1f} MiB" for kind, (n, size) in row["collectives"].items()
     )

@@ -23,11 +23,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from bljust_jax import command, encoders, metrics, programs
-from bljust_jax.decode import greedy
-from bljust_jax.errors import UserError
-from bljust_jax.evaluate.trained import Run, open_run, open_split
-from bljust_jax.export import card, huggingface, parity, torch_module
+from bljust_jax.common import cli
+from bljust_jax.common.errors import UserError
+from bljust_jax.decoding import greedy
+from bljust_jax.export import card, hf_folder, parity, torch_folder
+from bljust_jax.inference.trained_run import Run, open_run, open_split
+from bljust_jax.models import encoders
+from bljust_jax.monitoring import metrics
+from bljust_jax.parallel.compile_cache import keep_compiled
 
 
 def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -39,8 +42,8 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
             "--task of recognition, such as asr/en"
         )
     config = opened.config
-    programs.keep_compiled(config.compile_cache)
-    name, reasons = huggingface.architecture(config, pretraining=args.pretraining)
+    keep_compiled(config.compile_cache)
+    name, reasons = hf_folder.architecture(config, pretraining=args.pretraining)
     kind = "huggingface" if name else "torch"
     if reasons:
         say(f"no class of transformers fits ({'; '.join(reasons)}): writing modeling.py")
@@ -49,13 +52,11 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     heard = None if args.unchecked else hear(opened, args)
     folder = fresh_folder(args.out)
     params, stats = jax.device_get(opened.weights)
-    write = torch_module.write_folder
+    write = torch_folder.write_folder
     if name:
-        write = functools.partial(huggingface.write_folder, name=name)
+        write = functools.partial(hf_folder.write_folder, name=name)
     write(folder, config=config, units=opened.tokenizer, params=params, stats=stats)
-    batched = config.encoder != "wav2vec2" or huggingface.padding_is_harmless(
-        config.model.feat_norm
-    )
+    batched = config.encoder != "wav2vec2" or hf_folder.padding_is_harmless(config.model.feat_norm)
     certificate = None
     if heard is not None:
         what = "prediction" if args.pretraining else "logit"
@@ -67,7 +68,7 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
         say(certificate.describe())
     write_card(folder, opened, name, certificate, batched)
     folder.rename(args.out)
-    about = {"out": str(args.out), "architecture": name or torch_module.MODELING}
+    about = {"out": str(args.out), "architecture": name or torch_folder.MODELING}
     checked = certificate._asdict() | {"relative": certificate.relative} if certificate else None
     return about | {"step": opened.step, "parity": checked}
 
@@ -155,7 +156,7 @@ def write_card(
         about=about,
         step=opened.step,
         loader=loaders.get(name, "AutoModelForCTC"),
-        architecture=name or torch_module.MODELING,
+        architecture=name or torch_folder.MODELING,
         certificate=certificate.describe() if certificate else "Not checked",
         batched=batched,
     )
@@ -174,7 +175,7 @@ def _has(opened: Run, name: str) -> bool:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = command.Parser(__doc__)
+    p = cli.Parser(__doc__)
     p.add_argument(
         "--workdir", type=pathlib.Path, required=True, metavar="RUN", help="a trained run"
     )
@@ -217,7 +218,7 @@ def body(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command.run(parser(), body, argv)
+    return cli.run(parser(), body, argv)
 
 
 if __name__ == "__main__":

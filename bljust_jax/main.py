@@ -38,10 +38,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bljust_jax import hosts, ranges, tracing
-from bljust_jax.command import DONE, PREEMPTED, guard
+from bljust_jax.common import config_schema
+from bljust_jax.common.cli import DONE, PREEMPTED, guard
+from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import settings
-from bljust_jax.errors import UserError, nearest
+from bljust_jax.monitoring import profiler
+from bljust_jax.parallel import cluster
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -53,8 +55,8 @@ flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
 flags.DEFINE_integer("coordinator_port", 0, "where process 0 listens")
 flags.DEFINE_integer("num_processes", None, "of all hosts together")
 flags.DEFINE_integer("process_id", None, "of this process, from 0")
-flags.DEFINE_integer("init_timeout", hosts.Asked().init_timeout, "seconds until all are up")
-flags.DEFINE_integer("heartbeat_timeout", hosts.Asked().heartbeat_timeout, "seconds of silence")
+flags.DEFINE_integer("init_timeout", cluster.Asked().init_timeout, "seconds until all are up")
+flags.DEFINE_integer("heartbeat_timeout", cluster.Asked().heartbeat_timeout, "seconds of silence")
 
 
 def main() -> int:
@@ -67,26 +69,26 @@ def main() -> int:
         traceback.print_exc()
         code = CRASHED
     if code not in (DONE, PREEMPTED):
-        hosts.leave(code)
+        cluster.leave(code)
     return code
 
 
 def run() -> int:
     config, workdir = parse(sys.argv)
     settings.check(config.data)
-    ranges.check(config)
-    profile_steps = tracing.parse(FLAGS["profile_steps"].value)
-    asked = hosts.Asked(*(FLAGS[name].value for name in hosts.Asked._fields))
-    found = hosts.choose(asked)
+    config_schema.check(config)
+    profile_steps = profiler.parse(FLAGS["profile_steps"].value)
+    asked = cluster.Asked(*(FLAGS[name].value for name in cluster.Asked._fields))
+    found = cluster.choose(asked)
     if found:
-        hosts.join(found, asked)
+        cluster.join(found, asked)
     print_devices(asked)
     import jax
 
-    from bljust_jax import train
+    from bljust_jax.train import loop
 
     allow_config_change = FLAGS["allow_config_change"].value
-    result = train.run(config, workdir, train.Asked(BEGAN, profile_steps, allow_config_change))
+    result = loop.run(config, workdir, loop.Asked(BEGAN, profile_steps, allow_config_change))
     if result is None:
         return PREEMPTED
     if jax.process_index() == 0:
@@ -198,10 +200,10 @@ KINDS = {
 }
 
 
-def print_devices(asked: hosts.Asked) -> None:
+def print_devices(asked: cluster.Asked) -> None:
     import jax
 
-    hosts.prove(asked)
+    cluster.prove(asked)
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         if listed.returncode == 0 and "GPU" in listed.stdout:

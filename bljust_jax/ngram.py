@@ -15,14 +15,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bljust_jax import command
-from bljust_jax.data import normalise, sources, tokenizers
-from bljust_jax.decode import arpa, ngram
-from bljust_jax.errors import UserError
+from bljust_jax.common import cli
+from bljust_jax.common.errors import UserError
+from bljust_jax.data import normalise, sources, tokenizer_files
+from bljust_jax.decoding import arpa, kneser_ney
 
 
 def parser() -> argparse.ArgumentParser:
-    p = command.Parser(__doc__)
+    p = cli.Parser(__doc__)
     p.add_argument("--data", default="", metavar="URI", help="as config.data.train")
     p.add_argument("--root", default="", help="as config.data.root")
     p.add_argument("--text", type=pathlib.Path, metavar="FILE", help="UTF-8, a sentence a line")
@@ -61,7 +61,7 @@ def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
     """Each text as the model's tokens; what the units of --workdir cannot spell is left out."""
     if args.over == "units" and args.workdir is None:
         raise UserError("--over units needs --workdir RUN: the units are that run's")
-    tokenizer = tokenizers.load_one(args.workdir, args.task) if args.workdir else None
+    tokenizer = tokenizer_files.load_one(args.workdir, args.task) if args.workdir else None
     steps = [name for name in args.normalise.split(",") if name]
     spell = tokenizer.normalise if tokenizer else normalise.make(steps)
     for line in map(spell, read_texts(args)):
@@ -79,7 +79,7 @@ def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Estimates and writes; returns what --json prints."""
     found = list(sentences(args))
-    model = ngram.estimate(found, args.order)
+    model = kneser_ney.estimate(found, args.order)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     arpa.write(args.out, model.orders)
     return {
@@ -99,7 +99,7 @@ def body(args: argparse.Namespace) -> None:
         orders = ", ".join(map(str, summary["fallback"]))
         print(
             f"note: too little text to estimate the discounts of order {orders}; "
-            f"{ngram.FALLBACK} are used there",
+            f"{kneser_ney.FALLBACK} are used there",
             file=sys.stderr,
         )
     counts = ", ".join(f"{n} {k}-grams" for k, n in enumerate(summary["ngrams"], start=1))
@@ -108,7 +108,7 @@ def body(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command.run(parser(), body, argv)
+    return cli.run(parser(), body, argv)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import re
 import sys
 import time
 
-from bljust_jax import command
+from bljust_jax.common import cli
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import shards, sources
-from bljust_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    p = command.Parser(__doc__)
+    p = cli.Parser(__doc__)
     p.add_argument("uri", metavar="URI", help="what to read; with --verify alone, tfds:DIR/SPLIT")
     p.add_argument("--out", metavar="DIR", help="the shards become DIR/SPLIT, a TFDS folder")
     p.add_argument("--split", help="default: the last name of URI, without extension")
@@ -59,7 +59,7 @@ def body(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run(parser(), body, argv)
+    return cli.run(parser(), body, argv)
 
 
 def run(args: argparse.Namespace) -> shards.Summary:

@@ -22,8 +22,8 @@ install_import_hook("bljust_jax", "beartype.beartype")
 import jax
 import pytest
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import synthetic
-from bljust_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = pathlib.Path(os.environ.get("BLJUST_TEST_CACHE", ROOT / ".pytest_xla_cache"))

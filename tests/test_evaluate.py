@@ -7,17 +7,20 @@ import jax
 import numpy as np
 import pytest
 
-from bljust_jax import checkpoint, evaluate, optim, recipes, step
-from bljust_jax.data import text
+from bljust_jax import evaluate as command
+from bljust_jax import recipes
+from bljust_jax.bilevel import step
+from bljust_jax.bilevel.optimizer import make_optimizer
+from bljust_jax.bilevel.types import Task
+from bljust_jax.checkpoint.manager import Checkpoints
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import load_splits
-from bljust_jax.decode import arpa, ngram
-from bljust_jax.decode.greedy import collapse
-from bljust_jax.decode.tune import ALPHAS, BETAS, Trial, tune
-from bljust_jax.errors import UserError
-from bljust_jax.evaluate import __main__ as command
-from bljust_jax.evaluate import measures
-from bljust_jax.evaluate.trained import open_run, open_split
-from bljust_jax.system import Task
+from bljust_jax.data.tokenizer import CharTokenizer, load_tokenizer
+from bljust_jax.decoding import arpa, kneser_ney
+from bljust_jax.decoding.greedy import collapse
+from bljust_jax.decoding.lm_weights import ALPHAS, BETAS, Trial, tune
+from bljust_jax.inference import measures, scoring
+from bljust_jax.inference.trained_run import open_run, open_split
 from configs import quickstart
 
 STEP = 7
@@ -33,12 +36,12 @@ def untrained(folder):
     """What training leaves of a smoke-sized run, with the weights of its first step, and with
     training data that are gone."""
     config = quickstart.get_config("smoke")
-    tokenizer = text.CharTokenizer(" 'abcdefghijklmnopqrstuvwxyz", ("lower",))
+    tokenizer = CharTokenizer(" 'abcdefghijklmnopqrstuvwxyz", ("lower",))
     tokenizer.save(folder)
     facts = recipes.Facts({"labelled": tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1})
     recipe = recipes.load(config.recipe)(config, facts)
-    state = step.init_state(recipe, optim.make(recipe.combiner, recipe.groups), seed=0)
-    checkpoints = checkpoint.Checkpoints(folder, keep=1)
+    state = step.init_state(recipe, make_optimizer(recipe.combiner, recipe.groups), seed=0)
+    checkpoints = Checkpoints(folder, keep=1)
     checkpoints.save(STEP, state, state.weights, {})
     checkpoints.close()
     config.data.update(train="gone.jsonl", unlabelled="gone.jsonl", test="")
@@ -51,7 +54,7 @@ def language_model(workdir):
     opened = open_run(workdir)
     references = open_split(opened, "dev", "").references("dev")
     path = workdir / "dev.arpa"
-    arpa.write(path, ngram.estimate([r.split() for r in references], 2).orders)
+    arpa.write(path, kneser_ney.estimate([r.split() for r in references], 2).orders)
     return path
 
 
@@ -75,13 +78,13 @@ def test_scores_by_hand():
 
 def test_bad_audio_is_left_out_of_the_score(workdir):
     config = open_run(workdir).config
-    tokenizer = text.load(workdir)
+    tokenizer = load_tokenizer(workdir)
     uri = "synthetic:tiny/dev+synthetic:tiny/test"
     splits = load_splits(config.data, {"dev": uri}, {"labelled": tokenizer})
     names = [u.id for u in splits.utterances("dev")]
     references = splits.references("dev")
     texts = dict(zip(names[1:], references[1:], strict=True))
-    found = evaluate.score_split(TASK, "dev", splits, texts)
+    found = scoring.score_split(TASK, "dev", splits, texts)
     assert found.scores["dev/utterances"] == len(names) - 1
     assert [p["id"] for p in found.pairs] == names[1:]
     assert {k: v for k, v in found.scores.items() if k.endswith("wer")} == {
@@ -95,7 +98,7 @@ def two_parts(workdir):
     """(splits of which dev has the parts dev and test, ids of each part, texts by id)."""
     config = open_run(workdir).config
     uri = "synthetic:tiny/dev+synthetic:tiny/test"
-    splits = load_splits(config.data, {"dev": uri}, {"labelled": text.load(workdir)})
+    splits = load_splits(config.data, {"dev": uri}, {"labelled": load_tokenizer(workdir)})
     names = [u.id for u in splits.utterances("dev")]
     texts = dict(zip(names, splits.references("dev"), strict=True))
     parts = {part: [names[i] for i in own] for part, own in splits.parts("dev").items()}
@@ -105,20 +108,20 @@ def two_parts(workdir):
 def test_a_part_without_sound_audio_is_left_out_and_said(workdir):
     splits, parts, texts = two_parts(workdir)
     kept = {name: texts[name] for name in parts["dev"]}
-    found = evaluate.score_split(TASK, "dev", splits, kept)
+    found = scoring.score_split(TASK, "dev", splits, kept)
     assert {k for k in found.scores if k.endswith("wer")} == {"dev/wer", "dev/dev/wer"}
     assert found.scores["dev/utterances"] == len(parts["dev"])
     (note,) = found.notes
     assert note.startswith("dev/test: not scored")
     scores = found.scores | {"dev/blank_share": 0.0}
-    assert f"  {note}" in evaluate.describe("dev", found._replace(scores=scores), 0)
-    assert evaluate.score_split(TASK, "dev", splits, texts).notes == ()
+    assert f"  {note}" in scoring.describe("dev", found._replace(scores=scores), 0)
+    assert scoring.score_split(TASK, "dev", splits, texts).notes == ()
 
 
 def test_a_split_without_any_reference_is_a_mistake(workdir):
     splits, _, _ = two_parts(workdir)
     with pytest.raises(UserError, match=r"dev: all \d+ utterances have bad audio or no text"):
-        evaluate.score_split(TASK, "dev", splits, {})
+        scoring.score_split(TASK, "dev", splits, {})
 
 
 @pytest.mark.parametrize(
@@ -127,8 +130,8 @@ def test_a_split_without_any_reference_is_a_mistake(workdir):
 def test_nothing_recognised_is_said_with_its_causes(wer, blanks, warned):
     scores = {"wer": wer, "cer": 0.5, "blank_share": blanks}
     scores |= dict.fromkeys(("substitutions", "deletions", "insertions", "words"), 1)
-    result = evaluate.Result({f"dev/{k}": v for k, v in scores.items()}, [])
-    assert any("learning rate" in line for line in evaluate.describe("dev", result, 3)) == warned
+    result = scoring.Result({f"dev/{k}": v for k, v in scores.items()}, [])
+    assert any("learning rate" in line for line in scoring.describe("dev", result, 3)) == warned
 
 
 # A run
@@ -240,7 +243,7 @@ def test_equal_word_errors_are_decided_by_characters():
 )
 def test_mistakes_are_one_line(flags, words, workdir, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    arpa.write(pathlib.Path("CAPITALS.arpa"), ngram.estimate([["ONE", "TWO"]], 2).orders)
+    arpa.write(pathlib.Path("CAPITALS.arpa"), kneser_ney.estimate([["ONE", "TWO"]], 2).orders)
     check_mistake([f"--workdir={workdir}", *flags], words, capsys)
 
 
@@ -276,8 +279,8 @@ def check_mistake(flags, words, capsys):
 
 def test_saying_nothing_is_not_better_than_inserting_words():
     def rank(wer, cer):
-        result = evaluate.Result({"dev/wer": wer, "dev/cer": cer}, [])
-        return evaluate.Scored("dev", (TASK,), {"": result}).rank
+        result = scoring.Result({"dev/wer": wer, "dev/cer": cer}, [])
+        return scoring.Scored("dev", (TASK,), {"": result}).rank
 
     assert rank(1.04, 0.5) < rank(0.97, 0.97)
     assert rank(0.4, 0.5) < rank(0.5, 0.1) < rank(1.2, 0.1)

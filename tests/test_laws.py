@@ -1,5 +1,5 @@
 """Laws that every objective on every encoder obeys. A recipe, encoder or objective whose file no
-system of `tests/systems.py` uses fails the first of them."""
+system of `tests/helpers/systems.py` uses fails the first of them."""
 
 import functools
 import pkgutil
@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax import bilevel, encoders, objectives, optim, recipes, step, system
-from tests.systems import (
+from bljust_jax import objectives, recipes
+from bljust_jax.bilevel import step
+from bljust_jax.bilevel.optimizer import group_of_parameters
+from bljust_jax.bilevel.rng import stream_key
+from bljust_jax.bilevel.types import Extras
+from bljust_jax.common import trees
+from bljust_jax.models import encoders
+from tests.helpers.systems import (
     CONFIGS,
     FACTS,
     WEIGHTS,
@@ -72,7 +78,7 @@ def setup(recipe_name, objective, **model):
     chosen = next(o for o in recipe.objectives if o.name == objective)
     params, frozen, stats = jax.jit(recipe.init)(jax.random.key(1))
     scale = dict.fromkeys(recipe.losses, 1.0)
-    extras = system.Extras(jnp.int32(0), frozen, stats, params, scale)
+    extras = Extras(jnp.int32(0), frozen, stats, params, scale)
 
     def sums(params, extras, data):
         batch = dict.fromkeys(chosen.streams, data)
@@ -83,9 +89,9 @@ def setup(recipe_name, objective, **model):
 
     def lower(params, extras, data):
         value, grads = jax.value_and_grad(loss)(params, extras, data)
-        rate = 0.05 / (bilevel.norm(grads) + 1e-6)
+        rate = 0.05 / (trees.norm(grads) + 1e-6)
         lowered = jax.tree.map(lambda p, g: p - rate * g, params, grads)
-        return Lowered(value, grads, step.is_finite(grads), bilevel.norm(grads["encoder"]), lowered)
+        return Lowered(value, grads, step.is_finite(grads), trees.norm(grads["encoder"]), lowered)
 
     lower, sums = jax.jit(lower), jax.jit(sums)
     return Bound(
@@ -132,7 +138,7 @@ class TestObjective:
         found = bound.lower(bound.params, make_batch())
         assert np.isfinite(found.loss)
         assert bool(found.finite)
-        groups = optim.assign(bound.params, bound.recipe.groups)
+        groups = group_of_parameters(bound.params, bound.recipe.groups)
         own = next(o.losses for o in bound.recipe.objectives if o.name == objective)
         for group, g in zip(*map(jax.tree.leaves, (groups, found.gradient)), strict=True):
             if not group.owners & set(own):
@@ -217,7 +223,7 @@ def test_direction_of_the_whole_recipe_against_finite_differences(recipe):
         r = recipes.load(config.recipe)(config, FACTS)
         phase = next(p for p in r.phases if len(p.levels) > 1)
         ones = dict.fromkeys(r.losses, 1.0)
-        extras = system.Extras(state.step, state.frozen, state.stats, state.ema, ones)
+        extras = Extras(state.step, state.frozen, state.stats, state.ema, ones)
         params, total, lower = (
             jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), tree)
             for tree in (state.params, total, lower)
@@ -228,7 +234,7 @@ def test_direction_of_the_whole_recipe_against_finite_differences(recipe):
             value = 0.0
             for o in r.objectives:
                 streams = {s: batch[s] for s in o.streams}
-                losses, _ = o.apply(params, extras, streams, system.stream_key(0, o.name, 0))
+                losses, _ = o.apply(params, extras, streams, stream_key(0, o.name, 0))
                 for name, (s, w) in losses.items():
                     value += weights[phase.level_of(name)] * s / jnp.maximum(w, 1)
             return value

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from bljust_jax.errors import UserError, nearest
+from bljust_jax.common.errors import UserError, nearest
 
 Normaliser = Callable[[str], str]
 

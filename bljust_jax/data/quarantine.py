@@ -5,8 +5,8 @@ import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance
-from bljust_jax.errors import UserError
 
 
 class Quarantine:

@@ -5,8 +5,8 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
+from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import sources, streams
-from bljust_jax.errors import UserError, nearest
 
 
 def _numbers(value: Any, low: float) -> bool:

@@ -29,8 +29,8 @@ import numpy as np
 import soundfile
 from jaxtyping import Int16
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, read_audio, read_lines
-from bljust_jax.errors import UserError
 
 NAME, VERSION = "bljust_speech", "1.0.0"
 SHARD_BYTES = 256 << 20

@@ -17,8 +17,8 @@ import soundfile
 import soxr
 from jaxtyping import Float, Int16
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import readers
-from bljust_jax.errors import UserError
 
 # Formats whose seeking is sample-exact; Opus, Vorbis, MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})

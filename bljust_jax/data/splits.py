@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from bljust_jax import waiting
+from bljust_jax.common import timeout
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise
-from bljust_jax.data.plan import Bucket, evaluation_batches
+from bljust_jax.data.batch_plan import Bucket, evaluation_batches
+from bljust_jax.data.filters import keep, reasons
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source, read_audio
 from bljust_jax.data.streams import Stream, described, stream_of, taught
-from bljust_jax.data.subset import keep, reasons
-from bljust_jax.data.text import Tokenizer
-from bljust_jax.errors import UserError
+from bljust_jax.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
@@ -130,7 +130,7 @@ class Splits:
         options = grain.ReadOptions(threads, max(buffer, threads))
         made = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
         for _ in range(start, stop):
-            yield waiting.within(data.timeout, lambda: next(made), self._silent)
+            yield timeout.within(data.timeout, lambda: next(made), self._silent)
 
     def _silent(self) -> str:
         return (

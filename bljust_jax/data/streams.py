@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bljust_jax.data import normalise, text
+from bljust_jax.common.errors import UserError
+from bljust_jax.data import normalise
+from bljust_jax.data.filters import keep, low_resource, reasons, timely
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source
-from bljust_jax.data.subset import keep, low_resource, reasons, timely
-from bljust_jax.data.text import Tokenizer
-from bljust_jax.errors import UserError
+from bljust_jax.data.tokenizer import Tokenizer, make_tokenizer
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 FIELDS = ("text", "translation")
@@ -126,7 +126,7 @@ def label(
     joins = data.join_share > 0 and data.join[1] > 1
     if tokenizer is None:
         texts = (u.text or "" for u in found)
-        tokenizer = text.make(stream.text, texts, joined=joins, where=stream.where)
+        tokenizer = make_tokenizer(stream.text, texts, joined=joins, where=stream.where)
     found = required(_spelt(found, tokenizer, left_out), left_out, f"{stream.where}.train")
     if joins and not tokenizer.covers(f"{found[0].text} {found[0].text}"):
         raise UserError(

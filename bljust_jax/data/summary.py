@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from bljust_jax.data import text
-from bljust_jax.data.plan import Plan
+from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.sources import hours
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
+from bljust_jax.data.tokenizer import coverage
 
 
 def sizes(splits: Splits) -> list[str]:
@@ -59,6 +59,6 @@ def texts(splits: Splits) -> list[str]:
         if silent:
             field = splits.streams[stream_of(split, splits.streams)].field
             lines.append(f"{split}: {silent} utterances without a {field} cannot be scored")
-        covered = text.coverage(splits.tokenizer_of(split), references)
+        covered = coverage(splits.tokenizer_of(split), references)
         lines += [f"{split}: {line}" for line in covered]
     return lines

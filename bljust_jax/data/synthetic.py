@@ -25,7 +25,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Int16
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 
 FORMAT = 1  # raise it whenever the same settings would give other audio
 SPLITS = ("train", "dev", "test")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 
 NEEDS = {"huggingface": ("torch", "transformers"), "torch": ("torch",)}
 

@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bljust_jax import encoders
-from bljust_jax.encoders import conformer as conformer_encoder
-from bljust_jax.encoders import wav2vec2 as wav2vec2_encoder
-from bljust_jax.errors import UserError
-from bljust_jax.export import huggingface, parakeet, tensors, tokenizer, wav2vec2
-from bljust_jax.models import heads
+from bljust_jax.common.errors import UserError
+from bljust_jax.export import hf_folder, hf_parakeet, hf_tokenizer, hf_wav2vec2, tensors
+from bljust_jax.models import encoders, heads
+from bljust_jax.models.encoders import conformer as conformer_encoder
+from bljust_jax.models.encoders import wav2vec2 as wav2vec2_encoder
 
 if TYPE_CHECKING:
-    from bljust_jax.recogniser import Recogniser
+    from bljust_jax.inference.recognizer import Recognizer
 
 ENCODERS = {"wav2vec2": "wav2vec2", "parakeet_ctc": "conformer"}  # by model_type
 SSL_HEAD = "wav2vec2_head"
@@ -81,7 +80,7 @@ def load(
         lines.append("init_from: the quantiser and its projections")
     if units is None:
         lines.append("init_from: the heads of the tasks start fresh")
-    elif "ctc_head" in found and same_units(tokenizer.read(source.folder, source.blank), units):
+    elif "ctc_head" in found and same_units(hf_tokenizer.read(source.folder, source.blank), units):
         params["ctc_head"] = _fitting("ctc_head", params["ctc_head"], found["ctc_head"], path)
         lines.append("init_from: the CTC head, its vocabulary is the run's")
     else:
@@ -90,12 +89,12 @@ def load(
     return params, {**stats, **_arrays(source.stats)}, lines
 
 
-def same_units(found: tokenizer.Vocabulary | None, units: Any) -> bool:
+def same_units(found: hf_tokenizer.Vocabulary | None, units: Any) -> bool:
     """Whether a file's ids spell what the run's do; a space may be written in either way."""
     if found is None:
         return False
     ours, theirs = (
-        tuple(" " if s == tokenizer.SPACE else s for s in symbols)
+        tuple(" " if s == hf_tokenizer.SPACE else s for s in symbols)
         for symbols in (units.symbols, found.symbols)
     )
     return ours == theirs
@@ -126,16 +125,16 @@ def config_fields(config: Any) -> dict[str, Any]:
     """What config.model says of the fields that a file can hold."""
     if config.encoder == "wav2vec2":
         model: Any = wav2vec2_encoder.make_model(config)
-        return {field: getattr(model, field) for field in wav2vec2.FIELDS}
+        return {field: getattr(model, field) for field in hf_wav2vec2.FIELDS}
     model = conformer_encoder.make_model(config)
-    names = (*parakeet.FIELDS, *parakeet.KIND, "ff_mult")
+    names = (*hf_parakeet.FIELDS, *hf_parakeet.KIND, "ff_mult")
     fields = {name: getattr(model, name) for name in names} | {"subsampling_factor": model.factor}
     frontend = config.features.get("frontend", "log_mel")
     return fields | {"features": {"frontend": frontend, "n_mels": model.n_mels}}
 
 
 def model_fields(about: Mapping[str, Any]) -> dict[str, Any]:
-    table = wav2vec2 if ENCODERS[about["model_type"]] == "wav2vec2" else parakeet
+    table = hf_wav2vec2 if ENCODERS[about["model_type"]] == "wav2vec2" else hf_parakeet
     return table.model_fields(about)
 
 
@@ -156,7 +155,7 @@ def _flag(value: Any) -> str:
 
 def _about(folder: pathlib.Path) -> dict[str, Any] | None:
     path = folder / "config.json"
-    about = tokenizer.read_json(path) if path.is_file() else None
+    about = hf_tokenizer.read_json(path) if path.is_file() else None
     if not isinstance(about, dict | None):
         raise UserError(f"{path} is damaged: it holds no JSON object")
     return about
@@ -165,7 +164,7 @@ def _about(folder: pathlib.Path) -> dict[str, Any] | None:
 def _heard(folder: pathlib.Path) -> dict[str, Any]:
     """How audio is prepared for the model; {} where the folder does not say."""
     path = folder / HEARD
-    return tokenizer.read_json(path) if path.is_file() else {}
+    return hf_tokenizer.read_json(path) if path.is_file() else {}
 
 
 def _encoder(about: Mapping[str, Any], folder: pathlib.Path) -> str:
@@ -191,9 +190,9 @@ def _read(
     arrays = tensors.read(path, allow_pickle=allow_pickle)
     try:
         if "features" in fields:
-            params, stats = parakeet.parameters(arrays, fields, **parakeet.conventions(about))
+            params, stats = hf_parakeet.parameters(arrays, fields, **hf_parakeet.conventions(about))
         else:
-            params, stats = wav2vec2.parameters(arrays, fields), {}
+            params, stats = hf_wav2vec2.parameters(arrays, fields), {}
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     source = Source(about, folder, fields, params, stats)
@@ -236,12 +235,12 @@ def _count(tree: Any) -> str:
 # To recognise
 
 
-def open_folder(path: pathlib.Path) -> Recogniser:
+def open_folder(path: pathlib.Path) -> Recognizer:
     """The recogniser of a folder with `Wav2Vec2ForCTC` or `ParakeetForCTC`.
 
     Raises UserError where the folder is none, or lacks a CTC head or a vocabulary.
     """
-    from bljust_jax.recogniser import Recogniser
+    from bljust_jax.inference.recognizer import Recognizer
 
     about = _about(path)
     if about is None:
@@ -253,7 +252,7 @@ def open_folder(path: pathlib.Path) -> Recogniser:
     name = _encoder(about, path)
     config = folder_config(path, about, name)
     source = _read(path, path, about, config_fields(config), allow_pickle=False)
-    vocabulary = tokenizer.read(path, source.blank)
+    vocabulary = hf_tokenizer.read(path, source.blank)
     if "ctc_head" not in source.params or vocabulary is None:
         lacking = "CTC head" if vocabulary else "tokenizer.json or vocab.json of one language"
         raise UserError(f"{path} cannot recognise: it has no {lacking}")
@@ -273,7 +272,7 @@ def open_folder(path: pathlib.Path) -> Recogniser:
         )
         return heads.apply(params["ctc_head"], h), lengths
 
-    return Recogniser(
+    return Recognizer(
         predict=lambda batch: program(
             weights, {name: batch[name] for name in ("audio", "audio_lengths")}
         ),
@@ -295,8 +294,8 @@ def folder_config(path: pathlib.Path, about: Mapping[str, Any], name: str) -> Co
         config.model = ConfigDict(fields | {"normalise": heard.get("do_normalize", True)})
         return config
     features = fields.pop("features")
-    if heard.get("preemphasis", huggingface.PREEMPHASIS) != huggingface.PREEMPHASIS:
-        raise UserError(f"{path / HEARD}: preemphasis must be {huggingface.PREEMPHASIS}")
+    if heard.get("preemphasis", hf_folder.PREEMPHASIS) != hf_folder.PREEMPHASIS:
+        raise UserError(f"{path / HEARD}: preemphasis must be {hf_folder.PREEMPHASIS}")
     features |= {"window": heard.get("win_length", 400), "hop": heard.get("hop_length", 160)}
     config.features = ConfigDict(features | {"n_fft": heard.get("n_fft", 512)})
     config.model = ConfigDict(fields)

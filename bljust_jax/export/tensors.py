@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 

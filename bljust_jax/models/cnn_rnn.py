@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import initial
 from bljust_jax.models.attention import MASKED_SCORE
-from bljust_jax.models.frontend import output_lengths
+from bljust_jax.models.frontends import output_lengths
 from bljust_jax.models.norms import EPSILON, at_least_float32
-from bljust_jax.ops.features import valid_frames
+from bljust_jax.ops.log_mel import valid_frames
 
 GATES = {"gru": 3, "lstm": 4}
 SCORES = 2**26  # attention scores that one block of queries may hold, 256 MiB in float32

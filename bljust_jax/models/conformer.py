@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import initial, remat
-from bljust_jax.models.frontend import FACTORS, Subsampling, output_lengths, subsampling_flops
-from bljust_jax.models.layers import ConformerBlock
+from bljust_jax.models.conformer_block import ConformerBlock
+from bljust_jax.models.frontends import FACTORS, Subsampling, output_lengths, subsampling_flops
 from bljust_jax.models.norms import at_least_float32
-from bljust_jax.ops import layout
-from bljust_jax.ops.features import valid_frames
+from bljust_jax.ops.log_mel import valid_frames
+from bljust_jax.parallel.rules import gathered
 
 # S, M and L are table 1 of Gulati et al. (2020): 10.3, 30.7 and 118.8 M parameters with their LSTM
 # transducer decoders. These encoders have 8.7, 27.3 and 115.1 M (tests/golden): the rest, 1.6, 3.4
@@ -178,7 +178,7 @@ class Conformer:
 
         def step(x, layer):
             weights, moments, key = layer
-            weights = layout.gathered(weights)
+            weights = gathered(weights)
             rngs = {"dropout": key} if dropping else {}
             return block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
 

@@ -15,13 +15,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import heads, initial
 from bljust_jax.models.attention import MASKED_SCORE, relative_positions
-from bljust_jax.models.layers import FeedForward
+from bljust_jax.models.conformer_block import FeedForward
 from bljust_jax.models.norms import LayerNorm, at_least_float32
-from bljust_jax.ops import layout
-from bljust_jax.ops.features import valid_frames
+from bljust_jax.ops.log_mel import valid_frames
+from bljust_jax.parallel.rules import gathered
 
 
 class KeysValues(NamedTuple):
@@ -246,7 +246,7 @@ class Decoder:
 
         def step(x, layer):
             weights, key = layer
-            weights = layout.gathered(weights)
+            weights = gathered(weights)
             rngs = {"dropout": key} if dropping else {}
             return block.apply({"params": weights}, x, memory, valid, dropping, rngs=rngs), None
 

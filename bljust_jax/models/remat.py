@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 
 # "none" keeps everything, "full" the block's input alone and computes the rest again; "dots" also
 # keeps the results of products with weights, which cost most to compute again

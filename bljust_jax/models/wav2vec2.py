@@ -11,19 +11,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import initial, remat
 from bljust_jax.models.norms import at_least_float32
-from bljust_jax.models.wav2vec2_layers import (
+from bljust_jax.models.wav2vec2_blocks import (
     LayerNorm,
     Positions,
     Projection,
     TransformerBlock,
     WaveformEncoder,
 )
-from bljust_jax.ops import layout
-from bljust_jax.ops.features import Counts, frame_count, valid_frames
+from bljust_jax.ops.log_mel import Counts, frame_count, valid_frames
 from bljust_jax.ops.masking import Hide
+from bljust_jax.parallel.rules import gathered
 
 KERNEL, STRIDE = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 # "base" is section 4.2 of the paper; "large" is its LV-60k model, whose shapes XLS-R 300M has too.
@@ -234,7 +234,7 @@ class Wav2Vec2:
 
         def step(x, layer):
             weights, key, skip = layer
-            weights = layout.gathered(weights)
+            weights = gathered(weights)
             rngs = {"dropout": key} if dropping else {}
             y = block.apply({"params": weights}, x, valid, dropping, rngs=rngs)
             return (y if skip is None else jnp.where(skip, x, y)), None

@@ -7,8 +7,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from bljust_jax.errors import UserError
-from bljust_jax.system import SelfSupervised
+from bljust_jax.bilevel.types import SelfSupervised
+from bljust_jax.common.errors import UserError
 
 
 def load(name: str) -> Callable[..., SelfSupervised]:

@@ -23,11 +23,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bljust_jax.errors import UserError, check_choices
+from bljust_jax.bilevel.gradients import scale_gradient
+from bljust_jax.bilevel.rng import row_keys
+from bljust_jax.bilevel.types import Aux, Objective, Tree
+from bljust_jax.common.errors import UserError, check_choices
 from bljust_jax.objectives import best_rq
 from bljust_jax.ops import quantizer
-from bljust_jax.ops.features import normalise
-from bljust_jax.system import Aux, Objective, Tree, row_keys, scale_gradient
+from bljust_jax.ops.log_mel import normalise
 
 ENHANCED, ANCHOR = "enhanced", "anchor"
 CHOICES = {

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from bljust_jax.errors import check_choices
-from bljust_jax.objectives import shared
-from bljust_jax.system import Aux, Objective, SelfSupervised, row_keys, scale_gradient
+from bljust_jax.bilevel.gradients import scale_gradient
+from bljust_jax.bilevel.rng import row_keys
+from bljust_jax.bilevel.types import Aux, Objective, SelfSupervised
+from bljust_jax.common.errors import check_choices
+from bljust_jax.objectives import shared_forward
 
 EPS = 1e-8
 CONTEXTS = ("causal", "chunked")
@@ -112,7 +114,7 @@ def make(
             f"chunk {chunk}: a slide shorter than the future window would make an utterance's "
             "negatives equal to its positives"
         )
-    forward = functools.partial(shared.run, features, encode)
+    forward = functools.partial(shared_forward.run, features, encode)
     heads = _Heads(project, predict, target_gradient, name)
     contrast = functools.partial(_contrast, negatives, temperature, name)
     read = reader(

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bljust_jax.objectives import shared
+from bljust_jax.bilevel.gradients import scale_gradient
+from bljust_jax.bilevel.types import Aux, Objective
+from bljust_jax.objectives import shared_forward
 from bljust_jax.ops.ctc import blank_share, ctc_feasible, ctc_loss
-from bljust_jax.system import Aux, Objective, scale_gradient
 
 REDUCTIONS = ("label", "utterance")
 
@@ -41,7 +42,7 @@ def make(
     count nowhere else), and `<name>/blank_share`. Raises ValueError for another reduction.
     """
     loss = _loss(head, blank, name, reduction, implementation)
-    hear = shared.augmented(features, encode, context)
+    hear = shared_forward.augmented(features, encode, context)
 
     def apply(params, extras, batch, rng):
         data = batch[stream]

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bljust_jax.errors import UserError
+from bljust_jax.bilevel.gradients import scale_gradient
+from bljust_jax.bilevel.rng import row_keys
+from bljust_jax.bilevel.types import Aux, Objective, SelfSupervised
+from bljust_jax.common.errors import UserError
 from bljust_jax.ops import quantizer
-from bljust_jax.ops.features import valid_frames
+from bljust_jax.ops.log_mel import valid_frames
 from bljust_jax.ops.masking import Hide, wav2vec2_spans
-from bljust_jax.system import Aux, Objective, SelfSupervised, row_keys, scale_gradient
 
 
 class Heads(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bljust_jax.ops.features import valid_frames
+from bljust_jax.ops.log_mel import valid_frames
 
 
 class Hide(NamedTuple):

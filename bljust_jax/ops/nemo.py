@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bljust_jax.ops import features as uncentred
-from bljust_jax.ops.features import FULL_SCALE, Counts, log_energies, valid_frames, windows
+from bljust_jax.ops import log_mel as uncentred
+from bljust_jax.ops.log_mel import FULL_SCALE, Counts, log_energies, valid_frames, windows
 
 PREEMPHASIS = 0.97
 

@@ -8,8 +8,8 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bljust_jax.errors import UserError
-from bljust_jax.system import Recipe
+from bljust_jax.bilevel.types import Recipe
+from bljust_jax.common.errors import UserError
 
 
 class Facts(NamedTuple):

@@ -18,14 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bljust_jax import bilevel, encoders, phases, recognition
-from bljust_jax.errors import UserError, check_choices
-from bljust_jax.models import heads
+from bljust_jax.bilevel import phases
+from bljust_jax.bilevel.levels import combine_levels
+from bljust_jax.bilevel.types import Phase, Recipe, Weights
+from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.models import encoders, heads
 from bljust_jax.objectives import birq
 from bljust_jax.objectives.birq import ANCHOR, ENHANCED
 from bljust_jax.recipes import Facts
 from bljust_jax.recipes.bljust import CTC, make_groups
-from bljust_jax.system import Phase, Recipe, Weights
+from bljust_jax.tasks import recognition
 
 # The levels of the first phase, the upper one first.
 LEVELS = {
@@ -71,7 +73,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         groups=make_groups(config, owners),
         phases=make_phases(config, facts, tuple(owners)),
         init=init,
-        combiner=bilevel.combine_levels(),
+        combiner=combine_levels(),
         tasks=(upper.task(),),
         log_mel=encoder.log_mel,
         frames=encoder.frames,

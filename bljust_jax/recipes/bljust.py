@@ -9,7 +9,7 @@ ICASSP 2024 (arXiv 2401.06980) and the journal version with its three phases (ar
     finetune  encoder, ctc_head             tau    grad f
 
 f is CTC on the labelled stream, g the loss `config.ssl` (CPC; wav2vec 2.0 in Wav2Vec2-JUST) on the
-unlabelled one. The baselines are other phase tables over the same parts (`phases.py`).
+unlabelled one. The baselines are other phase tables over the same parts (`bilevel/phases.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any
 
 import jax
 
-from bljust_jax import bilevel, encoders, objectives, phases, recognition
-from bljust_jax.errors import UserError, check_choices
-from bljust_jax.models import heads
-from bljust_jax.objectives import shared
+from bljust_jax import objectives
+from bljust_jax.bilevel import phases
+from bljust_jax.bilevel.levels import combine_levels
+from bljust_jax.bilevel.types import Group, Recipe
+from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.models import encoders, heads
+from bljust_jax.objectives import shared_forward
 from bljust_jax.recipes import Facts
-from bljust_jax.system import Group, Recipe
+from bljust_jax.tasks import recognition
 
 CTC = recognition.LOSS
 CHOICES = (
@@ -60,13 +63,13 @@ def build(config: Any, facts: Facts) -> Recipe:
         check_shareable(config, lower.reader)
         readers = {CTC: upper.reader(), ssl: lower.reader}
         parts = {"features": encoder.features, "encode": upper.encode}
-        system = (shared.make(stream="labelled", readers=readers, **parts),)
+        system = (shared_forward.make(stream="labelled", readers=readers, **parts),)
     return Recipe(
         objectives=system,
         groups=make_groups(config, owners),
-        phases=phases.make(config, facts.steps_per_epoch, CTC, ssl, tuple(owners)),
+        phases=phases.make_phases(config, facts.steps_per_epoch, CTC, ssl, tuple(owners)),
         init=init,
-        combiner=bilevel.combine_levels(),
+        combiner=combine_levels(),
         tasks=(upper.task(),),
         log_mel=encoder.log_mel,
         frames=encoder.frames,

@@ -13,7 +13,7 @@ self-supervised loss `config.ssl` hears the stream `unlabelled`. Levels, the upp
     two_stage  [ssl] alone                     1                [asr, st], fixed weights
 
 with eta of vm times eta1, at most its cap. A level of several losses is combined by `config.moo`
-(MoDo or MGDA, `bilevel.py`); fixed weights are equal and sum to 1.
+(MoDo or MGDA, `bilevel/levels.py`); fixed weights are equal and sum to 1.
 """
 
 from __future__ import annotations
@@ -27,19 +27,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bljust_jax import bilevel, encoders, objectives, phases, recognition, translation
-from bljust_jax.errors import UserError, check_choices
-from bljust_jax.models import heads
+from bljust_jax import objectives
+from bljust_jax.bilevel import multi_objective, phases
+from bljust_jax.bilevel.levels import combine_levels
+from bljust_jax.bilevel.multi_objective import NORMALISE, Conflict
+from bljust_jax.bilevel.schedules import penalty_schedule
+from bljust_jax.bilevel.types import Phase, Recipe
+from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.models import encoders, heads
 from bljust_jax.recipes import Facts
 from bljust_jax.recipes.bljust import make_groups
-from bljust_jax.system import Phase, Recipe
+from bljust_jax.tasks import recognition, translation
 
 METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage")
 STATIC = ("joint", "two_stage")  # of fixed weights
 CHOICES = recognition.CHOICES | {
     "method": METHODS,
-    "moo.method": bilevel.METHODS,
-    "moo.normalise": bilevel.NORMALISE,
+    "moo.method": multi_objective.METHODS,
+    "moo.normalise": NORMALISE,
     "moo.layers": ("all", "conflicting"),
     "penalty.per": ("step", "epoch"),
     "phases.unit": ("step", "epoch"),
@@ -87,7 +92,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         groups=groups,
         phases=table,
         init=init,
-        combiner=bilevel.combine_levels(conflict(config, shared), dynamic),
+        combiner=combine_levels(conflict(config, shared), dynamic),
         tasks=tuple(task.task() for task in tasks.values()),
         log_mel=encoder.log_mel,
         frames=encoder.frames,
@@ -112,14 +117,14 @@ def bind_tasks(config: Any, encoder: Any, facts: Facts) -> dict[str, Any]:
     return found
 
 
-def conflict(config: Any, shared: str) -> bilevel.Conflict:
+def conflict(config: Any, shared: str) -> Conflict:
     """How a level of several losses is weighed, by the gradients of the parameters whose path
     matches `shared`: those of the encoder that move. UserError for batches that MoDo cannot
     halve."""
     m, rows = config.moo, config.data.rows_multiple
     if config.method not in STATIC and m.method == "modo" and rows % 2:
         raise UserError(f"config.data.rows_multiple={rows}: MoDo halves each batch: set it to 2")
-    return bilevel.Conflict(
+    return Conflict(
         method=m.method,
         rate=m.rate,
         rho=m.rho,
@@ -178,8 +183,7 @@ def upper_levels(config: Any, tasks: tuple[str, ...]) -> tuple[tuple[str, ...], 
 def penalised(config: Any, levels: int, epoch: int) -> Callable[[Any], tuple[Any, ...]]:
     """k -> the weights of the levels: (1,), (1, eta) or (1, eta1, min(cap, eta1 eta))."""
     lowest, middle = (
-        bilevel.penalty_schedule(p.start, p.slope, p.cap)
-        for p in (config.penalty, config.task_penalty)
+        penalty_schedule(p.start, p.slope, p.cap) for p in (config.penalty, config.task_penalty)
     )
     per = 1 if config.penalty.per == "step" else epoch
 

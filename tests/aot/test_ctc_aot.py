@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bljust_jax.ops.ctc import ctc_loss
-from bljust_jax.ops.ctc_pallas_tpu import MAX_LABELS
+from bljust_jax.ops.ctc.pallas_tpu import MAX_LABELS
 
 GENERATIONS = ("v4", "v5e", "v6e")
 LARGE, SMALL = (32, 1600, 200, 1000), (8, 100, 20, 32)

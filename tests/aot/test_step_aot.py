@@ -4,7 +4,8 @@ recipes for many."""
 import jax
 import pytest
 
-from bljust_jax import aot, sharding
+from bljust_jax import aot
+from bljust_jax.parallel.mesh import lay_out
 
 pytestmark = pytest.mark.slow  # minutes of compiling each
 
@@ -15,7 +16,7 @@ def test_two_objectives_take_little_more_memory_than_one(mesh_of):
     config, recipe = aot.make_recipe(aot.Row("librispeech.py:S", "joint", "v5e-16"))
     for name in ("batch_seconds", "unlabelled_batch_seconds"):
         config.data[name] /= 8
-    mesh = sharding.lay_out((1, 1, 1, 1), list(mesh_of("v5e").devices.flat))
+    mesh = lay_out((1, 1, 1, 1), list(mesh_of("v5e").devices.flat))
     programs = {}
     for name in ("joint", "finetune"):
         phase = next(p for p in recipe.phases if p.name == name)

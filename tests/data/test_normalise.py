@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise
-from bljust_jax.errors import UserError
 
 CHAINS = [
     (),

@@ -3,11 +3,11 @@ in test_pipeline.py."""
 
 import pytest
 
-from bljust_jax.data import text
-from bljust_jax.errors import UserError
-from tests import corpora
-from tests.corpora import PLAIN, write
-from tests.corpora import load_several as load
+from bljust_jax.common.errors import UserError
+from bljust_jax.data.tokenizer import learn_pieces
+from tests.helpers import corpora
+from tests.helpers.corpora import PLAIN, write
+from tests.helpers.corpora import load_several as load
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_data_that_say_nothing_are_named(folder, tmp_path):
 def test_a_model_that_lacks_characters_leaves_utterances_out(folder, tmp_path):
     model = tmp_path / "en.model"
     for known, left in ((["c0", "c1", "0c1"], 10), (["z9"], 0)):
-        model.write_bytes(text.learn_pieces(known, (), "bpe", len(set("".join(known))) + 1).model)
+        model.write_bytes(learn_pieces(known, (), "bpe", len(set("".join(known))) + 1).model)
         edit = spell("asr/en", units="bpe", model=str(model))
         if left:
             corpus = load(folder, edit=edit)

@@ -14,10 +14,10 @@ import pytest
 import soundfile
 from ml_collections import ConfigDict
 
-from bljust_jax.data import pipeline, shards
-from bljust_jax.data.pipeline import Segment
+from bljust_jax.common.errors import UserError
+from bljust_jax.data import shards
+from bljust_jax.data.corpus import Segment, load_corpus
 from bljust_jax.data.sources import open_source, read_audio
-from bljust_jax.errors import UserError
 from configs import defaults
 
 RATE = 8000
@@ -89,7 +89,7 @@ def batches(train, dev, **changes):
     c.data.update(sample_rate=RATE, buckets=(0.5, 1.2), batch_seconds=4.0, join=(2, 3))
     c.data.update(unlabelled_batch_seconds=4.0, join_share=0.5, speed=(0.9, 1.1), min_seconds=0.0)
     c.data.update(train=train, dev=dev, noise_snr=(10.0, 20.0), **changes)
-    made = pipeline.load(ConfigDict(c.data), seed=0)
+    made = load_corpus(ConfigDict(c.data), seed=0)
     return made.digest(), list(made.train_batches(JOINT, 0))
 
 

@@ -8,9 +8,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import sources
 from bljust_jax.data.sources import Utterance, open_source, read_audio
-from bljust_jax.errors import UserError
 
 RATE = 16000
 

@@ -3,12 +3,12 @@ import zlib
 import numpy as np
 import pytest
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import read_audio
 from bljust_jax.data.splits import load_splits
-from bljust_jax.data.text import CharTokenizer
-from bljust_jax.errors import UserError
-from tests import corpora
-from tests.corpora import RATE, assert_equal, load, write
+from bljust_jax.data.tokenizer import CharTokenizer
+from tests.helpers import corpora
+from tests.helpers.corpora import RATE, assert_equal, load, write
 
 
 @pytest.fixture(scope="module")

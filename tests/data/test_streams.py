@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bljust_jax.data import pipeline, streams, text
-from bljust_jax.data.pipeline import Segment
+from bljust_jax.common.errors import UserError
+from bljust_jax.data import streams
+from bljust_jax.data.corpus import Segment, load_corpus
 from bljust_jax.data.splits import load_splits
-from bljust_jax.errors import UserError
+from bljust_jax.data.tokenizer import CharTokenizer
 from configs import defaults
-from tests import corpora
-from tests.corpora import PLAIN, RATE, assert_equal, several, write
-from tests.corpora import load_several as load
+from tests.helpers import corpora
+from tests.helpers.corpora import PLAIN, RATE, assert_equal, several, write
+from tests.helpers.corpora import load_several as load
 
 LABELLED = ("asr/ar", "asr/en", "st/ar-en")
 ALL = (*LABELLED, "unlabelled")
@@ -279,7 +280,7 @@ def test_a_config_read_back_from_json_is_the_same_corpus(folder):
     data = several(folder)
     again = ConfigDict(json.loads(data.to_json()))
     assert isinstance(again.streams["asr/en"].buckets, list)
-    made = [pipeline.load(d, seed=0) for d in (data, again)]
+    made = [load_corpus(d, seed=0) for d in (data, again)]
     assert made[0].digest() == made[1].digest()
     for a, b in zip(*(c.train_batches(SEGMENTS, 14) for c in made), strict=True):
         assert_equal(a, b)
@@ -287,7 +288,7 @@ def test_a_config_read_back_from_json_is_the_same_corpus(folder):
 
 def test_given_tokenizers_replace_those_of_the_texts(folder):
     whole = load(folder)
-    given = {**whole.tokenizers, "asr/en": text.CharTokenizer(" 01c")}
+    given = {**whole.tokenizers, "asr/en": CharTokenizer(" 01c")}
     corpus = load(folder, tokenizers=given)
     assert corpus.tokenizers == given
     assert len(corpus.utterances("asr/en")) == 10
@@ -343,7 +344,7 @@ def test_bad_audio_is_listed_once_with_all_that_met_it(tmp_path):
     data = corpora.settings(tmp_path, train="", dev="", **PLAIN, max_bad_fraction=0.1)
     for name, field in (("asr/x", "text"), ("st/x-y", "translation")):
         data.streams[name] = defaults.stream(str(uri), str(uri), field=field)
-    corpus = pipeline.load(data, seed=0)
+    corpus = load_corpus(data, seed=0)
     needed = ("asr/x", "st/x-y", "unlabelled")
     list(corpus.train_batches([Segment(0, 8, needed)], 0))
     (entry,) = corpus.quarantined

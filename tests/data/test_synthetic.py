@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import synthetic
-from bljust_jax.errors import UserError
 from configs import quickstart
 
 COMMANDS = synthetic.CORPORA["commands"]
@@ -239,11 +239,11 @@ def test_no_test_is_told_so_where_the_cache_is_empty(tmp_path):
 @pytest.mark.slow
 def test_eight_utterances_are_learned_by_heart(tmp_path):
     """`configs/quickstart.py:overfit`: the first thing to try with a new set-up works."""
-    from bljust_jax import train
+    from bljust_jax.train import loop
 
     config = quickstart.get_config("overfit")
     config.mesh.data = 1
     config.compile_cache = ""
-    final = train.run(config, tmp_path)
+    final = loop.run(config, tmp_path)
     assert final["dev/utterances"] == 8
     assert final["dev/wer"] == 0

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from bljust_jax import command, export_checkpoint
-from bljust_jax.evaluate.trained import open_run
-from bljust_jax.export import parity, pretrained, tokenizer
-from tests.export import runs
+from bljust_jax import export_checkpoint
+from bljust_jax.common import cli
+from bljust_jax.data.tokenizer import CharTokenizer
+from bljust_jax.export import hf_tokenizer, parity, pretrained
+from bljust_jax.inference.trained_run import open_run
+from tests.helpers import runs
 
 
 def export(folder, *flags):
@@ -145,10 +147,10 @@ def test_what_was_written_recognises_as_the_run_does(kind, request):
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 40), ("unigram", 32)])
 def test_pieces_are_written_with_their_scores_and_read_back(kind, size, tmp_path):
     units = runs.pieces(kind, size)
-    tokenizer.write(units, tmp_path, words=True)
+    hf_tokenizer.write(units, tmp_path, words=True)
     model = read(tmp_path / "tokenizer.json")["model"]
     assert model["type"] == {"bpe": "BPE", "unigram": "Unigram"}[kind]
-    found = tokenizer.read(tmp_path, 0)
+    found = hf_tokenizer.read(tmp_path, 0)
     assert pretrained.same_units(found, units)
     for text in runs.TEXTS:
         assert found.decode(units.encode(text).tolist()) == text
@@ -161,20 +163,20 @@ def test_pieces_are_written_with_their_scores_and_read_back(kind, size, tmp_path
 
 
 def test_a_delimiter_that_the_texts_do_not_use(tmp_path):
-    units = runs.text.CharTokenizer(" a|", ())
-    tokenizer.write(units, tmp_path, words=True)
+    units = CharTokenizer(" a|", ())
+    hf_tokenizer.write(units, tmp_path, words=True)
     assert list(read(tmp_path / "vocab.json")) == ["<pad>", "\u2581", "a", "|"]
-    assert tokenizer.read(tmp_path, 0).decode([2, 1, 3]) == "a |"
+    assert hf_tokenizer.read(tmp_path, 0).decode([2, 1, 3]) == "a |"
 
 
 def test_a_vocabulary_with_the_blank_elsewhere_and_special_tokens(tmp_path):
     ids = {"<s>": 0, "</s>": 1, "a": 2, "|": 3, "[PAD]": 4, "b": 5}
-    tokenizer.write_json(tmp_path / "vocab.json", ids)
-    found = tokenizer.read(tmp_path, 4)
+    hf_tokenizer.write_json(tmp_path / "vocab.json", ids)
+    found = hf_tokenizer.read(tmp_path, 4)
     assert found.symbols == ("", "", "a", " ", "b")
     assert found.decode([1, 3, 4, 5, 2, 0]) == "a b"
-    tokenizer.write_json(tmp_path / "vocab.json", {"eng": ids})
-    assert tokenizer.read(tmp_path, 4) is None
+    hf_tokenizer.write_json(tmp_path / "vocab.json", {"eng": ids})
+    assert hf_tokenizer.read(tmp_path, 4) is None
 
 
 # Certificate
@@ -228,7 +230,7 @@ def test_mistakes_are_one_line(flags, words, parakeet, capsys, monkeypatch):
     monkeypatch.chdir(parakeet)
     monkeypatch.setattr(parity, "check_installed", lambda kind: None)
     before = sorted(parakeet.rglob("*"))
-    assert export_checkpoint.main(["--workdir=.", "--out=new", *flags]) == command.MISTAKE
+    assert export_checkpoint.main(["--workdir=.", "--out=new", *flags]) == cli.MISTAKE
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert words in line
     assert sorted(parakeet.rglob("*")) == before, "nothing is left behind"
@@ -237,5 +239,5 @@ def test_mistakes_are_one_line(flags, words, parakeet, capsys, monkeypatch):
 def test_what_the_check_needs_is_named(parakeet, capsys, monkeypatch):
     monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: None)
     flags = [f"--workdir={parakeet}", f"--out={parakeet / 'new'}"]
-    assert export_checkpoint.main(flags) == command.MISTAKE
+    assert export_checkpoint.main(flags) == cli.MISTAKE
     assert "pip install torch transformers, or give --unchecked" in capsys.readouterr().err

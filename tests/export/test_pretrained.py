@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from bljust_jax import export_checkpoint
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
+from bljust_jax.data.tokenizer import CharTokenizer
 from bljust_jax.export import pretrained, tensors
-from tests.export import runs
+from tests.helpers import runs
 
-OTHER = runs.text.CharTokenizer(" abc", ("lower",))
+OTHER = CharTokenizer(" abc", ("lower",))
 
 
 def exported(folder, change, *flags):

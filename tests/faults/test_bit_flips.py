@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.checkpoints import assert_whole, files, flip, restore, save
+from tests.helpers.checkpoints import assert_whole, files, flip, restore, save
 
 TRIALS = 50
 

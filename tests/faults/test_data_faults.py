@@ -9,10 +9,10 @@ import pytest
 import soundfile
 
 from bljust_jax import main
-from bljust_jax.data.text import CharTokenizer
+from bljust_jax.data.tokenizer import CharTokenizer
 from configs import quickstart
-from tests import corpora
-from tests.corpora import PLAIN, RATE, load, write
+from tests.helpers import corpora
+from tests.helpers.corpora import PLAIN, RATE, load, write
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import sys
 import jax
 import pytest
 
-from bljust_jax.errors import UserError
-from tests.checkpoints import assert_whole, opened, restore, save
+from bljust_jax.common.errors import UserError
+from tests.helpers.checkpoints import assert_whole, opened, restore, save
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # has failed.
 SAVE = """
 import pathlib, resource, sys, threading, time
-from tests.checkpoints import make_state, opened
+from tests.helpers.checkpoints import make_state, opened
 from bljust_jax.command import guard
 
 workdir, policy, size = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from bljust_jax import metrics
-from tests.checkpoints import assert_whole, restore
-from tests.test_train import arrays, finish, launch, rows_without_perf, wait_for_step
+from bljust_jax.monitoring import metrics
+from tests.helpers.checkpoints import assert_whole, restore
+from tests.train.test_train import arrays, finish, launch, rows_without_perf, wait_for_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EVERY = 4  # steps between checkpoints
@@ -108,7 +108,7 @@ def test_killed_in_ten_writes_each_goes_on_from_the_newest_whole_one(tmp_path):
 # Saves one step after the other, until it is killed.
 SAVE = """
 import itertools, pathlib, sys
-from tests.checkpoints import make_state, opened
+from tests.helpers.checkpoints import make_state, opened
 with opened(pathlib.Path(sys.argv[1]), keep=2) as checkpoints:
     for step in itertools.count(checkpoints.latest() or 0):
         state = make_state(step + 1)

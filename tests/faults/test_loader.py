@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from bljust_jax import command, waiting
+from bljust_jax.common import cli, timeout
 from bljust_jax.data import splits
-from tests import corpora
-from tests.corpora import load
-from tests.data.test_pipeline import SEGMENTS
-from tests.test_hosts import start
+from tests.data.test_corpus import SEGMENTS
+from tests.helpers import corpora
+from tests.helpers.corpora import load
+from tests.parallel.test_cluster import start
 
 SECONDS = 30
 
@@ -58,7 +58,7 @@ def test_a_thread_that_hangs_is_not_waited_for(folder, reading, threads):
     reading(until.wait)
     corpus = load(folder, num_threads=threads, timeout=1.0)
     began = time.monotonic()
-    with pytest.raises(waiting.Unreachable, match=r"no batch came within 1 s \(config\.data\.tim"):
+    with pytest.raises(timeout.Unreachable, match=r"no batch came within 1 s \(config\.data\.tim"):
         list(corpus.train_batches(SEGMENTS, 0))
     assert time.monotonic() - began < SECONDS
     until.set()
@@ -78,6 +78,6 @@ def test_a_disk_that_does_not_answer_ends_the_command(tmp_path):
     flags = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'run'}"]
     process = start(["-c", SILENT], *flags, "--config.data.timeout=2.0")
     _, err = process.communicate(timeout=240)
-    assert process.returncode == command.UNREACHABLE, err
+    assert process.returncode == cli.UNREACHABLE, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("error: no batch came within 2 s (config.data.timeout)")

@@ -8,11 +8,11 @@ import time
 import jax
 import pytest
 
-from bljust_jax import metrics
-from tests import corpora
-from tests.corpora import load
-from tests.data.test_pipeline import SEGMENTS
-from tests.test_hosts import TRAIN, free_port, rows, start
+from bljust_jax.monitoring import metrics
+from tests.data.test_corpus import SEGMENTS
+from tests.helpers import corpora
+from tests.helpers.corpora import load
+from tests.parallel.test_cluster import TRAIN, free_port, rows, start
 
 HEARTBEAT = 10  # seconds
 SAYS_WHAT_IT_HEARS = """

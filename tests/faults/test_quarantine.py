@@ -7,12 +7,12 @@ import zlib
 import numpy as np
 import pytest
 
-from bljust_jax.data.pipeline import Segment
+from bljust_jax.common.errors import UserError
+from bljust_jax.data.corpus import Segment
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance
-from bljust_jax.errors import UserError
-from tests import corpora
-from tests.corpora import JOINT, PLAIN, load, write
+from tests.helpers import corpora
+from tests.helpers.corpora import JOINT, PLAIN, load, write
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from bljust_jax import checkpoint, main, metrics
+from bljust_jax import main
+from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.data import synthetic
+from bljust_jax.monitoring import metrics
 from configs import quickstart
 from tests.faults.test_data_faults import KINDS, damage
-from tests.test_loop import rows_of
+from tests.train.test_loop import rows_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -73,7 +75,7 @@ def command(monkeypatch, capsys):
 def run_until_the_disk_is_full(folder, workdir, step, until=None, changes=()):
     """`main` in this process: from the save at `step` to that at `until`, no file may grow beyond
     64 KiB."""
-    save = checkpoint.Checkpoints.save
+    save = Checkpoints.save
 
     def save_on_full_disk(self, now, *args):
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -82,7 +84,7 @@ def run_until_the_disk_is_full(folder, workdir, step, until=None, changes=()):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
         save(self, now, *args)
 
-    checkpoint.Checkpoints.save = save_on_full_disk
+    Checkpoints.save = save_on_full_disk
     config = make_config(pathlib.Path(folder), changes=changes)
     main.parse = lambda argv: (config, pathlib.Path(workdir))
     return main.main()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.faults.test_lost_hosts import finish, train_on
-from tests.test_hosts import rows
+from tests.parallel.test_cluster import rows
 
 
 @pytest.mark.slow

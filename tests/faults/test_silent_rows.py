@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.systems import ROWS, make_batch
+from tests.helpers.systems import ROWS, make_batch
 from tests.test_laws import CASES, lengthen, setup
 
 # Batch norm, and the mean use of codes, let a row's loss know of the others.

@@ -8,11 +8,11 @@ import tarfile
 import numpy as np
 import pytest
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import open_source
-from bljust_jax.errors import UserError
 from bljust_jax.export import tensors
-from bljust_jax.report import page
-from tests.data.test_yodas import IDS, shard
+from bljust_jax.reporting import page
+from tests.data.readers.test_yodas import IDS, shard
 
 PACKAGE = pathlib.Path(page.__file__).parents[1]
 

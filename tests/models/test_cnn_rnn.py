@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.encoders import load
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import cnn_rnn, heads
 from bljust_jax.models.cnn_rnn import CnnRnn
+from bljust_jax.models.encoders import load
 from bljust_jax.models.norms import EPSILON
 from configs import defaults
 

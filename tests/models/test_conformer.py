@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models.conformer import SIZES, Conformer
-from bljust_jax.models.frontend import receptive_field
+from bljust_jax.models.frontends import receptive_field
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = Conformer(dim=16, layers=3, heads=2, kernel=5, n_mels=8, channels=4)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models.conformer import Conformer
 
 LENGTHS = jnp.array([61, 34, 0])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models.decoder import Decoder
 
 SMALL = Decoder(dim=16, layers=2, heads=2, vocab_size=7, memory_dim=6)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bljust_jax.errors import UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.models.wav2vec2 import SIZES, Wav2Vec2
-from bljust_jax.models.wav2vec2_layers import grouped_conv
+from bljust_jax.models.wav2vec2_blocks import grouped_conv
 from bljust_jax.ops.masking import Hide
 
 # Three convolutions, 30 samples a frame and 20 between frames: they compile fast.

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.errors import UserError
+from bljust_jax.bilevel.rng import row_keys
+from bljust_jax.bilevel.types import Extras
+from bljust_jax.common.errors import UserError
 from bljust_jax.objectives import best_rq
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import start_spans
-from bljust_jax.system import Extras, row_keys
-from tests.objectives import batches
+from tests.helpers import batches
 from tests.ops.test_quantizer import brute_force
 
 BANDS, STACK, DIM, CODES, BOOKS = 3, 2, 5, 7, 2

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bljust_jax.bilevel.gradients import scale_gradient
+from bljust_jax.bilevel.types import Extras
 from bljust_jax.objectives import best_rq, birq
 from bljust_jax.objectives.birq import ANCHOR, ENHANCED, SelfLabels
 from bljust_jax.ops import quantizer
-from bljust_jax.system import Extras, scale_gradient
 
 MELS, STACK, DIM, BLOCKS, BOOKS, CODES, WIDTH = 3, 2, 6, 3, 2, 5, 4
 LENGTHS = (26, 17, 0, 9)  # feature frames

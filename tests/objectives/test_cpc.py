@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bljust_jax.bilevel.types import Extras
 from bljust_jax.objectives import cpc
 from bljust_jax.objectives.cpc import View, draw_negatives, info_nce
-from bljust_jax.system import Extras
-from tests.objectives import batches
+from tests.helpers import batches
 
 HOP, DIM, WIDTH = 4, 6, 5
 KEY = jax.random.key(0)

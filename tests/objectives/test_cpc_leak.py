@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bljust_jax.bilevel.types import Extras
 from bljust_jax.models.conformer import Conformer
 from bljust_jax.objectives import cpc
-from bljust_jax.ops.features import log_mel, normalise
-from bljust_jax.system import Extras
+from bljust_jax.ops.log_mel import log_mel, normalise
 
 RATE, WINDOW, HOP, STRIDE = 16000, 400, 160, 4
 CHUNK = (0.4, 0.2, 0.2)

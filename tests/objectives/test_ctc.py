@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bljust_jax.bilevel.rng import row_keys
+from bljust_jax.bilevel.types import Extras
 from bljust_jax.objectives import ctc
 from bljust_jax.ops.ctc import ctc_loss
-from bljust_jax.system import Extras, row_keys
-from tests.objectives.batches import HOP, encode, features
+from tests.helpers.batches import HOP, encode, features
 
 DIM, CLASSES = 6, 5
 EXTRAS = Extras(step=0, frozen={}, stats={}, ema={}, scale={"ctc": jnp.float32(1)})

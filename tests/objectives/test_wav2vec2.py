@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bljust_jax.errors import UserError
+from bljust_jax.bilevel.types import Extras
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import heads as linear
 from bljust_jax.objectives import wav2vec2
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import wav2vec2_spans
-from bljust_jax.system import Extras
-from tests.objectives import batches
+from tests.helpers import batches
 
 HOP, DIM = 4, 6
 KEY = jax.random.key(0)

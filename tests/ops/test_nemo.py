@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bljust_jax.ops import nemo
-from bljust_jax.ops.features import mel_filters
+from bljust_jax.ops.log_mel import mel_filters
 
 
 def noise(*shape, seed=0):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bljust_jax import export_checkpoint
-from bljust_jax.decode import greedy
-from bljust_jax.evaluate.trained import open_run
-from bljust_jax.export import pretrained, tensors, tokenizer
-from tests.export import runs
+from bljust_jax.decoding import greedy
+from bljust_jax.export import hf_tokenizer, pretrained, tensors
+from bljust_jax.inference.trained_run import open_run
+from tests.helpers import runs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -81,10 +81,10 @@ def test_transformers_loads_all_of_it_and_says_the_same(name, tmp_path, capsys):
 )
 def test_tokenizers_agree(units, words, tmp_path):
     """Texts to ids, and paths with blanks, repeats and outer spaces to texts."""
-    tokenizer.write(units, tmp_path, words=words)
+    hf_tokenizer.write(units, tmp_path, words=words)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (theirs.pad_token_id, len(theirs)) == (0, units.vocab_size)
-    read = tokenizer.read(tmp_path, 0)
+    read = hf_tokenizer.read(tmp_path, 0)
     assert pretrained.same_units(read, units)
     draws = np.random.default_rng(0).integers(1, units.vocab_size, (20, 8)).tolist()
     for ids in [units.encode(text).tolist() for text in runs.TEXTS] + draws:
@@ -170,7 +170,7 @@ def test_no_parity_leaves_no_folder(tmp_path, monkeypatch, capsys):
         name = "encoder.blocks.1.ff2.up.weight"
         write(path, found | {name: found[name] * 1.01})
 
-    monkeypatch.setattr("bljust_jax.export.torch_module.write", spoiled)
+    monkeypatch.setattr("bljust_jax.export.torch_folder.write", spoiled)
     assert export_checkpoint.main([f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: no parity")

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="4.57")
 
-from bljust_jax.export import parakeet  # noqa: E402
+from bljust_jax.export import hf_parakeet  # noqa: E402
 from bljust_jax.models.conformer import Conformer  # noqa: E402
 from bljust_jax.models.norms import BatchNorm  # noqa: E402
 from bljust_jax.ops import nemo  # noqa: E402
@@ -72,8 +72,8 @@ def features(dtype):
 def converted(switches, dtype):
     """(our model, params, stats) of the peer's tensors."""
     _, hf, tensors = peer(switches, dtype)
-    fields = parakeet.model_fields(hf)
-    trees = parakeet.parameters(tensors, fields, **parakeet.conventions(hf))
+    fields = hf_parakeet.model_fields(hf)
+    trees = hf_parakeet.parameters(tensors, fields, **hf_parakeet.conventions(hf))
     del fields["features"]
     return Conformer(n_mels=16, dtype=dtype, **fields), *jax.tree.map(jnp.asarray, trees)
 
@@ -143,7 +143,7 @@ def test_gradients_of_named_tensors():
     out = theirs(torch.from_numpy(x), torch.from_numpy(mask)).logits
     (out * torch.from_numpy(their_order(weights))).sum().backward()
     loss = lambda p: jnp.sum(logits(model, p, stats, x)[0] * weights)  # noqa: E731
-    ours = parakeet.tensors(jax.jit(jax.grad(loss))(params), stats, model)
+    ours = hf_parakeet.tensors(jax.jit(jax.grad(loss))(params), stats, model)
     for name in NAMED:
         expected = theirs.get_parameter(name).grad.numpy()
         error = np.abs(ours[name] - expected).max() / np.abs(expected).max()
@@ -163,9 +163,9 @@ def test_what_we_write_loads_and_hears_the_same_audio():
     stats = {"encoder": {"mean": stats["mean"] + 0.1, "var": stats["var"] * 0.7}}
     params = {"encoder": params, "ctc_head": head, "cpc_head": {"kernel": jnp.ones(3)}}
     settings = {"n_mels": 16, "window": 400, "hop": 160, "n_fft": 512}
-    config = parakeet.hf_config(model, 11, settings | {"frontend": "nemo"})
+    config = hf_parakeet.hf_config(model, 11, settings | {"frontend": "nemo"})
     theirs = transformers.ParakeetForCTC(transformers.ParakeetCTCConfig.from_dict(config)).eval()
-    written = parakeet.tensors(params, stats, model)
+    written = hf_parakeet.tensors(params, stats, model)
     theirs.load_state_dict({n: torch.from_numpy(t) for n, t in written.items()}, strict=True)
 
     samples = [16000, 9999, 3200]

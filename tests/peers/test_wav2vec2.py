@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.export import wav2vec2 as table
+from bljust_jax.export import hf_wav2vec2 as table
 from bljust_jax.models import heads
 from bljust_jax.models.wav2vec2 import Wav2Vec2
 from bljust_jax.ops.masking import Hide

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from bljust_jax.bilevel.types import Extras
 from bljust_jax.models import heads as linear
 from bljust_jax.objectives import wav2vec2
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import wav2vec2_spans
-from bljust_jax.system import Extras
 
 torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("transformers.models.wav2vec2.modeling_wav2vec2")

@@ -10,8 +10,8 @@ import pathlib
 import re
 import unicodedata
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
-from bljust_jax.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 TRANSCRIPT = "transcript/aishell_transcript_v0.8.txt"

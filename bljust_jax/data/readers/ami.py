@@ -17,8 +17,8 @@ from xml.parsers import expat
 
 import soundfile
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, inside
-from bljust_jax.errors import UserError
 
 MICROPHONES = ("ihm", "sdm")
 SPLITS = ("train", "dev", "eval")

@@ -16,8 +16,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
-from bljust_jax.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 _LANGUAGE = r"[a-z]{2,3}(?:-[A-Z]{2})?"

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import soundfile
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.readers import manifest
 from bljust_jax.data.sources import Utterance, inside, read_audio
-from bljust_jax.errors import UserError
 
 WORDS = {
     "ar": ["صفر", "واحد", "اثنان", "ثلاثة", "أربعة", "خمسة", "ستة", "سبعة", "ثمانية", "تسعة"],

@@ -3,8 +3,8 @@
 import pathlib
 import unicodedata
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
-from bljust_jax.errors import UserError
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:

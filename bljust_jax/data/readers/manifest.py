@@ -5,8 +5,8 @@ import json
 import os
 import unicodedata
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
-from bljust_jax.errors import UserError
 
 LONGEST = 1e9  # seconds
 

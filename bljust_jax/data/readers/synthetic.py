@@ -2,10 +2,10 @@
 
 import dataclasses
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import synthetic
 from bljust_jax.data.readers import manifest
 from bljust_jax.data.sources import Utterance
-from bljust_jax.errors import UserError
 
 
 def read(rest: str, root: str) -> list[Utterance]:

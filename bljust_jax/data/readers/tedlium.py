@@ -12,8 +12,8 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, inside, read_lines
-from bljust_jax.errors import UserError
 
 IGNORED = "ignore_time_segment_in_scoring"
 UNKNOWN = "<unk>"  # stands for a word that the aligner's vocabulary lacked

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import shards
 from bljust_jax.data.sources import Utterance, inside
-from bljust_jax.errors import UserError
 
 NAME = r"[a-z]\w*(/[\w.+-]+)?"  # of a data set, with its configuration
 # The names that data sets give to what we ask for, in order of preference.

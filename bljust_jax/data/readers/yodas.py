@@ -20,8 +20,8 @@ import re
 import tarfile
 import unicodedata
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance, inside, read_lines
-from bljust_jax.errors import UserError
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:

@@ -1,0 +1,85 @@
+"""Accelerators that are not here, for compiling ahead of time: what each holds, how many are
+joined, and their devices as the compilers see them.
+
+TPUs are libtpu's to describe; an NVIDIA GPU is described by its `target_config`, and XLA:GPU then
+compiles without it, without autotuning.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, NamedTuple
+
+from bljust_jax.common.errors import UserError
+
+GIB = 2**30
+
+
+class Chips(NamedTuple):
+    """Accelerators by the name of their topology; bytes that a program may take of one, and its
+    `device_kind`."""
+
+    topology: str
+    count: int
+    memory: float
+    kind: str
+    slices: int = 1
+    megacore: bool = False  # the two cores of a chip are one device
+    target: str = ""  # of a GPU
+
+
+# Facts of the device as the driver states them.
+H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 151397597184 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H200"
+"""
+
+CHIPS = {
+    "v4-16": Chips("v4:2x2x2", 8, 32 * GIB, "TPU v4", megacore=True),
+    "v4-128": Chips("v4:4x4x4", 64, 32 * GIB, "TPU v4", megacore=True),
+    "v5e-16": Chips("v5e:4x4", 16, 16 * GIB, "TPU v5e"),
+    "v5e-256": Chips("v5e:16x16", 256, 16 * GIB, "TPU v5e"),
+    "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, "TPU v5e", slices=2),
+    "v6e-8": Chips("v6e:2x4", 8, 32 * GIB, "TPU v6e"),
+    # jax takes three quarters of a GPU's memory where it is not told otherwise.
+    "8 x H200": Chips("1x1x8", 8, 0.75 * 139.8 * GIB, "NVIDIA H200", target=H200),
+}
+
+
+def devices(chips: Chips) -> list[Any]:
+    """Devices that programs can be compiled for and never run on. UserError without the plugin."""
+    from jax.experimental import topologies
+
+    if chips.target:
+        # jax finds its plugin for NVIDIA's GPUs by these names.
+        if not any(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda12_plugin"))):
+            raise UserError(f"{chips.kind}: no jax-cuda13-plugin to compile with: run `make aot`")
+        found = topologies.get_topology_desc(
+            platform="cuda", topology_name="", topology=chips.topology, target_config=chips.target
+        )
+        return found.devices
+    options = {"num_slices": chips.slices} if chips.slices > 1 else {}
+    options |= {"chip_config_name": "megacore"} if chips.megacore else {}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **options)
+    return found.devices
+
+
+def ctc_of(chips: Chips) -> str:
+    """What `ctc_loss` takes for "auto" on such a chip."""
+    import jax
+
+    from bljust_jax.ops.ctc import pallas_gpu
+
+    if not chips.target:
+        return "pallas_tpu"
+    return "pallas_gpu" if jax.__version_info__ >= pallas_gpu.SINCE else "one_scan"

@@ -1,0 +1,191 @@
+"""CTC value and gradient, log-softmax included: ours, optax's and torch's on the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bljust_jax.benchmarks import torch_peer
+from bljust_jax.benchmarks.interleave import MIB, interleave, ratios, table
+from bljust_jax.common.errors import UserError
+from bljust_jax.ops.ctc import ctc_loss
+
+Shape = tuple[int, int, int, int]  # utterances, frames, labels, classes
+
+SHAPES: dict[str, list[Shape]] = {
+    "cpu": [(16, 400, 100, 1000), (32, 1600, 200, 1000), (8, 400, 50, 32)],
+    "gpu": [(32, 1600, 200, 1000), (16, 400, 100, 1000)],
+    "tpu": [(32, 1600, 200, 1000), (16, 400, 100, 1000)],
+}
+# "auto" is what training gets, and what is set against the peers.
+OURS = {
+    "cpu": ("auto", "scan", "one_scan"),
+    "gpu": ("auto", "scan", "one_scan", "pallas_gpu"),
+    "tpu": ("auto", "scan", "one_scan", "pallas_tpu"),
+}
+
+
+class Task(NamedTuple):
+    """A batch of untrained logits with every frame and label real."""
+
+    logits: Any  # [B, T, K] float32, standard normal
+    logit_lengths: Any  # [B]
+    labels: Any  # [B, U], in 1 ... K - 1
+    label_lengths: Any  # [B]
+
+
+class Contender(NamedTuple):
+    run: Callable[[], tuple[Any, Any]]  # () -> (losses [B], gradient of their sum [B, T, K])
+    temporaries: int | None  # bytes, as the compiler counts them
+
+
+def make_task(shape: Shape, seed: int = 0) -> Task:
+    """UserError for a shape that CTC cannot align."""
+    b, t, u, k = shape
+    if not (0 < 2 * u <= t and k > 1):
+        raise UserError(f"--shapes {b},{t},{u},{k}: want FRAMES >= 2 LABELS and CLASSES >= 2")
+    rng = np.random.default_rng(seed)
+    return Task(
+        rng.standard_normal((b, t, k), np.float32),
+        np.full(b, t, np.int32),
+        rng.integers(1, k, (b, u), dtype=np.int32),
+        np.full(b, u, np.int32),
+    )
+
+
+def optax_loss(logits, logit_lengths, labels, label_lengths):
+    """optax.ctc_loss with lengths in place of its paddings; blank 0, [B]."""
+    frames, width = jnp.arange(logits.shape[1])[None], jnp.arange(labels.shape[1])[None]
+    past = (frames >= logit_lengths[:, None]).astype(logits.dtype)
+    unused = (width >= label_lengths[:, None]).astype(logits.dtype)
+    return optax.ctc_loss(logits, past, labels, unused)
+
+
+def compile_value_and_grad(loss: Callable, task: Task) -> Any:
+    def total(logits, rest):
+        losses = loss(logits, *rest)
+        return jnp.sum(losses), losses
+
+    both = jax.jit(jax.value_and_grad(total, has_aux=True))
+    return both.lower(task.logits, tuple(task[1:])).compile()
+
+
+def ours_or_optax(loss: Callable, task: Task, precision: str | None = None) -> Contender:
+    with jax.default_matmul_precision(precision):
+        program = compile_value_and_grad(loss, task)
+    arguments = jax.device_put((task.logits, tuple(task[1:])))
+
+    def run():
+        (_, losses), gradient = jax.block_until_ready(program(*arguments))
+        return losses, gradient
+
+    return Contender(run, program.memory_analysis().temp_size_in_bytes)
+
+
+def exact(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """(losses, gradient) in float64, by optax: a recursion that is none of ours."""
+    with jax.enable_x64(True):
+        wide = Task(np.float64(task.logits), *task[1:])
+        (_, losses), gradient = compile_value_and_grad(optax_loss, wide)(
+            wide.logits, tuple(wide[1:])
+        )
+        return np.asarray(losses), np.asarray(gradient)
+
+
+def contenders(task: Task, platform: str) -> tuple[dict[str, Contender], list[str]]:
+    """({name: contender}, lines on those that cannot run here, with the reason)."""
+    found, notes = {}, []
+    for name in OURS[platform]:
+        try:
+            found[name] = ours_or_optax(partial(ctc_loss, implementation=name), task)
+        except ValueError as error:  # what a kernel says that this jax or shape is not for
+            notes.append(f"{name} cannot run: {error}")
+    found["optax"] = ours_or_optax(optax_loss, task)
+    if platform != "cpu":  # are its one-hot products rounded to TF32 or bfloat16?
+        found["optax highest"] = ours_or_optax(optax_loss, task, "highest")
+    reason = torch_peer.absent("torch")
+    if reason:
+        return found, [*notes, reason]
+    found["torch"] = Contender(torch_peer.ctc(*task), None)
+    return found, notes
+
+
+def errors(contender: Contender, expected: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """Largest relative error of a loss and absolute error of a gradient entry, against float64."""
+    losses, gradient = (
+        np.asarray(jax.device_get(x), np.float64) for x in map(host, contender.run())
+    )
+    return {
+        "loss_error": float(np.max(np.abs(losses - expected[0]) / np.abs(expected[0]))),
+        "gradient_error": float(np.max(np.abs(gradient - expected[1]))),
+    }
+
+
+def host(x: Any) -> Any:
+    """A torch tensor on the CPU; anything else as it is."""
+    return x.cpu() if hasattr(x, "cpu") else x
+
+
+def measure(shape: Shape, n: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """One shape: times, memory and errors of every contender, and "auto" against each peer."""
+    platform = jax.default_backend()
+    say(f"ctc {shape}: compiling")
+    task = make_task(shape)
+    found, notes = contenders(task, platform)
+    expected = exact(task)
+    rows = {
+        name: {"temporary_mib": c.temporaries and c.temporaries / MIB} | errors(c, expected)
+        for name, c in found.items()
+    }
+    times = interleave({name: c.run for name, c in found.items()}, n, say)
+    rows = {name: times[name] | row for name, row in rows.items()}
+    return {"shape": list(shape), "rows": rows, "notes": notes} | compare(rows, OURS[platform])
+
+
+def compare(rows: dict[str, dict], ours: tuple[str, ...]) -> dict[str, Any]:
+    """ "auto" against each peer: how many times faster, and its share of optax's memory."""
+    peers = [name for name in rows if name not in ours]
+    faster = {peer: ratios(rows, [peer], ["auto"]) for peer in peers}
+    memory = rows["auto"]["temporary_mib"] / rows["optax"]["temporary_mib"]
+    return {"times_faster": faster, "memory_over_optax": memory}
+
+
+def run(*, shapes: list[Shape] | None, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    wanted = shapes or SHAPES[jax.default_backend()]
+    return {"shapes": [measure(shape, rounds, say) for shape in wanted]}
+
+
+def describe(result: dict[str, Any]) -> list[str]:
+    """The tables, in lines of at most 100 columns."""
+    lines = []
+    for case in result["shapes"]:
+        b, t, u, k = case["shape"]
+        lines.append(f"CTC value and gradient, {b} x {t} frames, {u} labels, {k} classes")
+        lines.append(table([row_of(name, case) for name in case["rows"]]))
+        lines.append(f"temporaries of auto / optax: {case['memory_over_optax']:.3f}")
+        if "optax highest" in case["rows"]:
+            default, highest = (case["rows"][n]["loss_error"] for n in ("optax", "optax highest"))
+            lines.append(
+                f"optax's one-hot products: loss off by {default:.2g}, {highest:.2g} exact"
+            )
+        lines += [*case["notes"], ""]
+    return lines
+
+
+def row_of(name: str, case: dict[str, Any]) -> dict[str, Any]:
+    row = case["rows"][name]
+    return {
+        "": name,
+        "min ms": 1e3 * row["min_s"],
+        "median ms": 1e3 * row["median_s"],
+        "auto faster": case["times_faster"].get(name, {}).get("min"),
+        "temp MiB": row["temporary_mib"],
+        "loss rel err": row["loss_error"],
+        "grad abs err": row["gradient_error"],
+    }

@@ -1,0 +1,119 @@
+"""Hours of FLAC audio that the data pipeline decodes in a second, and what a step waits for it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bljust_jax.benchmarks import step
+from bljust_jax.benchmarks.interleave import table
+from configs import defaults
+
+RATE = 16000
+FILES, SECONDS = 60, 12.0
+
+
+def write_corpus(folder: pathlib.Path, files: int = FILES, seconds: float = SECONDS) -> str:
+    """A manifest of FLAC files about as compressible as speech: harmonics of a moving pitch under
+    an envelope, with noise. Returns its path."""
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    lines = []
+    for n in range(files):
+        t = np.arange(round(seconds * RATE)) / RATE
+        pitch = 120 + 30 * np.sin(2 * np.pi * 0.4 * t + rng.uniform(0, 6))
+        phase = 2 * np.pi * np.cumsum(pitch) / RATE
+        voice = sum(np.sin(h * phase) / h for h in range(1, 20))
+        envelope = np.clip(np.sin(2 * np.pi * 2 * t + rng.uniform(0, 6)), 0, 1)
+        audio = 0.1 * envelope * voice + 0.002 * rng.standard_normal(t.size)
+        name = f"{n}.flac"
+        soundfile.write(folder / name, np.int16(32767 * np.clip(audio, -1, 1)), RATE)
+        lines.append({"audio_filepath": name, "duration": seconds, "text": "one two three"})
+    manifest = folder / "train.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(manifest)
+
+
+def make_config(uri: str) -> Any:
+    """The data of BL-JUST's defaults as they are decoded: no augmentation."""
+    config = defaults.base()
+    config.data.update(train=uri, dev=uri, buckets=(15.0, 35.0))
+    return config
+
+
+def decode(config: Any, batches: int) -> dict[str, float]:
+    """Real hours of audio a second, over `batches` labelled batches."""
+    from bljust_jax.data.corpus import Segment, load_corpus
+
+    corpus = load_corpus(config.data, seed=config.seed)
+    stream = corpus.train_batches([Segment(0, batches, ("labelled",))], 0)
+    began, samples = time.perf_counter(), 0
+    for batch in stream:
+        samples += int(batch["labelled"]["audio_lengths"].sum())
+    seconds = time.perf_counter() - began
+    hours = samples / config.data.sample_rate / 3600
+    return {"hours": hours, "seconds": seconds, "hours_per_s": hours / seconds}
+
+
+def wait_share(config: Any, shape: step.Shape, steps: int, say: Callable[[str], None]) -> float:
+    """The share of the time of `steps` supervised steps of this size that waits for the data."""
+    from bljust_jax.data.corpus import Segment, load_corpus
+
+    corpus = load_corpus(config.data, seed=config.seed)
+    model = step.make_config(shape, "float32", method="supervised")
+    program = step.compile_step(model, "supervised", step.make_batch(shape), say)
+    stream = iter(corpus.train_batches([Segment(0, steps, ("labelled",))], 0))
+    waited, began = 0.0, time.perf_counter()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        next(stream)
+        waited += time.perf_counter() - asked
+        program.run()
+    return waited / (time.perf_counter() - began)
+
+
+def run(
+    *,
+    uri: str,
+    rounds: int,
+    say: Callable[[str], None],
+    batches: int = 20,
+    shape: step.Shape = step.SHAPES["cpu"],
+) -> dict[str, Any]:
+    """Decoding in rounds, then the wait share; `uri` as config.data.train, "" = own FLAC files."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not uri:
+            say(f"input: writing {FILES} FLAC files of {SECONDS:.0f} s")
+            uri = write_corpus(pathlib.Path(folder))
+        config = make_config(uri)
+        found = []
+        for n in range(rounds):
+            found.append(decode(config, batches))
+            say(f"  round {n + 1} of {rounds}: {found[-1]['hours_per_s']:.2f} h a second")
+        share = wait_share(config, shape, batches, say)
+    rates = [row["hours_per_s"] for row in found]
+    return {
+        "hours_per_s": {"max": max(rates), "median": statistics.median(rates)},
+        "threads": config.data.num_threads,
+        "hours_a_round": found[0]["hours"],
+        "wait_share": share,
+    }
+
+
+def describe(result: dict[str, Any]) -> list[str]:
+    row = {
+        "": "decoding",
+        "threads": result["threads"],
+        "max h/s": result["hours_per_s"]["max"],
+        "median h/s": result["hours_per_s"]["median"],
+        "wait share of a step": result["wait_share"],
+    }
+    return ["input: hours of FLAC audio decoded a second", table([row]), ""]

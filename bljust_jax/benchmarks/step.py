@@ -1,0 +1,260 @@
+"""Training steps: against torch, joint against single, and one forward pass against two.
+
+Each is the whole step that `train` takes: log-mel of int16 audio, losses, gradients, clipping,
+AdamW, averaged weights; without dropout and SpecAugment, as the peer has neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bljust_jax import recipes
+from bljust_jax.benchmarks import torch_peer
+from bljust_jax.benchmarks.interleave import MIB, interleave, ratios, table
+from bljust_jax.bilevel import step
+from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
+from bljust_jax.bilevel.types import Phase, Recipe
+from bljust_jax.models.encoders import conformer
+from bljust_jax.monitoring import peak_flops
+from configs import defaults
+
+VOCAB_SIZE = 1000
+LABELS_PER_SECOND = 4.0  # of pieces
+RATE = 16000
+
+
+class Shape(NamedTuple):
+    """Rows of a batch, seconds each, width and blocks of the encoder."""
+
+    rows: int
+    seconds: int
+    dim: int
+    layers: int
+
+
+SHAPES = {"cpu": Shape(4, 10, 256, 8), "gpu": Shape(64, 16, 512, 17), "tpu": Shape(32, 16, 512, 17)}
+
+
+class Program(NamedTuple):
+    """A compiled step that keeps its own state, and what it costs."""
+
+    run: Callable[[], dict]  # one step; its metrics
+    temporaries: int  # bytes, as the compiler counts them
+    gradients: int  # bytes of one tree of gradients
+    flops: float  # of the encoder, forward and backward, by `Conformer.flops`
+    parameters: int
+
+
+def make_config(shape: Shape, dtype: str, **fields: Any) -> Any:
+    """BL-JUST's defaults at this size; `fields` such as ctc__context="causal" go on top."""
+    config = defaults.base()
+    heads = max(4, shape.dim // 64)
+    config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
+    config.model.update(dropout=0.0, dtype=dtype)
+    config.specaugment.update(freq_masks=0, time_masks=0)
+    for path, value in fields.items():
+        *groups, name = path.split("__")
+        node = config
+        for group in groups:
+            node = node[group]
+        node[name] = value
+    return config
+
+
+def make_batch(shape: Shape) -> dict[str, dict[str, np.ndarray]]:
+    """A batch of both streams: noise of full length, labels in 1 ... K - 1."""
+    rng = np.random.default_rng(0)
+    b, samples = shape.rows, shape.seconds * RATE
+    count = round(shape.seconds * LABELS_PER_SECOND)
+    audio = {
+        "audio": rng.integers(-8000, 8000, (b, samples), dtype=np.int16),
+        "audio_lengths": np.full(b, samples, np.int32),
+        "ids": np.arange(b, dtype=np.uint32),
+    }
+    labels = {
+        "labels": rng.integers(1, VOCAB_SIZE, (b, count), dtype=np.int32),
+        "label_lengths": np.full(b, count, np.int32),
+    }
+    return {"labelled": audio | labels, "unlabelled": audio}
+
+
+def compile_step(config: Any, phase_name: str, batch: dict, say: Callable[[str], None]) -> Program:
+    """The step of a phase, compiled for this batch, with a state of its own."""
+    facts = recipes.Facts({"labelled": VOCAB_SIZE}, {"labelled": 1000, "unlabelled": 1000})
+    recipe = recipes.load(config.recipe)(config, facts)
+    phase = next(p for p in recipe.phases if p.name == phase_name)
+    say(f"compiling {phase_name}")
+    return compile_phase(recipe, phase, make_optimizer(recipe.combiner, recipe.groups), batch)
+
+
+def compile_phase(recipe: Recipe, phase: Phase, optimizer: Any, batch: dict) -> Program:
+    """The same of a phase given whole, its update that of `optimizer`."""
+    state = step.init_state(recipe, optimizer, seed=0)
+    groups = group_of_parameters(state.params, recipe.groups)
+    state = state._replace(stats=state.stats | recipe.statistics([batch["unlabelled"]]))
+    streams = {s for o in recipe.active(phase) for s in o.streams}
+    batch = jax.device_put({s: batch[s] for s in sorted(streams)})
+    train_step = step.make_train_step(recipe, phase, optimizer, groups, seed=0)
+    program = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+    leaves = jax.tree.leaves(state.params)
+    cost, parameters = flops(recipe, phase, batch), sum(x.size for x in leaves)
+
+    def run() -> dict:
+        nonlocal state
+        state, metrics = jax.block_until_ready(program(state, batch))
+        return metrics
+
+    size = sum(x.nbytes for x in leaves)
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    return Program(run, temporaries, size, cost, parameters)
+
+
+def flops(recipe: Recipe, phase: Phase, batch: dict) -> float:
+    """FLOPs of the encoder in one step over the padded batch, every active objective."""
+    total = 0.0
+    for objective in recipe.active(phase):
+        b, samples = batch[objective.streams[0]]["audio"].shape
+        wanted = phase.losses & set(objective.losses)
+        total += b * recipe.cost(wanted, samples / RATE)
+    return total
+
+
+def report(programs: dict[str, Program], times: dict[str, dict], dtype: str) -> dict[str, dict]:
+    """A row for each program: times, temporaries, gradients, FLOP/s and MFU.
+
+    RuntimeError where a step was skipped as not finite: its time would be another computation's.
+    """
+    rows, peak = {}, peak_flops.flops([jax.devices()[0].device_kind], dtype)
+    for name, program in programs.items():
+        skipped, _ = program.run()["train/skipped"]
+        if float(skipped):
+            raise RuntimeError(f"{name}: a step was not finite, so its time says nothing")
+        rate = program.flops / times[name]["min_s"]
+        rows[name] = times[name] | {
+            "temporary_mib": program.temporaries / MIB,
+            "gradients_mib": program.gradients / MIB,
+            "gflop_per_s": rate / 1e9,
+            "mfu": rate / peak if peak else None,
+            "parameters": program.parameters,
+        }
+    return rows
+
+
+def supervised(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """A CTC step on Parakeet's subsampling, against transformers' Parakeet encoder of that size."""
+    config = make_config(shape, dtype, method="supervised", model__subsampling="parakeet")
+    batch = make_batch(shape)
+    programs = {"ours": compile_step(config, "supervised", batch, say)}
+    runs = {name: p.run for name, p in programs.items()}
+    reason = torch_peer.absent("torch", "transformers")
+    if not reason:
+        labelled = batch["labelled"]
+        features, _, _ = conformer.make_features(config)(
+            labelled["audio"], labelled["audio_lengths"], keys=None, train=False
+        )
+        say("building the peer")
+        runs["torch"], parameters = torch_peer.parakeet_step(
+            np.asarray(features), labelled["labels"], VOCAB_SIZE, conformer.make_model(config)
+        )
+    times = interleave(runs, n, say)
+    rows = report(programs, times, dtype)
+    if reason:
+        return {"rows": rows, "notes": [reason]}
+    rows["torch"] = times["torch"] | {"parameters": parameters}
+    return {"rows": rows, "notes": [], "over_torch": ratios(times, ["ours"], ["torch"])}
+
+
+def bilevel(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The joint step against the sum of the two single steps, and its memory against one; then the
+    step whose one causal forward pass serves both losses, against two steps of that encoder."""
+    batch = make_batch(shape)
+    plain, causal = (make_config(shape, dtype, ctc__context=c) for c in ("full", "causal"))
+    once = make_config(shape, dtype, ctc__context="causal", share_forward=True, gradients="fused")
+    programs = {
+        "joint": compile_step(plain, "joint", batch, say),
+        "shared": compile_step(once, "joint", batch, say),
+        "explore": compile_step(plain, "explore", batch, say),
+        "finetune": compile_step(plain, "finetune", batch, say),
+        "finetune causal": compile_step(causal, "finetune", batch, say),
+    }
+    times = interleave({key: p.run for key, p in programs.items()}, n, say)
+    singles = [programs[name] for name in ("explore", "finetune")]
+    return {
+        "rows": report(programs, times, dtype),
+        "notes": [],
+        "joint_over_singles": ratios(times, ["joint"], ["explore", "finetune"]),
+        "shared_over_singles": ratios(times, ["shared"], ["explore", "finetune causal"]),
+        "joint_memory_over_single": memory_ratio(programs["joint"], *singles),
+    }
+
+
+def memory_ratio(together: Program, *singles: Program) -> float:
+    """Temporaries beyond the gradient trees (two of the joint step, one of a single one), over
+    those of the larger single step."""
+    largest = max(p.temporaries - p.gradients for p in singles)
+    return (together.temporaries - 2 * together.gradients) / largest
+
+
+CASES = {"supervised": supervised, "bilevel": bilevel}
+
+
+def run(
+    *, shapes: list[tuple[int, ...]] | None, dtype: str, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """All cases at each shape; UserError for one that no encoder has (`Conformer`)."""
+    results = []
+    for shape in [Shape(*s) for s in shapes] if shapes else [SHAPES[jax.default_backend()]]:
+        say(f"step {shape}")
+        cases = {name: case(shape, dtype, rounds, say) for name, case in CASES.items()}
+        results.append({"shape": shape._asdict(), "dtype": dtype, **cases})
+    return {"shapes": results}
+
+
+TITLES = {
+    "supervised": "CTC step, Parakeet subsampling, against transformers' Parakeet with torch",
+    "bilevel": "joint and shared steps against single ones",
+}
+VERDICTS = {
+    "over_torch": "time of ours / torch",
+    "joint_over_singles": "time of joint / (explore + finetune)",
+    "shared_over_singles": "time of shared / (explore + finetune causal)",
+}
+
+
+def describe(result: dict[str, Any]) -> list[str]:
+    """The tables, in lines of at most 100 columns."""
+    lines = []
+    for at in result["shapes"]:
+        shape = Shape(**at["shape"])
+        size = f"{shape.dim} x {shape.layers}, {shape.rows} x {shape.seconds} s, {at['dtype']}"
+        for name, title in TITLES.items():
+            case = at[name]
+            rows = [row_of(*row) for row in case["rows"].items()]
+            lines += [title, size, table(rows)]
+            lines += [
+                f"{words}: {case[key]['min']:.3f} by minima, {case[key]['median']:.3f} by medians"
+                for key, words in VERDICTS.items()
+                if key in case
+            ]
+            if "joint_memory_over_single" in case:
+                ratio = f"{case['joint_memory_over_single']:.3f}"
+                lines.append(f"temporaries of joint / single, without gradient trees: {ratio}")
+            lines += [*case["notes"], ""]
+    return lines
+
+
+def row_of(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "": name,
+        "min s": row["min_s"],
+        "median s": row["median_s"],
+        "temp MiB": row.get("temporary_mib"),
+        "gradients MiB": row.get("gradients_mib"),
+        "GFLOP/s": row.get("gflop_per_s"),
+        "MFU": row.get("mfu"),
+        "parameters": f"{row['parameters'] / 1e6:.1f} M",
+    }

@@ -1,0 +1,241 @@
+"""Weights of the objectives of one level by MGDA or MoDo, from Gram matrices of their gradients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from bljust_jax.bilevel import simplex
+
+Tree = Any
+Level = tuple[str, ...]  # the names of its objectives
+# {part of the parameters: Gram matrices of its layers [layers, n, n], or of the whole part [n, n]}
+Grams = dict[str, Float[Array, "*layers n n"]]
+
+
+# The gradients of an objective that a method takes, each of a sample of its own.
+SAMPLES = {"mgda": 1, "modo": 2}
+METHODS = tuple(SAMPLES)
+NORMALISE = ("none", "norm")
+
+
+class Apart(NamedTuple):
+    """The gradients of a dynamic level, {objective: (tree of one sample, ...)}: one each for MGDA,
+    two of independent samples for MoDo."""
+
+    samples: Mapping[str, tuple[Tree, ...]]
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """How the weights lam of a dynamic level of N objectives are found, with K_ij = <G_i, G_j>.
+
+    method: "mgda", lam = argmin over the simplex of lam^T K lam (Desideri 2012): the direction d
+        has <d, G_i> >= |d|^2 for each i. "modo" (Chen et al. 2023, arXiv 2305.20057), with G1 and
+        G2 of two independent samples, whose product has the mean K, and kept lam:
+            lam <- projection on the simplex of  lam - rate (G1 G2^T lam + rho (lam - 1/N))
+        and d the mean of both samples' combinations with the new lam
+    rate, rho: step of MoDo's lam, and its pull towards equal weights
+    normalise: "norm" finds lam for G_i / |G_i| and puts g G_i / |G_i| in the place of G_i, g the
+        mean of the norms: no objective rules by its size, and the level keeps its size among the
+        others
+    threshold: None, or K is summed over those layers alone whose mean pairwise cosine is less (over
+        all, where there is none). The direction is taken on all layers with the same lam
+    every: steps between two choices of these layers
+    stacked: leaves whose path matches have a leading axis of layers, `<part>/<i>`; the part of a
+        leaf, a layer of its own if not stacked, is named by the first two components of its path
+    shared: the leaves that all objectives share
+
+    Raises ValueError for settings out of range.
+    """
+
+    method: str = "modo"
+    rate: float | int = 0.1
+    rho: float | int = 0.0
+    normalise: str = "none"
+    threshold: float | int | None = None
+    every: int = 1
+    stacked: str = r"^encoder/blocks/"
+    shared: str = r"^encoder/"
+
+    def __post_init__(self):
+        if self.method not in METHODS or self.normalise not in NORMALISE:
+            raise ValueError(
+                f"method={self.method!r}, normalise={self.normalise!r}: expected one of {METHODS} "
+                f"and one of {NORMALISE}"
+            )
+        if self.rate < 0 or self.rho < 0 or self.every < 1:
+            raise ValueError(
+                f"rate={self.rate} and rho={self.rho} must be at least 0, every={self.every} 1"
+            )
+
+
+class LevelState(NamedTuple):
+    """Of one dynamic level: lam, which MoDo goes on from; the layers that K is summed over; Gram
+    matrices of the last step's (mean) gradients."""
+
+    lam: Float[Array, "n"]
+    selected: dict[str, Bool[Array, "*layers"]]
+    grams: Grams
+
+
+def level_name(names: Sequence[str]) -> str:
+    return "+".join(names)
+
+
+def initial_level_state(conflict: Conflict, names: Level, params: Tree) -> LevelState:
+    """Equal weights, all layers, Gram matrices of 0."""
+    layers: dict[str, tuple[int, ...]] = {}
+    for path, leaf in _leaves(params):
+        if re.search(conflict.shared, path):
+            part, axes = _part(conflict.stacked, path)
+            if layers.setdefault(part, leaf.shape[:axes]) != leaf.shape[:axes]:
+                raise ValueError(f"parameter {path} has not as many layers as others of {part}")
+    n = len(names)
+    return LevelState(
+        lam=jnp.full(n, 1 / n, jnp.float32),
+        selected={part: jnp.ones(shape, bool) for part, shape in layers.items()},
+        grams={part: jnp.zeros((*shape, n, n), jnp.float32) for part, shape in layers.items()},
+    )
+
+
+def weigh(conflict: Conflict, level: Apart, old: LevelState, step: Any) -> tuple[Tree, LevelState]:
+    """(sum_i lam_i G_i, G_i the mean of its samples; the level's new state)."""
+    n, count = len(level.samples), SAMPLES[conflict.method]
+    if any(len(trees) != count for trees in level.samples.values()):
+        raise ValueError(f"{conflict.method} takes {count} gradient(s) of each objective")
+    trees = [tree for samples in level.samples.values() for tree in samples]
+    grams = jax.tree.map(
+        lambda k: k.reshape(*k.shape[:-2], n, count, n, count), gram(trees, conflict.stacked)
+    )
+    # <G_i, G_j> of the first with the last sample: with one sample K, with two G1 G2^T
+    crossed = jax.tree.map(lambda k: k[..., :, 0, :, -1], grams)
+    of_means = jax.tree.map(lambda k: jnp.mean(k, (-3, -1)), grams)
+    selected = _select(conflict, of_means, old.selected, step)
+    lam, scale = _solve(conflict, old.lam, *(_total(k, selected) for k in (crossed, of_means)))
+    shares = [share / count for share in lam * scale for _ in range(count)]
+
+    def mean(*leaves):
+        return sum(share.astype(g.dtype) * g for share, g in zip(shares, leaves, strict=True))
+
+    new = LevelState(lam, selected, of_means)
+    finite = jnp.all(jnp.isfinite(lam)) & jnp.all(jnp.isfinite(_total(of_means)))
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return jax.tree.map(mean, *trees), kept
+
+
+def _solve(
+    conflict: Conflict,
+    lam: Float[Array, "n"],
+    crossed: Float[Array, "n n"],
+    of_means: Float[Array, "n n"],
+) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """(lam of the method, what each gradient is multiplied by besides)."""
+    scale = jnp.ones_like(lam)
+    if conflict.normalise == "norm":
+        norms = jnp.sqrt(jnp.diag(of_means))
+        unit = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 1)
+        crossed = unit[:, None] * crossed * unit[None, :]
+        scale = jnp.mean(norms) * unit
+    if conflict.method == "mgda":
+        return simplex.min_norm(crossed), scale
+    slope = jnp.sum(crossed * lam[None, :], axis=1) + conflict.rho * (lam - 1 / lam.size)
+    return simplex.project(lam - conflict.rate * slope), scale
+
+
+def _select(conflict: Conflict, grams: Grams, old: dict, step: Any) -> dict:
+    """The layers in conflict: those whose mean pairwise cosine is under the threshold, all where
+    there is none; chosen anew where `step` is a multiple of `every`."""
+    if conflict.threshold is None:
+        return old
+
+    def under(k):
+        first, second = np.triu_indices(k.shape[-1], 1)
+        return jnp.mean(cosines(k)[..., first, second], -1) < conflict.threshold
+
+    chosen = jax.tree.map(under, grams)
+    none = ~jnp.any(jnp.stack([jnp.any(c) for c in jax.tree.leaves(chosen)]))
+    now = step % conflict.every == 0
+    return jax.tree.map(lambda c, o: jnp.where(now, c | none, o), chosen, old)
+
+
+def gram(trees: Sequence[Tree], stacked: str) -> Grams:
+    """<t_i, t_j> of n trees for each layer (`Conflict.stacked`), in float32 at highest precision.
+
+    Summed leaf by leaf over products of the leaves as they lie, never of one long vector: of a
+    sharded leaf each device multiplies its own share, and n x n numbers a layer are added up.
+    """
+    total: Grams = {}
+    for leaves in zip(*map(_leaves, trees), strict=True):
+        part, axes = _part(stacked, leaves[0][0])
+        # the layers lead, so that they are the batch of the product
+        x = jnp.stack([leaf.astype(jnp.float32) for _, leaf in leaves], axis=axes)
+        over, batch = tuple(range(axes + 1, x.ndim)), tuple(range(axes))
+        k = jax.lax.dot_general(
+            *(x, x, ((over, over), (batch, batch))),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        total[part] = total[part] + k if part in total else k
+    return total
+
+
+def cosines(k: Float[Array, "*layers n n"]) -> Float[Array, "*layers n n"]:
+    """K_ij / sqrt(K_ii K_jj), 0 where either vanishes."""
+    norms = jnp.sqrt(jnp.diagonal(k, axis1=-2, axis2=-1))
+    scale = norms[..., :, None] * norms[..., None, :]
+    return jnp.where(scale > 0, k / jnp.where(scale > 0, scale, 1), 0)
+
+
+def _total(grams: Grams, selected: dict | None = None) -> Float[Array, "n n"]:
+    """The sum over the selected layers, by default all."""
+    parts = [
+        k if selected is None else jnp.where(selected[part][..., None, None], k, 0)
+        for part, k in grams.items()
+    ]
+    return sum(jnp.sum(k.reshape(-1, *k.shape[-2:]), axis=0) for k in parts)
+
+
+def _leaves(tree: Tree) -> list[tuple[str, Any]]:
+    """(path, leaf) of each leaf; path as `encoder/blocks/attention/query/kernel`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in flat]
+
+
+def _part(stacked: str, path: str) -> tuple[str, int]:
+    """(the part of a leaf, its leading axes of layers: 1 or 0)."""
+    return "/".join(path.split("/")[:2]), int(bool(re.search(stacked, path)))
+
+
+def report_levels(state: Any, levels: Sequence[Level]) -> dict[str, tuple[Array, float]]:
+    """What the step logs of the dynamic levels of its phase, out of the combiner's new state: the
+    weight and norm of each objective, and the cosine of each pair, over all shared parameters and
+    a layer.
+
+    {"moo/weight/a", "moo/norm/a", "moo/cos/a|b", "moo/cos/a|b/<layer>": (value, 1)}
+    """
+    found = {}
+    for names in levels:
+        level = state.levels[level_name(names)]
+        whole = _total(level.grams)
+        pairs = list(zip(*np.triu_indices(len(names), 1), strict=True))
+        views = {"": cosines(whole)}
+        for part, k in level.grams.items():
+            by_layer = cosines(k)
+            if k.ndim == 2:
+                views[f"/{part}"] = by_layer
+            else:
+                views |= {f"/{part}/{i}": by_layer[i] for i in range(k.shape[0])}
+        for i, name in enumerate(names):
+            found[f"moo/weight/{name}"] = level.lam[i]
+            found[f"moo/norm/{name}"] = jnp.sqrt(whole[i, i])
+        for layer, c in views.items():
+            found |= {f"moo/cos/{names[i]}|{names[j]}{layer}": c[i, j] for i, j in pairs}
+    return {name: (value, 1.0) for name, value in found.items()}

@@ -1,0 +1,103 @@
+"""The optimizer: one chain a parameter group, after the combiner.
+
+    combiner (bilevel/levels.py)  ->  for each group: gate( clip -> Adam -> decoupled decay -> -lr )
+
+Each group has its own clip: a global one would let the self-supervised head rescale the encoder.
+Learning rates arrive as the extra argument `lr = {group: scalar}` and the groups that train as the
+static extra argument `active`; a group outside it keeps parameters and moments bit for bit. No
+schedule here holds a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bljust_jax.bilevel.types import Group
+from bljust_jax.common import trees
+
+Tree = Any
+
+
+def group_of_parameters(params: Tree, groups: Sequence[Group]) -> Tree:
+    """The `Group` of each parameter. ValueError unless each path matches exactly one pattern, and
+    each pattern some path."""
+
+    def one(path, _):
+        name = trees.path_name(path)
+        hits = [g for g in groups if re.search(g.pattern, name)]
+        if len(hits) != 1:
+            raise ValueError(f"parameter {name} matches groups {[g.name for g in hits]}: want one")
+        return hits[0]
+
+    assigned = jax.tree_util.tree_map_with_path(one, params)
+    used = {g.name for g in jax.tree.leaves(assigned)}
+    for group in groups:
+        if group.name not in used:
+            raise ValueError(f"group {group.name}: no parameter matches {group.pattern}")
+    return assigned
+
+
+def make_optimizer(
+    combiner: optax.GradientTransformationExtraArgs,
+    groups: Sequence[Group],
+    *,
+    b1: float = 0.9,
+    b2: float = 0.98,
+    eps: float = 1e-8,
+    decay_pattern: str = r"(kernel|embedding)$",
+) -> optax.GradientTransformationExtraArgs:
+    """The whole chain. `update(grads, state, params, *, level_weights, lr, active)`; `grads` is
+    `bilevel.Grads`.
+
+    AdamW as in Loshchilov and Hutter 2019: decay is decoupled and reaches only parameters whose
+    path matches `decay_pattern`.
+    """
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(re.search(decay_pattern, trees.path_name(path))), params
+        )
+
+    def chain(group: Group) -> optax.GradientTransformationExtraArgs:
+        if not group.owners:  # never active: it needs no moments
+            return _gate(group.name, optax.with_extra_args_support(optax.identity()))
+        return _gate(
+            group.name,
+            optax.chain(
+                optax.clip_by_global_norm(group.clip),
+                optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+                optax.add_decayed_weights(group.weight_decay, mask=decayed),
+                _scale_by_lr(group.name),
+            ),
+        )
+
+    def labels(params):
+        return jax.tree.map(lambda g: g.name, group_of_parameters(params, groups))
+
+    return optax.chain(combiner, optax.partition({g.name: chain(g) for g in groups}, labels))
+
+
+def _scale_by_lr(name: str) -> optax.GradientTransformationExtraArgs:
+    def update(updates, state, params=None, *, lr, **extra):
+        del params, extra
+        return jax.tree.map(lambda u: -lr[name].astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def _gate(name: str, inner: optax.GradientTransformationExtraArgs):
+    """Run `inner` only where the group is active. The idle update is -0.0, the one float that added
+    to any other, -0.0 included, changes no bit of it."""
+
+    def update(updates, state, params=None, *, active, **extra):
+        if name not in active:
+            return jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates), state
+        return inner.update(updates, state, params, active=active, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,0 +1,121 @@
+"""Phase tables: which losses are trained when, with which level weights and learning rates.
+
+method         phases, at the same number of encoder gradients (a joint step takes two)
+bljust         explore: lower | joint: upper > lower, rising penalty | finetune: upper
+weighted_sum   the same, at a constant penalty
+ptft           pretrain: lower | supervised: upper
+supervised     supervised: upper
+alternating    explore: lower | turns of the lower and the upper loss | finetune: upper
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bljust_jax.bilevel.schedules import SHAPES, penalty_schedule, schedule
+from bljust_jax.bilevel.types import Phase
+
+METHODS = ("bljust", "weighted_sum", "ptft", "supervised", "alternating")
+PHASES = ("explore", "joint", "finetune", "supervised", "pretrain", "turn_ctc", "turn_ssl")
+
+# The choices of `config`'s fields that phases read.
+CHOICES = {
+    "method": METHODS,
+    "penalty.per": ("step", "epoch"),
+    "phases.unit": ("step", "epoch"),
+    "phases.explore_when": ("once", "every_epoch"),
+    **{f"lr.{phase}.shape": tuple(SHAPES) for phase in PHASES},
+    **{f"lr.{phase}.moments": ("keep", "reset") for phase in PHASES},
+}
+
+
+def make_phases(
+    config: Any, steps_per_epoch: Mapping[str, int], upper: str, lower: str, heads: tuple[str, ...]
+) -> tuple[Phase, ...]:
+    """The phases of `config.method` over two losses, by name.
+
+    An epoch is a pass of the labelled plan, in exploration of the unlabelled one. Every group in
+    `heads` learns at `config.lr.heads` times the encoder's rate.
+    """
+    totals: dict[str, int] = {}
+    table = _table(config, steps_per_epoch)
+    for name, steps in table:
+        totals[name] = totals.get(name, 0) + steps
+    levels = {"joint": ((upper,), (lower,))}
+    levels |= dict.fromkeys(("explore", "pretrain", "turn_ssl"), ((lower,),))
+    levels |= dict.fromkeys(("finetune", "supervised", "turn_ctc"), ((upper,),))
+
+    def phase(name: str, steps: int) -> Phase:
+        weights = one if len(levels[name]) == 1 else penalised(config, steps_per_epoch["labelled"])
+        return one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name])
+
+    return tuple(phase(name, steps) for name, steps in table if steps > 0)
+
+
+def _table(config: Any, steps_per_epoch: Mapping[str, int]) -> list[tuple[str, int]]:
+    """(name, steps) of each stretch of `config.method`, at the compute of BL-JUST's phases."""
+    length = config.phases
+    labelled = steps_per_epoch["labelled"]
+    unlabelled = labelled if config.share_forward else steps_per_epoch["unlabelled"]
+    unit, unit_ssl = (1, 1) if length.unit == "step" else (labelled, unlabelled)
+    explore, joint, finetune = (
+        round(length.explore * unit_ssl),
+        round(length.joint * unit),
+        round(length.finetune * unit),
+    )
+    passes = joint if config.share_forward else 2 * joint
+    budget = explore + passes + finetune
+    if config.method in ("bljust", "weighted_sum"):
+        rounds = 1 if length.explore_when == "once" else max(1, round(joint / labelled))
+        return _rounds([("explore", explore), ("joint", joint)], rounds) + [("finetune", finetune)]
+    if config.method == "supervised":
+        return [("supervised", budget)]
+    if config.method == "ptft":
+        return [("pretrain", budget - budget // 2), ("supervised", budget // 2)]
+    half = passes // 2
+    rounds = max(1, round(half / length.turn))
+    turns = _rounds([("turn_ssl", half), ("turn_ctc", passes - half)], rounds)
+    return [("explore", explore), *turns, ("finetune", finetune)]
+
+
+def _rounds(parts: list[tuple[str, int]], rounds: int) -> list[tuple[str, int]]:
+    """Each part cut into `rounds` nearly equal stretches, interleaved."""
+    return [
+        (name, steps * (r + 1) // rounds - steps * r // rounds)
+        for r in range(rounds)
+        for name, steps in parts
+    ]
+
+
+def one_phase(
+    rates: Any,
+    name: str,
+    steps: int,
+    levels: tuple[tuple[str, ...], ...],
+    weights: Callable[[Any], tuple[Any, ...]],
+    heads: tuple[str, ...],
+    total: int,
+) -> Phase:
+    """A phase whose learning rates are `rates[name]`, over `total` steps in phases of that name."""
+    rate = rates[name]
+    encoder = schedule(rate.shape, rate.peak, rate.warmup, total)
+    head = schedule(rate.shape, rate.peak * rates.heads, rate.warmup, total)
+    lr = {"encoder": encoder} | dict.fromkeys(heads, head)
+    return Phase(name, steps, levels, weights, lr, rate.moments)
+
+
+def one(k: Any) -> tuple[Any, ...]:
+    """The weights of a phase of one level."""
+    del k
+    return (1.0,)
+
+
+def penalised(config: Any, steps_per_epoch: int) -> Callable[[Any], tuple[Any, ...]]:
+    """(1, gamma_k): the penalty rises a step or an epoch; `weighted_sum` holds it constant."""
+    if config.method == "weighted_sum":
+        return lambda k: (1.0, config.penalty.constant)
+    p = config.penalty
+    gamma = penalty_schedule(p.start, p.slope, p.cap)
+    per = 1 if p.per == "step" else steps_per_epoch
+    return lambda k: (1.0, gamma(k // per))

@@ -1,0 +1,55 @@
+"""Schedules of the penalty and of learning rates, as functions of the steps spent in a phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from bljust_jax.bilevel.types import Phase
+
+
+def position(phases: tuple[Phase, ...], name: str, step: Any) -> Int[Array, ""]:
+    """Steps spent before `step` in phases called `name`: the clock of every schedule."""
+    starts = np.cumsum([0] + [p.steps for p in phases[:-1]])
+    spans = [(s, p.steps) for s, p in zip(starts, phases, strict=True) if p.name == name]
+    starts, lengths = (np.array(column, np.int32) for column in zip(*spans, strict=True))
+    return jnp.sum(jnp.clip(step - starts, 0, lengths), dtype=jnp.int32)
+
+
+def penalty_schedule(
+    start: float | int, slope: float | int, cap: float | int
+) -> Callable[[Any], Array]:
+    """gamma_k = min(cap, start + slope * k), with k the steps (or epochs, if the caller divides)
+    spent in phases of one name."""
+    if cap < start or slope < 0:
+        raise ValueError(
+            f"a penalty rises from start to cap: start={start}, slope={slope}, cap={cap}"
+        )
+    return lambda k: jnp.minimum(jnp.float32(cap), jnp.float32(start) + jnp.float32(slope) * k)
+
+
+Schedule = Callable[[Any], Any]
+
+
+# What is left of the peak after a share of the phase. "hold" keeps it for the first 4/9 and falls
+# exponentially to a twentieth: after a warm-up of a tenth, wav2vec 2.0's 10/40/50.
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "constant": lambda share: 1.0,
+    "cosine": lambda share: 0.5 * (1 + jnp.cos(jnp.pi * share)),
+    "linear": lambda share: 1.0 - share,
+    "hold": lambda share: 0.05 ** jnp.clip((9 * share - 4) / 5, 0.0, 1.0),
+}
+
+
+def schedule(shape: str, peak: float, warmup: int, steps: int) -> Schedule:
+    """Linear from 0 to `peak` over `warmup` steps, then `SHAPES[shape]` of the rest of `steps`."""
+
+    def rate(k):
+        share = jnp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        return peak * jnp.minimum(1.0, (k + 1) / max(warmup, 1)) * SHAPES[shape](share)
+
+    return rate

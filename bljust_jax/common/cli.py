@@ -1,0 +1,55 @@
+"""What the command lines share: mistakes that are told in one line, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from bljust_jax.common.errors import UserError
+from bljust_jax.common.timeout import Unreachable
+
+DONE, MISTAKE, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """`doc`: the module's docstring, its first paragraph the usage. A mistake is a `UserError`."""
+
+    def __init__(self, doc: str):
+        usage, _, description = doc.partition("\n\n")
+        super().__init__(usage=usage, description=description)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def run(
+    parser: Parser, body: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+) -> int:
+    """`body` on the parsed flags; returns the exit code."""
+
+    def parsed() -> int:
+        body(parser.parse_args(argv))
+        return DONE
+
+    return guard(parsed)
+
+
+def guard(body: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """What `body` returns, or the exit code of a mistake or an interrupt, told in one line."""
+    logging.basicConfig()  # warnings of the data layer
+    for handler in logging.getLogger().handlers:  # libraries may have made one before
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    try:
+        return body()
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    except Unreachable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNREACHABLE
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,395 @@
+"""Which utterances stand in which batch: a pure function of durations, buckets, seed and epoch.
+
+Batches an epoch, and batches of each bucket, are those of epoch 0 for the whole run, so the
+position in the data is arithmetic on the step, and any batch can be made without those before it.
+"""
+
+import collections
+import dataclasses
+import math
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bljust_jax.common.errors import UserError
+
+SLACK = 1e-6  # seconds: sums of durations are rounded
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One batch shape: `batch_size` rows of `seconds` of audio and at most `max_labels` labels."""
+
+    seconds: float
+    batch_size: int
+    max_labels: int
+
+
+class Item(NamedTuple):
+    """One row: utterance indices played one after another, their speed, and crc32 of their ids."""
+
+    members: tuple[int, ...]
+    speed: float
+    key: int
+
+
+def bucket_table(
+    seconds: Sequence[float], batch_seconds: float, labels_per_second: float, multiple: int = 1
+) -> tuple[Bucket, ...]:
+    """Buckets whose batches hold at most `batch_seconds` of padded audio.
+
+    batch_size = batch_seconds / seconds, rounded down to a multiple of `multiple` (at least one);
+    max_labels = ceil(seconds * labels_per_second).
+    """
+    table = []
+    for length in seconds:
+        rows = int(batch_seconds / length + 1e-9) // multiple * multiple
+        labels = math.ceil(length * labels_per_second - 1e-9)
+        table.append(Bucket(float(length), max(multiple, rows), labels))
+    return tuple(table)
+
+
+def shares(hours: Sequence[float], temperature: float) -> np.ndarray:
+    """Parts of 1 by temperature T, p_i = hours_i ^ (1/T) / sum_j hours_j ^ (1/T): [N].
+
+    T = 1 is in proportion to size; the higher T, the more even; 0 stands for its limit, 1/N each.
+    """
+    sizes = np.asarray(hours, np.float64)
+    weights = (sizes / sizes.max()) ** (1 / temperature) if temperature else np.ones(len(sizes))
+    return weights / weights.sum()
+
+
+def evaluation_batches(
+    durations: Sequence[float], seconds: Sequence[float], batch_seconds: float, multiple: int = 1
+) -> list[tuple[Bucket, list[int]]]:
+    """Each utterance exactly once: (bucket, at most batch_size indices) a batch.
+
+    An utterance goes to the first length of `seconds` that holds it; beyond the last, to the first
+    of last * 1.5 ** n, n = 1, 2, ..., so that few shapes exist. max_labels is 0.
+    """
+    lengths = [float(length) for length in seconds]
+    while lengths[-1] < max(durations, default=0.0):
+        lengths.append(1.5 * lengths[-1])
+    first = np.searchsorted(lengths, durations)
+    batches = []
+    for k, bucket in enumerate(bucket_table(lengths, batch_seconds, 0.0, multiple)):
+        members = np.flatnonzero(first == k).tolist()
+        starts = range(0, len(members), bucket.batch_size)
+        batches += [(bucket, members[i : i + bucket.batch_size]) for i in starts]
+    return batches
+
+
+class Plan:
+    """Epochs of batches of items over utterances 0..N-1.
+
+    durations: seconds; labels: label lengths, None for an unlabelled plan; speakers, texts, ids: a
+    string an utterance; buckets: ascending; join: least and greatest length of a string of one
+    speaker's utterances, made with probability `join_share`, with gaps of at most `max_gap` s;
+    balance: share of draws that are uniform over the speaker's distinct texts; speed: range of the
+    playing speed, drawn an item in hundredths; crop: longer utterances go into the last bucket (and
+    are cropped by whoever loads them) instead of being left out; languages: one an utterance;
+    temperature: an epoch holds as much audio as there is, but shared among the languages by
+    `shares`, for which their utterances are repeated or left out, in turns by epoch.
+
+    With balance 0 and temperature 1 each utterance is in exactly one item an epoch (`items`). An
+    item's bucket is the first with seconds >= sum(durations) / speed + (n - 1) * max_gap and
+    max_labels >= the labels of its texts joined by spaces; an utterance that fits only as recorded
+    keeps speed 1. The last
+    batch of a bucket is filled by repeating items; later epochs, whose draws differ, drop or repeat
+    some to keep epoch 0's number of batches. A bucket without items in epoch 0 never occurs in the
+    plan's own order; another plan that leads there (`batch_in_bucket`) gets items of the next
+    shorter bucket, or with `crop` of the next longer.
+
+    Raises UserError if no utterance fits. `excluded` lists (index, reason).
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float],
+        labels: Sequence[int] | None,
+        speakers: Sequence[str],
+        texts: Sequence[str],
+        ids: Sequence[str],
+        buckets: Sequence[Bucket],
+        seed: int,
+        *,
+        join: tuple[int, int] = (1, 1),
+        join_share: float = 0.0,
+        max_gap: float = 0.15,
+        balance: float = 0.0,
+        speed: tuple[float, float] = (1.0, 1.0),
+        crop: bool = False,
+        languages: Sequence[str] = (),
+        temperature: float = 1.0,
+    ):
+        if list(buckets) != sorted(buckets, key=lambda b: (b.seconds, b.max_labels)) or not buckets:
+            raise UserError("data.buckets must be lengths in seconds in ascending order")
+        if not 1 <= join[0] <= join[1] or not 0 < speed[0] <= speed[1]:
+            raise UserError(f"data.join {join} and data.speed {speed} must be (low, high), low > 0")
+        self.buckets = tuple(buckets)
+        self.seed, self.crop, self.max_gap = seed, crop, max_gap
+        self._join, self._join_share, self._speed = join, join_share, speed
+        self._balance = balance
+        self._ids = ids
+        self._durations = np.asarray(durations, np.float64)
+        self._labels = np.zeros(len(ids), np.int64) if labels is None else np.asarray(labels)
+        self._seconds = np.array([b.seconds for b in buckets]) + SLACK
+        unlimited = np.full(len(buckets), np.iinfo(np.int64).max)
+        self._max_labels = (
+            unlimited if labels is None else np.array([b.max_labels for b in buckets])
+        )
+        self._limit = (float(self._seconds[-1]), int(self._max_labels[-1]))
+        self.excluded = self._exclude()
+        self._speakers = self._group(speakers, texts)
+        self.languages = self._share_out(languages, temperature) if temperature != 1 else {}
+        # A follower's buckets drift apart, each in an epoch of its own.
+        self._epochs = _Recent(self._make_epoch, len(buckets) + 2)
+        self._orders = _Recent(self._make_order, 3)
+        self._first = self._make_items(0)
+        self.counts, self._supply = self._count()
+        self.batches_per_epoch = sum(self.counts)
+
+    # Arithmetic on positions
+
+    def bucket_of(self, n: int) -> int:
+        """The bucket of batch n."""
+        epoch, position = divmod(n, self.batches_per_epoch)
+        return int(self._orders.get(epoch)[0][position])
+
+    def count(self, k: int, n: int) -> int:
+        """How many of batches 0..n-1 are of bucket k."""
+        epoch, position = divmod(n, self.batches_per_epoch)
+        return epoch * self.counts[k] + int(self._orders.get(epoch)[1][position, k])
+
+    def batch(self, n: int) -> tuple[int, list[Item]]:
+        """Bucket and items of batch n: (k, batch_in_bucket(k, count(k, n)))."""
+        k = self.bucket_of(n)
+        return k, self.batch_in_bucket(k, self.count(k, n))
+
+    def batch_in_bucket(self, k: int, m: int) -> list[Item]:
+        """The items of the m-th batch ever of bucket k (m from 0); always a full batch."""
+        if not self.supplies(k):
+            raise UserError(
+                f"no utterance fits {self.buckets[k].seconds:g} s; drop it from data.buckets"
+            )
+        epoch, position = divmod(m, self._supply[k][1])
+        items, rows = self._epochs.get(epoch)
+        if not len(rows[k]):  # the draws of this epoch left the bucket empty
+            items, rows = self._epochs.get(0)
+        size = self.buckets[k].batch_size
+        chosen = rows[k][position * size : (position + 1) * size]
+        return [self._item(items, i) for i in chosen.tolist()]
+
+    def items(self, epoch: int) -> list[Item]:
+        """All items of an epoch, before they are put into batches."""
+        made = self._make_items(epoch)
+        return [self._item(made, i) for i in range(len(made.speeds))]
+
+    def supplies(self, k: int) -> bool:
+        """Whether there are items for batches of bucket k."""
+        return self._supply[k][0] >= 0
+
+    # Construction
+
+    def _exclude(self) -> list[tuple[int, str]]:
+        last = self.buckets[-1]
+        long = (self._durations > self._seconds[-1]) & (not self.crop)
+        wordy = self._labels > self._max_labels[-1]
+        return [(int(i), f"longer than {last.seconds:g} s") for i in np.flatnonzero(long)] + [
+            (int(i), f"more than {last.max_labels} labels") for i in np.flatnonzero(wordy & ~long)
+        ]
+
+    def _group(self, speakers: Sequence[str], texts: Sequence[str]) -> list["_Speaker"]:
+        """Utterances by speaker, and by text within a speaker, in an order that names decide."""
+        left_out = {i for i, _ in self.excluded}
+        groups: dict[str, dict[str, list[int]]] = {}
+        for i, (speaker, text) in enumerate(zip(speakers, texts, strict=True)):
+            if i not in left_out:
+                groups.setdefault(speaker, {}).setdefault(text, []).append(i)
+        made = []
+        for _, by_text in sorted(groups.items()):
+            runs = [by_text[text] for text in sorted(by_text)]
+            sizes = np.array([len(run) for run in runs])
+            utterances = np.array([i for run in runs for i in run])
+            made.append(_Speaker(utterances, np.cumsum(sizes) - sizes, sizes))
+        return made
+
+    def _share_out(self, languages: Sequence[str], temperature: float) -> dict[str, "_Language"]:
+        """The utterances of each language, and how many of them an epoch holds."""
+        left_out = {i for i, _ in self.excluded}
+        spoken: dict[str, list[int]] = {}
+        for i, language in enumerate(languages):
+            if i not in left_out:
+                spoken.setdefault(language, []).append(i)
+        names = sorted(spoken)
+        if not names:
+            return {}
+        seconds = np.array([self._durations[spoken[name]].sum() for name in names])
+        factors = shares(seconds.tolist(), temperature) * seconds.sum() / seconds
+        return {
+            name: _Language(np.array(spoken[name]), max(1, round(factor * len(spoken[name]))))
+            for name, factor in zip(names, factors, strict=True)
+        }
+
+    def _times(self, epoch: int) -> np.ndarray:
+        """How often an epoch holds each utterance: [N], those of a language alike but for one."""
+        rng = np.random.default_rng([self.seed, epoch, 3])
+        times = np.full(len(self._ids), 0 if self.languages else 1)
+        for utterances, wanted in self.languages.values():
+            whole, rest = divmod(wanted, len(utterances))
+            times[utterances] = whole
+            times[rng.permutation(utterances)[:rest]] += 1
+        return times
+
+    def _make_items(self, epoch: int) -> "_Items":
+        """Each speaker's utterances permuted and cut into singles and strings."""
+        rng = np.random.default_rng([self.seed, epoch, 0])
+        times = self._times(epoch)
+        durations, labels = self._durations.tolist(), self._labels.tolist()
+        members: list[int] = []
+        starts: list[int] = []
+        speeds: list[float] = []
+        for speaker in self._speakers:
+            order, wanted, drawn = self._draw(speaker, times, rng)
+            position = piece = 0
+            while position < len(order):
+                string, fast = order[position : position + wanted[piece]], drawn[piece]
+                fit = self._fitting(string, fast, durations, labels)
+                if fit == 0:  # fits only as recorded, or is cropped
+                    fit, fast = 1, fast if self.crop else 1.0
+                starts.append(len(members))
+                speeds.append(fast)
+                members += string[:fit]
+                position += fit
+                piece += 1
+        return self._place(np.array(members, int), np.array(starts, int), np.array(speeds, float))
+
+    def _draw(
+        self, speaker: "_Speaker", times: np.ndarray, rng: np.random.Generator
+    ) -> tuple[list[int], list[int], list[float]]:
+        """A speaker's utterances in a new order, lengths of the pieces to cut, and their speeds."""
+        order = rng.permutation(np.repeat(speaker.utterances, times[speaker.utterances]))
+        n = len(order)
+        if self._balance:
+            text = rng.integers(len(speaker.sizes), size=n)
+            uniform = speaker.utterances[speaker.starts[text] + rng.integers(speaker.sizes[text])]
+            order = np.where(rng.random(n) < self._balance, uniform, order)
+        low, high = self._join
+        joined = rng.random(n) < self._join_share
+        wanted = np.where(joined, rng.integers(low, high + 1, size=n), 1)
+        drawn = np.round(rng.uniform(*self._speed, size=n), 2).clip(*self._speed)
+        return order.tolist(), wanted.tolist(), drawn.tolist()
+
+    def _fitting(
+        self, string: list[int], speed: float, durations: list[float], labels: list[int]
+    ) -> int:
+        """How many of the first members fit the last bucket together."""
+        seconds, length = -self.max_gap, -1
+        for n, i in enumerate(string):
+            seconds += durations[i] / speed + self.max_gap
+            length += labels[i] + 1
+            if seconds > self._limit[0] or length > self._limit[1]:
+                return n
+        return len(string)
+
+    def _place(self, members: np.ndarray, starts: np.ndarray, speeds: np.ndarray) -> "_Items":
+        """The bucket of each item."""
+        if not len(starts):
+            return _Items(members, np.zeros(1, int), speeds, starts)
+        sizes = np.diff(np.append(starts, len(members)))
+        seconds = np.add.reduceat(self._durations[members], starts) / speeds
+        seconds += (sizes - 1) * self.max_gap
+        labels = np.add.reduceat(self._labels[members], starts) + sizes - 1
+        fit = np.maximum(
+            np.searchsorted(self._seconds, seconds), np.searchsorted(self._max_labels, labels)
+        )
+        buckets = np.minimum(fit, len(self.buckets) - 1)
+        return _Items(members, np.append(starts, len(members)), speeds, buckets)
+
+    def _count(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """Batches an epoch of each bucket, and for each (the bucket its items are taken from, how
+        many batches of it those make an epoch)."""
+        items = np.bincount(self._first.buckets, minlength=len(self.buckets)).tolist()
+        sizes = [bucket.batch_size for bucket in self.buckets]
+        counts = [-(-n // size) for n, size in zip(items, sizes, strict=True)]
+        if not sum(counts):
+            counted = collections.Counter(reason for _, reason in self.excluded)
+            reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
+            raise UserError(
+                f"no utterance is left to train on: {reasons or 'the set is empty'}; check"
+                " config.data.buckets and config.data.labels_per_second"
+            )
+        supply = []
+        for k, size in enumerate(sizes):
+            shorter = [j for j in range(k, -1, -1) if items[j]]
+            longer = [j for j in range(k + 1, len(sizes)) if items[j] and self.crop]
+            source = (shorter + longer + [-1])[0]
+            supply.append((source, -(-items[source] // size) if source >= 0 else 0))
+        return counts, supply
+
+    def _make_epoch(self, epoch: int) -> tuple["_Items", list[np.ndarray]]:
+        """The items of an epoch and, a bucket, their order, cut or repeated to full batches."""
+        items = self._make_items(epoch) if epoch else self._first
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        rows = []
+        for bucket, (source, per_epoch) in zip(self.buckets, self._supply, strict=True):
+            order = rng.permutation(np.flatnonzero(items.buckets == source))
+            rows.append(np.resize(order, per_epoch * bucket.batch_size) if len(order) else order)
+        return items, rows
+
+    def _make_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The bucket of each batch of an epoch [N]; batches a bucket before each [N + 1, K]."""
+        rng = np.random.default_rng([self.seed, epoch, 2])
+        order = rng.permutation(np.repeat(np.arange(len(self.buckets)), self.counts))
+        hits = order[:, None] == np.arange(len(self.buckets))[None, :]
+        return order, np.concatenate([np.zeros((1, hits.shape[1]), int), np.cumsum(hits, axis=0)])
+
+    def _item(self, items: "_Items", i: int) -> Item:
+        members = tuple(items.members[items.starts[i] : items.starts[i + 1]].tolist())
+        key = zlib.crc32("+".join(self._ids[member] for member in members).encode())
+        return Item(members, float(items.speeds[i]), key)
+
+
+class _Speaker(NamedTuple):
+    """Utterance indices ordered by text; the first position and the number of each text."""
+
+    utterances: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+
+class _Language(NamedTuple):
+    """Utterance indices, and how many of them an epoch holds."""
+
+    utterances: np.ndarray
+    wanted: int
+
+
+class _Items(NamedTuple):
+    """Item i has members[starts[i]:starts[i + 1]]."""
+
+    members: np.ndarray
+    starts: np.ndarray
+    speeds: np.ndarray
+    buckets: np.ndarray
+
+
+class _Recent:
+    """The last few results of a function of an epoch; each is made once, whatever the threads."""
+
+    def __init__(self, make: Callable, size: int):
+        self._make, self._size = make, size
+        self._kept: collections.OrderedDict = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, epoch: int):
+        with self._lock:
+            if epoch not in self._kept:
+                self._kept[epoch] = self._make(epoch)
+                if len(self._kept) > self._size:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(epoch)
+            return self._kept[epoch]

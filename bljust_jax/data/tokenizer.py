@@ -1,0 +1,352 @@
+"""Text units: what a transcript is to the network, characters or SentencePiece's pieces.
+
+Id 0 is the CTC blank and padding; `symbols[n]` has id n + 1. No id stands for "unknown": an
+utterance with a character that has no label is not covered, and is left out of training.
+"""
+
+import collections
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from bljust_jax.common.errors import UserError, nearest
+from bljust_jax.data import normalise as spelling
+
+UNITS = ("characters", "unigram", "bpe")
+SPACE = "\u2581"  # stands for a space inside pieces; in a text it is read as one
+RESERVED = frozenset("\0\u2585")  # that SentencePiece keeps for itself: no piece holds them
+LONGEST = 1 << 20  # bytes of a text that SentencePiece learns from; beyond, it would skip it
+SHOWN = 30  # characters without an id that `coverage` lists
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Texts to labels and back: decode(encode(text)) == normalise(text) for all that it covers.
+
+    symbols: the units, id = index + 1; unit: what one is called in messages; sha256: of the
+    SentencePiece model, "" without one.
+    """
+
+    symbols: tuple[str, ...]
+    unit: str
+    sha256: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Symbols and the blank: the size of a CTC head."""
+
+    def normalise(self, text: str) -> str:
+        """The text as it is learned and scored, see `data/normalise.py`; a fixed point."""
+
+    def encode(self, text: str) -> Int32[np.ndarray, "u"]:
+        """Ids [U] of the normalised text. Raises UserError naming the characters without an id."""
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
+        """The text of ids; blanks and padding (0) are dropped. Raises ValueError out of range."""
+
+    def covers(self, text: str) -> bool:
+        """Whether every character of the normalised text has an id."""
+
+    def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
+        """Characters without an id and how often each occurs, the most frequent first."""
+
+    def to_json(self) -> dict:
+        """What identifies the tokenizer, as JSON types: the content of `tokenizer.json`."""
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes what `load` needs into an existing folder."""
+
+
+class CharTokenizer:
+    """A `Tokenizer` of single characters; `steps` are names of `normalise.NORMALISERS`."""
+
+    unit = "character"
+    sha256 = ""
+
+    def __init__(self, symbols: Sequence[str], steps: Sequence[str] = ("lower",)):
+        self.symbols = tuple(symbols)
+        self.steps = tuple(steps)
+        self.normalise = spelling.make(self.steps)
+        self._ids = {symbol: i for i, symbol in enumerate(self.symbols, start=1)}
+        if len(self._ids) != len(self.symbols) or any(len(s) != 1 for s in self.symbols):
+            raise ValueError("symbols must be distinct single characters")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.symbols) + 1
+
+    def encode(self, text: str) -> Int32[np.ndarray, "u"]:
+        normal = self.normalise(text)
+        if not self._ids.keys() >= set(normal):
+            raise _without_id(normal, self.uncovered([text]))
+        return np.array([self._ids[character] for character in normal], np.int32)
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
+        return "".join(self.symbols[i - 1] for i in _labels(ids, self.vocab_size))
+
+    def covers(self, text: str) -> bool:
+        return self._ids.keys() >= set(self.normalise(text))
+
+    def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
+        counts = collections.Counter(c for text in texts for c in self.normalise(text))
+        return {c: n for c, n in counts.most_common() if c not in self._ids}
+
+    def to_json(self) -> dict:
+        return {"kind": "characters", "normalise": list(self.steps), "symbols": list(self.symbols)}
+
+    def save(self, folder: pathlib.Path) -> None:
+        _write_json(self, folder)
+
+
+class PieceTokenizer:
+    """A `Tokenizer` of SentencePiece's pieces (Kudo and Richardson 2018), from a model's bytes.
+
+    Unknown, control and unused pieces are no labels: the head has no output for them. A model's own
+    normalisation follows the named steps. Raises ValueError if the bytes are no model.
+    """
+
+    unit = "piece"
+
+    def __init__(self, model: bytes, steps: Sequence[str] = ("lower",)):
+        self.model = model
+        self.steps = tuple(steps)
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self._spell = spelling.make(self.steps)
+        self._pieces = p = _processor(model)
+        self._numbers = [  # of the labels, in the model
+            n for n in range(len(p)) if not (p.is_unknown(n) or p.is_control(n) or p.is_unused(n))
+        ]
+        self.symbols = tuple(p.id_to_piece(n) for n in self._numbers)
+        self._ids = np.zeros(len(p), np.int32)
+        self._ids[self._numbers] = np.arange(1, self.vocab_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.symbols) + 1
+
+    def normalise(self, text: str) -> str:
+        text = self._spell(text)
+        own = self._pieces.normalize(text).replace(SPACE, " ").strip()
+        return text if own == text else self._spell(own)
+
+    def encode(self, text: str) -> Int32[np.ndarray, "u"]:
+        normal = self.normalise(text)
+        ids = self._ids[np.array(self._pieces.encode(normal), np.int32)]
+        if not ids.all():
+            raise _without_id(normal, self.uncovered([text]))
+        return ids
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
+        labels = _labels(ids, self.vocab_size)
+        return self._pieces.decode([self._numbers[i - 1] for i in labels])
+
+    def covers(self, text: str) -> bool:
+        return not self.uncovered([text])
+
+    def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
+        counts: collections.Counter[str] = collections.Counter()
+        for text in map(self.normalise, texts):
+            numbers = np.array(self._pieces.encode(text), np.int32)
+            if not self._ids[numbers].all():  # an unknown piece is a run of characters
+                pieces = self._pieces.encode(text, out_type=str)
+                for piece, number in zip(pieces, numbers, strict=True):
+                    counts.update("" if self._ids[number] else piece)
+        return dict(counts.most_common())
+
+    def to_json(self) -> dict:
+        return {"kind": "pieces", "normalise": list(self.steps), "sha256": self.sha256}
+
+    def save(self, folder: pathlib.Path) -> None:
+        scores = map(self._pieces.get_score, self._numbers)
+        rows = zip(self.symbols, range(1, self.vocab_size), scores, strict=True)
+        table = "".join(f"{piece}\t{i}\t{score:g}\n" for piece, i, score in rows)
+        (folder / "tokenizer.model").write_bytes(self.model)
+        (folder / "tokenizer.vocab").write_text(table, encoding="utf-8")
+        _write_json(self, folder)
+
+
+def make_tokenizer(
+    settings: Any, texts: Iterable[str], *, joined: bool = False, where: str = "config.data"
+) -> Tokenizer:
+    """The tokenizer that `<where>.text` describes, read from `settings.model` or learned.
+
+    `joined`: texts will also be strung together, parted by spaces, so the space needs an id (pieces
+    always have one). Characters are sorted. Pieces are learned without randomness: exactly
+    `settings.vocab_size` of them, every character that occurs among them. With a model,
+    `vocab_size` is the model's own.
+    Raises UserError for unknown units, a size that the texts do not allow (naming the bounds), a
+    model that cannot be read and one whose sha256 is not `settings.sha256` ("": any).
+    """
+    if settings.units not in UNITS:
+        near = nearest(settings.units, sorted(UNITS))
+        raise UserError(f"{where}.text.units: there is no {settings.units!r}{near}")
+    steps = tuple(settings.normalise)
+    if settings.units == "characters":
+        if settings.model:
+            raise UserError(
+                f"{where}.text.model is of pieces; set {where}.text.units to unigram or bpe"
+            )
+        tokenizer: Tokenizer = learn_characters(texts, steps, joined=joined)
+    elif settings.model:
+        tokenizer = _read_model(pathlib.Path(settings.model), steps)
+    else:
+        tokenizer = learn_pieces(texts, steps, settings.units, settings.vocab_size, where=where)
+    if settings.sha256 and settings.sha256 != tokenizer.sha256:
+        source = settings.model or f"what {where}.train gives as {settings.units}"
+        raise UserError(
+            f"{where}.text.sha256 is {settings.sha256}, of another model than {source}"
+            f" ({tokenizer.sha256 or 'no model'}); restore the model or texts, or clear the field"
+        )
+    return tokenizer
+
+
+def learn_characters(
+    texts: Iterable[str], steps: Sequence[str], *, joined: bool = False
+) -> CharTokenizer:
+    """The characters of the normalised texts, sorted; `joined` adds the space."""
+    symbols = set(" ") if joined else set()
+    return CharTokenizer(sorted(symbols.union(*map(spelling.make(steps), texts))), steps)
+
+
+def learn_pieces(
+    texts: Iterable[str], steps: Sequence[str], kind: str, size: int, *, where: str = "config.data"
+) -> PieceTokenizer:
+    """`size` pieces of SentencePiece's model type `kind` ("unigram" or "bpe").
+
+    Texts with a character of RESERVED teach nothing, since no pieces could write them.
+    Raises UserError if the texts have more characters than that or give fewer pieces.
+    """
+    spell = spelling.make(steps)
+    normal = [spell(text.replace(SPACE, " ")) for text in texts]
+    normal = [text for text in normal if text and not RESERVED & set(text)]
+    least = len({SPACE, *"".join(normal)} - {" "})
+    if not normal:
+        raise UserError(f"{where}.train has no text to learn pieces from; check its texts")
+    if size < least:
+        raise UserError(
+            f"{where}.text.vocab_size is {size}; the texts need at least {least} pieces, one"
+            " for each character: set that or more, or units characters"
+        )
+    made = PieceTokenizer(_trained(normal, kind, size), steps)
+    if len(made.symbols) != size:
+        raise UserError(
+            f"{where}.text.vocab_size is {size}; the texts give at most {len(made.symbols)}"
+            f" {kind} pieces: set that, or units characters"
+        )
+    return made
+
+
+def _trained(texts: Sequence[str], kind: str, size: int) -> bytes:
+    """A model of at most `size` pieces, beside the <unk> that SentencePiece cannot do without."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=written,
+        model_type=kind,
+        vocab_size=size + 1,
+        hard_vocab_limit=False,  # a size beyond what the texts give is not an error, but not met
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        bos_id=-1,
+        eos_id=-1,
+        max_sentence_length=LONGEST,
+        shuffle_input_sentence=False,
+        num_threads=1,
+        minloglevel=3,
+    )
+    return written.getvalue()
+
+
+def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
+    """The tokenizer that `save` wrote into a folder.
+
+    Raises UserError if it is not there, or its model is not the one that was saved.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["kind"] == "characters":
+            return CharTokenizer(saved["symbols"], saved["normalise"])
+        sha256, steps = saved["sha256"], saved["normalise"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; name the folder of a run") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged, or of another version: {error!r}; restore it or train again"
+        ) from error
+    made = _read_model(folder / "tokenizer.model", steps)
+    if made.sha256 != sha256:
+        raise UserError(
+            f"{folder / 'tokenizer.model'} is not the model that was saved (sha256 {made.sha256},"
+            f" {path.name} says {sha256}); restore it"
+        )
+    return made
+
+
+def coverage(tokenizer: Tokenizer, references: Sequence[str]) -> list[str]:
+    """Lines for people on how well labels can write the references; blank ones are ignored."""
+    texts = [text for text in map(tokenizer.normalise, references) if text]
+    if not texts:
+        return []
+    lines = []
+    unknown = tokenizer.uncovered(texts)
+    if unknown:
+        shown = [f"{character!r} x {n}" for character, n in list(unknown.items())[:SHOWN]]
+        rest = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        lines.append(f"characters without a label: {', '.join(shown)}{rest}")
+    covered = [text for text in texts if tokenizer.covers(text)]
+    share = 100 * len(covered) / len(texts)
+    lines.append(
+        f"{len(covered)} of {len(texts)} texts ({share:.1f} %) have a label for every character"
+    )
+    if covered:
+        labels = sum(len(tokenizer.encode(text)) for text in covered)
+        words = sum(len(text.split()) for text in covered)
+        lines.append(f"{labels / words:.2f} {tokenizer.unit}s a word")
+    return lines
+
+
+def _read_model(path: pathlib.Path, steps: Sequence[str]) -> PieceTokenizer:
+    try:
+        return PieceTokenizer(path.read_bytes(), steps)
+    except OSError as error:
+        raise UserError(f"cannot read the SentencePiece model {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; restore it") from error
+
+
+def _processor(model: bytes) -> Any:
+    import sentencepiece
+
+    made = sentencepiece.SentencePieceProcessor()
+    try:
+        made.load_from_serialized_proto(model)
+    except RuntimeError as error:
+        raise ValueError("not a SentencePiece model") from error
+    return made
+
+
+def _labels(ids: Sequence[int] | Int[np.ndarray, "u"], vocab_size: int) -> list[int]:
+    """The ids without blanks; ValueError where one is not an id."""
+    ids = [int(i) for i in ids]
+    if any(not 0 <= i < vocab_size for i in ids):
+        raise ValueError(f"ids must be in 0..{vocab_size - 1}")
+    return [i for i in ids if i]
+
+
+def _without_id(text: str, characters: Iterable[str]) -> UserError:
+    listed = ", ".join(map(repr, characters))
+    return UserError(f"the tokenizer has no id for {listed} of {text!r}; leave the text out")
+
+
+def _write_json(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+    text = json.dumps(tokenizer.to_json(), ensure_ascii=False, indent=1)
+    (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,327 @@
+"""Back-off n-gram language models: a reader of ARPA files and a scorer, in NumPy.
+
+    p(w | h) = p(hw) where the model lists hw, else b(h) p(w | h without its first word)
+
+(Katz, 1987; the format is Doug Paul's). Files hold log10; **everything here is in nats**. An n-gram
+is found by (place of its context among the n-1-grams, id of its last word), one sorted int64 array
+an order: 24 bytes an n-gram and a binary search.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import itertools
+import logging
+import math
+import pathlib
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from bljust_jax.common.errors import UserError
+
+LN10 = math.log(10.0)
+START, END, UNKNOWN = "<s>", "</s>", "<unk>"
+# log10 of a word outside a model that lists no <unk>, as in KenLM; files' lower ones count as this
+MISSING = -100.0
+SPACE_UNIT = "▁"  # U+2581: how a model of characters spells the space, as SentencePiece does
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What the beam search asks of a model. States are hashable; histories that score alike may
+    share one."""
+
+    order: int
+
+    def start(self) -> Hashable:
+        """The state at the beginning of a sentence."""
+
+    def score(self, state: Any, word: str) -> tuple[float, Hashable]:
+        """(ln p(word | state), the state after it); a word that is not listed counts as <unk>."""
+
+    def end(self, state: Any) -> float:
+        """ln p(</s> | state)."""
+
+    def __contains__(self, word: str) -> bool:
+        """Whether the model lists the word."""
+
+
+def sentence_score(lm: LanguageModel, words: Iterable[str]) -> float:
+    """ln p of a whole sentence, its end included."""
+    state, total = lm.start(), 0.0
+    for word in words:
+        score, state = lm.score(state, word)
+        total += score
+    return total + lm.end(state)
+
+
+def unit_word(unit: str) -> str:
+    """How a model over units spells one: ARPA words hold no space, so " " is written "▁"."""
+    return unit.replace(" ", SPACE_UNIT)
+
+
+def open_lm(path: str | pathlib.Path) -> LanguageModel:
+    """The model in a file: read by kenlm where that is installed and takes the file, else by
+    `Arpa`; which one is logged. Their scores agree to 1e-4.
+
+    kenlm takes its own binary files and plain ARPA of order 2 or more without a preamble. Raises
+    UserError naming the file and what is wrong with it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such language model; name an ARPA file, plain or .gz")
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    binary = head.startswith(b"mmap lm ")
+    installed = importlib.util.find_spec("kenlm") is not None
+    if binary and not installed:
+        raise UserError(f"{path} is a binary file of KenLM: pip install kenlm, or name its ARPA")
+    plain = head.startswith(b"\\data\\") and b"ngram 2=" in head
+    lm = KenLM(path) if installed and (binary or plain) else Arpa.read(path)
+    logging.info("language model %s: order %d, read by %s", path, lm.order, type(lm).__name__)
+    return lm
+
+
+class Arpa:
+    """A back-off model in memory.
+
+    A state is a tuple: entry m is the place of the last m + 1 words among the (m+1)-grams, -1 where
+    the model does not list them.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], tables: list[Table]):
+        self.order = len(tables)
+        self._ids, self._tables = vocabulary, tables
+        self._unknown = next((vocabulary[w] for w in (UNKNOWN, "<UNK>") if w in vocabulary), -1)
+
+    @classmethod
+    def read(cls, path: str | pathlib.Path) -> Arpa:
+        """Reads an ARPA file (UTF-8, plain or .gz). Raises UserError with the line at fault."""
+        return _Reader(pathlib.Path(path)).model()
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    def start(self) -> tuple[int, ...]:
+        """The state after <s>."""
+        return (self._ids[START], *[-1] * (self.order - 2))[: self.order - 1]
+
+    def score(self, state: tuple[int, ...], word: str) -> tuple[float, tuple[int, ...]]:
+        """(ln p(word | state), next state)."""
+        return self._score(state, self._ids.get(word, self._unknown))
+
+    def end(self, state: tuple[int, ...]) -> float:
+        """ln p(</s> | state)."""
+        return self._score(state, self._ids[END])[0]
+
+    def _score(self, state: tuple[int, ...], word: int) -> tuple[float, tuple[int, ...]]:
+        """The probability of the longest listed n-gram, times the back-offs of longer contexts."""
+        if word < 0:
+            passed = sum(t.backoff[i] for t, i in zip(self._tables, state, strict=False) if i >= 0)
+            return MISSING * LN10 + float(passed), (-1,) * (self.order - 1)
+        found = [word]
+        logp = float(self._tables[0].logp[word])
+        for length, context in enumerate(state):
+            if context < 0:
+                found.append(-1)
+                continue
+            table = self._tables[length + 1]
+            at = table.find(context * len(self._ids) + word)
+            found.append(at)
+            if at >= 0:
+                logp = float(table.logp[at])
+            else:
+                logp += float(self._tables[length].backoff[context])
+        return logp, tuple(found[: self.order - 1])
+
+
+class Table(NamedTuple):
+    """All n-grams of one order: keys sorted int64 [N] (none for unigrams), nats float64 [N]."""
+
+    keys: np.ndarray
+    logp: np.ndarray
+    backoff: np.ndarray
+
+    def find(self, key: int) -> int:
+        """The place of an n-gram, -1 where it is not listed."""
+        at = int(self.keys.searchsorted(key))
+        return at if at < len(self.keys) and self.keys[at] == key else -1
+
+
+class KenLM:
+    """`kenlm.Model` behind the same methods."""
+
+    def __init__(self, path: pathlib.Path):
+        import kenlm
+
+        self._kenlm = kenlm
+        quiet = kenlm.Config()
+        quiet.show_progress = False
+        quiet.arpa_complain = kenlm.ARPALoadComplain.NONE
+        try:
+            self._model = kenlm.Model(str(path), quiet)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: not a language model: {reason}") from error
+        self.order = self._model.order
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._model
+
+    def start(self) -> Any:
+        """The state after <s>."""
+        state = self._kenlm.State()
+        self._model.BeginSentenceWrite(state)
+        return state
+
+    def score(self, state: Any, word: str) -> tuple[float, Any]:
+        """(ln p(word | state), next state)."""
+        after = self._kenlm.State()
+        return self._model.BaseScore(state, word, after) * LN10, after
+
+    def end(self, state: Any) -> float:
+        """ln p(</s> | state)."""
+        return self.score(state, END)[0]
+
+
+# Reading
+
+
+class _Reader:
+    """One pass over the lines of an ARPA file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._number = path, 0
+
+    def model(self) -> Arpa:
+        opener = gzip.open if self._path.suffix == ".gz" else open
+        try:
+            with opener(self._path, "rt", encoding="utf-8") as file:
+                return self._model(self._lines(file))
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            raise self._wrong(f"cannot be read as UTF-8 text ({error})") from error
+
+    def _lines(self, file: Iterable[str]) -> Iterator[str]:
+        """Lines that are not empty, counted."""
+        for line in file:
+            self._number += 1
+            if line.strip():
+                yield line.rstrip("\r\n")
+
+    def _wrong(self, reason: str) -> UserError:
+        cure = "expected an ARPA language model"
+        return UserError(f"{self._path}:{self._number}: {reason}; {cure}")
+
+    def _model(self, lines: Iterator[str]) -> Arpa:
+        if not any(line.strip() == "\\data\\" for line in lines):
+            raise self._wrong("there is no line \\data\\")
+        sizes = self._sizes(lines)
+        vocabulary: dict[str, int] = {}
+        tables = [self._unigrams(lines, sizes[0], vocabulary)]
+        for order in range(2, len(sizes) + 1):
+            self._header(lines, f"\\{order}-grams:")
+            tables.append(self._ngrams(lines, order, sizes[order - 1], vocabulary, tables))
+        self._header(lines, "\\end\\")
+        return Arpa(vocabulary, tables)
+
+    def _sizes(self, lines: Iterator[str]) -> list[int]:
+        """N-grams of each order; consumes the header of the unigrams too."""
+        sizes: list[int] = []
+        for line in lines:
+            if line.strip() == "\\1-grams:" and sizes:
+                return sizes
+            try:
+                order, _, count = line.strip().removeprefix("ngram ").partition("=")
+                if int(order) != len(sizes) + 1:
+                    raise ValueError
+                sizes.append(int(count))
+            except ValueError:
+                raise self._wrong(f"{line!r} is not 'ngram {len(sizes) + 1}=COUNT'") from None
+        raise self._wrong("the file ends early")
+
+    def _header(self, lines: Iterator[str], wanted: str) -> None:
+        found = next(lines, "the end of the file").strip()
+        if found != wanted:
+            raise self._wrong(f"expected {wanted}, found {found!r}")
+
+    def _unigrams(self, lines: Iterator[str], size: int, vocabulary: dict[str, int]) -> Table:
+        logp, backoff = np.zeros(size), np.zeros(size)
+        for n in range(size):
+            (word,), logp[n], backoff[n] = self._entry(next(lines, ""), 1)
+            if word in vocabulary:
+                raise self._wrong(f"{word!r} is listed twice")
+            vocabulary[word] = n
+        for word in (START, END):
+            if word not in vocabulary:
+                raise self._wrong(f"the 1-grams lack {word}")
+        return Table(np.zeros(0, np.int64), logp, backoff)
+
+    def _ngrams(
+        self,
+        lines: Iterator[str],
+        order: int,
+        size: int,
+        vocabulary: dict[str, int],
+        tables: list[Table],
+    ) -> Table:
+        keys = np.zeros(size, np.int64)
+        logp, backoff = np.zeros(size), np.zeros(size)
+        for n in range(size):
+            words, logp[n], backoff[n] = self._entry(next(lines, ""), order)
+            try:
+                ids = [vocabulary[word] for word in words]
+            except KeyError as error:
+                raise self._wrong(f"{error.args[0]!r} is not among the 1-grams") from None
+            context = ids[0]
+            for table, word in zip(tables[1:], ids[1:-1], strict=True):
+                context = table.find(context * len(vocabulary) + word)
+                if context < 0:
+                    raise self._wrong(f"its context {' '.join(words[:-1])!r} is not listed")
+            keys[n] = context * len(vocabulary) + ids[-1]
+        by_key = np.argsort(keys, kind="stable")
+        if (np.diff(keys[by_key]) == 0).any():
+            raise self._wrong(f"a {order}-gram above is listed twice")
+        return Table(keys[by_key], logp[by_key], backoff[by_key])
+
+    def _entry(self, line: str, order: int) -> tuple[list[str], float, float]:
+        """(words, ln p, ln back-off weight) of `log10 p  words  [log10 b]`."""
+        fields = line.split()
+        if len(fields) not in (order + 1, order + 2) or line.startswith("\\"):
+            raise self._wrong(f"{line!r} is not a probability, {order} words and a back-off weight")
+        try:
+            logp = float(fields[0])
+            backoff = float(fields[-1]) if len(fields) == order + 2 else 0.0
+        except ValueError:
+            raise self._wrong(f"{line!r} holds something that is not a number") from None
+        if not logp <= 0 or math.isnan(backoff):
+            raise self._wrong(f"log10 p = {fields[0]} is above 0 or not a number")
+        return fields[1 : order + 1], max(logp, MISSING) * LN10, max(backoff, MISSING) * LN10
+
+
+# Writing
+
+
+def write(path: pathlib.Path, orders: list[dict[tuple[str, ...], tuple[float, float]]]) -> None:
+    """Writes `{words: (p, back-off weight)}` of each order, sorted, as ARPA (.gz by its name).
+
+    A probability of 0 (that of <s>) is written as -99, the custom of the format.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    sizes = [f"ngram {n}={len(table)}" for n, table in enumerate(orders, start=1)]
+    body = itertools.chain.from_iterable(
+        ["", f"\\{n}-grams:", *_rows(table, n < len(orders))]
+        for n, table in enumerate(orders, start=1)
+    )
+    with opener(path, "wt", encoding="utf-8", newline="\n") as file:
+        for line in itertools.chain(["\\data\\", *sizes], body, ["", "\\end\\"]):
+            file.write(line + "\n")
+
+
+def _rows(table: dict[tuple[str, ...], tuple[float, float]], backed: bool) -> Iterator[str]:
+    for words, (p, backoff) in sorted(table.items()):
+        logp = f"{math.log10(p):.7g}" if p > 0 else "-99"
+        tail = f"\t{math.log10(backoff):.7g}" if backed and backoff > 0 else ""
+        yield f"{logp}\t{' '.join(words)}{tail}"

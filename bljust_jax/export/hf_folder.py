@@ -1,0 +1,94 @@
+"""Runs as folders that `transformers` loads by itself, where one of its classes fits."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from bljust_jax.common.errors import UserError
+from bljust_jax.export import hf_parakeet, hf_tokenizer, hf_wav2vec2
+from bljust_jax.export.hf_tokenizer import write_json
+from bljust_jax.export.tensors import SINGLE, write
+from bljust_jax.models.encoders import conformer as conformer_encoder
+from bljust_jax.models.encoders import wav2vec2 as wav2vec2_encoder
+
+PREEMPHASIS = 0.97  # of NeMo's features
+
+
+def architecture(config: Any, *, pretraining: bool = False) -> tuple[str, list[str]]:
+    """(the class of transformers that a run is, the reasons why it is none).
+
+    One of the two is empty. Raises UserError where `pretraining` asks for what the run has not.
+    """
+    ssl = config.get("ssl", "none")
+    if pretraining and (config.encoder != "wav2vec2" or ssl != "wav2vec2"):
+        raise UserError(
+            "--pretraining writes Wav2Vec2ForPreTraining: it needs a run with encoder wav2vec2 and "
+            f"ssl wav2vec2, this one has {config.encoder} and {ssl}"
+        )
+    if config.encoder == "wav2vec2":
+        return "Wav2Vec2ForPreTraining" if pretraining else "Wav2Vec2ForCTC", []
+    if config.encoder != "conformer":
+        return "", [f"encoder {config.encoder}"]
+    reasons = hf_parakeet.fits(config)
+    return ("", reasons) if reasons else ("ParakeetForCTC", [])
+
+
+def write_folder(
+    folder: pathlib.Path, name: str, config: Any, units: Any, params: Mapping, stats: Mapping
+) -> None:
+    """All that class `name` and `pipeline` need, in an existing folder; `units`: the tokenizer."""
+    rate = config.data.sample_rate
+    if name == "ParakeetForCTC":
+        model = conformer_encoder.make_model(config)
+        about = hf_parakeet.hf_config(model, units.vocab_size, config.features.to_dict())
+        arrays = hf_parakeet.tensors(params, stats, model)
+        heard = _parakeet_features(config.features, rate)
+    else:
+        model = wav2vec2_encoder.make_model(config)
+        ctc = name == "Wav2Vec2ForCTC"
+        about = hf_wav2vec2.hf_config(
+            model, units.vocab_size, None if ctc else dict(config.wav2vec2)
+        )
+        arrays = hf_wav2vec2.tensors(params, ctc=ctc)
+        heard = _waveforms(model, config.model.normalise, rate)
+    write(folder / SINGLE, arrays)
+    write_json(folder / "config.json", about)
+    write_json(folder / "preprocessor_config.json", heard)
+    if name != "Wav2Vec2ForPreTraining":
+        hf_tokenizer.write(units, folder, words=name == "Wav2Vec2ForCTC")
+
+
+def _waveforms(model: Any, normalise: bool, rate: int) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "processor_class": "Wav2Vec2Processor",
+        "feature_size": 1,
+        "sampling_rate": rate,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "do_normalize": bool(normalise),
+        "return_attention_mask": padding_is_harmless(model.feat_norm),
+    }
+
+
+def padding_is_harmless(feat_norm: str) -> bool:
+    """transformers' group norm counts padded samples: its models want single utterances."""
+    return feat_norm == "layer"
+
+
+def _parakeet_features(features: Any, rate: int) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": "ParakeetFeatureExtractor",
+        "processor_class": "ParakeetProcessor",
+        "feature_size": features.n_mels,
+        "sampling_rate": rate,
+        "hop_length": features.hop,
+        "n_fft": features.n_fft,
+        "win_length": features.window,
+        "preemphasis": PREEMPHASIS,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }

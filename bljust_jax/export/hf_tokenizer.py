@@ -1,0 +1,195 @@
+"""A run's text units as the files of a Hugging Face tokenizer, and back.
+
+Id 0 is the CTC blank, written as the pad token; the other ids are those of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from bljust_jax.common.errors import UserError
+
+SPACE = "\u2581"  # a space inside SentencePiece's pieces
+BLANKS = ("<pad>", "<blank>", "<ctc>")
+DELIMITERS = ("|", SPACE, "\u2423", "\u2420")
+
+
+class Vocabulary(NamedTuple):
+    """Units by id as a folder holds them: `tokens[blank]` is the CTC blank, `delimiter` stands for
+    a space, `special` ids write nothing."""
+
+    tokens: tuple[str, ...]
+    blank: int
+    delimiter: str
+    special: frozenset[int]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """What each id but the blank writes, in a run's order: the units of a `data.text`
+        tokenizer, with " " for the delimiter alone."""
+        kept = (n for n in range(len(self.tokens)) if n != self.blank)
+        texts = ("" if n in self.special else self.tokens[n] for n in kept)
+        return tuple(" " if text == self.delimiter else text for text in texts)
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
+        """The text of ids in a run's order (0 = blank, dropped), without outer spaces."""
+        symbols = self.symbols
+        text = "".join(symbols[i - 1] for i in ids if i)
+        return text.replace(self.delimiter, " ").strip()
+
+
+def write(tokenizer: Any, folder: pathlib.Path, *, words: bool) -> None:
+    """The tokenizer's files in `folder`.
+
+    words: characters as `Wav2Vec2CTCTokenizer` (vocab.json), which knows word times; else, and
+    always for pieces, a tokenizer.json that any `PreTrainedTokenizerFast` reads.
+    """
+    if words and tokenizer.unit == "character":
+        files = _ctc_tokenizer(tokenizer)
+    else:
+        files = _fast_tokenizer(tokenizer)
+    for name, content in files.items():
+        write_json(folder / name, content)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _ctc_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    blank, space = _free(BLANKS, tokenizer.symbols), _free(DELIMITERS, tokenizer.symbols)
+    tokens = [blank, *(space if s == " " else s for s in tokenizer.symbols)]
+    settings = {
+        "tokenizer_class": "Wav2Vec2CTCTokenizer",
+        "word_delimiter_token": space,
+        "do_lower_case": False,
+        **_specials(blank),
+    }
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    return {"vocab.json": vocabulary, "tokenizer_config.json": settings}
+
+
+def _fast_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    characters = tokenizer.unit == "character"
+    blank = _free(BLANKS, tokenizer.symbols)
+    space = _free((SPACE, *DELIMITERS), tokenizer.symbols) if characters else SPACE
+    tokens = [blank, *(space if s == " " else s for s in tokenizer.symbols)]
+    scores = [0.0] * len(tokens) if characters else [0.0, *_scores(tokenizer)]
+    metaspace = {
+        "type": "Metaspace",
+        "replacement": space,
+        "prepend_scheme": "never" if characters else "always",
+        "split": False,
+    }
+    steps = [{"type": "NFC"}]
+    steps += [{"type": "Lowercase"}] if "lower" in tokenizer.to_json()["normalise"] else []
+    special = {"id": 0, "content": blank, "special": True, "normalized": False}
+    special |= {"single_word": False, "lstrip": False, "rstrip": False}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [special],
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": metaspace,
+        "post_processor": None,
+        "decoder": metaspace,
+        "model": _model(tokens, scores),
+    }
+    settings = {"tokenizer_class": "ParakeetTokenizerFast", **_specials(blank)}
+    return {"tokenizer.json": content, "tokenizer_config.json": settings}
+
+
+def _specials(blank: str) -> dict[str, Any]:
+    none = dict.fromkeys(("bos_token", "eos_token", "unk_token"))
+    return {"pad_token": blank, "clean_up_tokenization_spaces": False, **none}
+
+
+def _model(tokens: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    """Unigram; BPE where the scores are those of SentencePiece's BPE, minus the rank of a merge."""
+    if any(score != round(score) for score in scores) or not any(scores):
+        vocabulary = [list(pair) for pair in zip(tokens, scores, strict=True)]
+        return {"type": "Unigram", "unk_id": None, "vocab": vocabulary, "byte_fallback": False}
+    rank = {token: -score for token, score in zip(tokens[1:], scores[1:], strict=True)}
+    merges = []
+    for token in sorted(rank, key=rank.__getitem__):
+        halves = [(token[:n], token[n:]) for n in range(1, len(token))]
+        known = [(a, b) for a, b in halves if a in rank and b in rank]
+        merges += [list(pair) for pair in sorted(known, key=lambda p: (rank[p[0]], rank[p[1]]))]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    return {"type": "BPE", "vocab": vocabulary, "merges": merges, "fuse_unk": False}
+
+
+def _scores(tokenizer: Any) -> list[float]:
+    """SentencePiece's score of each piece, in the order of `symbols`."""
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor()
+    pieces.load_from_serialized_proto(tokenizer.model)
+    return [pieces.get_score(pieces.piece_to_id(symbol)) for symbol in tokenizer.symbols]
+
+
+def _free(candidates: Sequence[str], taken: Sequence[str]) -> str:
+    """The first candidate that no unit holds."""
+    for candidate in candidates:
+        if not any(candidate in symbol for symbol in taken):
+            return candidate
+    raise UserError(f"the run's units use all of {' '.join(candidates)}: none is left to export by")
+
+
+# Back
+
+
+def read(folder: pathlib.Path, blank: int) -> Vocabulary | None:
+    """The vocabulary of a model's folder; None where it has no tokenizer.json or vocab.json, or one
+    of several languages."""
+    if (folder / "tokenizer.json").is_file():
+        content = read_json(folder / "tokenizer.json")
+        known, added = content["model"]["vocab"], content.get("added_tokens") or []
+        ids = {t: n for n, (t, _) in enumerate(known)} if isinstance(known, list) else dict(known)
+        ids |= {entry["content"]: entry["id"] for entry in added}
+        special = {entry["id"] for entry in added if entry.get("special")}
+        return _vocabulary(ids, blank, _replacement(content.get("decoder")), special)
+    if not (folder / "vocab.json").is_file():
+        return None
+    ids, about = read_json(folder / "vocab.json"), {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        about |= read_json(folder / name) if (folder / name).is_file() else {}
+    if any(isinstance(n, dict) for n in ids.values()):
+        return None
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    special = {ids[t] for t in (_content(about.get(k, d)) for k, d in names.items()) if t in ids}
+    return _vocabulary(ids, blank, _content(about.get("word_delimiter_token", "|")), special)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _vocabulary(ids: dict[str, int], blank: int, delimiter: str, special: set[int]) -> Vocabulary:
+    tokens = [""] * (max(ids.values()) + 1)
+    for token, n in ids.items():
+        tokens[n] = token
+    return Vocabulary(tuple(tokens), blank, delimiter, frozenset(special - {blank}))
+
+
+def _content(token: Any) -> str:
+    """Special tokens are stored as texts or as tables."""
+    return token["content"] if isinstance(token, dict) else token or ""
+
+
+def _replacement(decoder: Any) -> str:
+    """What a decoder turns into spaces."""
+    for step in [decoder or {}, *(decoder or {}).get("decoders", [])]:
+        if step.get("type") == "Metaspace":
+            return step["replacement"]
+    return SPACE

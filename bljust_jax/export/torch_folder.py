@@ -1,0 +1,104 @@
+"""Any run as safetensors beside a copy of `modeling.py`, which needs PyTorch and nothing else."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from bljust_jax.export.hf_tokenizer import write_json
+from bljust_jax.export.tensors import SINGLE, Tensors, write
+
+MODEL_TYPE = "bljust_jax"
+MODELING = "modeling.py"  # in the exported folder, a copy of SOURCE
+SOURCE = "torch_model.py"
+COUNTER = "encoder.blocks.conv.norm.num_batches_tracked"
+
+# How an array is called in torch, and how it lies there, by the end of its name.
+RULES: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
+    (r"\.depthwise\.kernel$", ".depthwise.weight", lambda k: k.T[:, None]),  # to [D, 1, taps]
+    (r"\.forward\.input\.kernel$", ".cells.weight_ih_l0", np.transpose),
+    (r"\.forward\.input\.bias$", ".cells.bias_ih_l0", np.asarray),
+    (r"\.forward\.recurrent\.kernel$", ".cells.weight_hh_l0", np.transpose),
+    (r"\.forward\.recurrent\.bias$", ".cells.bias_hh_l0", np.asarray),
+    (r"\.backward\.input\.kernel$", ".cells.weight_ih_l0_reverse", np.transpose),
+    (r"\.backward\.input\.bias$", ".cells.bias_ih_l0_reverse", np.asarray),
+    (r"\.backward\.recurrent\.kernel$", ".cells.weight_hh_l0_reverse", np.transpose),
+    (r"\.backward\.recurrent\.bias$", ".cells.bias_hh_l0_reverse", np.asarray),
+    (r"(cnn\d+\.attention)\.input\.kernel$", r"\1.in_proj_weight", np.transpose),
+    (r"(cnn\d+\.attention)\.input\.bias$", r"\1.in_proj_bias", np.asarray),
+    (r"(cnn\d+\.attention)\.out\.kernel$", r"\1.out_proj.weight", np.transpose),
+    (r"(cnn\d+\.attention)\.out\.bias$", r"\1.out_proj.bias", np.asarray),
+    (r"\.scale$", ".weight", np.asarray),
+    (r"\.kernel$", ".weight", lambda k: TURNS[k.ndim](k)),
+)
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.transpose,  # a linear map, to [out, in]
+    3: lambda k: k.transpose(2, 0, 1)[:, None],  # a depthwise convolution, to [C, 1, 3, 3]
+    4: lambda k: k.transpose(3, 2, 0, 1),  # a convolution, to [out, in, 3, 3]
+}
+
+
+def write_folder(
+    folder: pathlib.Path, config: Any, units: Any, params: Mapping, stats: Mapping
+) -> None:
+    """config.json, model.safetensors and modeling.py in an existing folder."""
+    context = config.ctc.context
+    facts = {
+        "model_type": MODEL_TYPE,
+        "encoder": config.encoder,
+        "context": context,
+        "sample_rate": config.data.sample_rate,
+        "features": config.features.to_dict(),
+        "model": config.model.to_dict(),
+        "tokens": ["", *units.symbols],
+    }
+    write_json(folder / "config.json", facts)
+    write(folder / SINGLE, tensors(params, stats, stored=context == "causal"))
+    shutil.copyfile(pathlib.Path(__file__).with_name(SOURCE), folder / MODELING)
+
+
+def tensors(params: Mapping, stats: Mapping, *, stored: bool) -> Tensors:
+    """The encoder and its CTC head under the names of `modeling.py`; other heads stay here.
+
+    `stored`: the statistics of features too, which causal contexts are normalised by.
+    """
+    found = {}
+    for name, array in _leaves({key: params[key] for key in ("encoder", "ctc_head")}):
+        found |= _unstacked(name, array)
+    for name, array in _leaves(stats.get("encoder", {})):
+        running = f"encoder.blocks.conv.norm.running_{name}"
+        found |= _unstacked(running, array)
+    if "encoder" in stats:  # torch's own count of training steps
+        depth = len(stats["encoder"]["mean"])
+        found |= _unstacked(COUNTER, np.zeros(depth, np.int64))
+    if stored:
+        found |= {f"features.{name}": array for name, array in _leaves(stats["features"])}
+    return dict(_renamed(name, array) for name, array in found.items())
+
+
+def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", np.asarray(value, np.float32)
+
+
+def _unstacked(name: str, array: np.ndarray) -> Tensors:
+    """One array a block, "blocks.3.", of those that hold all blocks on their first axis."""
+    if ".blocks." not in name:
+        return {name: array}
+    block = name.replace(".blocks.", ".blocks.{}.")
+    return {block.format(n): np.asarray(own) for n, own in enumerate(array)}
+
+
+def _renamed(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    for pattern, ending, turn in RULES:
+        if re.search(pattern, name):
+            return re.sub(pattern, ending, name), turn(array)
+    return name, array

@@ -1,0 +1,99 @@
+"""Audio files of any rate and container that libsndfile reads, decoded ahead by threads."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float, Int16
+
+from bljust_jax.common.errors import UserError
+from bljust_jax.data.sources import DURATION_SLACK, to_int16
+
+BLOCK = 1 << 18  # frames decoded at a time
+AHEAD = 4  # files decoded before they are asked for, each by a thread of its own
+
+
+class Recording(NamedTuple):
+    """A file and its samples [S]."""
+
+    path: str
+    audio: np.ndarray
+
+
+class Failure(NamedTuple):
+    """A file that could not be read, and why, in one line that names it."""
+
+    path: str
+    reason: str
+
+
+def read_all(paths: Iterable[str], sample_rate: int) -> Iterator[Recording | Failure]:
+    """What `read` makes of each file, in order; at most `AHEAD` wait in memory."""
+
+    def attempt(path: str) -> Recording | Failure:
+        try:
+            return Recording(path, read(path, sample_rate))
+        except UserError as error:
+            return Failure(path, str(error))
+
+    paths = iter(paths)
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
+        while True:
+            for path in itertools.islice(paths, AHEAD - len(pending)):
+                pending.append(pool.submit(attempt, path))
+            if not pending:
+                return
+            yield pending.popleft().result()
+
+
+def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
+    """Mono int16 samples of a whole file at `sample_rate`.
+
+    As in `data.sources.read_audio`, bit for bit: channels are averaged, then resampled (soxr HQ),
+    then rounded and saturated; here in blocks, so that memory holds little more than the result. A
+    file that ends before its header says is read to its end, with a warning. Raises UserError
+    naming the file if it cannot be read.
+    """
+    try:
+        with open(path, "rb"):  # for the system's own words on what is no file
+            pass
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            blocks = list(_blocks(file, sample_rate))
+            missing = (file.frames - file.tell()) / file.samplerate
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a name of headerless audio
+        reason = getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")
+        raise UserError(
+            f"cannot decode {path}: {reason}; convert it to WAV, FLAC, Ogg or MP3"
+        ) from error
+    if missing > DURATION_SLACK:
+        logging.warning("%s ends %.1f s before its header says", path, missing)
+    return np.concatenate([np.zeros(0, np.int16), *blocks])
+
+
+def _blocks(file: soundfile.SoundFile, sample_rate: int) -> Iterator[Int16[np.ndarray, "_"]]:
+    """The file as mono int16 at `sample_rate`."""
+    if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:
+        yield file.read(dtype="int16")
+        return
+    resample = None
+    if file.samplerate != sample_rate:
+        resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
+    ended = False
+    while not ended:
+        audio: Float[np.ndarray, "_"] = file.read(BLOCK, "float32", always_2d=True).mean(axis=1)
+        ended = not len(audio)
+        if not np.isfinite(audio).all():
+            raise soundfile.SoundFileError("it has samples that are not finite")
+        yield to_int16((resample.resample_chunk(audio, ended) if resample else audio) * 32768)

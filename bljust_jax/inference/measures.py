@@ -1,0 +1,124 @@
+"""What hypotheses score against references: words and characters by jiwer, translations by
+sacreBLEU.
+
+Errors are summed over the corpus and divided by its words (characters); sentence scores are never
+averaged. BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacreBLEU's (Post, 2018), of the
+corpus, from 0 to 100, and the same as its command line gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jiwer
+from sacrebleu.metrics import BLEU, CHRF
+
+from bljust_jax.bilevel.types import Task
+from bljust_jax.common.errors import UserError
+
+Scores = dict[str, float]
+BEGINNER = 0.9  # errors of those that have learned hardly anything yet
+
+# sacreBLEU's tokenizer by target language: what is written without spaces has its own
+TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
+
+
+def check(task: Task) -> None:
+    """UserError where the best weights cannot be chosen by `task.measure`, which it has not."""
+    known = ("wer", "cer") if task.translate is None else ("bleu",)
+    if task.measure not in known:
+        kind = "recognition" if task.translate is None else "a translation"
+        raise UserError(
+            f"config.data.streams.{task.stream}.measure={task.measure!r}: {kind} is measured by "
+            f"{' or '.join(known)}"
+        )
+
+
+def of(task: Task) -> Callable[[list[str], list[str]], Scores]:
+    """`recognition` or `translation`, as the task is."""
+    if task.translate is None:
+        return recognition
+    return lambda references, hypotheses: translation(
+        references, hypotheses, tokenizer_for(task.stream)
+    )
+
+
+def recognition(references: list[str], hypotheses: list[str]) -> Scores:
+    """WER and CER over the corpus. Utterances without a reference text are counted, not scored."""
+    refs, hyps = _with_reference(references, hypotheses)
+    words, chars = jiwer.process_words(refs, hyps), jiwer.process_characters(refs, hyps)
+    return {
+        "wer": words.wer,
+        "cer": chars.cer,
+        "substitutions": words.substitutions,
+        "deletions": words.deletions,
+        "insertions": words.insertions,
+        "words": sum(len(r.split()) for r in refs),
+        "utterances": len(refs),
+        "without_reference": len(references) - len(refs),
+    }
+
+
+def translation(references: list[str], hypotheses: list[str], tokenize: str = "13a") -> Scores:
+    """BLEU and chrF over the corpus, 0 to 100, case kept; `empty`: hypotheses that say nothing.
+
+    tokenize: sacreBLEU's "13a", "zh", "char". Utterances without a reference are counted alone.
+    """
+    refs, hyps = _with_reference(references, hypotheses)
+    return {
+        "bleu": BLEU(tokenize=tokenize, force=True).corpus_score(hyps, [refs]).score,
+        "chrf": CHRF().corpus_score(hyps, [refs]).score,
+        "empty": sum(not h.strip() for h in hyps),
+        "utterances": len(refs),
+        "without_reference": len(references) - len(refs),
+    }
+
+
+def signatures(task: Task) -> dict[str, str]:
+    """What sacreBLEU needs to give the same {"bleu", "chrf"} again; {} where there is nothing to
+    tell, as for word errors."""
+    if task.translate is None:
+        return {}
+    found = {"bleu": BLEU(tokenize=tokenizer_for(task.stream)), "chrf": CHRF()}
+    for metric in found.values():
+        metric.corpus_score(["a"], [["a"]])  # a signature tells of the references that were seen
+    return {name: str(metric.get_signature()) for name, metric in found.items()}
+
+
+def tokenizer_for(stream: str) -> str:
+    """sacreBLEU's tokenizer of a stream's target language: "zh" for st/en-zh and st/en-zh-CN."""
+    found = re.search(r"-([a-z]+)(-[A-Z]\w*)?$", stream)
+    return TOKENIZERS.get(found[1], "13a") if found else "13a"
+
+
+def errors(task: Task, scores: Mapping[str, float]) -> tuple[float, float]:
+    """(error, finer error) of one task, 0 to 1: of its own measure, and of characters. Above 90 %
+    all rates are alike: else saying hardly anything would beat a beginner's inserted words."""
+    rates = {name: scores[name] for name in ("wer", "cer") if name in scores}
+    rates |= {name: 1 - scores[name] / 100 for name in ("bleu", "chrf") if name in scores}
+    return min(rates[task.measure], BEGINNER), rates["cer" if "cer" in rates else "chrf"]
+
+
+def line(scores: Mapping[str, Any]) -> str:
+    """WER 9.1% (S 5 D 2 I 1 of 88 words), CER 3.0%; or BLEU 31.20, chrF 52.10 of 88 texts."""
+    s = scores
+    if "bleu" in s:
+        return f"{rates(s)} of {s['utterances']} texts"
+    counts = f"S {s['substitutions']} D {s['deletions']} I {s['insertions']} of {s['words']} words"
+    return f"WER {s['wer']:.1%} ({counts}), CER {s['cer']:.1%}"
+
+
+def rates(scores: Mapping[str, float]) -> str:
+    """WER 9.1%, CER 3.0%, BLEU 31.20, chrF 52.10: those that there are."""
+    shown = {"wer": "WER {:.1%}", "cer": "CER {:.1%}", "bleu": "BLEU {:.2f}", "chrf": "chrF {:.2f}"}
+    return ", ".join(text.format(scores[name]) for name, text in shown.items() if name in scores)
+
+
+def _with_reference(references: list[str], hypotheses: list[str]) -> tuple[list[str], list[str]]:
+    kept = [(r, h) for r, h in zip(references, hypotheses, strict=True) if r]
+    if not kept:
+        raise ValueError("no reference text to score against")
+    refs, hyps = (list(column) for column in zip(*kept, strict=True))
+    return refs, hyps

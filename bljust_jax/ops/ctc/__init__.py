@@ -1,0 +1,186 @@
+"""Connectionist temporal classification: -log P of a labelling, with its own VJP.
+
+The lattice and its recursion are in `ctc_trellis`, the walks over it in `ctc_scan`, `ctc_one_scan`
+and the two kernels, the best path in `ctc_align`. Here is what they share: the softmax before and
+the gradient after, softmax(logits) - occupancy.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from bljust_jax.ops.ctc import one_scan, scan  # noqa: F401
+from bljust_jax.ops.ctc.align import Alignment, ctc_align
+from bljust_jax.ops.ctc.trellis import (
+    NEG,
+    Recursions,
+    columns_of,
+    feasible,
+    real_frames,
+    softmax_of,
+    trellis_of,
+)
+
+__all__ = ["Alignment", "blank_share", "ctc_align", "ctc_feasible", "ctc_loss"]
+
+# Each is a module ctc_<name> with RECURSIONS, imported when chosen.
+IMPLEMENTATIONS = ("auto", "scan", "one_scan", "pallas_tpu", "pallas_gpu")
+# What "auto" is on each platform.
+_AUTO = {"cpu": "scan", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
+
+
+def ctc_loss(
+    logits: Float[Array, "b t k"],
+    logit_lengths: Int[Array, "b"],
+    labels: Int[Array, "b u"],
+    label_lengths: Int[Array, "b"],
+    *,
+    blank: int = 0,
+    implementation: str = "auto",
+) -> Float[Array, "b"]:
+    """-log P(labels | logits) of each utterance, in nats, not divided by any length.
+
+    logits         [B, T, K]  unnormalised scores of any float type; the arithmetic is float32
+                              (float64 for float64) and the gradient has the type of the logits
+    logit_lengths  [B]        valid frames, at most T
+    labels         [B, U]     ids in [0, K), none equal to `blank` among the valid ones
+    label_lengths  [B]        valid labels, at most U
+
+    Returns [B] float32 (float64 for float64), never below 0. The gradient with respect to a valid
+    frame's logits is softmax(logits) - occupancy, which sums to 0 over K. Padded frames and padded
+    labels never matter, NaN included. An infeasible utterance (see `ctc_feasible`) has loss and
+    gradient exactly 0. A labelling of probability zero (logits of -inf) has loss inf.
+
+    `implementation` names the recursions over time; all give the same numbers up to rounding:
+
+    "scan"        two `lax.scan`s, the fastest on CPU
+    "one_scan"    one `lax.scan` of both directions: half the dependent steps, twice the width
+    "pallas_tpu"  a Mosaic kernel a direction, up to 4095 labels; interpreted off TPU
+    "pallas_gpu"  one Mosaic kernel for both directions on NVIDIA GPUs; a scan elsewhere
+    "auto"        by `jax.default_backend()`: scan on CPU, pallas_tpu on TPU (scan for float64 and
+                  for more labels than the kernel holds), on a GPU pallas_gpu where it has been run
+                  (Hopper, jax >= 0.11.2) and one_scan for the rest. To compile ahead of time for
+                  another platform, name the implementation.
+
+    The custom VJP encloses all of them: reverse mode, once; there is no forward mode and no second
+    derivative. A program that takes no gradient stores nothing of size T. Raises ValueError for
+    another name, a blank outside K, or what the chosen kernel cannot hold.
+
+    Sources: Graves, Fernandez, Gomez, Schmidhuber, "Connectionist Temporal Classification" (ICML
+    2006), equations 5-8 (forward variables), 9-11 (backward variables), 14-16 (gradient).
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation {implementation!r}: expected one of {IMPLEMENTATIONS}")
+    if not 0 <= blank < logits.shape[-1]:
+        raise ValueError(f"blank {blank} is outside the {logits.shape[-1]} classes of the logits")
+    recursions = _recursions(implementation, logits, labels)
+    return _loss(recursions, blank, logits, logit_lengths, labels, label_lengths)
+
+
+def ctc_feasible(
+    labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], logit_lengths: Int[Array, "b"]
+) -> Bool[Array, "b"]:
+    """Whether some path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats.
+
+    Two equal neighbours need a blank between them. Zero labels are spelt by any number of frames,
+    zero included. Padded labels never matter.
+    """
+    return feasible(labels, label_lengths, logit_lengths)
+
+
+def blank_share(
+    logits: Float[Array, "b t k"], logit_lengths: Int[Array, "b"], *, blank: int = 0
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(valid frames whose best class is blank, valid frames): a mean in two parts.
+
+    Near 1 early in training; a share that stays there means that CTC has not found its alignments.
+    """
+    real = real_frames(logits.shape[1], logit_lengths)
+    best_is_blank = (jnp.argmax(logits, axis=-1) == blank) & real
+    return jnp.sum(best_is_blank, dtype=jnp.float32), jnp.sum(real, dtype=jnp.float32)
+
+
+def _recursions(implementation, logits, labels) -> Recursions:
+    if implementation == "auto":
+        implementation = _AUTO.get(jax.default_backend(), "scan")
+        if implementation == "pallas_tpu" and not _tpu_kernel_holds(logits, labels):
+            implementation = "scan"
+        if implementation == "pallas_gpu" and not _gpu_kernel_holds(logits, labels):
+            implementation = "one_scan"
+    return importlib.import_module(f"{__name__}.{implementation}").RECURSIONS
+
+
+def _tpu_kernel_holds(logits, labels):
+    from bljust_jax.ops.ctc import pallas_tpu
+
+    return _kernel_holds(pallas_tpu, logits, labels)
+
+
+def _gpu_kernel_holds(logits, labels):
+    from bljust_jax.ops.ctc import pallas_gpu
+
+    return pallas_gpu.measured_here() and _kernel_holds(pallas_gpu, logits, labels)
+
+
+def _kernel_holds(kernel, logits, labels):
+    return labels.shape[1] <= kernel.MAX_LABELS and logits.dtype != jnp.float64
+
+
+def _to_loss(log_prob, logit_lengths, labels, label_lengths):
+    loss = jnp.where(log_prob <= NEG / 2, jnp.inf, jnp.maximum(-log_prob, 0.0))
+    return jnp.where(feasible(labels, label_lengths, logit_lengths), loss, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss(recursions: Recursions, blank, logits, logit_lengths, labels, label_lengths):
+    softmax = softmax_of(logits)
+    trellis = trellis_of(logits, softmax, logit_lengths, labels, label_lengths, blank)
+    log_prob, _ = recursions.forward(trellis, store=False)
+    return _to_loss(log_prob, logit_lengths, labels, label_lengths)
+
+
+def _loss_fwd(recursions, blank, logits, logit_lengths, labels, label_lengths):
+    softmax = softmax_of(logits)
+    trellis = trellis_of(logits, softmax, logit_lengths, labels, label_lengths, blank)
+    log_prob, states = recursions.forward(trellis, store=True)
+    loss = _to_loss(log_prob, logit_lengths, labels, label_lengths)
+    occupancy = recursions.occupancy(trellis, states)
+    return loss, (logits, logit_lengths, labels, label_lengths, softmax, occupancy)
+
+
+def _loss_bwd(_, blank, residuals, cotangent):
+    logits, logit_lengths, labels, label_lengths, softmax, occupancy = residuals
+    real = real_frames(logits.shape[1], logit_lengths)
+    real &= feasible(labels, label_lengths, logit_lengths)[:, None]
+
+    def weighted(x):
+        return jnp.where(real[..., None], x * cotangent[:, None, None], 0.0)
+
+    wide = logits.astype(occupancy.dtype)
+    gradient = lax.platform_dependent(
+        weighted(jnp.exp((wide - softmax.peak) - softmax.log_sum)),
+        weighted(jnp.transpose(occupancy, (1, 0, 2))),
+        columns_of(labels, label_lengths, blank),
+        cpu=_less_by_scatter,
+        default=_less_by_product,
+    )
+    return gradient.astype(logits.dtype), None, None, None
+
+
+def _less_by_scatter(probability, occupancy, columns):
+    """[B, T, K] less the [B, T, W] of each class: in place, whole columns in their order."""
+    return jax.vmap(lambda p, o, c: p.at[:, c].add(-o))(probability, occupancy, columns)
+
+
+def _less_by_product(probability, occupancy, columns):
+    """The same as a product with one-hot rows, where a scatter is slow or adds in any order."""
+    one_hot = jax.nn.one_hot(columns, probability.shape[2], dtype=occupancy.dtype)
+    precision = lax.Precision.HIGHEST
+    return probability - jnp.einsum("btw,bwk->btk", occupancy, one_hot, precision=precision)
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)

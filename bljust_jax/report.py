@@ -1,0 +1,50 @@
+"""python -m bljust_jax.report RUN [RUN ...] [--out DIR] [--json]
+
+One RUN (the --workdir of a training run): its report.md and plots/ are made again from what it has
+written so far. Several: one table on stdout; the table and a picture of WER over compute go to DIR
+(default: comparison/ in the folder that holds the runs). Exit 2: a mistake, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from bljust_jax.common import cli
+from bljust_jax.common.errors import UserError
+from bljust_jax.reporting import comparison, page
+from bljust_jax.reporting.run_files import Run, as_json, open_run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=pathlib.Path)
+    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="where a comparison goes")
+    parser.add_argument("--json", action="store_true", help="print a list, one object a run")
+    return cli.run(parser, body, argv)
+
+
+def body(args: argparse.Namespace) -> None:
+    runs = [open_run(folder) for folder in args.runs]
+    lines, written = _one(runs[0], args.out) if len(runs) == 1 else _several(runs, args.out)
+    print(json.dumps([as_json(run) for run in runs]) if args.json else "\n".join(lines))
+    print(f"written: {written}", file=sys.stderr)
+
+
+def _one(run: Run, out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
+    if out is not None:
+        raise UserError("--out is for the comparison of several runs; name two or more")
+    return page.summary(run), page.write(run.folder)
+
+
+def _several(runs: list[Run], out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
+    common = pathlib.Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+    return comparison.write(runs, out or common / "comparison")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

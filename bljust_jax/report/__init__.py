@@ -1,9 +1,0 @@
-"""`report.md` with pictures: what a run did, what it cost and what it reached; and runs compared.
-
-All of it comes from the files of a run's folder, so a report can be made again at any time.
-"""
-
-from bljust_jax.report.page import write
-from bljust_jax.report.utterances import typical
-
-__all__ = ["typical", "write"]

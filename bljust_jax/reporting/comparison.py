@@ -1,0 +1,60 @@
+"""Several runs in one table and one picture."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from bljust_jax.reporting import plots
+from bljust_jax.reporting.run_files import Run, costs, score_order
+from bljust_jax.reporting.text import fitted, number, rate
+
+
+def write(runs: Sequence[Run], out: pathlib.Path) -> tuple[list[str], pathlib.Path]:
+    """Write `comparison.md` and, where dev was scored, `wer.png` and `bleu.png` into `out`.
+
+    Returns the lines of the table, and the path of the former.
+    """
+    names = distinct_names(runs)
+    compared = fitted(*_cells(names, runs))
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["# Comparison", "", *compared, ""]
+    rows = {name: run.rows for name, run in zip(names, runs, strict=True)}
+    for measure in ("wer", "bleu"):
+        key = f"dev/{measure}"
+        if plots.compare(out / f"{measure}.png", rows, key):
+            caption = f"{plots.score_name(key)} over encoder compute, one line a run."
+            lines += [f"![{measure}.png]({measure}.png)", "", caption, ""]
+    path = out / "comparison.md"
+    path.write_text("\n".join(lines))
+    return compared, path
+
+
+def _cells(names: Sequence[str], runs: Sequence[Run]) -> tuple[tuple, list[tuple]]:
+    """(head, rows) of the table: every score and every cost that some run has."""
+    scores = sorted({key for run in runs for key in run.scores}, key=score_order)
+    labels = dict.fromkeys(label for run in runs for label in costs(run))
+    labels = sorted(labels, key=lambda name: (not name.endswith("TFLOP"), "updates" not in name))
+    head = ("run", "method", "seed", *map(plots.score_name, scores), *labels, "state")
+    rows = []
+    for name, run in zip(names, runs, strict=True):
+        spent = costs(run)
+        rows.append(
+            (
+                *(name, run.config["method"], run.config["seed"]),
+                *(rate(key.split("/")[-1], run.scores.get(key)) for key in scores),
+                *(number(spent.get(label, "")) for label in labels),
+                run.state,
+            )
+        )
+    return head, rows
+
+
+def distinct_names(runs: Sequence[Run]) -> list[str]:
+    """The last parts of the folders, as many as tell the runs apart."""
+    paths = [run.folder.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, paths))):
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(runs):
+            break
+    return names

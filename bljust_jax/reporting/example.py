@@ -1,0 +1,102 @@
+"""`example.npz`: one utterance as the model sees it, for the pictures of a report.
+
+Features, posteriors and the best alignment of the reference, as plain arrays (no pickle).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bljust_jax.bilevel.types import Weights
+from bljust_jax.data.batch_plan import Bucket
+from bljust_jax.data.sources import read_audio
+from bljust_jax.data.splits import Batch, empty_batch, fill
+from bljust_jax.decoding import greedy
+from bljust_jax.ops.ctc import ctc_align
+
+PROBE = (20, 40)  # seconds of audio whose frame counts differ by whole hops
+
+
+def make(
+    predict: Callable[..., tuple[Any, Any]],
+    log_mel: Callable[..., tuple[Any, Any]],
+    weights: Weights,
+    corpus: Any,
+    split: str,
+    name: str,
+    sample_rate: int,
+) -> dict[str, np.ndarray]:
+    """Recognise and align the utterance with the id `name` of `split` (see `report.typical`).
+
+    `predict` is a task's. `log_mel(audio [1, S], lengths [1]) -> (features [1, T, M], frames
+    [1])` does not normalise. The row is padded to whole seconds. Returns
+
+    id, reference, hypothesis       texts, 0-d; the hypothesis is the best path's
+    symbols        [K - 1]          text of class n + 1; class 0 is the blank
+    log_mel        [T, M]  float16  natural logarithms of mel energies
+    log_probs      [T', K] float16  log softmax of the logits
+    labels         [U]     int32    classes of the reference
+    starts, ends   [U]     int32    frames of each label on the best path, end exclusive
+    mel_seconds, frame_seconds      the time from one row to the next, 0-d
+    """
+    utterance = next(u for u in corpus.utterances(split) if u.id == name)
+    tokenizer = corpus.tokenizer_of(split)
+    reference = tokenizer.normalise(utterance.text or "")
+    audio = read_audio(utterance, sample_rate)
+    batch = one_row(-(-len(audio) // sample_rate), sample_rate)
+    fill(batch, 0, 0, audio)
+    labels = tokenizer.encode(reference)[None]
+
+    @jax.jit
+    def look(weights, batch):
+        logits, lengths = predict(weights.params, weights.stats, batch)
+        aligned = ctc_align(logits, lengths, labels, jnp.array([labels.shape[1]]))
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        mel, mel_lengths = log_mel(batch["audio"], batch["audio_lengths"])
+        return log_probs[0], lengths[0], mel[0], mel_lengths[0], aligned
+
+    log_probs, frames, mel, mel_frames, aligned = jax.device_get(look(weights, batch))
+    path = np.argmax(log_probs[:frames], axis=1)
+    return {
+        "id": np.array(name),
+        "reference": np.array(reference),
+        "hypothesis": np.array(tokenizer.decode(greedy.collapse(path))),
+        "symbols": np.array(tokenizer.symbols),
+        "log_mel": mel[:mel_frames].astype(np.float16),
+        "log_probs": log_probs[:frames].astype(np.float16),
+        "labels": labels[0],
+        "starts": aligned.starts[0],
+        "ends": aligned.ends[0],
+        "mel_seconds": np.array(
+            frame_seconds(lambda b: log_mel(b["audio"], b["audio_lengths"]), sample_rate)
+        ),
+        "frame_seconds": np.array(
+            frame_seconds(lambda b: predict(weights.params, weights.stats, b), sample_rate)
+        ),
+    }
+
+
+def write(path: pathlib.Path, example: dict[str, np.ndarray]) -> None:
+    """Store what `make` returned; `np.load(path, allow_pickle=False)` reads it."""
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        np.savez_compressed(file, **example)
+    scratch.replace(path)
+
+
+def one_row(seconds: int, rate: int) -> Batch:
+    """An empty batch with room for one utterance."""
+    return empty_batch(Bucket(float(seconds), 1, 0), 1, rate)
+
+
+def frame_seconds(function: Callable[[dict], tuple[Any, Any]], rate: int) -> float:
+    """Seconds from one frame to the next of `function(batch) -> (x [B, T, ...], lengths)`, from
+    the shapes of its results for two lengths of audio; nothing is computed."""
+    frames = [jax.eval_shape(function, one_row(seconds, rate))[0].shape[1] for seconds in PROBE]
+    return (PROBE[1] - PROBE[0]) / (frames[1] - frames[0])

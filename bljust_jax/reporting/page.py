@@ -1,0 +1,201 @@
+"""`report.md` of one run."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from bljust_jax.common.errors import UserError
+from bljust_jax.reporting import plots
+from bljust_jax.reporting.run_files import MEASURES, Run, costs, open_run
+from bljust_jax.reporting.text import fitted, number, rate, table
+from bljust_jax.reporting.utterances import worst
+
+WORST = 12  # utterances shown of a split
+POINTS = 12  # rows of the course table
+PAIRS = 3  # most cosines in the course table: of many objectives, pictures tell more
+COURSE = ("train/.+/loss", r"penalty/\d+", "moo/weight/.+")
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """Write `workdir/report.md` and `workdir/plots/*.png`; returns the path of the former.
+
+    Read are config.json and metrics.jsonl, and where they are present run.json (phases, command,
+    versions), samples/*-best.jsonl and example.npz. Raises UserError where `workdir` is no run.
+    """
+    run = open_run(workdir)
+    lines = [*summary(run), ""]
+    for heading, section in SECTIONS.items():
+        body = section(run)
+        if body:
+            lines += [f"## {heading}", "", *body, ""]
+    path = workdir / "report.md"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def summary(run: Run) -> list[str]:
+    """What a reader asks first: which run, how good, at which cost."""
+    config = run.config
+    title = f"# {run.name}: {config['recipe']}, method {config['method']}, seed {config['seed']}"
+    state = [] if run.final else ["", f"**{run.state}**; the scores are the last ones logged."]
+    scores = _scores(run)
+    return [title, *state, *([""] if scores else []), *scores, "", *_cost(run)]
+
+
+def _scores(run: Run) -> list[str]:
+    names = dict.fromkeys(key.rpartition("/")[0] for key in run.scores)
+    measures = [m for m in MEASURES if any(key.endswith(f"/{m}") for key in run.scores)]
+    counts = [c for c in COUNTS if any(f"{name}/{c}" in run.final for name in names)]
+    head = ("split", *(MEASURES[m].name for m in measures), *(COUNTS[c] for c in counts))
+    rows = []
+    for name in names:
+        rates = [rate(m, run.scores.get(f"{name}/{m}")) for m in measures]
+        label = f"{name}, mean of tasks" if run.tasks and "/" not in name else name
+        rows.append((label, *rates, *(number(run.final.get(f"{name}/{c}", "")) for c in counts)))
+    return table(head, rows) if rows else []
+
+
+COUNTS = {
+    "substitutions": "sub",
+    "deletions": "del",
+    "insertions": "ins",
+    "words": "words",
+    "empty": "empty",
+    "utterances": "utterances",
+    "without_reference": "without text",
+    "blank_share": "blank frames",
+}
+
+
+def _cost(run: Run) -> list[str]:
+    rows = [("steps", number(run.step))]
+    if run.final:
+        rows.append(("best step (by dev)", number(run.final["best_step"])))
+    rows += [(label, number(value)) for label, value in costs(run).items()]
+    if run.last("data/quarantined"):
+        rows.append(("utterances in quarantine", number(run.last("data/quarantined"))))
+    if run.final:
+        rows.append(("digest of the parameters", run.final["params_digest"]))
+    return [*table(("measure", "value"), rows), "", *NOTE]
+
+
+NOTE = (
+    "Compute counts encoder FLOPs (forward 1, backward 2) over padded audio; audio hours are",
+    "padded as well; training hours leave out evaluation and saving.",
+)
+
+
+def _phases(run: Run) -> list[str]:
+    """Phases of one name in one line, in the order of first appearance."""
+    merged: dict[str, list] = {}
+    for phase in run.facts.get("phases", []):
+        entry = merged.setdefault(phase["name"], [0, 0, phase["levels"]])
+        entry[0] += 1
+        entry[1] += phase["steps"]
+    rows = [(name, n, steps, levels) for name, (n, steps, levels) in merged.items()]
+    return table(("phase", "stretches", "steps", "levels (upper > lower)"), rows) if rows else []
+
+
+def _pictures(run: Run) -> list[str]:
+    spans = [
+        plots.Span(p["name"], p["start"], p["steps"], losses_of(p["levels"]))
+        for p in run.facts.get("phases", [])
+    ]
+    path = run.folder / "example.npz"
+    example = read_example(path) if path.is_file() else None
+    lines = []
+    for picture in plots.draw(run.folder / "plots", run.rows, spans, example):
+        lines += [f"![{picture.file}](plots/{picture.file})", "", picture.caption, ""]
+    if example is not None:
+        lines += table(
+            ("utterance", str(example["id"])),
+            [(key, str(example[key])) for key in ("reference", "hypothesis")],
+        )
+    return lines
+
+
+def read_example(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an example.npz; UserError for a damaged file, or one that would run code."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); run the training again") from error
+
+
+def losses_of(levels: str) -> tuple[tuple[str, ...], ...]:
+    """The losses of each level of a phase as run.json has them: "a+b > c"."""
+    return tuple(tuple(level.split("+")) for level in levels.split(" > "))
+
+
+def _course(run: Run) -> list[str]:
+    """`POINTS` evenly spaced stretches of the run, each with the last value of every measure; those
+    without any are left out. Of cosines, those of all shared parameters, if they are few."""
+    keys = sorted({key for row in run.rows for key in row})
+    cosines = [layers[""] for layers in plots.cosine_keys(run.rows).values() if "" in layers]
+    shown = [key for pattern in COURSE for key in keys if re.fullmatch(pattern, key)]
+    shown += cosines if len(cosines) <= PAIRS else []
+    shown += [f"dev/{m}" for m in MEASURES if f"dev/{m}" in keys]
+    marks = sorted({round(run.step * (n + 1) / POINTS) for n in range(POINTS)})
+    rows = []
+    for start, end in zip([-1, *marks], marks, strict=False):
+        logged = {k: v for r in run.rows if start < r["step"] <= end for k, v in r.items()}
+        values = [number(logged.get(key, "")) for key in shown]
+        if any(values):
+            rows.append((end, *values))
+    return fitted(("step", *shown), rows) if shown else []
+
+
+def _worst(run: Run) -> list[str]:
+    """The utterances with most errors, each hypothesis under its reference: in words, in characters
+    for a task that is measured by CER."""
+    parts = {
+        f"{split}-{task.replace('/', '_')}": (f"{split}/{task}", settings["measure"])
+        for task, settings in run.tasks.items()
+        for split in ("dev", "test")
+    }
+    most = max(WORST // max(len(run.tasks), 1), 3)
+    lines = []
+    for path in sorted((run.folder / "samples").glob("*-best.jsonl")):
+        stem = path.name.removesuffix("-best.jsonl")
+        split, measure = parts.get(stem, (stem, "wer"))
+        unit = "characters" if measure == "cer" else "words"
+        rows = []
+        for errors, pair in worst(path, most, unit):
+            rows.append((errors, pair["id"], "reference", pair["reference"]))
+            rows.append(("", "", "hypothesis", pair["hypothesis"]))
+        if rows:
+            heading = f"{unit.removesuffix('s')} errors"
+            lines += [*table((heading, f"utterance of {split}", "", "text"), rows), ""]
+    note = [*TRANSLATED, ""] if lines and any(m == "bleu" for _, m in parts.values()) else []
+    return [*note, *lines[:-1]]
+
+
+TRANSLATED = (
+    "A translation may differ from its reference and be right: the words that differ only choose",
+    "what is shown here.",
+)
+
+
+def _origin(run: Run) -> list[str]:
+    facts = run.facts
+    rows = [(name, facts[name]) for name in ("command", "git", "devices") if facts.get(name)]
+    for task, signatures in facts.get("signatures", {}).items():
+        rows += [
+            (f"{task} {MEASURES[m].name}", text.replace("|", " ")) for m, text in signatures.items()
+        ]
+    rows += sorted(facts.get("versions", {}).items())
+    return table(("what", "value"), rows) if rows else []
+
+
+SECTIONS: dict[str, Callable[[Run], list[str]]] = {
+    "Phases": _phases,
+    "Pictures": _pictures,
+    "Course": _course,
+    "Worst utterances": _worst,
+    "How it was made": _origin,
+}

@@ -1,0 +1,72 @@
+"""Pictures of a run, drawn with matplotlib into PNG files of 1000 pixels' width."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from bljust_jax.reporting.plots.curves import CURVES, compute_figure
+from bljust_jax.reporting.plots.objectives import OBJECTIVES
+from bljust_jax.reporting.plots.series import MEASURES, Row, Span, cosine_keys, score_name
+from bljust_jax.reporting.plots.speech import SPEECH
+from bljust_jax.reporting.plots.style import STYLE
+
+__all__ = ["MEASURES", "Picture", "Row", "Span", "compare", "cosine_keys", "draw", "score_name"]
+
+OVER_STEPS = CURVES | OBJECTIVES
+ORDER = (
+    *("losses", "scores", "gradients", "weights", "cosines", "layers"),
+    *("schedules", "codebooks"),
+)
+
+
+class Picture(NamedTuple):
+    """A file in the folder of pictures, and what it shows in a sentence."""
+
+    file: str
+    caption: str
+
+
+def draw(
+    folder: pathlib.Path,
+    rows: Sequence[Row],
+    phases: Sequence[Span],
+    example: Mapping[str, np.ndarray] | None = None,
+) -> list[Picture]:
+    """Draw all that `rows` (of `metrics.jsonl`) and `example` (see `example.make`) hold.
+
+    Writes PNG files of 1000 pixels' width into `folder` and returns them in the order of a report.
+    """
+    rows = [row for row in rows if "final" not in row]
+    with matplotlib.rc_context(STYLE):
+        drawn = [(name, *OVER_STEPS[name]) for name in ORDER]
+        figures = [(name, make(rows, phases), caption) for name, make, caption in drawn]
+        if example is not None:
+            figures += [(name, make(example), text) for name, (make, text) in SPEECH.items()]
+        return [
+            Picture(f"{name}.png", caption)
+            for name, figure, caption in figures
+            if _save(figure, folder / f"{name}.png")
+        ]
+
+
+def compare(path: pathlib.Path, runs: Mapping[str, Sequence[Row]], measure: str) -> bool:
+    """Draw `measure` (such as `dev/wer`) over compute into `path`, one line a run, `runs` being
+    {name: rows}. Returns whether any run has it; without one nothing is written."""
+    with matplotlib.rc_context(STYLE):
+        return _save(compute_figure(runs, measure), path)
+
+
+def _save(figure: Figure | None, path: pathlib.Path) -> bool:
+    """Write the picture; without a figure the one of an earlier call goes. Whether there is one."""
+    if figure is None:
+        path.unlink(missing_ok=True)
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    return True

@@ -1,0 +1,206 @@
+"""Curves of a run over steps and over compute, from the rows of `metrics.jsonl`.
+
+A series that a run did not log is simply absent, and so is a panel without a series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bljust_jax.reporting.plots.panels import (
+    ENTRY,
+    Panel,
+    draw_lines,
+    legend_beside,
+    merge_equal,
+    shade,
+    stack,
+)
+from bljust_jax.reporting.plots.series import (
+    MEASURES,
+    Line,
+    Lines,
+    Row,
+    Span,
+    cosine_keys,
+    last_step,
+    late_mean,
+    losses,
+    matching,
+    over_compute,
+    score_name,
+    series,
+)
+from bljust_jax.reporting.plots.style import WIDTH, title
+
+PAIRS = 6  # cosines in one panel
+
+
+def _losses(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
+    """A panel a kind of loss: those of the tasks asr/ar and asr/en are one kind."""
+    kinds: dict[str, Lines] = {}
+    for name, line in matching(rows, r"train/(.+)/loss").items():
+        kinds.setdefault(name.split("/")[0], {})[name] = line
+    panels = [
+        Panel(f"{kind if len(lines) > 1 else next(iter(lines))} loss (nats)", lines)
+        for kind, lines in kinds.items()
+    ]
+    return stack("Training losses", panels, rows, phases)
+
+
+def _gradients(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
+    keys = {pair: layers[""] for pair, layers in cosine_keys(rows).items() if "" in layers}
+    cosines = {pair: series(rows, key) for pair, key in keys.items()}
+    label = "cosine"
+    if len(cosines) > PAIRS:
+        label = f"cosine, {PAIRS} lowest of {len(cosines)}"
+        lowest = sorted(cosines, key=lambda pair: late_mean(cosines[pair]))[:PAIRS]
+        cosines = {pair: cosines[pair] for pair in sorted(lowest)}
+    panels = [
+        Panel("norm", matching(rows, r"moo/norm/(.+)"), log=True),
+        Panel(label, cosines, zero=True),
+    ]
+    return stack("Gradients on the shared encoder", panels, rows, phases)
+
+
+def _schedules(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
+    penalties = matching(rows, r"penalty/(\d+)")
+    panels = [
+        Panel("penalty", {f"level {n}": line for n, line in penalties.items()}),
+        Panel("learning rate", merge_equal(matching(rows, r"lr/(.+)")), nested=True),
+    ]
+    return stack("Schedules", panels, rows, phases)
+
+
+def _codebooks(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
+    panels = [
+        Panel("perplexity (codes)", matching(rows, r"codebook/(.+)/perplexity")),
+        Panel("share of its maximum", matching(rows, r"codebook/(.+)/share")),
+    ]
+    return stack("Codebooks", panels, rows, phases)
+
+
+# Scores
+
+
+def _scores(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
+    """Scores of dev, a row a measure: over compute at the left, over steps right. Where tasks are
+    scored, each has the colour of its loss and their mean is bold."""
+    kinds = {kind: list(matching(rows, rf"(dev(?:/.+)?)/{kind}")) for kind in MEASURES}
+    kinds = {kind: names for kind, names in kinds.items() if names}
+    if not kinds:
+        return None
+    heights = [max(2.6, ENTRY * len(names)) for names in kinds.values()]
+    figure = Figure((WIDTH, 0.9 + sum(heights)))
+    grid = figure.subplots(
+        *(len(kinds), 2),
+        squeeze=False,
+        sharey="row",
+        sharex="col",
+        gridspec_kw={"height_ratios": heights},
+    )
+    for (left, right), (kind, names) in zip(grid, kinds.items(), strict=True):
+        _score_row(left, right, kind, names, rows)
+        shade(right, phases, last_step(rows), named=right is grid[0, 1])
+    grid[-1, 0].set_xlabel("encoder compute (TFLOP)")
+    grid[-1, 1].set_xlabel("step")
+    title(figure, "Development set, greedy decoding")
+    return figure
+
+
+def _score_row(left: Axes, right: Axes, kind: str, names: list[str], rows: Sequence[Row]) -> None:
+    called = {f"dev/{name}": name for name in losses(rows)}
+    tasks = [name for name in names if name in called]
+    if len(tasks) == 1:
+        names = [name for name in names if name != "dev"]  # its score is the mean
+    order = list(dict.fromkeys([*called, *names])) if tasks else names
+    called = {name: called.get(name, "mean" if tasks else name) for name in names}
+    labels = {n: _valued(called[n], kind, series(rows, f"{n}/{kind}")) for n in names}
+    bold = "dev" if tasks else ""
+    for axes, line in ((left, over_compute), (right, series)):
+        _rates(axes, kind, {n: line(rows, f"{n}/{kind}") for n in names}, order, labels, bold)
+    left.set_ylabel(_label(f"{names[0] if len(names) == 1 else 'dev'}/{kind}"))
+    if len(names) > 1:
+        legend_beside(right)
+
+
+def compute_figure(runs: Mapping[str, Sequence[Row]], measure: str) -> Figure | None:
+    """One measure over compute, one line a run of {name: rows}."""
+    found = {name: over_compute(rows, measure) for name, rows in runs.items()}
+    found = sorted((item for item in found.items() if len(item[1][0])), key=lambda i: -i[1][1][-1])
+    if not found:
+        return None
+    figure = Figure((WIDTH, 4.8 + 0.13 * len(found)))
+    axes = figure.subplots()
+    kind = measure.split("/")[-1]
+    labels = {name: _valued(name, kind, line) for name, line in found}
+    _rates(axes, kind, dict(found), labels=labels)
+    axes.set_xlabel("encoder compute (TFLOP)")
+    axes.set_ylabel(_label(measure))
+    figure.legend(loc="outside lower left", ncols=2)
+    title(figure, f"{_label(measure)} over compute; run and last value")
+    return figure
+
+
+def _rates(
+    axes: Axes,
+    kind: str,
+    lines: Lines,
+    order: Sequence[str] = (),
+    labels: Mapping[str, str] = MappingProxyType({}),
+    bold: str = "",
+) -> None:
+    """Scores up to 100: error rates in per cent above that are the start of training."""
+    scale = MEASURES[kind].scale
+    shown = {name: (x, scale * y) for name, (x, y) in lines.items()}
+    draw_lines(axes, shown, order, labels=labels, bold=bold)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    highest = max((float(np.nanmax(y)) for _, y in lines.values() if len(y)), default=0.0)
+    top = min(max(scale * highest * 1.05, 1.0), 102.0)
+    axes.set_ylim(0, top)
+    for x, y in lines.values() if len(lines) == 1 else ():
+        value = scale * y[-1]
+        axes.annotate(
+            *(f"{value:.1f}", (x[-1], min(value, top))),
+            xytext=(-2, 6 if value < 0.9 * top else -16),
+            textcoords="offset points",
+            ha="right",
+            fontweight="bold",
+        )
+
+
+def _label(key: str) -> str:
+    unit = MEASURES[key.split("/")[-1]].unit
+    return score_name(key) + (f" ({unit})" if unit else "")
+
+
+def _valued(name: str, kind: str, line: Line) -> str:
+    """A line's name and last value, for a legend."""
+    measure = MEASURES[kind]
+    return f"{name}  {measure.scale * line[1][-1]:.1f}{measure.unit}"
+
+
+CURVES = {
+    "losses": (_losses, "Training losses, means over the steps between two log lines."),
+    "scores": (_scores, "Development set over encoder compute and over steps, greedy decoding."),
+    "gradients": (
+        _gradients,
+        "Gradients on the shared encoder: the norm of each objective's, and the cosine between two "
+        "(below 0 they conflict).",
+    ),
+    "schedules": (
+        _schedules,
+        "Schedules: the weight of each lower level, and the learning rate of each group.",
+    ),
+    "codebooks": (
+        _codebooks,
+        "Codebook perplexity: how many codes are in use, and the share of those that could be.",
+    ),
+}

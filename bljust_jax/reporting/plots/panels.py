@@ -1,0 +1,132 @@
+"""Panels over steps: lines in the same colours everywhere, phases shaded behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bljust_jax.reporting.plots.series import Lines, Row, Span, bands, last_step
+from bljust_jax.reporting.plots.style import COLOURS, DASHES, WIDTH, legible, title
+
+ENTRY = 0.24  # inches of height that a line of a legend takes
+
+
+class Panel(NamedTuple):
+    """One pair of axes over steps."""
+
+    label: str
+    lines: Lines
+    log: bool = False
+    zero: bool = False  # a line at 0
+    nested: bool = False  # lines often coincide: later ones are drawn thinner, inside earlier ones
+
+
+def stack(
+    heading: str, panels: Sequence[Panel], rows: Sequence[Row], phases: Sequence[Span]
+) -> Figure | None:
+    """Panels under one another over the same steps, a name of one colour in all of them; None where
+    none has a line."""
+    panels = [panel for panel in panels if panel.lines]
+    if not panels:
+        return None
+    figure, grid = column_of_panels([len(panel.lines) for panel in panels])
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    for axes, panel in zip(grid, panels, strict=True):
+        draw_lines(axes, panel.lines, names, panel.nested)
+        shade(axes, phases, last_step(rows), named=axes is grid[0])
+        axes.set_ylabel(legible(panel.label))
+        if panel.zero:
+            axes.axhline(0.0, color="black", linewidth=0.8)
+        if panel.log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
+        if panel.label.split(" ")[0] not in panel.lines:
+            legend_beside(axes)
+    grid[-1].set_xlabel("step")
+    figure.align_ylabels(grid)
+    title(figure, heading)
+    return figure
+
+
+def column_of_panels(entries: Sequence[int]) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes, one a panel, each with room for its number of `entries` in a
+    legend."""
+    heights = [max(2.3, ENTRY * number) for number in entries]
+    figure = Figure((WIDTH, 1.0 + sum(heights)))
+    ratios = {"height_ratios": heights}
+    grid = figure.subplots(len(heights), 1, squeeze=False, sharex=True, gridspec_kw=ratios)
+    return figure, grid[:, 0]
+
+
+def draw_lines(
+    axes: Axes,
+    lines: Lines,
+    names: Sequence[str] = (),
+    nested: bool = False,
+    labels: Mapping[str, str] = MappingProxyType({}),
+    bold: str = "",
+) -> None:
+    """Lines in the colours of their places in `names` (default: their own order), in a legend by
+    `labels` where they have one; the line `bold` is thick, grey and behind the others."""
+    order = list(names) or list(lines)
+    for n, (name, (x, y)) in enumerate(lines.items()):
+        place = 0 if name == bold else order.index(name)
+        (line,) = axes.plot(
+            *(x, y),
+            label=legible(labels.get(name, name)),
+            linewidth=1.8 + 2.4 * nested * min(len(lines) - 1 - n, 3),
+            color=COLOURS[place % len(COLOURS)],
+            linestyle=DASHES[place // len(COLOURS) % len(DASHES)],
+            marker="." if len(x) <= 40 else None,
+        )
+        if name == bold:
+            line.set(color="#555555", linewidth=4.0, zorder=1.9)
+
+
+def legend_beside(axes: Axes, reverse: bool = False) -> None:
+    """A legend on the right of the axes; `reverse` for areas, which are stacked upwards."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=reverse)
+
+
+def shade(axes: Axes, phases: Sequence[Span], last: int, named: bool) -> None:
+    """Every other phase up to step `last` in grey, and their names above the axes."""
+    axes.set_xlim(0, last)
+    for n, (name, start, end) in enumerate(bands(phases, last)):
+        if n % 2 == 0:
+            axes.axvspan(start, end, color="#ececec", linewidth=0, zorder=0)
+        if named:
+            place = ((start + end) / 2, 1.0)
+            axes.annotate(
+                *(legible(name), place),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=10,
+                color="#444444",
+            )
+
+
+def merge_equal(lines: Lines, few: int = 4) -> Lines:
+    """Where there are more than `few` lines, equal ones become one: "a, b" or "a and 4 more"."""
+    if len(lines) <= few:
+        return lines
+    groups: list[tuple[list[str], Lines]] = []
+    for name, line in lines.items():
+        for names, first in groups:
+            if all(np.array_equal(p, q, equal_nan=True) for p, q in zip(first, line, strict=True)):
+                names.append(name)
+                break
+        else:
+            groups.append(([name], line))
+    return {_names(names): line for names, line in groups}
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,112 @@
+"""What a run's folder says."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bljust_jax.common.errors import UserError
+from bljust_jax.monitoring import metrics
+from bljust_jax.reporting.plots import MEASURES
+
+
+class Run(NamedTuple):
+    """What a run's folder says: config, facts of `run.json`, rows of `metrics.jsonl`."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    rows: list[dict[str, Any]]  # without the final one
+    final: dict[str, Any]  # empty while the run is unfinished
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def state(self) -> str:
+        return "done" if self.final else f"unfinished, {self.step} steps so far"
+
+    @property
+    def step(self) -> int:
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """{task: its part of the config}, sorted; empty where the run has one task alone."""
+        return dict(sorted(self.config.get("data", {}).get("streams", {}).items()))
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """{split/.../measure: value}, best weights' or, while unfinished, the last ones logged."""
+        logged = self.final or {k: v for row in self.rows for k, v in row.items()}
+        keys = [key for key in logged if key.split("/")[-1] in MEASURES]
+        return {key: logged[key] for key in sorted(keys, key=score_order)}
+
+    def last(self, key: str) -> Any:
+        """The value logged last, None if never."""
+        return next((row[key] for row in reversed(self.rows) if key in row), None)
+
+
+def open_run(folder: pathlib.Path) -> Run:
+    """Read a run's folder; UserError where it is none, or where a file of it is damaged."""
+    for name in ("config.json", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no run: it has no {name}; name the --workdir of a run")
+    rows = _parse(folder / "metrics.jsonl", metrics.read)
+    return Run(
+        folder,
+        _parse(folder / "config.json", _read_json),
+        _parse(folder / "run.json", _read_json) if (folder / "run.json").is_file() else {},
+        [row for row in rows if "final" not in row],
+        next((row for row in reversed(rows) if "final" in row), {}),
+    )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _parse(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); run the training again") from error
+
+
+def costs(run: Run) -> dict[str, float]:
+    """{label: value}: encoder TFLOP, updates of each loss, audio hours, hours of training."""
+    found = {"encoder TFLOP": run.last("compute/encoder_tflop")}
+    keys = sorted({k for row in run.rows for k in row if k.startswith("compute/updates/")})
+    found |= {f"{key.removeprefix('compute/updates/')} updates": run.last(key) for key in keys}
+    found |= {
+        "audio hours": run.last("compute/audio_hours"),
+        "training hours": training_hours(run.rows),
+    }
+    return {label: value for label, value in found.items() if value is not None}
+
+
+def training_hours(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Hours spent in training steps and waits for their input: the sum over log windows of their
+    steps over `perf/steps_per_s`."""
+    seconds, before = 0.0, 0
+    for row in rows:
+        if "perf/steps_per_s" in row:
+            seconds += (row["step"] - before) / row["perf/steps_per_s"]
+            before = row["step"]
+    return seconds / 3600
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """One run's figures: {"run", "recipe", "method", "seed", "finished", "step", scores, costs}."""
+    config = {key: run.config[key] for key in ("recipe", "method", "seed")}
+    state = {"finished": bool(run.final), "step": run.step}
+    return {"run": str(run.folder), **config, **state, "scores": run.scores, "costs": costs(run)}
+
+
+def score_order(key: str) -> tuple[str, int, str]:
+    """dev before test, a split before its parts, WER before CER."""
+    split, *_, measure = key.split("/")
+    return split, key.count("/"), f"{list(MEASURES).index(measure)}{key}"

@@ -1,0 +1,74 @@
+"""The state before step 0: drawn at random, then what a config takes from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bljust_jax.bilevel import step
+from bljust_jax.bilevel.types import Recipe, TrainState, Weights
+from bljust_jax.common.errors import UserError
+from bljust_jax.data.corpus import Corpus
+from bljust_jax.data.streams import LABELLED
+from bljust_jax.inference import trained_run
+
+
+def make_state(
+    config: Any, recipe: Recipe, optimizer: Any, corpus: Corpus
+) -> tuple[TrainState, list[str]]:
+    """The state before step 0, and lines on what was not drawn at random: pretrained weights
+    (`config.init_from`), encoders of finished runs, statistics of the data."""
+    state, lines = step.init_state(recipe, optimizer, config.seed), []
+    if config.init_from:
+        from bljust_jax.export import pretrained
+
+        units = corpus.tokenizers.get(LABELLED)
+        params, stats, lines = pretrained.load(
+            config.init_from, state.params, state.stats, config, units
+        )
+        state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params), stats=stats)
+    for name, workdir in recipe.borrow.items():
+        try:
+            opened = trained_run.open_all(pathlib.Path(workdir))
+        except UserError as error:
+            raise UserError(f"config.{name}_from: {error}") from error
+        check_same_encoder(config, opened, name)
+        state.frozen[name] = borrowed(opened)
+        lines.append(f"{name}: the encoder of {workdir}, checkpoint {opened.step}")
+    measured = recipe.statistics(corpus.sample_audio(20))
+    return state._replace(stats=state.stats | measured), lines
+
+
+# Fields of config.model that change how an encoder is trained and computed, not its function.
+OF_TRAINING = {"dropout", "layerdrop", "feature_grad_scale", "dtype", "remat", "scan_unroll"}
+
+
+def check_same_encoder(config: Any, opened: trained_run.Run, name: str) -> None:
+    """UserError where the run's encoder, or what it hears, is another than the config's."""
+    ours, theirs = (_function(json.loads(c.to_json())) for c in (config, opened.config))
+    differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if differing:
+        raise UserError(
+            f"{opened.workdir} has another encoder than the {name} that this config asks for: give "
+            f"both the same {', '.join(f'config.{k}' for k in differing)}"
+        )
+
+
+def _function(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say what an encoder computes of audio, by name."""
+    fields = {"encoder": config["encoder"], "data.sample_rate": config["data"]["sample_rate"]}
+    for group in ("features", "model"):
+        fields |= {f"{group}.{k}": v for k, v in config[group].items() if k not in OF_TRAINING}
+    return fields
+
+
+def borrowed(opened: trained_run.Run) -> Weights:
+    """The encoder of a run and the statistics that belong to it."""
+    params, stats = opened.weights
+    found = Weights({"encoder": params["encoder"]}, stats)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), found)

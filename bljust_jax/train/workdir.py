@@ -1,0 +1,159 @@
+"""What a run writes about itself into its workdir, and whether a workdir may go on.
+
+config.json, the tokenizers and a checkpoint are all that evaluation and export need; run.json tells
+a report how the run was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from bljust_jax.bilevel.types import Recipe
+from bljust_jax.checkpoint.manager import any_saved
+from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.data import streams, tokenizer_files
+from bljust_jax.data.corpus import Corpus
+from bljust_jax.data.tokenizer import Tokenizer
+
+
+def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False) -> None:
+    """UserError for intervals that cannot be, and for a workdir that holds a run of another config:
+    a warning where that is allowed."""
+    for name in ("eval_every", "save_every", "log_every", "keep", "max_skipped"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must be at least 1")
+    if config.keep_every % config.save_every:
+        raise UserError(
+            f"config.keep_every={config.keep_every} must be a multiple of config.save_every="
+            f"{config.save_every}: other steps are not saved"
+        )
+    check_choices(config, {"on_full_disk": ("stop", "warn")})
+    path = workdir / "config.json"
+    if not path.exists() or not any_saved(workdir):
+        return
+    old, new = (flatten(json.loads(c)) for c in (path.read_text(), config.to_json()))
+    for field in new:  # the run wrote down what it had learned
+        if field.endswith("text.sha256") and not new[field]:
+            new[field] = old.get(field)
+    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
+    if changed:
+        shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        said = f"{workdir} holds a run of another config ({shown}{more})"
+        if not allow_change:
+            raise UserError(
+                f"{said}; name a new --workdir, or go on with --allow_config_change: from its last "
+                "checkpoint the numbers are then those of neither config"
+            )
+        logging.warning("%s; it goes on with the new one", said)
+
+
+def check_data(
+    meta: dict[str, Any], corpus: Corpus, workdir: pathlib.Path, allow_change: bool
+) -> None:
+    """The corpus takes up what the run had found to be bad. UserError where the checkpoint was made
+    with other data; where a change is allowed a warning, and `meta` tells of the new ones."""
+    if meta["data"] == corpus.digest():
+        corpus.quarantined.restore(meta["quarantined"])
+        return
+    said = f"{workdir} was trained on other data or devices"
+    if not allow_change:
+        raise UserError(f"{said}; name a new --workdir, or go on with --allow_config_change")
+    logging.warning("%s; it goes on with the new ones", said)
+    meta["data"] = corpus.digest()
+
+
+def config_hash(config: Any) -> str:
+    """Twelve hexadecimal digits of all fields that change a number."""
+    fields = flatten(json.loads(config.to_json()))
+    kept = {k: v for k, v in fields.items() if k not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# Fields that a run may be resumed with other values of: they change no number.
+MAY_CHANGE = (
+    *("data.num_threads", "data.prefetch", "data.timeout", "data.max_bad_fraction"),
+    *("mesh.dcn", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+    *("keep", "keep_every", "save_minutes", "on_full_disk"),
+    *("samples", "compile_cache", "max_skipped"),
+    *("collapse.share", "collapse.rows", "collapse.stop"),
+)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        inner = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{key}": value} if inner is None else inner
+    return flat
+
+
+def saved_tokenizers(config: Any, workdir: pathlib.Path) -> dict[str, Tokenizer] | None:
+    """{labelled stream: its tokenizer} of the run to go on with; None where there is no
+    checkpoint."""
+    if not any_saved(workdir):
+        return None
+    return tokenizer_files.load(workdir, streams.described(config.data))
+
+
+def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokenizer]) -> None:
+    """config.json and the tokenizers: with a checkpoint, all that evaluation and export need."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer_files.save(workdir, units)
+    written = json.loads(config.to_json())
+    data = written["data"]
+    for stream, tokenizer in units.items():
+        data["streams"].get(stream, data)["text"]["sha256"] = tokenizer.sha256
+    (workdir / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def write_facts(
+    config: Any,
+    workdir: pathlib.Path,
+    recipe: Recipe,
+    starts: list[int],
+    mesh: Any,
+    signatures: dict,
+) -> None:
+    """run.json: what a report tells of how the run was made; `signatures` are sacreBLEU's, by
+    task."""
+    phases = [
+        {"name": p.name, "start": start, "steps": p.steps, "levels": p.describe_levels()}
+        for start, p in zip(starts, recipe.phases, strict=True)
+    ]
+    kinds = sorted({d.device_kind for d in mesh.devices.flat})
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in ("jax", "flax", "optax")}
+    facts = {
+        "command": shlex.join(["python", "-m", "bljust_jax.main", *sys.argv[1:]]),
+        "git": git_id(),
+        "config": config_hash(config),
+        "devices": f"{mesh.size} x {', '.join(kinds)}",
+        "versions": versions,
+        "phases": phases,
+        "signatures": signatures,
+    }
+    (workdir / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def git_id() -> str:
+    """The commit of the code, "" where it is not in a git checkout."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip()

@@ -1,0 +1,123 @@
+"""The phase tables of every method, number by number."""
+
+import pytest
+
+from bljust_jax.bilevel import phases
+from configs import defaults
+
+EPOCHS = {"labelled": 4, "unlabelled": 8}
+HEADS = ("ctc_head", "cpc_head")
+JOINT = (("ctc",), ("cpc",))
+LEVELS = {"joint": JOINT, **dict.fromkeys(("explore", "pretrain", "turn_ssl"), (("cpc",),))}
+LEVELS |= dict.fromkeys(("finetune", "supervised", "turn_ctc"), (("ctc",),))
+TURNS = [("turn_ssl", 2), ("turn_ctc", 2)]
+ENDS = ("explore", 4), ("finetune", 5)
+
+
+def config(**changes):
+    """Phases of 4, 8 and 5 steps: 25 encoder gradients; `changes` are of the fields of phases, or
+    of others by their path."""
+    c = defaults.base()
+    c.phases.update(unit="step", explore=4, joint=8, finetune=5, turn=2)
+    c.penalty.update(per="step", start=0.1, slope=0.05, cap=0.22, constant=0.7)
+    paths = {
+        name if name in c or "." in name else f"phases.{name}": v for name, v in changes.items()
+    }
+    c.update_from_flattened_dict(paths)
+    return c
+
+
+def make(**changes):
+    return phases.make_phases(config(**changes), EPOCHS, "ctc", "cpc", HEADS)
+
+
+def lengths(made):
+    return [(phase.name, phase.steps) for phase in made]
+
+
+def one_of(name, **changes):
+    return next(phase for phase in make(**changes) if phase.name == name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "table"),
+    [
+        ({}, [ENDS[0], ("joint", 8), ENDS[1]]),
+        ({"method": "weighted_sum"}, [ENDS[0], ("joint", 8), ENDS[1]]),
+        ({"method": "supervised"}, [("supervised", 25)]),
+        ({"method": "ptft"}, [("pretrain", 13), ("supervised", 12)]),
+        ({"method": "alternating"}, [ENDS[0], *4 * TURNS, ENDS[1]]),
+        ({"explore": 0, "finetune": 0}, [("joint", 8)]),
+        # two labelled epochs, and so two rounds
+        ({"explore_when": "every_epoch"}, [*2 * [("explore", 2), ("joint", 4)], ENDS[1]]),
+        ({"explore_when": "every_epoch", "joint": 2}, [ENDS[0], ("joint", 2), ENDS[1]]),
+        # one forward pass a joint step: 17 encoder gradients
+        ({"method": "supervised", "share_forward": True}, [("supervised", 17)]),
+        # an epoch of exploration is a pass over the unlabelled audio, which may be the labelled
+        (
+            {"unit": "epoch", "explore": 1.5, "joint": 3, "finetune": 0.5},
+            [("explore", 12), ("joint", 12), ("finetune", 2)],
+        ),
+        (
+            {"unit": "epoch", "explore": 1.5, "joint": 3, "finetune": 0.5, "share_forward": True},
+            [("explore", 6), ("joint", 12), ("finetune", 2)],
+        ),
+    ],
+)
+def test_lengths_and_losses(changes, table):
+    made = make(**changes)
+    assert lengths(made) == table
+    assert [phase.levels for phase in made] == [LEVELS[name] for name, _ in table]
+    assert all(phase.dynamic_levels == {} and phase.inner == {} for phase in made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "penalties"),
+    [
+        ({}, [0.1, 0.15, 0.2, 0.22, 0.22]),
+        ({"penalty.start": 0.0}, [0.0, 0.05, 0.1, 0.15, 0.2]),
+        # an epoch has four steps
+        ({"penalty.per": "epoch"}, [0.1, 0.1, 0.1, 0.1, 0.15]),
+        ({"method": "weighted_sum"}, [0.7] * 5),
+    ],
+)
+def test_the_penalty_rises_with_the_steps_of_its_phase(changes, penalties):
+    joint = one_of("joint", **changes)
+    for k, penalty in enumerate(penalties):
+        upper, lower = joint.weights(k)
+        assert upper == 1
+        assert float(lower) == pytest.approx(penalty, abs=1e-6)
+
+
+def test_phases_of_one_level_weigh_it_1():
+    for method in ("bljust", "ptft", "alternating"):
+        for phase in make(method=method):
+            if phase.name != "joint":
+                assert [phase.weights(k) for k in (0, 3)] == [(1.0,)] * 2
+
+
+@pytest.mark.parametrize("name", ["joint", "turn_ctc"])
+def test_rates_fall_over_all_stretches_of_a_name_and_heads_have_their_own(name):
+    """Two stretches of four steps, or four of two: eight in all, two of them rising to 0.01."""
+    method = "bljust" if name == "joint" else "alternating"
+    changes = {"method": method, "explore_when": "every_epoch", "lr.heads": 3.0}
+    rate = defaults.schedule("linear", 0.01, 2, "reset")
+    made = [p for p in make(**changes, **{f"lr.{name}": rate}) if p.name == name]
+    assert len(made) == {"joint": 2, "turn_ctc": 4}[name]
+    for phase in made:
+        assert phase.moments == "reset"
+        assert set(phase.lr) == {"encoder", *HEADS}
+        for k, share in {0: 0.5, 1: 1.0, 2: 1.0, 5: 0.5, 7: 1 / 6, 8: 0.0}.items():
+            assert float(phase.lr["encoder"](k)) == pytest.approx(0.01 * share, abs=1e-8)
+            for head in HEADS:
+                assert float(phase.lr[head](k)) == pytest.approx(0.03 * share, abs=1e-8)
+
+
+def test_each_phase_has_its_own_rate():
+    for n, name in enumerate(phases.PHASES):
+        methods = {"supervised": "supervised", "pretrain": "ptft"}
+        method = methods.get(name, "alternating" if name.startswith("turn") else "bljust")
+        rate = defaults.schedule("constant", 0.1 + n, 0)
+        phase = one_of(name, method=method, **{f"lr.{name}": rate})
+        assert float(phase.lr["encoder"](3)) == pytest.approx(0.1 + n, rel=1e-6)
+        assert phase.moments == "keep"

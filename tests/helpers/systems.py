@@ -1,0 +1,150 @@
+"""One small system for each recipe, encoder and objective: what the laws are tried on."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bljust_jax import recipes
+from bljust_jax.bilevel import step
+from bljust_jax.bilevel.optimizer import group_of_parameters
+from configs import birq, librispeech, m2asr, quickstart, wav2vec2_just
+from tests.helpers import toy
+
+LABELLED = ("labelled", "asr/ar", "asr/en", "st/ar-en", "st/en-ar")
+FACTS = recipes.Facts(dict.fromkeys(LABELLED, 9), dict.fromkeys((*LABELLED, "unlabelled"), 4))
+RATE, SECONDS, ROWS = 16000, 1.5, 4
+SMALL = {
+    "conformer": {"dim": 16, "layers": 2, "heads": 2, "kernel": 5, "channels": 8},
+    "wav2vec2": {"dim": 16, "layers": 2, "heads": 2, "ff_dim": 32, "conv_dim": (8,) * 7}
+    | {"pos_kernel": 4, "pos_groups": 2},
+    "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 1, "channels": 4, "latent_dim": 16, "units": 8},
+}
+CONFIGS = {
+    "bljust": lambda: quickstart.get_config("smoke"),
+    # batch norm, NeMo's features, attention to a window
+    "parakeet": lambda: windowed(quickstart.get_config("parakeet,smoke")),
+    "wav2vec2_just": lambda: wav2vec2_just.get_config("smoke"),
+    "lstm": lambda: librispeech.get_config("lstm,smoke"),
+    "birq": lambda: birq.get_config("smoke"),
+    "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
+    "m2asr": lambda: m2asr.get_config("digits,smoke"),
+}
+
+
+def windowed(config):
+    config.model.window = 4
+    return config
+
+
+def config_for(name, **model):
+    c = CONFIGS[name]()
+    c.model.update(**SMALL[c.encoder], **model)
+    if "cpc" in c:
+        c.cpc.update(steps=2, chunk=(0.3, 0.15, 0.15))
+    if "decoder" in c:
+        c.decoder.update(dim=16, layers=1, heads=2, ff_mult=2)
+    c.mesh.data = 1
+    return c
+
+
+def build(name, **model):
+    config = config_for(name, **model)
+    return recipes.load(config.recipe)(config, FACTS)
+
+
+def make_batch(rows=ROWS, seconds=SECONDS, seed=0):
+    """Noise with a pitch in it, in every stream, of unequal lengths; one row is empty."""
+    rng = np.random.default_rng(seed)
+    samples = int(seconds * RATE)
+    time = np.arange(samples) / RATE
+    pitch = rng.uniform(100, 1000, (rows, 1))
+    audio = 3000 * np.sin(2 * np.pi * pitch * time[None, :]) + 300 * rng.normal(
+        size=(rows, samples)
+    )
+    lengths = np.linspace(0.6, 1.0, rows) * samples
+    lengths[1] = 0
+    lengths = lengths.astype(np.int32)
+    audio = np.where(np.arange(samples)[None, :] < lengths[:, None], audio, 0).astype(np.int16)
+    label_lengths = np.where(lengths > 0, 4, 0).astype(np.int32)
+    labels = rng.integers(1, 9, (rows, 6)).astype(np.int32)
+    stream = {
+        "audio": audio,
+        "audio_lengths": lengths,
+        "labels": labels * (np.arange(6)[None, :] < label_lengths[:, None]),
+        "label_lengths": label_lengths,
+        "ids": rng.integers(0, 2**32, rows, dtype=np.uint32),
+    }
+    return jax.tree.map(jnp.asarray, stream)
+
+
+def undisturbed(name, **options):
+    """The system's config without SpecAugment; heads scaled with their level."""
+    config = config_for(name)
+    config.update(head_scale="penalised", **options)
+    config.specaugment.update(freq_masks=0, time_masks=0)
+    return config
+
+
+def one_joint_step(config):
+    """(recipe, phase): the first phase of two levels, of weights 1 and 0.5, as all of the run."""
+    recipe = recipes.load(config.recipe)(config, FACTS)
+    phase = next(p for p in recipe.phases if len(p.levels) > 1)
+    phase = dataclasses.replace(phase, weights=lambda k: (1.0, 0.5), steps=1)
+    return dataclasses.replace(recipe, phases=(phase,)), phase
+
+
+def begin(recipe, optimizer):
+    """The first state: one program where there would be one an operation and shape."""
+    return jax.jit(lambda: step.init_state(recipe, optimizer, seed=0))()
+
+
+def two_streams(seed=3):
+    return {"labelled": make_batch(8), "unlabelled": make_batch(8, seed=seed)}
+
+
+def all_streams(recipe, rows=8):
+    """A batch of its own for every stream of a recipe."""
+    streams = sorted({s for o in recipe.objectives for s in o.streams})
+    return {stream: make_batch(rows, seed=seed) for seed, stream in enumerate(streams)}
+
+
+# The weights of step k of a joint phase: one program serves them all.
+WEIGHTS = ((1.0, 0.5), (1.0, 0.0), (0.0, 1.0))
+
+
+@functools.cache
+def compiled_step(name, phase_name, **options):
+    """(initial state, step): SGD of rate 1, so that a change is a gradient. The phase is all of the
+    run; "joint" stands for the first of several levels, whose weights are `WEIGHTS`."""
+    config = undisturbed(name, **options)
+    recipe = recipes.load(config.recipe)(config, FACTS)
+    joint = phase_name == "joint"
+    phase = next(p for p in recipe.phases if (len(p.levels) > 1 if joint else p.name == phase_name))
+    if joint:
+        table = jnp.array(WEIGHTS)
+        phase = dataclasses.replace(phase, weights=lambda k: tuple(table[k]), steps=len(WEIGHTS))
+    recipe = dataclasses.replace(recipe, phases=(phase,))
+    optimizer = toy.sgd(recipe.combiner, 1.0)
+    state = begin(recipe, optimizer)
+    groups = group_of_parameters(state.params, recipe.groups)
+    return state, jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
+
+
+@functools.cache
+def gradient(name, phase_name, at=0, **options):
+    """(gradient tree, mean losses) of step `at` on the standard batch."""
+    state, train_step = compiled_step(name, phase_name, **options)
+    after, means = train_step(state._replace(step=state.step + at), two_streams())
+    moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
+    return moved, {k: float(s) / float(w) for k, (s, w) in means.items() if float(w)}
+
+
+def assert_close_leaf_by_leaf(one, other, relative):
+    """Each leaf within `relative` of its own largest entry; leaves of rounding noise alone (under
+    1e-6 of the largest of all) within that noise."""
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one))
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=max(relative * np.abs(a).max(), 1e-6 * largest))

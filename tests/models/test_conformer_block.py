@@ -1,0 +1,65 @@
+"""Depthwise convolution against its definition, and the convolution module."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from bljust_jax.models.conformer_block import ConvModule, depthwise_conv
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def lax_depthwise(x, kernel, causal):
+    taps = kernel.shape[0]
+    centre = (taps - 1) // 2
+    if causal:
+        kernel = kernel * (jnp.arange(taps) <= centre)[:, None]
+    return lax.conv_general_dilated(
+        x, kernel[:, None, :], (1,), [(centre, centre)],
+        dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=x.shape[-1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("frames", "taps"), [(9, 5), (3, 7), (1, 1)])
+def test_depthwise_value_and_gradients_equal_a_grouped_convolution(frames, taps, causal):
+    x, kernel, weight = normal(2, frames, 3), normal(taps, 3, seed=1), normal(2, frames, 3, seed=2)
+
+    def loss(conv):
+        return lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel, causal)) * weight)
+
+    value, grads = jax.value_and_grad(loss(depthwise_conv), (0, 1))(x, kernel)
+    expected, expected_grads = jax.value_and_grad(loss(lax_depthwise), (0, 1))(x, kernel)
+    # A dozen float32 additions in another order.
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+    for grad, reference in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(grad, reference, atol=1e-5)
+
+
+def test_depthwise_gradients_match_finite_differences_in_float64():
+    with jax.enable_x64(True):
+        x, kernel = (jnp.asarray(a, jnp.float64) for a in (normal(1, 6, 2), normal(5, 2, seed=1)))
+        check_grads(jax.jit(depthwise_conv), (x, kernel), 1, ["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_depthwise_in_bfloat16_sums_in_float32():
+    x, kernel = normal(2, 20, 4).astype(jnp.bfloat16), normal(15, 4, seed=1)
+    out, pull = jax.vjp(depthwise_conv, x, kernel)
+    grad_x, grad_kernel = pull(jnp.ones_like(out))
+    assert (out.dtype, grad_x.dtype, grad_kernel.dtype) == (x.dtype, x.dtype, kernel.dtype)
+    exact = depthwise_conv(x.astype(jnp.float32), kernel)
+    # Only the result is rounded: half an ulp of bfloat16 is 2^-9 relative.
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_conv_module_ignores_padded_frames():
+    x, valid = normal(1, 8, 4), jnp.arange(8)[None] < 5
+    module = ConvModule(5)
+    params = module.init(jax.random.key(0), x, valid)
+    out = module.apply(params, x, valid)[0][:, :5]
+    np.testing.assert_array_equal(out, module.apply(params, x * valid[..., None], valid)[0][:, :5])

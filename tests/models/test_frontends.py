@@ -1,0 +1,129 @@
+"""Subsampling against `lax.conv`, its lengths, its receptive field and its cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from bljust_jax.models.frontends import (
+    StridedConv,
+    Subsampling,
+    depthwise_strided,
+    output_lengths,
+    receptive_field,
+    subsampling_flops,
+)
+
+# Whole convolutions by 4, the separable ones by 4 and 8.
+KINDS = [(4, False), (4, True), (8, True)]
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def begin(model, x, lengths):
+    return jax.jit(model.init)(jax.random.key(1), x, lengths)
+
+
+def compare(ours, reference, *given):
+    """(output, gradients of one weighted sum of it) of both."""
+
+    def run(f):
+        out, pull = jax.vjp(f, *given)
+        return out, pull(normal(*out.shape, seed=3))
+
+    return jax.jit(lambda: (run(ours), run(reference)))()
+
+
+@pytest.mark.parametrize(("frames", "bands"), [(8, 6), (7, 5), (1, 1), (2, 3)])
+def test_strided_convolution_equals_lax_conv(frames, bands):
+    x, conv = normal(2, frames, bands, 3), StridedConv(4)
+    params = conv.init(jax.random.key(0), x)["params"]
+
+    def reference(params, x):
+        return params["bias"][None, None, None] + lax.conv_general_dilated(
+            x,
+            params["kernel"],
+            (2, 2),
+            [(1, 1), (1, 1)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def ours(params, x):
+        return conv.apply({"params": params}, x)
+
+    (out, grads), (expected, others) = compare(ours, reference, params, x)
+    np.testing.assert_allclose(out, expected, atol=1e-5)  # 27 float32 terms
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, others)
+
+
+@pytest.mark.parametrize(("frames", "bands"), [(8, 6), (7, 5), (1, 1), (2, 3)])
+def test_depthwise_convolution_equals_lax_conv(frames, bands):
+    x, kernel = normal(2, frames, bands, 4), normal(3, 3, 4, seed=1)
+
+    def reference(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (2, 2),
+            [(1, 1), (1, 1)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4,
+        )
+
+    (out, grads), (expected, others) = compare(depthwise_strided, reference, x, kernel)
+    np.testing.assert_allclose(out, expected, atol=1e-5)  # 9 float32 terms
+    for grad, other in zip(grads, others, strict=True):
+        np.testing.assert_allclose(grad, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(("factor", "separable"), KINDS)
+def test_lengths_are_divided_and_rounded_up(factor, separable):
+    model = Subsampling(2, 4, factor, separable)
+    lengths = jnp.arange(20)
+    x = normal(20, 19, 8)
+    out, out_lengths = jax.jit(model.apply)(begin(model, x, lengths), x, lengths)
+    assert out.shape == (20, -(-19 // factor), 4)
+    assert out_lengths.tolist() == [-(-n // factor) for n in range(20)]
+    assert out_lengths.tolist() == output_lengths(np.arange(20), factor).tolist()
+    for row, n in zip(out, out_lengths.tolist(), strict=True):
+        assert not np.any(row[n:])
+
+
+@pytest.mark.parametrize(("factor", "separable"), KINDS)
+def test_receptive_field_is_exactly_as_stated(factor, separable):
+    model, frames = Subsampling(6, 8, factor, separable), 6 * factor + 1
+    x, lengths = normal(1, frames, 8), jnp.array([frames])
+    params = begin(model, x, lengths)
+    out = jax.jit(lambda x: model.apply(params, x, lengths)[0])
+    stride, left, right = receptive_field(factor)
+    still = out(x)
+    reached = np.stack([np.any(out(x.at[0, s].add(5.0)) != still, -1)[0] for s in range(frames)])
+    for s, t in np.ndindex(*reached.shape):
+        if not stride * t - left <= s <= stride * t + right:
+            assert not reached[s, t]
+    assert reached[stride * 3 - left, 3]
+    assert reached[stride * 3 + right, 3]
+
+
+@pytest.mark.parametrize(("factor", "separable"), KINDS)
+def test_padding_holds_nothing_back(factor, separable):
+    model = Subsampling(3, 8, factor, separable)
+    x, lengths = normal(2, 9, 8), jnp.array([9, 6])
+    params = begin(model, x, lengths)
+    padded = jnp.full((2, 20, 8), jnp.nan).at[0, :9].set(x[0]).at[1, :6].set(x[1, :6])
+    run = jax.jit(model.apply)
+    out, _ = run(params, padded, lengths)
+    expected, _ = run(params, x, lengths)
+    np.testing.assert_allclose(out[:, : expected.shape[1]], expected, atol=1e-6)
+    assert not np.any(out[:, expected.shape[1] :])
+
+
+def test_flops_by_hand():
+    """16 x 8 inputs: 8 x 4, 4 x 2 and 2 x 1 outputs of 3 channels, then 5 numbers a frame."""
+    whole = 2 * (8 * 4 * 9 * 3 + 4 * 2 * 9 * 3 * 3 + 4 * 2 * 3 * 5)
+    assert subsampling_flops(16, 8, 3, 5, 4, False) == (whole, 4)
+    stages = 8 * 4 * 9 * 3 + 4 * 2 * 3 * (9 + 3) + 2 * 1 * 3 * (9 + 3)
+    assert subsampling_flops(16, 8, 3, 5, 8, True) == (2 * (stages + 2 * 3 * 5), 2)

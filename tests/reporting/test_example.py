@@ -1,0 +1,97 @@
+"""`example.npz`: a model whose posteriors are known by construction, on audio that spells a
+word."""
+
+import types
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from bljust_jax.bilevel.types import Weights
+from bljust_jax.data.sources import Utterance
+from bljust_jax.data.tokenizer import CharTokenizer
+from bljust_jax.ops import log_mel as log_mel_module
+from bljust_jax.reporting import example
+
+RATE, FRAME, LEVEL = 16000, 640, 1000
+CONFIDENCE = 6.0
+# one class a frame of 40 ms: blank, c, c, a, blank, a, b, b, b, blank: "caab"
+PATH = (0, 3, 3, 1, 0, 1, 2, 2, 2, 0)
+
+
+def predict(params, stats, batch):
+    """Class n for a frame whose mean is about n * LEVEL: one-hot logits times `params`."""
+    frames = batch["audio"].shape[1] // FRAME
+    blocks = batch["audio"][:, : frames * FRAME].reshape(-1, frames, FRAME)
+    classes = jnp.round(jnp.mean(blocks.astype(jnp.float32), axis=2) / LEVEL)
+    logits = params * (classes[..., None] == jnp.arange(4.0)[None, None, :])
+    return logits, batch["audio_lengths"] // FRAME
+
+
+@pytest.fixture
+def made(tmp_path):
+    """(the example of one of two utterances, its audio)."""
+    audio = np.repeat(np.array(PATH, np.int16) * LEVEL, FRAME)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, audio, RATE)
+    seconds = len(audio) / RATE
+    known = [Utterance(name, str(path), 0.0, seconds, text, "", "") for name, text in TEXTS.items()]
+    corpus = types.SimpleNamespace(
+        tokenizer_of={"dev": CharTokenizer("abc")}.get,
+        utterances=lambda split: {"dev": known}[split],
+    )
+    log_mel = partial(log_mel_module.log_mel, sample_rate=RATE, n_mels=20)
+    weights = Weights(jnp.float32(CONFIDENCE), {})
+    return example.make(predict, log_mel, weights, corpus, "dev", "two", RATE), audio
+
+
+TEXTS = {"one": "abc", "two": "  CAAB "}
+
+
+def test_what_is_recognised_and_where(made):
+    found, _ = made
+    assert (str(found["id"]), str(found["reference"]), str(found["hypothesis"])) == (
+        *("two", "caab", "caab"),
+    )
+    assert found["symbols"].tolist() == ["a", "b", "c"]
+    assert found["labels"].tolist() == [3, 1, 1, 2]
+    # the path above is by far the most probable one that spells the reference
+    assert found["starts"].tolist() == [1, 3, 5, 6]
+    assert found["ends"].tolist() == [3, 4, 6, 9]
+
+
+def test_log_probs_are_those_of_the_model_without_padding(made):
+    found, _ = made
+    assert found["log_probs"].shape == (len(PATH), 4)  # the row was padded to a second, 25 frames
+    best = CONFIDENCE - np.log(np.exp(CONFIDENCE) + 3)
+    # float16 keeps 11 bits: |log p| < 8 is within 2^-8
+    expected = np.where(np.arange(4) == np.array(PATH)[:, None], best, best - CONFIDENCE)
+    np.testing.assert_allclose(found["log_probs"].astype(np.float64), expected, atol=2**-8)
+
+
+def test_log_mel_is_not_normalised(made):
+    found, audio = made
+    mel, frames = log_mel_module.log_mel(audio[None], np.array([len(audio)]), n_mels=20)
+    assert found["log_mel"].shape == (int(frames[0]), 20)
+    # log energies lie in [-17, 17]: float16 is within 2^-7 of them
+    np.testing.assert_allclose(found["log_mel"], np.asarray(mel)[0], atol=2**-7)
+
+
+def test_frame_rates_are_exact(made):
+    found, _ = made
+    assert float(found["mel_seconds"]) == 0.01
+    assert float(found["frame_seconds"]) == 0.04
+
+
+def test_file_holds_the_same_arrays_without_pickle(made, tmp_path):
+    found, _ = made
+    path = tmp_path / "example.npz"
+    example.write(path, found)
+    with np.load(path, allow_pickle=False) as file:
+        assert sorted(file) == sorted(found)
+        for name, array in found.items():
+            np.testing.assert_array_equal(file[name], array)
+            assert file[name].dtype == array.dtype, name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "example.npz"]

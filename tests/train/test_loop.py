@@ -1,0 +1,213 @@
+"""The loop around a step that costs nothing: what it writes wherever it is stopped, and what it
+compiles."""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bljust_jax.bilevel import step
+from bljust_jax.checkpoint.manager import Checkpoints
+from bljust_jax.common.errors import UserError
+from bljust_jax.inference import scoring, trained_run
+from bljust_jax.monitoring import goodput, metrics
+from bljust_jax.parallel import cluster
+from bljust_jax.train import loop
+from configs import quickstart
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """run(workdir, kill=n) dies before step n, run(workdir, stop=n) is sent a SIGTERM there."""
+
+    def make_train_step(recipe, phase, optimizer, groups, seed, accumulate):
+        def train_step(state, batch):
+            heard = sum(jnp.sum(arrays["audio_lengths"]) for arrays in batch.values())
+            loss = (heard.astype(jnp.float32), 7.0)
+            age = jnp.max(jax.tree.leaves(state.opt_state)[0]).astype(jnp.float32)
+            means = {"train/ctc/loss": loss, "age": (age, 1.0)}
+            means["train/skipped"] = (state.step % 2, 1.0)
+            older = jax.tree.map(lambda x: x + 1, state.opt_state)
+            return state._replace(step=state.step + 1, opt_state=older), means
+
+        return train_step
+
+    monkeypatch.setattr(step, "make_train_step", make_train_step)
+    monkeypatch.setattr(loop, "picture", lambda *_: None)
+    monkeypatch.setattr(loop.reporting, "write", lambda *_: None)
+    take_step = loop.Programs.run
+
+    def run(workdir, kill=None, stop=None, changes=(), **flags):
+        config = quickstart.get_config("smoke")
+        config.mesh.data = 1
+        config.data.update(test="", join=(1, 1), buckets=(0.95, 4.0), batch_seconds=4.0)
+        config.data.unlabelled_batch_seconds = 4.0
+        config.phases.update(explore=8, joint=8, finetune=8)
+        config.penalty.slope, config.lr.joint.moments = 0.1, "reset"
+        config.update(eval_every=8, save_every=3, log_every=2, compile_cache="")
+        config.update_from_flattened_dict(dict(changes))
+
+        def counted(self, phase, state, batch):
+            if state.step == kill:
+                raise Killed
+            return take_step(self, phase, state, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster, "preemption", lambda stack: lambda now: now == stop)
+            patch.setattr(loop.Programs, "run", counted)
+            return loop.run(config, workdir, loop.Asked(**flags))
+
+    return run
+
+
+def rows_of(workdir):
+    rows = metrics.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in rows]
+
+
+def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
+    """Around the ends of log windows, which are written a step late, and saves that meet them."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    final = run(whole)
+    ages = {r["step"]: r["age"] for r in rows_of(whole) if "age" in r}
+    assert list(ages) == [*range(2, 25, 2)]
+    assert (ages[8], ages[10], ages[18]) == (6.5, 0.5, 8.5), "the joint phase starts afresh"
+    for kill in (4, 11, 12):  # with a row not written; one lost; where a checkpoint is due too
+        with pytest.raises(Killed):
+            run(broken, kill=kill)
+    for stop in (14, 15):  # at the end of a window; where a checkpoint is due
+        assert run(broken, stop=stop) is None
+        assert all(r["step"] <= stop for r in rows_of(broken))
+    assert run(broken) == final
+    assert rows_of(broken) == rows_of(whole)
+    shares = {k: v for k, v in metrics.read(broken / "metrics.jsonl")[-1].items() if "perf/" in k}
+    assert shares.pop(goodput.WALL) > 0
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["perf/share/lost"] > 0, "from the row of step 10 back to the save of step 9"
+
+
+@pytest.mark.parametrize("kill", [None, 20])
+def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
+    run, tmp_path, monkeypatch, kill
+):
+    """Weights are as old as the step that left them, and 16 is the age that hears best: dev and
+    test are scored with those at the end, and the last checkpoint holds them, killed or not."""
+    errors = {8: 0.5, 16: 0.25, 24: 0.75}
+    idle, scored = step.make_train_step, []
+
+    def aging(*args):
+        def train_step(state, batch):
+            after, means = take(state, batch)
+            ema = jax.tree.map(lambda x: jnp.full_like(x, after.step), state.ema)
+            return after._replace(ema=ema), means
+
+        take = idle(*args)
+        return train_step
+
+    def tell(split, tasks, corpus, say):
+        age = int(say(tasks[0], {"nothing": np.zeros(1, np.int32)}))
+        scored.append((split, age))
+        found = {"wer": errors[age], "cer": errors[age], "utterances": 1, "blank_share": 0.5}
+        found |= dict.fromkeys(("substitutions", "deletions", "insertions", "words"), 1)
+        result = scoring.Result({f"{split}/{k}": v for k, v in found.items()}, [])
+        return scoring.Scored(split, tasks, {"": result})
+
+    monkeypatch.setattr(step, "make_train_step", aging)
+    monkeypatch.setattr(
+        scoring, "greedily", lambda _: lambda w, batch: jnp.max(jax.tree.leaves(w.params)[0])
+    )
+    monkeypatch.setattr(scoring, "run", tell)
+    if kill:
+        with pytest.raises(Killed):
+            run(tmp_path, kill=kill)
+    final = run(tmp_path)
+    assert (final["best_step"], final["dev/wer"], final["test/wer"]) == (16, 0.25, 0.25)
+    assert [row["dev/wer"] for row in rows_of(tmp_path) if "dev/wer" in row] == [
+        0.5,
+        0.25,
+        0.75,
+        0.25,
+    ]
+    assert scored == [("dev", 8), ("dev", 16), ("dev", 24), ("dev", 16), ("test", 16)]
+    best = trained_run.open_run(tmp_path).weights.params
+    assert all((np.asarray(x) == 16).all() for x in jax.tree.leaves(best))
+
+
+def test_no_checkpoint_outlives_the_rows_before_it(run, tmp_path, monkeypatch):
+    """Where the machine dies, a bucket has what was synced alone."""
+    synced, at_saves = [], []
+    save, fsync = Checkpoints.save, os.fsync
+
+    def noted(file):
+        if pathlib.Path(f"/proc/self/fd/{file}").readlink() == tmp_path / "metrics.jsonl":
+            synced.append(os.fstat(file).st_size)
+        fsync(file)
+
+    def noting(self, step, *args):
+        at_saves.append((synced[-1], (tmp_path / "metrics.jsonl").stat().st_size))
+        save(self, step, *args)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Checkpoints, "save", noting)
+    run(tmp_path)
+    assert len(at_saves) == 9
+    assert all(on_disk == written for on_disk, written in at_saves)
+
+
+def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_allowed(
+    run, tmp_path, caplog
+):
+    """Time is up before each step, and looked at before every second one (log_every)."""
+    assert (
+        run(tmp_path, stop=9, changes={"save_every": 24, "save_minutes": 1e-9, "keep": 9}) is None
+    )
+    steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert steps == {0, 2, 4, 6, 8, 9}
+    facts = json.loads((tmp_path / "run.json").read_text())
+    with pytest.raises(UserError, match=r"another config \(save_every 24 -> 3, seed 0 -> 1\)"):
+        run(tmp_path, changes={"seed": 1})
+    final = run(tmp_path, changes={"seed": 1}, allow_config_change=True)
+    assert final["step"] == 24
+    first, second = warnings(caplog)
+    assert "(save_every 24 -> 3, seed 0 -> 1); it goes on with the new one" in first
+    assert "trained on other data or devices; it goes on with the new ones" in second
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    assert json.loads((tmp_path / "run.json").read_text())["config"] != facts["config"]
+    caplog.clear()
+    assert run(tmp_path, changes={"seed": 1}) == final
+    assert not warnings(caplog)
+
+
+def warnings(caplog):
+    """Ours: Orbax may warn of a slow disk."""
+    return [record.getMessage() for record in caplog.records if record.name == "root"]
+
+
+def test_compiles_are_one_a_bucket_and_phase_and_all_come_early(
+    run, tmp_path, monkeypatch, compiled
+):
+    write = metrics.Writer.write
+    before = {}  # programs compiled when the row of a step was written
+
+    def counted(self, now, row):
+        before.setdefault(now, len(compiled))
+        write(self, now, row)
+
+    monkeypatch.setattr(metrics.Writer, "write", counted)
+    run(tmp_path)
+    programs = sum("train_step" in name for name in compiled)
+    buckets, phases = 2, 3
+    assert programs == buckets * phases
+    assert max(r.get("perf/compiles", 0) for r in metrics.read(tmp_path / "metrics.jsonl")) == 6
+    assert sum("best_paths" in name for name in compiled) <= buckets
+    others = [n for n in compiled[before[2] : before[24]] if "train_step" not in n]
+    assert {n for n in others if "best_paths" not in n} <= {"jit(init_fn)"}, "reset of moments"
+    assert len(others) <= buckets + 1
