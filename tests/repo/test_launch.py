@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from tests.helpers.documents import commands
 from tests.helpers.platforms import FAKE, FLAGS, LAUNCH, ROOT, Platform, words_of
-from tests.repo.test_repo import commands
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 POD = {"TPU_NAME": "pod", "TPU_ZONE": "us-west4-a", "TPU_PROJECT": "speech"}

@@ -1,21 +1,12 @@
-"""The repository keeps its rules: sizes, no private addresses, a README whose commands exist."""
+"""Rules of the repository: file sizes, no private addresses, Makefile targets, pins, licence."""
 
-import importlib.util
-import pathlib
 import re
-import shlex
 import subprocess
 
-import pytest
+from tests.helpers.documents import ROOT, makefile_targets
 
-from configs import common
-from tests.recipes import test_m2asr_train
-from tests.train import test_train
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SKIPPED = {".git", ".venv", ".venv-newest", "runs", "__pycache__", ".pytest_xla_cache"}
 SKIPPED |= {".hypothesis", ".ruff_cache"}
-README = ROOT / "README.md"
 
 
 def text_files() -> dict[str, str]:
@@ -31,50 +22,6 @@ def text_files() -> dict[str, str]:
             if b"\0" not in data[:1024]:
                 found[relative.as_posix()] = data.decode("utf-8")
     return found
-
-
-def commands(text: str) -> list[list[str]]:
-    """The words of each command in a Markdown text's fenced code blocks, continuations joined."""
-    blocks = re.findall(r"^```(?:bash|sh|shell)?\n(.*?)^```", text, flags=re.M | re.S)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
-
-
-def makefile_targets() -> set[str]:
-    lines = (ROOT / "Makefile").read_text().splitlines()
-    return {match[1] for line in lines if (match := re.match(r"([a-z][\w-]*):(?!=)", line))}
-
-
-def load_config(address: str):
-    """`configs/x.py:variant,variant` -> the ConfigDict that `--config` would give."""
-    path, _, variants = address.partition(":")
-    spec = importlib.util.spec_from_file_location("config_of_readme", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variants or None)
-
-
-def check_command(words: list[str]) -> None:
-    """Asserts that a command of a document exists in this checkout."""
-    words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
-    if words[:1] == ["make"]:
-        assert set(words[1:]) <= makefile_targets(), words
-    if words[1:2] == ["-m"] and words[2].startswith("bljust_jax"):
-        path = ROOT / words[2].replace(".", "/")
-        source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-        assert source.is_file(), words
-        if words[2] != "bljust_jax.main":
-            for word in words[3:]:
-                flag = word.partition("=")[0]
-                assert not flag.startswith("--") or f'"{flag}"' in source.read_text(), words
-        options = dict(word[2:].partition("=")[::2] for word in words[3:] if word.startswith("--"))
-        config = load_config(options["config"]) if "config" in options else None
-        for name in options:
-            if name.startswith("config."):
-                value = config
-                for key in name.split(".")[1:]:
-                    assert key in value, f"{name}: no such field in {options['config']}"
-                    value = value[key]
 
 
 def test_files_fit_the_ceiling():
@@ -105,52 +52,6 @@ def test_an_accelerator_that_is_unknown_is_refused():
     )
     assert refused.returncode != 0
     assert "ACCEL=abacus is not one of cpu, cuda, tpu" in refused.stderr
-
-
-def test_readme_commands_exist():
-    found = commands(README.read_text(encoding="utf-8"))
-    assert ["make", "quickstart"] in found
-    assert ["make", "test"] in found
-    for words in found:
-        check_command(words)
-
-
-def test_the_configs_of_the_readme_are_among_those_run_shrunk():
-    """Every training command of the README is a Makefile target or has its config run by a test."""
-    named = {
-        pathlib.Path(word.split("=", 1)[1].split(":")[0]).stem
-        for words in commands(README.read_text(encoding="utf-8"))
-        for word in words
-        if word.startswith("--config=")
-    }
-    run = {name.split("-")[0] for name in test_train.CONFIGS} | {test_m2asr_train.CONFIG}
-    assert named <= run
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["make", "coffee"],
-        ["python", "-m", "bljust_jax.brew"],
-        ["python", "-m", "bljust_jax.main", "--config=configs/quickstart.py", "--config.data.x=1"],
-    ],
-)
-def test_a_command_that_does_not_exist_is_noticed(words):
-    with pytest.raises(AssertionError):
-        check_command(words)
-
-
-def test_readme_links_and_files_exist():
-    text = README.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (ROOT / target).exists(), target
-    for name in re.findall(r"`((?:bljust_jax|configs|tests)/[\w/]+\.py)`", text):
-        assert (ROOT / name).is_file(), name
-
-
-def test_readme_names_every_method():
-    text = README.read_text(encoding="utf-8")
-    assert all(f"`{name}`" in text for name in common.METHODS)
 
 
 def requirement_names(file: str) -> set[str]:

@@ -1,0 +1,63 @@
+"""Commands and Python snippets of Markdown pages, and checks that they exist in this checkout."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+
+
+def pages() -> list[pathlib.Path]:
+    """README.md and every page of docs/."""
+    return [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The contents of a Markdown text's fenced blocks of these languages, "" for none given."""
+    found = re.findall(r"^```([\w{}:-]*)\n(.*?)^```", text, flags=re.M | re.S)
+    return [body for language, body in found if language in languages]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command in a Markdown text's fenced shell blocks, continuations joined."""
+    lines = "".join(blocks(text, "", "bash", "sh", "shell")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def makefile_targets() -> set[str]:
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    return {match[1] for line in lines if (match := re.match(r"([a-z][\w-]*):(?!=)", line))}
+
+
+def load_config(address: str):
+    """`configs/x.py:variant,variant` -> the ConfigDict that `--config` would give."""
+    path, _, variants = address.partition(":")
+    spec = importlib.util.spec_from_file_location("config_of_readme", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variants or None)
+
+
+def check_command(words: list[str]) -> None:
+    """Asserts that a command of a document exists in this checkout."""
+    words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+    if words[:1] == ["make"]:
+        assert set(words[1:]) <= makefile_targets(), words
+    if words[1:2] == ["-m"] and words[2].startswith("bljust_jax"):
+        path = ROOT / words[2].replace(".", "/")
+        source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert source.is_file(), words
+        if words[2] != "bljust_jax.main":
+            for word in words[3:]:
+                flag = word.partition("=")[0]
+                assert not flag.startswith("--") or f'"{flag}"' in source.read_text(), words
+        options = dict(word[2:].partition("=")[::2] for word in words[3:] if word.startswith("--"))
+        config = load_config(options["config"]) if "config" in options else None
+        for name in options:
+            if name.startswith("config."):
+                value = config
+                for key in name.split(".")[1:]:
+                    assert key in value, f"{name}: no such field in {options['config']}"
+                    value = value[key]
