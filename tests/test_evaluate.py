@@ -8,45 +8,24 @@ import numpy as np
 import pytest
 
 from bljust_jax import evaluate as command
-from bljust_jax import recipes
-from bljust_jax.bilevel import step
-from bljust_jax.bilevel.optimizer import make_optimizer
 from bljust_jax.bilevel.types import Task
-from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import load_splits
-from bljust_jax.data.tokenizer import CharTokenizer, load_tokenizer
+from bljust_jax.data.tokenizer import load_tokenizer
 from bljust_jax.decoding import arpa, kneser_ney
 from bljust_jax.decoding.greedy import collapse
 from bljust_jax.decoding.lm_weights import ALPHAS, BETAS, Trial, tune
 from bljust_jax.inference import measures, scoring
 from bljust_jax.inference.trained_run import open_run, open_split
-from configs import quickstart
+from tests.helpers.runs import UNTRAINED_STEP, save_untrained
+from tests.helpers.workdirs import read_samples
 
-STEP = 7
 TASK = Task("", "labelled", "wer", "ctc_head", predict=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    return untrained(tmp_path_factory.mktemp("run"))
-
-
-def untrained(folder):
-    """What training leaves of a smoke-sized run, with the weights of its first step, and with
-    training data that are gone."""
-    config = quickstart.get_config("smoke")
-    tokenizer = CharTokenizer(" 'abcdefghijklmnopqrstuvwxyz", ("lower",))
-    tokenizer.save(folder)
-    facts = recipes.Facts({"labelled": tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1})
-    recipe = recipes.load(config.recipe)(config, facts)
-    state = step.init_state(recipe, make_optimizer(recipe.combiner, recipe.groups), seed=0)
-    checkpoints = Checkpoints(folder, keep=1)
-    checkpoints.save(STEP, state, state.weights, {})
-    checkpoints.close()
-    config.data.update(train="gone.jsonl", unlabelled="gone.jsonl", test="")
-    (folder / "config.json").write_text(config.to_json())
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +35,6 @@ def language_model(workdir):
     path = workdir / "dev.arpa"
     arpa.write(path, kneser_ney.estimate([r.split() for r in references], 2).orders)
     return path
-
-
-def read_samples(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # Scores
@@ -139,7 +114,7 @@ def test_nothing_recognised_is_said_with_its_causes(wer, blanks, warned):
 
 def test_a_run_opens_with_its_weights_and_without_its_training_data(workdir):
     opened = open_run(workdir)
-    assert opened.step == STEP
+    assert opened.step == UNTRAINED_STEP
     assert opened.tokenizer.vocab_size == 29
     params, _, stats = opened.recipe.init(jax.random.key(1))
     for made, loaded in ((params, opened.weights.params), (stats, opened.weights.stats)):
@@ -154,7 +129,7 @@ def test_a_beam_of_one_is_the_best_path_and_only_that(workdir, capsys):
     out = workdir / "one.jsonl"
     assert command.main([f"--workdir={workdir}", "--beam=1", f"--out={out}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["step"] == STEP
+    assert found["step"] == UNTRAINED_STEP
     assert found["normalise"] == ["lower"]
     plain, beam = found["best_path"], found["beam_search"]
     assert plain["dev/blank_share"] >= 0

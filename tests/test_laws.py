@@ -1,9 +1,7 @@
 """Laws that every objective on every encoder obeys. A recipe, encoder or objective whose file no
 system of `tests/helpers/systems.py` uses fails the first of them."""
 
-import functools
 import pkgutil
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +9,16 @@ import numpy as np
 import pytest
 
 from bljust_jax import objectives, recipes
-from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.bilevel.rng import stream_key
 from bljust_jax.bilevel.types import Extras
-from bljust_jax.common import trees
 from bljust_jax.models import encoders
+from tests.helpers.laws import CASES, bind_objective, lengthen, mean_loss
 from tests.helpers.systems import (
     CONFIGS,
     FACTS,
     WEIGHTS,
     assert_close_leaf_by_leaf,
-    build,
     compiled_step,
     config_for,
     gradient,
@@ -33,87 +29,6 @@ from tests.helpers.systems import (
 
 # systems whose joint phase takes a gradient an objective
 BILEVEL = ("bljust", pytest.param("wav2vec2_just", marks=pytest.mark.slow))
-
-
-def cases():
-    """(system, objective), each objective once on each model."""
-    found = {}
-    for name in CONFIGS:
-        model = config_for(name).model.to_json()
-        for objective in build(name).objectives:
-            kind = objective.name.partition("/")[0].replace("asr", "ctc")
-            found.setdefault((model, kind), (name, objective.name))
-    nightly = ("lstm", "parakeet")
-    return [
-        pytest.param(*case, marks=pytest.mark.slow if case[0] in nightly else ())
-        for case in found.values()
-    ]
-
-
-CASES = cases()
-
-
-class Lowered(NamedTuple):
-    """One step down the gradient of a mean loss, in one program."""
-
-    loss: Any
-    gradient: Any
-    finite: Any
-    of_encoder: Any  # the norm of its gradient
-    params: Any  # after the step
-
-
-class Bound(NamedTuple):
-    """An objective of a system, its first parameters, and the two programs that the laws share."""
-
-    recipe: Any
-    params: Any
-    lower: Any  # params, data -> Lowered
-    sums: Any  # data -> {loss name: (sum, weight)} at the first parameters
-
-
-@functools.cache
-def setup(recipe_name, objective, **model):
-    recipe = build(recipe_name, **model)
-    chosen = next(o for o in recipe.objectives if o.name == objective)
-    params, frozen, stats = jax.jit(recipe.init)(jax.random.key(1))
-    scale = dict.fromkeys(recipe.losses, 1.0)
-    extras = Extras(jnp.int32(0), frozen, stats, params, scale)
-
-    def sums(params, extras, data):
-        batch = dict.fromkeys(chosen.streams, data)
-        return chosen.apply(params, extras, batch, jax.random.key(0))[0]
-
-    def loss(*given):
-        return mean_loss(sums(*given))
-
-    def lower(params, extras, data):
-        value, grads = jax.value_and_grad(loss)(params, extras, data)
-        rate = 0.05 / (trees.norm(grads) + 1e-6)
-        lowered = jax.tree.map(lambda p, g: p - rate * g, params, grads)
-        return Lowered(value, grads, step.is_finite(grads), trees.norm(grads["encoder"]), lowered)
-
-    lower, sums = jax.jit(lower), jax.jit(sums)
-    return Bound(
-        recipe,
-        params,
-        lambda params, data: lower(params, extras, data),
-        lambda data: sums(params, extras, data),
-    )
-
-
-def mean_loss(sums):
-    return sum(s / jnp.maximum(w, 1) for s, w in sums.values())
-
-
-def lengthen(batch, samples=8000):
-    """The batch in a longer bucket, with garbage behind each utterance."""
-    rows, short = batch["audio"].shape
-    rng = np.random.default_rng(7)
-    garbage = jnp.asarray(rng.integers(-(2**15), 2**15, (rows, short + samples)).astype(np.int16))
-    audio = garbage.at[:, :short].set(batch["audio"])
-    inside = jnp.arange(short + samples)[None, :] < batch["audio_lengths"][:, None]
-    return {**batch, "audio": jnp.where(inside, audio, garbage)}
 
 
 def test_every_file_is_in_a_system():
@@ -134,7 +49,7 @@ def test_every_file_is_in_a_system():
 class TestObjective:
     def test_gradient_is_finite_and_zero_on_heads_of_others(self, recipe, objective):
         """Law 2, on the raw gradient over the full tree; an empty row does no harm."""
-        bound = setup(recipe, objective)
+        bound = bind_objective(recipe, objective)
         found = bound.lower(bound.params, make_batch())
         assert np.isfinite(found.loss)
         assert bool(found.finite)
@@ -146,7 +61,7 @@ class TestObjective:
         assert float(found.of_encoder) > 0
 
     def test_same_seed_same_bits_and_rows_may_be_permuted(self, recipe, objective):
-        bound = setup(recipe, objective)
+        bound = bind_objective(recipe, objective)
         batch, order = make_batch(), np.array([2, 0, 3, 1])
         one, again = (bound.lower(bound.params, batch).loss for _ in range(2))
         assert float(one) == float(again)
@@ -157,7 +72,7 @@ class TestObjective:
 
     def test_padding_does_not_matter(self, recipe, objective):
         """A longer bucket, with garbage behind each utterance, gives the same loss."""
-        bound, batch = setup(recipe, objective), make_batch()
+        bound, batch = bind_objective(recipe, objective), make_batch()
         one = bound.lower(bound.params, batch).loss
         other = mean_loss(bound.sums(lengthen(batch)))
         # SpecAugment and negatives are drawn a row from its own length; float32 sums differ in
@@ -165,13 +80,13 @@ class TestObjective:
         np.testing.assert_allclose(other, one, rtol=1e-4)
 
     def test_finite_in_bfloat16(self, recipe, objective):
-        bound = setup(recipe, objective, dtype="bfloat16")
+        bound = bind_objective(recipe, objective, dtype="bfloat16")
         found = bound.lower(bound.params, make_batch())
         assert np.isfinite(found.loss)
         assert bool(found.finite)
 
     def test_loss_falls_on_one_batch(self, recipe, objective):
-        bound = setup(recipe, objective)
+        bound = bind_objective(recipe, objective)
         params, batch, losses = bound.params, make_batch(), []
         for _ in range(12):
             found = bound.lower(params, batch)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -12,30 +11,9 @@ from bljust_jax import main
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import scoring
 from configs import quickstart
+from tests.helpers.processes import M2ASR, QUICK, run_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-QUICK = "--config=configs/quickstart.py"
-M2ASR = "--config=configs/m2asr.py:digits"
-MAIN = """
-import sys
-from bljust_jax import main
-code = main.main()
-assert "jax" not in sys.modules and "grain" not in sys.modules
-sys.exit(code)
-"""
-
-
-def run(*flags, code=MAIN, cwd=ROOT):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code, *flags],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +53,7 @@ def run(*flags, code=MAIN, cwd=ROOT):
 def test_a_wrong_command_is_one_line_before_jax(flags, said, tmp_path):
     workdir = tmp_path / "run"
     before = os.times()
-    done = run(f"--workdir={workdir}", *flags)
+    done = run_command(f"--workdir={workdir}", *flags)
     after = os.times()
     seconds = after.children_user + after.children_system
     # F16's figure, in processor time; a third of a second is usual
@@ -101,7 +79,7 @@ def test_a_wrong_command_is_one_line_before_jax(flags, said, tmp_path):
 )
 def test_a_config_file_that_does_not_work_is_one_line(source, said, tmp_path):
     (tmp_path / "own.py").write_text(source)
-    done = run(f"--config={tmp_path}/own.py")
+    done = run_command(f"--config={tmp_path}/own.py")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert said in done.stderr.splitlines()[-1]
@@ -121,12 +99,12 @@ def test_names_are_parted_by_commas(given, read):
         "import sys; from bljust_jax import main; config, _ = main.parse(sys.argv);"
         "print(*config.data.text.normalise); print(config.data.buckets)"
     )
-    done = run(QUICK, f"--config.data.text.normalise={given}", code=code)
+    done = run_command(QUICK, f"--config.data.text.normalise={given}", code=code)
     assert done.stdout.splitlines() == [read, "(2.0, 3.0)"], done.stderr
 
 
 def test_help_is_no_error():
-    done = run("--help")
+    done = run_command("--help")
     assert done.returncode == 0
     assert "--config=configs/X.py" in done.stdout
     assert not done.stderr
@@ -204,7 +182,7 @@ def test_every_config_takes_the_variant_overfit(name):
         "import sys; from bljust_jax import main; config, workdir = main.parse(sys.argv);"
         "print(workdir); print(config.to_json())"
     )
-    done = run(f"--config=configs/{name}.py:overfit", code=code)
+    done = run_command(f"--config=configs/{name}.py:overfit", code=code)
     assert done.returncode == 0, done.stderr
     workdir, config = done.stdout.split("\n", 1)
     config = json.loads(config)

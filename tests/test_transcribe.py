@@ -19,13 +19,13 @@ from bljust_jax.inference import recognizer, scoring
 from bljust_jax.inference.trained_run import open_run, open_split
 from bljust_jax.inference.transcriber import Failure, Settings, Transcript, transcribe
 from bljust_jax.parallel.mesh import put_batch
-from tests.inference.test_transcriber import fake, sound, store
-from tests.test_evaluate import untrained
+from tests.helpers.fake_recognizer import fake, sound, store
+from tests.helpers.runs import save_untrained
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    return untrained(tmp_path_factory.mktemp("run"))
+    return save_untrained(tmp_path_factory.mktemp("run"))
 
 
 # A run

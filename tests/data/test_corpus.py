@@ -10,9 +10,7 @@ from bljust_jax.data.corpus import Segment
 from bljust_jax.data.sources import read_audio
 from bljust_jax.data.tokenizer import CharTokenizer
 from tests.helpers import corpora
-from tests.helpers.corpora import JOINT, PLAIN, RATE, assert_equal, load, write
-
-SEGMENTS = [Segment(0, 4, ("unlabelled",)), Segment(4, 6, JOINT), Segment(10, 3, ("labelled",))]
+from tests.helpers.corpora import JOINT, PLAIN, RATE, SEGMENTS, assert_equal, load, write
 
 
 @pytest.fixture(scope="module")

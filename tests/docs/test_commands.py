@@ -7,8 +7,6 @@ import pytest
 
 from configs import common
 from tests.helpers.documents import README, ROOT, check_command, commands, pages
-from tests.recipes import test_m2asr_train
-from tests.train import test_train
 
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 

@@ -12,7 +12,7 @@ from bljust_jax import main
 from bljust_jax.data.tokenizer import CharTokenizer
 from configs import quickstart
 from tests.helpers import corpora
-from tests.helpers.corpora import PLAIN, RATE, load, write
+from tests.helpers.corpora import KINDS, PLAIN, RATE, damage, load, write
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +93,6 @@ def test_byte_order_mark_crlf_and_decomposed_letters_are_accepted(folder):
     (folder / "nfd.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
     corpus = load(folder, train=str(folder / "nfd.jsonl"), **PLAIN)
     assert corpus.tokenizer.symbols == ("é",)
-
-
-def damage(path, kind):
-    whole = path.read_bytes()
-    middle, rng = len(whole) // 2, np.random.default_rng(0)
-    changed = {
-        "half": whole[:middle],
-        "nothing": b"",
-        "garbage": rng.bytes(len(whole)),
-        "bit": whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :],
-        "zeroed": whole[: middle - 1024] + bytes(2048) + whole[middle + 1024 :],
-    }
-    path.write_bytes(changed[kind])
-
-
-KINDS = ("half", "nothing", "garbage", "bit", "zeroed")
 
 
 @pytest.mark.parametrize("bare", [False, True])

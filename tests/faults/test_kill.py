@@ -14,7 +14,8 @@ import pytest
 
 from bljust_jax.monitoring import metrics
 from tests.helpers.checkpoints import assert_whole, restore
-from tests.train.test_train import arrays, finish, launch, rows_without_perf, wait_for_step
+from tests.helpers.processes import finish, launch_quickstart, wait_for_step
+from tests.helpers.workdirs import arrays, rows_without_perf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EVERY = 4  # steps between checkpoints
@@ -32,7 +33,7 @@ def flags(steps):
 
 def train(workdir, steps):
     """Runs to the end: (what it printed, its rows, its last step and digest of all arrays)."""
-    code, out, err = finish(launch(workdir, *flags(steps)))
+    code, out, err = finish(launch_quickstart(workdir, *flags(steps)))
     assert code == 0, err
     rows = rows_without_perf(workdir)
     return json.loads(out.splitlines()[-1]), rows, arrays(workdir), err
@@ -62,7 +63,7 @@ def test_killed_at_ten_steps_each_ends_as_the_unbroken_run(tmp_path):
     *whole, _ = train(tmp_path / "whole", steps)
     for trial in range(10):
         workdir, at = tmp_path / str(trial), random.randint(1, steps - 2)
-        process = launch(workdir, *flags(steps))
+        process = launch_quickstart(workdir, *flags(steps))
         wait_for_step(process, workdir, at)
         time.sleep(random.uniform(0, 0.1))
         process.kill()
@@ -86,7 +87,7 @@ def test_killed_in_ten_writes_each_goes_on_from_the_newest_whole_one(tmp_path):
         tries += 1
         assert tries < 40, "the writes are too short to be met"
         target = max(newest, 0) + EVERY * (1 if newest < 0 else 2)
-        process = launch(workdir, *flags(steps))
+        process = launch_quickstart(workdir, *flags(steps))
         while process.poll() is None and target not in writing(workdir):
             time.sleep(0.001)
         time.sleep(random.uniform(0, 0.05))

@@ -7,10 +7,9 @@ import pytest
 
 from bljust_jax.common import cli, timeout
 from bljust_jax.data import splits
-from tests.data.test_corpus import SEGMENTS
 from tests.helpers import corpora
-from tests.helpers.corpora import load
-from tests.parallel.test_cluster import start
+from tests.helpers.corpora import SEGMENTS, load
+from tests.helpers.processes import start
 
 SECONDS = 30
 

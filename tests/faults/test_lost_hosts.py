@@ -9,43 +9,26 @@ import jax
 import pytest
 
 from bljust_jax.monitoring import metrics
-from tests.data.test_corpus import SEGMENTS
 from tests.helpers import corpora
-from tests.helpers.corpora import load
-from tests.parallel.test_cluster import TRAIN, free_port, rows, start
+from tests.helpers.corpora import SEGMENTS, load
+from tests.helpers.processes import HEARTBEAT, finish_all, train_on
+from tests.helpers.workdirs import rows_without_perf
 
-HEARTBEAT = 10  # seconds
 SAYS_WHAT_IT_HEARS = """
 import json, sys
 import jax
 from bljust_jax import main
-from bljust_jax.data import pipeline
-train_batches = pipeline.Corpus.train_batches
+from bljust_jax.data import corpus
+train_batches = corpus.Corpus.train_batches
 def told(self, segments, start, **shard):
     with open(f"{main.WORKDIR.value}/heard-{jax.process_index()}", "w") as file:
         for step, batch in enumerate(train_batches(self, segments, start, **shard), start):
             ids = {stream: arrays["ids"].tolist() for stream, arrays in batch.items()}
             print(json.dumps([step, ids]), file=file)
             yield batch
-pipeline.Corpus.train_batches = told
+corpus.Corpus.train_batches = told
 sys.exit(main.main())
 """
-
-
-def train_on(count, workdir, devices, code=TRAIN[:2], flags=()):
-    """`count` processes that train as one."""
-    flags = [*TRAIN[2:], f"--workdir={workdir}", f"--heartbeat_timeout={HEARTBEAT}", *flags]
-    if count > 1:
-        flags += [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={count}"]
-    numbered = [[f"--process_id={i}"] if count > 1 else [] for i in range(count)]
-    return [start([*code], *flags, *number, devices=devices) for number in numbered]
-
-
-def finish(processes):
-    """What each of them said on stdout."""
-    said = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said
-    return [out for out, _ in said]
 
 
 def wait_for_step(processes, workdir, step):
@@ -68,7 +51,7 @@ def test_a_killed_host_ends_the_others_and_all_start_again(tmp_path):
     """F7: first the one of two that coordinates nothing, then the one that does; parameters and
     metrics are those of an unbroken run of two."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    last = json.loads(finish(train_on(2, whole, devices=1))[0].splitlines()[-1])
+    last = json.loads(finish_all(train_on(2, whole, devices=1))[0].splitlines()[-1])
     waited = []
     for victim in (1, 0):
         pair = train_on(2, broken, devices=1)
@@ -82,9 +65,9 @@ def test_a_killed_host_ends_the_others_and_all_start_again(tmp_path):
         assert pair[victim].returncode == -signal.SIGKILL
     print("the other was gone after", *(f"{seconds:.1f} s" for seconds in waited))
     assert max(waited) <= HEARTBEAT + 10
-    out, _ = finish(train_on(2, broken, devices=1))
+    out, _ = finish_all(train_on(2, broken, devices=1))
     assert json.loads(out.splitlines()[-1]) == last
-    assert rows(broken) == rows(whole)
+    assert rows_without_perf(broken) == rows_without_perf(whole)
 
 
 @pytest.mark.slow
@@ -95,7 +78,7 @@ def test_one_two_and_four_hosts_hear_and_learn_the_same(tmp_path):
     for count in (1, 2, 4):
         workdir, heard[count] = tmp_path / str(count), {}
         code = ["-c", SAYS_WHAT_IT_HEARS]
-        finish(train_on(count, workdir, devices=4 // count, code=code))
+        finish_all(train_on(count, workdir, devices=4 // count, code=code))
         for i in range(count):
             for line in (workdir / f"heard-{i}").read_text().splitlines():
                 step, ids = json.loads(line)
@@ -103,7 +86,7 @@ def test_one_two_and_four_hosts_hear_and_learn_the_same(tmp_path):
                     heard[count].setdefault((step, stream), []).extend(numbers)
         losses[count] = {
             (row["step"], name): value
-            for row in rows(workdir)
+            for row in rows_without_perf(workdir)
             for name, value in row.items()
             if name.endswith("/loss")
         }

@@ -2,26 +2,21 @@
 again when finished, it says so, prints the same line and writes nothing more."""
 
 import json
-import os
 import pathlib
 import re
-import resource
 import shutil
-import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
 from bljust_jax import main
-from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.data import synthetic
 from bljust_jax.monitoring import metrics
-from configs import quickstart
-from tests.faults.test_data_faults import KINDS, damage
-from tests.train.test_loop import rows_of
+from tests.helpers.corpora import KINDS, damage
+from tests.helpers.full_disk import make_config, run_on_full_disk
+from tests.helpers.workdirs import rows_without_perf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -45,18 +40,6 @@ def folder(tmp_path_factory):
     return made
 
 
-def make_config(folder, max_bad_fraction=0.2, changes=()):
-    config = quickstart.get_config("smoke")
-    config.data.update(train=str(folder / "train.jsonl"), dev=str(folder / "dev.jsonl"))
-    config.data.update(test="", max_bad_fraction=max_bad_fraction)
-    config.phases.update(explore=0, joint=16, finetune=0)  # one program hears both streams
-    config.penalty.slope = 0.05
-    config.update(eval_every=8, save_every=4, log_every=2, compile_cache="")
-    config.mesh.data = 1
-    config.update_from_flattened_dict(dict(changes))
-    return config
-
-
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs `main` on the folder: (exit code, stdout, stderr)."""
@@ -72,44 +55,9 @@ def command(monkeypatch, capsys):
     return run
 
 
-def run_until_the_disk_is_full(folder, workdir, step, until=None, changes=()):
-    """`main` in this process: from the save at `step` to that at `until`, no file may grow beyond
-    64 KiB."""
-    save = Checkpoints.save
-
-    def save_on_full_disk(self, now, *args):
-        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if now in (step, until):
-            limit = 1 << 16 if now == step else most
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-        save(self, now, *args)
-
-    Checkpoints.save = save_on_full_disk
-    config = make_config(pathlib.Path(folder), changes=changes)
-    main.parse = lambda argv: (config, pathlib.Path(workdir))
-    return main.main()
-
-
-def on_full_disk(folder, workdir, step, until=None, changes=()):
-    """`run_until_the_disk_is_full` in a process of its own, as Orbax's threads leave coroutines
-    behind that nobody waits for: (exit code, stdout, stderr)."""
-    given = (str(folder), str(workdir), step, until, changes)
-    call = f"run_until_the_disk_is_full(*{given!r})"
-    code = f"import sys; from tests.faults import test_run; sys.exit(test_run.{call})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_bad_audio_and_a_full_disk(folder, command, tmp_path):
     workdir = tmp_path / "run"
-    code, out, err = on_full_disk(folder, workdir, step=8)
+    code, out, err = run_on_full_disk(folder, workdir, step=8)
     assert (code, out) == (2, ""), err
     assert "Traceback" not in err
     assert re.match(r"error: .*checkpoints: a checkpoint could not be", err.splitlines()[-1])
@@ -132,11 +80,11 @@ def test_bad_audio_and_a_full_disk(folder, command, tmp_path):
     assert not any(row.get("train/skipped", 0) > 0 for row in rows)
     check_listing(folder, workdir)
 
-    listed, written = (workdir / "quarantine.jsonl").read_text(), rows_of(workdir)
+    listed, written = (workdir / "quarantine.jsonl").read_text(), rows_without_perf(workdir)
     code, again, err = command(folder, workdir)
     assert (code, json.loads(again)) == (0, final)
     assert f"resumed from step {final['step']}" in err
-    assert rows_of(workdir) == written
+    assert rows_without_perf(workdir) == written
     assert (workdir / "quarantine.jsonl").read_text() == listed
 
 
@@ -147,7 +95,7 @@ def test_a_run_goes_on_without_the_checkpoint_that_found_no_space(folder, tmp_pa
     finals = []
     for workdir, step in ((whole, None), (broken, 8)):
         changes = {"on_full_disk": "warn"}
-        code, out, err = on_full_disk(folder, workdir, step, until=12, changes=changes)
+        code, out, err = run_on_full_disk(folder, workdir, step, until=12, changes=changes)
         assert code == 0, err
         finals.append(json.loads(out))
     assert "Traceback" not in err
@@ -155,7 +103,7 @@ def test_a_run_goes_on_without_the_checkpoint_that_found_no_space(folder, tmp_pa
     assert line.startswith("warning: ")
     assert line.endswith("File too large; the run goes on, the checkpoints before it are whole")
     assert finals[0] == finals[1]
-    assert rows_of(broken) == rows_of(whole)
+    assert rows_without_perf(broken) == rows_without_perf(whole)
     assert sorted(path.name for path in (broken / "checkpoints").iterdir()) == ["12", "16", "4"]
 
 

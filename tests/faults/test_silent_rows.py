@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.laws import CASES, bind_objective, lengthen
 from tests.helpers.systems import ROWS, make_batch
-from tests.test_laws import CASES, lengthen, setup
 
 # Batch norm, and the mean use of codes, let a row's loss know of the others.
 COUPLED = (("parakeet", "ctc"), ("wav2vec2_just", "wav2vec2"))
@@ -23,7 +23,7 @@ def silence(batch, rows):
 
 @pytest.mark.parametrize(("name", "objective"), CASES)
 def test_a_silent_row_adds_exactly_nothing(name, objective):
-    bound = setup(name, objective)
+    bound = bind_objective(name, objective)
     found = bound.lower(bound.params, silence(make_batch(), range(ROWS)))
     assert float(found.loss) == 0
     assert not any(np.any(np.asarray(g)) for g in jax.tree.leaves(found.gradient))

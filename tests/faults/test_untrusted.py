@@ -12,7 +12,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import open_source
 from bljust_jax.export import tensors
 from bljust_jax.reporting import page
-from tests.data.readers.test_yodas import IDS, shard
+from tests.helpers.yodas_shards import IDS, write_shard
 
 PACKAGE = pathlib.Path(page.__file__).parents[1]
 
@@ -20,7 +20,7 @@ PACKAGE = pathlib.Path(page.__file__).parents[1]
 @pytest.mark.parametrize("folder", ["../../audio", "/audio", "audio/../../x"])
 def test_a_tar_that_points_outside_itself_is_refused(tmp_path, folder):
     """F17; what is in order is read at its place in the file, and nothing is ever unpacked."""
-    tar = shard(tmp_path / "en000", folder=folder)
+    tar = write_shard(tmp_path / "en000", folder=folder)
     with pytest.raises(UserError, match=re.escape(f"{tar}: holds {folder}, outside of itself")):
         open_source(f"yodas:{tmp_path}/en000")
 
@@ -28,7 +28,7 @@ def test_a_tar_that_points_outside_itself_is_refused(tmp_path, folder):
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_a_link_in_a_tar_is_no_recording(tmp_path, kind):
     """F17."""
-    tar = shard(tmp_path / "en000", ids=IDS[:2])
+    tar = write_shard(tmp_path / "en000", ids=IDS[:2])
     with tarfile.open(tar, "a") as archive:
         link = tarfile.TarInfo(f"{IDS[2]}.wav")
         link.type, link.linkname = kind, "/etc/hostname"

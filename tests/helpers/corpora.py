@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import soundfile
 
-from bljust_jax.data.corpus import load_corpus
+from bljust_jax.data.corpus import Segment, load_corpus
 from configs import defaults
 
 RATE = 8000
@@ -125,3 +125,22 @@ def several(folder: pathlib.Path, *, without=(), edit=lambda data: None, **chang
 def load_several(folder: pathlib.Path, *, seed=0, multiple=1, tokenizers=None, **changes):
     data = several(folder, **changes)
     return load_corpus(data, seed=seed, multiple=multiple, tokenizers=tokenizers)
+
+
+SEGMENTS = [Segment(0, 4, ("unlabelled",)), Segment(4, 6, JOINT), Segment(10, 3, ("labelled",))]
+
+
+def damage(path, kind):
+    whole = path.read_bytes()
+    middle, rng = len(whole) // 2, np.random.default_rng(0)
+    changed = {
+        "half": whole[:middle],
+        "nothing": b"",
+        "garbage": rng.bytes(len(whole)),
+        "bit": whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :],
+        "zeroed": whole[: middle - 1024] + bytes(2048) + whole[middle + 1024 :],
+    }
+    path.write_bytes(changed[kind])
+
+
+KINDS = ("half", "nothing", "garbage", "bit", "zeroed")

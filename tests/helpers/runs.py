@@ -5,6 +5,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bljust_jax import recipes
+from bljust_jax.bilevel import step
+from bljust_jax.bilevel.optimizer import make_optimizer
 from bljust_jax.bilevel.types import TrainState, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.data.tokenizer import CharTokenizer, learn_pieces
@@ -107,3 +109,23 @@ def draw_weights(config, tokenizer=CHARACTERS):
 
     with_path = jax.tree_util.tree_map_with_path
     return Weights(with_path(parameter, params), with_path(moment, stats))
+
+
+UNTRAINED_STEP = 7
+
+
+def save_untrained(folder):
+    """What training leaves of a smoke-sized run, with the weights of its first step, and with
+    training data that are gone."""
+    config = quickstart.get_config("smoke")
+    tokenizer = CharTokenizer(" 'abcdefghijklmnopqrstuvwxyz", ("lower",))
+    tokenizer.save(folder)
+    facts = recipes.Facts({"labelled": tokenizer.vocab_size}, {"labelled": 1, "unlabelled": 1})
+    recipe = recipes.load(config.recipe)(config, facts)
+    state = step.init_state(recipe, make_optimizer(recipe.combiner, recipe.groups), seed=0)
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(UNTRAINED_STEP, state, state.weights, {})
+    checkpoints.close()
+    config.data.update(train="gone.jsonl", unlabelled="gone.jsonl", test="")
+    (folder / "config.json").write_text(config.to_json())
+    return folder

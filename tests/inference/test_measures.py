@@ -7,19 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from bljust_jax.bilevel.types import Task
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import measures, scoring
-from tests.test_evaluate import read_samples
-
-
-def asr(name, measure="wer"):
-    return Task(name, name or "labelled", measure, "h", predict=lambda *_: None)
-
-
-def st(name, measure="bleu"):
-    return Task(name, name, measure, "h", translate=lambda *_: None)
-
+from tests.helpers.tasks import asr, st
+from tests.helpers.workdirs import read_samples
 
 # Measures
 

@@ -6,7 +6,7 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import profiler
-from tests import test_main
+from tests.helpers.processes import QUICK, run_command
 
 
 def test_steps_are_named_by_the_first_and_the_one_after_the_last():
@@ -21,7 +21,7 @@ def test_other_steps_are_refused(given):
 
 
 def test_wrong_steps_are_one_line_before_jax():
-    done = test_main.run(test_main.QUICK, "--profile_steps=8:2")
+    done = run_command(QUICK, "--profile_steps=8:2")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: --profile_steps=8:2 must be A:B")

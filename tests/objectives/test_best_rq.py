@@ -14,7 +14,7 @@ from bljust_jax.objectives import best_rq
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import start_spans
 from tests.helpers import batches
-from tests.ops.test_quantizer import brute_force
+from tests.helpers.nearest_codes import brute_force
 
 BANDS, STACK, DIM, CODES, BOOKS = 3, 2, 5, 7, 2
 KEY = jax.random.key(0)

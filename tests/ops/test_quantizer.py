@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bljust_jax.ops import quantizer as q
+from tests.helpers.nearest_codes import brute_force
 
 KEY = jax.random.key(0)
 # In chunks of 2 frames a row, for 3 rows of 6 entries a frame.
@@ -34,18 +35,6 @@ def test_initial_arrays():
     assert 0.95 * bound < jnp.max(jnp.abs(frozen["projection"])) <= bound
     # 540 draws: the standard error of their deviation is 2 %
     assert float(jnp.std(frozen["projection"])) == pytest.approx((2 / 36) ** 0.5, rel=0.1)
-
-
-def brute_force(frozen, x):
-    """argmin of the distance between unit vectors, in float64."""
-    projection, codebook = (np.asarray(frozen[k], np.float64) for k in ("projection", "codebook"))
-    out = np.zeros((*x.shape[:2], len(codebook)), int)
-    for b, t, c in np.ndindex(*out.shape):
-        vector = np.asarray(x[b, t], np.float64) @ projection[c]
-        codes = codebook[c] / np.linalg.norm(codebook[c], axis=-1, keepdims=True)
-        distance = np.linalg.norm(vector / np.linalg.norm(vector) - codes, axis=-1)
-        out[b, t, c] = distance.argmin()
-    return out
 
 
 @pytest.mark.parametrize("entries", [q.ENTRIES, 3 * 34 * 4, 1])

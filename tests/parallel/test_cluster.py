@@ -3,12 +3,9 @@ ones on loopback."""
 
 import contextlib
 import json
-import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,11 +14,10 @@ import pytest
 
 from bljust_jax.common import cli, timeout
 from bljust_jax.common.errors import UserError
-from bljust_jax.monitoring import metrics
 from bljust_jax.parallel import cluster
-from tests import test_main
+from tests.helpers.processes import QUICK, TRAIN, free_port, run_command, start
+from tests.helpers.workdirs import rows_without_perf
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOWHERE = pathlib.Path("no such folder")
 SLURM = {
     "SLURM_JOB_ID": "17",
@@ -266,7 +262,7 @@ def test_a_process_alone_ends_as_it_likes():
     ],
 )
 def test_wrong_flags_are_told_before_jax(flags, said):
-    done = test_main.run(test_main.QUICK, *flags)
+    done = run_command(QUICK, *flags)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -274,23 +270,6 @@ def test_wrong_flags_are_told_before_jax(flags, said):
 
 
 # Real processes
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def start(code, *flags, devices=2):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
-    return subprocess.Popen(
-        [sys.executable, *code, *flags],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 MEET = """
@@ -353,20 +332,6 @@ def test_a_missing_coordinator_is_one_line_in_time(tmp_path):
     assert "--coordinator_port" in error
 
 
-TRAIN = ["-m", "bljust_jax.main", "--config=configs/quickstart.py:smoke"]
-TRAIN += ["--config.phases.explore=4", "--config.phases.joint=6", "--config.phases.finetune=6"]
-TRAIN += ["--config.eval_every=8", "--config.save_every=8", "--config.log_every=2"]
-TRAIN += ["--config.save_minutes=1e-6"]  # at each log_every, if all agree on it
-
-
-def rows(workdir):
-    """The metrics of a run, but for its speed."""
-    return [
-        {name: value for name, value in row.items() if not name.startswith("perf/")}
-        for row in metrics.read(workdir / "metrics.jsonl")
-    ]
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Bit for bit as one process with as many devices (a sum of two has one order), although
@@ -394,6 +359,6 @@ def test_two_processes_train_as_one(tmp_path):
     alone = json.loads(one.communicate(timeout=600)[0].splitlines()[-1])
     assert json.loads(said[0][0].splitlines()[-1]) == alone
     assert "params_digest" not in said[1][0], "process 0 speaks for all"
-    assert rows(tmp_path / "two") == rows(tmp_path / "one")
+    assert rows_without_perf(tmp_path / "two") == rows_without_perf(tmp_path / "one")
     files = {path.name for path in (tmp_path / "one").rglob("*") if path.suffix != ".0"}
     assert {"report.md", "example.npz", "dev-best.jsonl", "run.json"} <= files

@@ -7,7 +7,6 @@ from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from configs import m2asr
 
-CONFIG = "m2asr"
 LEVELS = {"vs": 0, "vc": 1, "vm_uas": 2, "vm_usa": 2, "joint": 1, "two_stage": 0}
 
 

@@ -156,3 +156,19 @@ def test_the_reader_of_imports_sees_all_forms(tmp_path):
         ("grain", False, 5),
         ("ops", True, 2),
     ]
+
+
+def test_test_files_import_no_other_test_file():
+    """What tests share lies in `tests/helpers/`, one file per subject."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for name in names:
+                where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                apart = not name.startswith("tests.") or name.startswith("tests.helpers")
+                assert apart, f"{where}: move what is shared to tests/helpers/, not import {name}"

@@ -24,9 +24,10 @@ from bljust_jax.inference.transcriber import Settings, translate
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import initial_state, loop
 from configs import m2asr
-from tests.inference.test_measures import st
-from tests.inference.test_transcriber import store
-from tests.test_evaluate import read_samples, untrained
+from tests.helpers.fake_recognizer import store
+from tests.helpers.runs import save_untrained
+from tests.helpers.tasks import st
+from tests.helpers.workdirs import read_samples
 
 STEP = 5
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -87,7 +88,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    return untrained(tmp_path_factory.mktemp("single"))
+    return save_untrained(tmp_path_factory.mktemp("single"))
 
 
 def run(command, capsys, *flags):

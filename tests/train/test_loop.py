@@ -18,6 +18,7 @@ from bljust_jax.monitoring import goodput, metrics
 from bljust_jax.parallel import cluster
 from bljust_jax.train import loop
 from configs import quickstart
+from tests.helpers.workdirs import rows_without_perf
 
 
 class Killed(Exception):
@@ -68,16 +69,11 @@ def run(monkeypatch):
     return run
 
 
-def rows_of(workdir):
-    rows = metrics.read(workdir / "metrics.jsonl")
-    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in rows]
-
-
 def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
     """Around the ends of log windows, which are written a step late, and saves that meet them."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     final = run(whole)
-    ages = {r["step"]: r["age"] for r in rows_of(whole) if "age" in r}
+    ages = {r["step"]: r["age"] for r in rows_without_perf(whole) if "age" in r}
     assert list(ages) == [*range(2, 25, 2)]
     assert (ages[8], ages[10], ages[18]) == (6.5, 0.5, 8.5), "the joint phase starts afresh"
     for kill in (4, 11, 12):  # with a row not written; one lost; where a checkpoint is due too
@@ -85,9 +81,9 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
             run(broken, kill=kill)
     for stop in (14, 15):  # at the end of a window; where a checkpoint is due
         assert run(broken, stop=stop) is None
-        assert all(r["step"] <= stop for r in rows_of(broken))
+        assert all(r["step"] <= stop for r in rows_without_perf(broken))
     assert run(broken) == final
-    assert rows_of(broken) == rows_of(whole)
+    assert rows_without_perf(broken) == rows_without_perf(whole)
     shares = {k: v for k, v in metrics.read(broken / "metrics.jsonl")[-1].items() if "perf/" in k}
     assert shares.pop(goodput.WALL) > 0
     assert sum(shares.values()) == pytest.approx(1.0)
@@ -130,7 +126,7 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
             run(tmp_path, kill=kill)
     final = run(tmp_path)
     assert (final["best_step"], final["dev/wer"], final["test/wer"]) == (16, 0.25, 0.25)
-    assert [row["dev/wer"] for row in rows_of(tmp_path) if "dev/wer" in row] == [
+    assert [row["dev/wer"] for row in rows_without_perf(tmp_path) if "dev/wer" in row] == [
         0.5,
         0.25,
         0.75,

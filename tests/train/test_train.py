@@ -1,62 +1,25 @@
 """The loop as users run it: every config shrunk, every method, killed and resumed."""
 
 import json
-import os
 import pathlib
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
 
-import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from bljust_jax import main
-from bljust_jax.checkpoint.manager import digest, ocp
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from bljust_jax.train.workdir import check_config, config_hash
-from configs import birq, common, librispeech, m2asr, manifest, quickstart, tedlium, wav2vec2_just
+from configs import birq, common, librispeech, m2asr, manifest, quickstart
+from tests.helpers.processes import SHORT, finish, launch_quickstart, wait_for_step
+from tests.helpers.training_configs import CONFIGS, shorten
+from tests.helpers.workdirs import arrays, rows_without_perf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHORT = {"explore": 4, "joint": 6, "finetune": 6}
-
-
-def shorten(config: ConfigDict) -> ConfigDict:
-    config.phases.update(**SHORT)
-    config.phases.turn = 2
-    config.penalty.slope = 0.05
-    config.update(eval_every=8, save_every=8, log_every=2, compile_cache="")
-    config.mesh.data = 1
-    return config
-
-
-def share_forward(config: ConfigDict) -> ConfigDict:
-    config.update(share_forward=True, gradients="fused")
-    config.ctc.context = "causal"
-    config.specaugment.update(freq_masks=0, time_masks=0)
-    return config
-
-
-# every method, spread over every config
-CONFIGS = {
-    "quickstart-shared": lambda: share_forward(quickstart.get_config("smoke")),
-    "quickstart-bljust": lambda: quickstart.get_config("smoke"),
-    "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
-    "quickstart-weighted_sum": lambda: quickstart.get_config("smoke,weighted_sum"),
-    "librispeech-weighted_sum": lambda: librispeech.get_config("M,chunked,weighted_sum,smoke"),
-    "tedlium-bljust": lambda: tedlium.get_config("tenth,smoke"),
-    "librispeech-best_rq": lambda: librispeech.get_config("S,best_rq,smoke"),
-    "librispeech-lstm": lambda: librispeech.get_config("lstm,smoke"),
-    "wav2vec2_just-ft": lambda: wav2vec2_just.get_config("nl,ft,smoke"),
-    "manifest-ptft": lambda: manifest.get_config("digits,ptft,smoke"),
-    "manifest-supervised": lambda: manifest.get_config("sentences,supervised,smoke"),
-}
 
 
 # each a method, or a way through the loop, that another one here shows on a cheaper system
@@ -149,65 +112,17 @@ def test_explore_every_epoch_interleaves_without_restarting_the_penalty(tmp_path
 # Killed and resumed, in processes of their own
 
 
-def launch(workdir, *changes, **popen):
-    """The quickstart, shrunk, in a process of its own; `changes` are flags that win."""
-    flags = [f"--config.phases.{k}={v}" for k, v in SHORT.items()]
-    flags += ["--config.eval_every=4", "--config.save_every=4", "--config.log_every=3"]
-    flags += ["--config.compile_cache="]
-    command = [sys.executable, "-m", "bljust_jax.main", "--config=configs/quickstart.py:smoke"]
-    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-    env["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *flags, *changes],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **popen,
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=900)
-    return process.returncode, out, err
-
-
-def wait_for_step(process, workdir, step):
-    """Until metrics.jsonl shows `step` or the process ends."""
-    path = workdir / "metrics.jsonl"
-    while process.poll() is None:
-        if path.exists() and any(r["step"] >= step for r in metrics.read(path)):
-            return
-        time.sleep(0.02)
-
-
-def rows_without_perf(workdir):
-    rows = metrics.read(workdir / "metrics.jsonl")
-    return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in rows]
-
-
-def arrays(workdir):
-    """Every array of the last checkpoint, as bytes on disk say."""
-    last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    manager = ocp.CheckpointManager(workdir / "checkpoints")
-    restored = manager.restore(last, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-    manager.close()
-    return last, digest(restored.state)
-
-
 @pytest.mark.filterwarnings("ignore")  # orbax warns of restoring without a target
 def test_killed_and_resumed_equals_unbroken(tmp_path):
     """SIGTERM, then kill -9 at a random step, then run again: parameters, optimizer state and all
     metrics but perf/* are those of an unbroken run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    first = launch(whole)
+    first = launch_quickstart(whole)
     code, out, err = finish(first)
     assert code == 0, err
     last_line = json.loads(out.splitlines()[-1])
 
-    process = launch(broken)
+    process = launch_quickstart(broken)
     wait_for_step(process, broken, 3)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
@@ -215,12 +130,12 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
     assert not out
 
     at = random.randint(6, 14)
-    process = launch(broken)
+    process = launch_quickstart(broken)
     wait_for_step(process, broken, at)
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL, "it was gone before it could be killed"
 
-    code, out, err = finish(launch(broken))
+    code, out, err = finish(launch_quickstart(broken))
     assert code == 0, err
     assert "resumed from step" in err
     assert json.loads(out.splitlines()[-1]) == last_line, f"killed at step {at}"

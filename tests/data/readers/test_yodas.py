@@ -1,56 +1,17 @@
-import io
 import subprocess
 import tarfile
 
 import numpy as np
 import pytest
-import soundfile
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.readers import yodas
 from bljust_jax.data.sources import open_source, read_audio
-
-RATE = 24000  # resampled like all others
-IDS = ["--AbC_d-1e-00000-00000500-00000600", "--AbC_d-1e-00001-00000600-00000650"]
-IDS += ["vvvvvvvvvvv-00000-00001000-00001080"]
-
-
-def seconds(identity):
-    begin, end = identity.split("-")[-2:]
-    return (int(end) - int(begin)) / 100
-
-
-def tone(number, duration):
-    time = np.arange(round(duration * RATE)) / RATE
-    return np.round(9000 * np.sin(2 * np.pi * 300 * (number + 1) * time)).astype(np.int16)
-
-
-def shard(subset, name="00000000", ids=IDS, packed=False, texts=None, folder="./audio/x"):
-    """One shard in the published layout: WAV files in a folder of the tar file."""
-    for part in ("audio", "text", "duration"):
-        (subset / part).mkdir(parents=True, exist_ok=True)
-    tar = subset / "audio" / f"{name}.tar{'.gz' if packed else ''}"
-    with tarfile.open(tar, "w:gz" if packed else "w") as archive:
-        directory = tarfile.TarInfo(folder)
-        directory.type = tarfile.DIRTYPE
-        archive.addfile(directory)
-        for number, identity in enumerate(ids):
-            file = io.BytesIO()
-            soundfile.write(file, tone(number, seconds(identity)), RATE, format="WAV")
-            member = tarfile.TarInfo(f"{folder}/{identity}.wav")
-            member.size = file.tell()
-            file.seek(0)
-            archive.addfile(member, file)
-    texts = texts or [f"Caption {n} e\u0301" for n in range(len(ids))]
-    lines = [f"{i} {text}" for i, text in zip(ids, texts, strict=True)]
-    (subset / "text" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    lines = "".join(f"{i} {seconds(i)}\n" for i in ids)
-    (subset / "duration" / f"{name}.txt").write_text(lines)
-    return tar
+from tests.helpers.yodas_shards import IDS, write_shard
 
 
 def test_utterances_of_a_shard(tmp_path):
-    tar = shard(tmp_path / "en000")
+    tar = write_shard(tmp_path / "en000")
     found = open_source(f"yodas:{tmp_path}/en000")
     assert [u.id for u in found] == IDS
     assert [u.duration for u in found] == [1.0, 0.5, 0.8]
@@ -68,7 +29,7 @@ def test_utterances_of_a_shard(tmp_path):
 
 def test_members_are_read_at_their_places(tmp_path):
     """The bytes that are fetched are those that tarfile would unpack, and nothing is unpacked."""
-    tar = shard(tmp_path / "en000")
+    tar = write_shard(tmp_path / "en000")
     before = sorted(tmp_path.rglob("*"))
     found = open_source(f"yodas:{tmp_path}/en000")
     with tarfile.open(tar) as archive:
@@ -79,8 +40,8 @@ def test_members_are_read_at_their_places(tmp_path):
 
 def test_all_shards_or_one(tmp_path):
     subset = tmp_path / "data" / "aa100"
-    shard(subset, "00000001", [f"{i}1" for i in IDS])
-    shard(subset)
+    write_shard(subset, "00000001", [f"{i}1" for i in IDS])
+    write_shard(subset)
     whole = open_source(f"yodas:{tmp_path}/aa100")
     assert [u.id for u in whole] == IDS + [f"{i}1" for i in IDS]
     assert {u.lang for u in whole} == {"aa"}
@@ -91,13 +52,13 @@ def test_all_shards_or_one(tmp_path):
 
 
 def test_a_caption_without_words_is_no_text(tmp_path):
-    shard(tmp_path / "en000", texts=["", "  ", "word"])
+    write_shard(tmp_path / "en000", texts=["", "  ", "word"])
     found = open_source(f"yodas:{tmp_path}/en000")
     assert [u.text for u in found] == [None, None, "word"]
 
 
 def test_a_compressed_shard_is_refused_with_its_cure(tmp_path):
-    packed = shard(tmp_path / "en000", packed=True)
+    packed = write_shard(tmp_path / "en000", packed=True)
     with pytest.raises(UserError, match=r"00000000\.tar; unpack it once: gunzip ") as caught:
         open_source(f"yodas:{tmp_path}/en000")
     cure = str(caught.value).partition("once: ")[2].split()
@@ -107,7 +68,7 @@ def test_a_compressed_shard_is_refused_with_its_cure(tmp_path):
 
 
 def test_a_damaged_shard_loses_the_utterances_after_the_damage(tmp_path):
-    tar = shard(tmp_path / "en000")
+    tar = write_shard(tmp_path / "en000")
     places = yodas._index(tar)
     whole = tar.read_bytes()
     tar.write_bytes(whole[: places[IDS[1]][0] + 100])
@@ -122,7 +83,7 @@ def test_a_damaged_shard_loses_the_utterances_after_the_damage(tmp_path):
 
 
 def test_links_in_a_shard_are_no_recordings(tmp_path):
-    tar = shard(tmp_path / "en000", ids=IDS[:2])
+    tar = write_shard(tmp_path / "en000", ids=IDS[:2])
     with tarfile.open(tar, "a") as archive:
         link = tarfile.TarInfo(f"{IDS[2]}.wav")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
@@ -144,7 +105,7 @@ def test_links_in_a_shard_are_no_recordings(tmp_path):
     ],
 )
 def test_bad_lines_are_named(tmp_path, part, old, new, complaint):
-    shard(tmp_path / "en000")
+    write_shard(tmp_path / "en000")
     path = tmp_path / "en000" / part / "00000000.txt"
     if old:
         path.write_text(path.read_text().replace(old, new))
@@ -156,7 +117,7 @@ def test_bad_lines_are_named(tmp_path, part, old, new, complaint):
 
 
 def test_an_utterance_without_a_duration_is_a_fault(tmp_path):
-    shard(tmp_path / "en000")
+    write_shard(tmp_path / "en000")
     path = tmp_path / "en000" / "duration" / "00000000.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     first, second, _ = open_source(f"yodas:{tmp_path}/en000")
@@ -167,7 +128,7 @@ def test_an_utterance_without_a_duration_is_a_fault(tmp_path):
 def test_missing_folders_and_shards_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no such folder: .*en000; name ROOT/en000"):
         open_source(f"yodas:{tmp_path}/en000")
-    shard(tmp_path / "en000").unlink()
+    write_shard(tmp_path / "en000").unlink()
     with pytest.raises(UserError, match=r"no audio in .*en000/audio; download its shards"):
         open_source(f"yodas:{tmp_path}/en000")
     with pytest.raises(UserError, match=r"no such file: .*00000007\.tar; download it"):
@@ -179,8 +140,8 @@ def test_missing_folders_and_shards_are_named(tmp_path):
 
 
 def test_nothing_outside_the_root_is_read(tmp_path):
-    tar = shard(tmp_path / "in" / "en000")
-    other = shard(tmp_path / "out" / "en000")
+    tar = write_shard(tmp_path / "in" / "en000")
+    other = write_shard(tmp_path / "out" / "en000")
     root = str(tmp_path / "in")
     assert len(open_source("yodas:en000", root)) == 3
     with pytest.raises(UserError, match=r"^yodas:\.\./out/en000: .* outside the data root"):
