@@ -88,7 +88,7 @@ def run() -> int:
     from bljust_jax.train import loop
 
     allow_config_change = FLAGS["allow_config_change"].value
-    result = loop.run(config, workdir, loop.Asked(BEGAN, profile_steps, allow_config_change))
+    result = loop.run(config, workdir, loop.RunOptions(BEGAN, profile_steps, allow_config_change))
     if result is None:
         return PREEMPTED
     if jax.process_index() == 0:

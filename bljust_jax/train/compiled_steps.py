@@ -17,7 +17,7 @@ from bljust_jax.monitoring.goodput import Clock
 CURE = "lower config.data.batch_seconds or set config.model.remat=full, config.accumulate=2"
 
 
-class Programs:
+class CompiledSteps:
     """`jitted[phase]` is the step of a phase; `total` programs are expected in the whole run.
 
     Compiling ahead of the first call tells what a batch shape needs before anything is trained:

@@ -24,6 +24,7 @@ from bljust_jax.common.errors import UserError, check_choices
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.corpus import Corpus
 from bljust_jax.data.tokenizer import Tokenizer
+from bljust_jax.train.run_meta import RunMeta
 
 
 def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False) -> None:
@@ -58,19 +59,17 @@ def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False)
         logging.warning("%s; it goes on with the new one", said)
 
 
-def check_data(
-    meta: dict[str, Any], corpus: Corpus, workdir: pathlib.Path, allow_change: bool
-) -> None:
-    """The corpus takes up what the run had found to be bad. UserError where the checkpoint was made
-    with other data; where a change is allowed a warning, and `meta` tells of the new ones."""
-    if meta["data"] == corpus.digest():
-        corpus.quarantined.restore(meta["quarantined"])
+def check_data(meta: RunMeta, corpus: Corpus, workdir: pathlib.Path, allow_change: bool) -> None:
+    """Restore the quarantine of the run. UserError if the checkpoint was made with other data; a
+    warning if a change is allowed, and `meta` then has the digest of the new data."""
+    if meta.data == corpus.digest():
+        corpus.quarantined.restore(meta.quarantined)
         return
     said = f"{workdir} was trained on other data or devices"
     if not allow_change:
         raise UserError(f"{said}; name a new --workdir, or go on with --allow_config_change")
     logging.warning("%s; it goes on with the new ones", said)
-    meta["data"] = corpus.digest()
+    meta.data = corpus.digest()
 
 
 def config_hash(config: Any) -> str:

@@ -136,7 +136,8 @@ def test_steps_that_are_not_finite_end_the_run_and_name_what_they_heard(folder, 
     code, out, err = command(folder, tmp_path / "run", changes=changes)
     assert (code, out) == (2, ""), err
     assert "Traceback" not in err
-    said = r"error: 3 steps in a row were not finite, 1 to 3; the last heard \S+ \(\S+jsonl:\d+\)"
+    said = "error: 3 steps in a row were not finite, 1 to 3; the last one read "
+    said += r"\S+ \(\S+jsonl:\d+\)"
     assert re.match(said, err.splitlines()[-1]), err.splitlines()[-1]
     heard = json.loads((tmp_path / "run" / "not_finite.json").read_text())
     assert sorted(heard) == ["1", "2", "3"]

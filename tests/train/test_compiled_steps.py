@@ -58,7 +58,7 @@ def fail(message):
 
 def make(step, said=None):
     said = [] if said is None else said
-    return compiled_steps.Programs({"joint": step}, 3, said.append, goodput.Clock())
+    return compiled_steps.CompiledSteps({"joint": step}, 3, said.append, goodput.Clock())
 
 
 def test_a_program_is_compiled_once_a_shape_and_said_aloud(monkeypatch):

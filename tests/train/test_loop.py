@@ -17,6 +17,7 @@ from bljust_jax.inference import scoring, trained_run
 from bljust_jax.monitoring import goodput, metrics
 from bljust_jax.parallel import cluster
 from bljust_jax.train import loop
+from bljust_jax.train.compiled_steps import CompiledSteps
 from configs import quickstart
 from tests.helpers.workdirs import rows_without_perf
 
@@ -42,9 +43,9 @@ def run(monkeypatch):
         return train_step
 
     monkeypatch.setattr(step, "make_train_step", make_train_step)
-    monkeypatch.setattr(loop, "picture", lambda *_: None)
+    monkeypatch.setattr(loop, "write_example", lambda *_: None)
     monkeypatch.setattr(loop.reporting, "write", lambda *_: None)
-    take_step = loop.Programs.run
+    take_step = CompiledSteps.run
 
     def run(workdir, kill=None, stop=None, changes=(), **flags):
         config = quickstart.get_config("smoke")
@@ -63,8 +64,8 @@ def run(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(cluster, "preemption", lambda stack: lambda now: now == stop)
-            patch.setattr(loop.Programs, "run", counted)
-            return loop.run(config, workdir, loop.Asked(**flags))
+            patch.setattr(CompiledSteps, "run", counted)
+            return loop.run(config, workdir, loop.RunOptions(**flags))
 
     return run
 

@@ -1,0 +1,64 @@
+"""Metric log of training: window means to metrics.jsonl, TensorBoard and the progress line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bljust_jax.bilevel.types import Means
+from bljust_jax.monitoring import goodput, metrics
+from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
+from bljust_jax.monitoring.progress import Progress
+
+
+class Pending(NamedTuple):
+    """A window that has ended and is not written yet."""
+
+    step: int  # after its last step
+    phase: str
+    row: dict[str, Any]  # what is logged besides the window means
+    input_seconds: float  # time spent waiting for batches, whole run
+
+
+class MetricLog:
+    """One row of metrics per window of `log_every` steps.
+
+    A window is fetched and written while the step after it runs, so that no step waits for the
+    host: `end_window` notes its end, `write_pending` writes it.
+    """
+
+    def __init__(
+        self,
+        window: metrics.Window,
+        writer: metrics.Writer,
+        progress: Progress,
+        clock: goodput.Clock,
+        alarm: CollapseAlarm,
+        check_finite: Callable[[metrics.Window], None],
+    ):
+        """`check_finite` is called with the window after each row; it may raise UserError."""
+        self.window, self.writer = window, writer
+        self._progress, self._clock = progress, clock
+        self._alarm, self._check_finite = alarm, check_finite
+        self._pending: Pending | None = None
+
+    def add(self, step: int, means: Means) -> None:
+        """Add the metrics of one step to the open window."""
+        self.window.add(step, means)
+
+    def end_window(self, step: int, phase: str, row: dict[str, Any]) -> None:
+        """End the open window after step - 1; `row` is logged with its means."""
+        self._pending = Pending(step, phase, row, self._clock.seconds()["input"])
+
+    def write_pending(self) -> None:
+        """Write the window that has ended, if any; blocks until its last step is done."""
+        if self._pending is None:
+            return
+        (step, phase, row, waited), self._pending = self._pending, None
+        row = row | self.window.means()  # blocks: the rates below count completed steps
+        row |= self._progress.rates(step, row, waited) | {goodput.WALL: self._clock.wall}
+        self.writer.write(step, row)
+        self._progress.show(step, phase, row)
+        self._check_finite(self.window)
+        for line in self._alarm(row):
+            self._progress.say(line)

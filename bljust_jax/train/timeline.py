@@ -1,0 +1,40 @@
+"""Step number -> phase and data streams: the phases of a recipe as consecutive ranges of steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bljust_jax.bilevel.types import Phase, Recipe
+from bljust_jax.data.corpus import Segment
+
+
+class Timeline:
+    """The phases of a recipe in training order.
+
+    segments  per phase its first step, number of steps and the streams that its objectives read
+    total     number of steps of the whole run
+    """
+
+    def __init__(self, recipe: Recipe):
+        self._phases, self.segments, self.total = recipe.phases, [], 0
+        for phase in recipe.phases:
+            streams = {s for o in recipe.active(phase) for s in o.streams}
+            self.segments.append(Segment(self.total, phase.steps, tuple(sorted(streams))))
+            self.total += phase.steps
+        self._starts = np.array([s.start for s in self.segments])
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of a step; that of the last step beyond it."""
+        return self._phases[int(np.searchsorted(self._starts, step, side="right")) - 1]
+
+    def starts_phase(self, step: int) -> bool:
+        """Whether the step is the first of its phase."""
+        return step == 0 or self.phase_at(step - 1) is not self.phase_at(step)
+
+    def streams_from(self, start: int) -> dict[str, tuple[str, ...]]:
+        """{phase name: streams} of the phases that have steps at or after `start`."""
+        return {
+            phase.name: segment.streams
+            for segment, phase in zip(self.segments, self._phases, strict=True)
+            if segment.start + segment.length > start
+        }
