@@ -1,10 +1,10 @@
 """python -m bljust_jax.main --config=configs/X.py[:variant,...] [--workdir=DIR] [--config.a.b=value
 ...]
 
-Trains, evaluates and writes DIR (by default runs/<config>-<variant>). configs/X.py says in comments
-which fields there are. The last line on stdout is one JSON object with the final metrics; logs go
-to stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config or data,
-in one line; 69: other hosts, or a disk, did not answer.
+Trains, evaluates and writes DIR (by default runs/<config>-<variant>). --help_config prints every
+field of the config: value, type, range or choices, meaning. The last line on stdout is one JSON
+object with the final metrics; logs go to stderr. Exit 0: done; 75: preempted, run the same command
+again; 2: a mistake in config or data, in one line; 69: other hosts, or a disk, did not answer.
 
 A run goes on from the newest whole checkpoint of DIR. Where DIR holds a run of another config, that
 is refused with the difference; --allow_config_change goes on nevertheless.
@@ -49,6 +49,7 @@ FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
 flags.DEFINE_string("profile_steps", "", "A:B, the steps to record in WORKDIR/profile")
+flags.DEFINE_bool("help_config", False, "print all fields of --config and exit")
 flags.DEFINE_bool("allow_config_change", False, "go on with a run of another config")
 flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
 flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
@@ -75,6 +76,9 @@ def main() -> int:
 
 def run() -> int:
     config, workdir = parse(sys.argv)
+    if FLAGS["help_config"].value:
+        print(config_schema.describe(config))
+        return DONE
     settings.check(config.data)
     config_schema.check(config)
     profile_steps = profiler.parse(FLAGS["profile_steps"].value)
@@ -190,14 +194,10 @@ def wrong_field(arg: str, node: Any, error: Exception) -> str | None:
     if f"--{path}=" in str(error):
         if isinstance(node, ConfigDict):
             return f"{arg}: {path} is a group of fields; set one as in --{path}.{min(node)}=..."
-        return f"{arg}: {path} must be {KINDS[type(node)]}; set it as in --{path}={node}"
+        return (
+            f"{arg}: {path} must be {config_schema.KINDS[type(node)]}; set it as in --{path}={node}"
+        )
     return None
-
-
-KINDS = {
-    **{bool: "true or false", int: "a whole number", float: "a number", str: "a text"},
-    **{tuple: "values parted by commas, all of one type"},
-}
 
 
 def print_devices(asked: cluster.Asked) -> None:

@@ -13,21 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bljust_jax.bilevel.schedules import SHAPES, penalty_schedule, schedule
+from bljust_jax.bilevel.schedules import penalty_schedule, schedule
 from bljust_jax.bilevel.types import Phase
-
-METHODS = ("bljust", "weighted_sum", "ptft", "supervised", "alternating")
-PHASES = ("explore", "joint", "finetune", "supervised", "pretrain", "turn_ctc", "turn_ssl")
-
-# The choices of `config`'s fields that phases read.
-CHOICES = {
-    "method": METHODS,
-    "penalty.per": ("step", "epoch"),
-    "phases.unit": ("step", "epoch"),
-    "phases.explore_when": ("once", "every_epoch"),
-    **{f"lr.{phase}.shape": tuple(SHAPES) for phase in PHASES},
-    **{f"lr.{phase}.moments": ("keep", "reset") for phase in PHASES},
-}
 
 
 def make_phases(

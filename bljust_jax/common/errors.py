@@ -2,8 +2,7 @@
 exits with 2."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -17,13 +16,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return f"{hint} There are: {', '.join(known)}"
-
-
-def check_choices(config: Any, choices: Mapping[str, Iterable[Any]]) -> None:
-    """UserError for a field of `config` ("model.norm") that is none of its choices."""
-    for field, known in choices.items():
-        value = config
-        for key in field.split("."):
-            value = value[key]
-        if value not in known:
-            raise UserError(f"config.{field}={value!r} is none of {', '.join(map(str, known))}")

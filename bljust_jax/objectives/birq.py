@@ -26,22 +26,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux, Objective, Tree
-from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.common.errors import UserError
 from bljust_jax.objectives import best_rq
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import normalise
 
 ENHANCED, ANCHOR = "enhanced", "anchor"
-CHOICES = {
-    "birq.head": ("shared", "separate"),
-    "birq.codebook": ("shared", "separate"),
-    "birq.normalise": ("feature", "frame"),
-    "birq.score": ("cosine", "distance"),
-}
-POSITIVE = {
-    "best_rq": ("stack", "mask_prob", "mask_length", "codes", "code_dim", "codebooks"),
-    "birq": ("sharpness", "tau_start", "tau_end", "tau_decay"),
-}
 EPS = 1e-5
 
 
@@ -199,13 +189,7 @@ def bind_levels(
 
 
 def check(config: Any, blocks: int) -> None:
-    """UserError for a field of `config.birq` or `config.best_rq` that cannot be."""
-    check_choices(config, CHOICES)
-    for group, names in POSITIVE.items():
-        for name in names:
-            value = config[group][name]
-            if not value > 0:
-                raise UserError(f"config.{group}.{name}={value} must be above 0")
+    """UserError for a `config.birq.layer` that is none of the encoder's `blocks`."""
     layer = config.birq.layer
     if not 0 <= layer <= blocks:
         raise UserError(f"config.birq.layer={layer} must be 1 .. {blocks}, or 0 for 0.7 of them")

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Key
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux, Objective, SelfSupervised
-from bljust_jax.common.errors import check_choices
 from bljust_jax.objectives import shared_forward
 
 EPS = 1e-8
@@ -26,7 +25,6 @@ CONTEXTS = ("causal", "chunked")
 
 def bind(config: Any, encoder: Any, encode: Callable, linear: Any) -> SelfSupervised:
     """CPC as `config.cpc` sets it. Head: {"project", "predict"}, one predictor a step."""
-    check_choices(config, {"cpc.context": CONTEXTS})
     c, rate = config.cpc, config.data.sample_rate
     if c.context == "causal":
         encoder.check_context("cpc.context", c.context, instead="chunked")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from bljust_jax.bilevel import phases
 from bljust_jax.bilevel.levels import combine_levels
 from bljust_jax.bilevel.types import Phase, Recipe, Weights
-from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders, heads
 from bljust_jax.objectives import birq
 from bljust_jax.objectives.birq import ANCHOR, ENHANCED
@@ -36,17 +36,9 @@ LEVELS = {
     "relabel": ((ENHANCED,),),
     "supervised": (),
 }
-CHOICES = recognition.CHOICES | {
-    "method": tuple(LEVELS),
-    "phases.unit": ("step", "epoch"),
-    "head_scale": ("plain", "penalised"),
-    **{f"lr.{phase}.{field}": phases.CHOICES[f"lr.{phase}.{field}"]
-       for phase in ("pretrain", "finetune", "supervised") for field in ("shape", "moments")},
-}  # fmt: skip
 
 
 def build(config: Any, facts: Facts) -> Recipe:
-    check_choices(config, CHOICES)
     encoder = encoders.load(config.encoder)(config)
     upper = recognition.Recognition(config, encoder, facts.vocab_sizes["labelled"])
     lower = bind_levels(config, encoder, upper.encode)

@@ -23,25 +23,16 @@ from bljust_jax import objectives
 from bljust_jax.bilevel import phases
 from bljust_jax.bilevel.levels import combine_levels
 from bljust_jax.bilevel.types import Group, Recipe
-from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders, heads
 from bljust_jax.objectives import shared_forward
 from bljust_jax.recipes import Facts
 from bljust_jax.tasks import recognition
 
 CTC = recognition.LOSS
-CHOICES = (
-    phases.CHOICES
-    | recognition.CHOICES
-    | {
-        "gradients": ("separate", "fused"),
-        "head_scale": ("plain", "penalised"),
-    }
-)
 
 
 def build(config: Any, facts: Facts) -> Recipe:
-    check_choices(config, CHOICES)
     encoder = encoders.load(config.encoder)(config)
     upper = recognition.Recognition(config, encoder, facts.vocab_sizes["labelled"])
     lower = objectives.load(config.ssl)(config, encoder, upper.encode, heads)

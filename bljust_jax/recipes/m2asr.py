@@ -28,37 +28,23 @@ import jax
 import jax.numpy as jnp
 
 from bljust_jax import objectives
-from bljust_jax.bilevel import multi_objective, phases
+from bljust_jax.bilevel import phases
 from bljust_jax.bilevel.levels import combine_levels
-from bljust_jax.bilevel.multi_objective import NORMALISE, Conflict
+from bljust_jax.bilevel.multi_objective import Conflict
 from bljust_jax.bilevel.schedules import penalty_schedule
 from bljust_jax.bilevel.types import Phase, Recipe
-from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders, heads
 from bljust_jax.recipes import Facts
 from bljust_jax.recipes.bljust import make_groups
 from bljust_jax.tasks import recognition, translation
 
-METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage")
 STATIC = ("joint", "two_stage")  # of fixed weights
-CHOICES = recognition.CHOICES | {
-    "method": METHODS,
-    "moo.method": multi_objective.METHODS,
-    "moo.normalise": NORMALISE,
-    "moo.layers": ("all", "conflicting"),
-    "penalty.per": ("step", "epoch"),
-    "phases.unit": ("step", "epoch"),
-    "head_scale": ("plain", "penalised"),
-    **{f"lr.{phase}.{field}": phases.CHOICES[f"lr.{phase}.{field}"]
-       for phase in ("explore", "joint", "finetune", "pretrain", "supervised")
-       for field in ("shape", "moments")},
-}  # fmt: skip
 KINDS = {"asr": recognition.Recognition, "st": translation.Translation}
 NAME = re.compile(r"asr/[^/]+|st/[^/]+-[^/]+")
 
 
 def build(config: Any, facts: Facts) -> Recipe:
-    check_choices(config, CHOICES)
     if config.model.get("norm") == "batch":
         raise UserError('config.model.norm="batch": its moments are one loss\'s: set norm="layer"')
     encoder = encoders.load(config.encoder)(config)

@@ -11,15 +11,8 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.objectives import ctc
-from bljust_jax.ops.ctc import IMPLEMENTATIONS
 
 LOSS = "ctc"
-# The choices of `config`'s fields that are read here.
-CHOICES = {
-    "ctc.reduction": ctc.REDUCTIONS,
-    "ctc.context": ("full", "causal"),
-    "ctc.implementation": IMPLEMENTATIONS,
-}
 
 
 def head_name(loss: str) -> str:

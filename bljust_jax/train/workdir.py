@@ -20,7 +20,8 @@ from typing import Any
 
 from bljust_jax.bilevel.types import Recipe
 from bljust_jax.checkpoint.manager import any_saved
-from bljust_jax.common.errors import UserError, check_choices
+from bljust_jax.common import config_schema
+from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.corpus import Corpus
 from bljust_jax.data.tokenizer import Tokenizer
@@ -28,17 +29,14 @@ from bljust_jax.train.run_meta import RunMeta
 
 
 def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False) -> None:
-    """UserError for intervals that cannot be, and for a workdir that holds a run of another config:
-    a warning where that is allowed."""
-    for name in ("eval_every", "save_every", "log_every", "keep", "max_skipped"):
-        if config[name] < 1:
-            raise UserError(f"config.{name}={config[name]} must be at least 1")
+    """UserError for fields that the schema refuses, and for a workdir that holds a run of another
+    config: a warning where that is allowed."""
+    config_schema.check(config)
     if config.keep_every % config.save_every:
         raise UserError(
             f"config.keep_every={config.keep_every} must be a multiple of config.save_every="
             f"{config.save_every}: other steps are not saved"
         )
-    check_choices(config, {"on_full_disk": ("stop", "warn")})
     path = workdir / "config.json"
     if not path.exists() or not any_saved(workdir):
         return

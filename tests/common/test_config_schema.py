@@ -1,10 +1,24 @@
-"""Numbers that cannot work are refused by the name of their field; all configs pass."""
+"""The schema of config fields: all shipped configs pass, wrong values are refused by name."""
+
+import functools
+import importlib
+import itertools
+import pkgutil
 
 import pytest
+from ml_collections import ConfigDict
 
+from bljust_jax import objectives, recipes
+from bljust_jax.bilevel import multi_objective, schedules
 from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import normalise, streams, tokenizer
+from bljust_jax.models import cnn_rnn, conformer, encoders, frontends, remat
+from bljust_jax.models.encoders import conformer as conformer_encoder
+from bljust_jax.objectives import cpc, ctc
+from bljust_jax.ops import ctc as ops_ctc
 from configs import birq, common, librispeech, m2asr, manifest, quickstart, tedlium, wav2vec2_just
+from tests.helpers.systems import FACTS
 
 CONFIGS = (
     *((module, "") for module in (librispeech, manifest, quickstart, tedlium)),
@@ -33,7 +47,7 @@ def test_what_is_shipped_is_in_range(module, variant):
         (wav2vec2_just, "mask.time_prob", 3.0, "config.mask.time_prob=3.0 must be from 0 to 1"),
         (wav2vec2_just, "model.conv_stride", (2, 0), "must be whole numbers of 1 or above"),
         (m2asr, "moo.every", 0, "config.moo.every=0 must be 1 or above"),
-        (m2asr, "moo.threshold", 1.5, "config.moo.threshold=1.5 must lie from -1 to 1"),
+        (m2asr, "moo.threshold", 1.5, "config.moo.threshold=1.5 must be from -1 to 1"),
         (birq, "birq.tau_end", 0.0, "config.birq.tau_end=0.0 must be above 0"),
     ],
 )
@@ -49,9 +63,108 @@ def test_a_number_out_of_range_is_named(module, field, value, said):
     assert said in str(refused.value)
 
 
-def test_each_rule_is_of_a_field_that_some_config_has():
-    configs = [module.get_config(variant) for module, variant in CONFIGS]
-    for _, _, groups in config_schema.RULES:
-        for path, fields in groups.items():
-            found = [g for config in configs for _, g in config_schema._groups(config, path)]
-            assert all(any(field in group for group in found) for field in fields), path
+def test_each_field_of_each_config_has_a_row_and_each_row_a_field():
+    described = set()
+    for module, variant in CONFIGS:
+        for name, value, row in config_schema.rows(module.get_config(variant)):
+            assert row is not None, f"{module.__name__}:{variant}: no row for {name}"
+            assert row.help
+            assert config_schema.is_kind(value, row.kind), name
+            described.add(id(row))
+    for group, fields in config_schema.GROUPS.items():
+        unused = [name for name, row in fields.items() if id(row) not in described]
+        assert not unused, f"{group}: no config has {unused}"
+
+
+def choices(field):
+    """The choices of a field such as "model.norm"."""
+    group, _, name = f"config.{field}".rpartition(".")
+    return set(config_schema.GROUPS[group][name].allowed)
+
+
+def modules(package, attribute):
+    """The plug-ins of a package: its modules that have the attribute."""
+    found = (info.name for info in pkgutil.iter_modules(package.__path__))
+    made = {name: importlib.import_module(f"{package.__name__}.{name}") for name in found}
+    return {name for name, module in made.items() if hasattr(module, attribute)}
+
+
+def test_choices_are_those_of_the_code():
+    assert choices("recipe") == modules(recipes, "build")
+    assert choices("encoder") == modules(encoders, "build")
+    assert choices("ssl") == modules(objectives, "bind")
+    assert choices("lr.*.shape") == set(schedules.SHAPES)
+    assert choices("ctc.implementation") == set(ops_ctc.IMPLEMENTATIONS)
+    assert choices("ctc.reduction") == set(ctc.REDUCTIONS)
+    assert choices("cpc.context") == set(cpc.CONTEXTS)
+    assert choices("moo.method") == set(multi_objective.METHODS)
+    assert choices("moo.normalise") == set(multi_objective.NORMALISE)
+    assert choices("model.remat") == set(remat.POLICIES)
+    assert choices("model.norm") == set(conformer.NORMS)
+    assert choices("model.subsampling") == set(frontends.FACTORS)
+    assert choices("model.kind") == set(cnn_rnn.GATES)
+    assert choices("features.frontend") == set(conformer_encoder.FRONTENDS)
+    assert choices("data.text.units") == set(tokenizer.UNITS)
+    assert choices("data.text.normalise") == set(normalise.NORMALISERS)
+    assert choices("data.streams.*.field") == set(streams.FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("module", "variant", "methods"),
+    [
+        (quickstart, "smoke", common.METHODS),
+        (birq, "smoke", (*birq.METHODS, "supervised")),
+        (m2asr, "digits,smoke", m2asr.METHODS),
+    ],
+)
+def test_each_method_builds_phases_of_its_own(module, variant, methods):
+    tables = set()
+    for method in methods:
+        config = module.get_config(f"{variant},{method}")
+        config.update({"teacher_from": "a run"} if "teacher_from" in config else {})
+        phases = recipes.load(config.recipe)(config, FACTS).phases
+        table = [(p.name, p.steps, p.levels, p.combine, p.weights(9)) for p in phases]
+        tables.add(str(table))
+    assert len(tables) == len(methods)
+    assert set(config_schema.GROUPS["config"]["method"].allowed[config.recipe]) == set(methods)
+
+
+def test_help_lists_every_field_in_aligned_columns():
+    config = manifest.get_config("digits")
+    header, *lines = config_schema.describe(config).splitlines()
+    assert len(lines) == len(list(config_schema.rows(config)))
+    columns = [header.index(title) for title in header.split("  ") if title]
+    (line,) = [line for line in lines if line.startswith("config.model.norm ")]
+    cells = [line[a:b].strip() for a, b in itertools.pairwise([*columns, None])]
+    assert cells[:4] == ["config.model.norm", "layer", "str", "layer | batch"]
+    assert cells[4] == "norm of the convolution module"
+    assert any(" 1 or above " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model.norm", "bath", "config.model.norm='bath': there is no 'bath', did you mean 'batch"),
+        ("method", "ptff", "did you mean 'ptft'? There are: bljust, ptft, supervised"),
+        ("model.subsampling_factor", 3, "config.model.subsampling_factor=3: there is no 3"),
+        ("data.text.normalise", ("lower", "uper"), "there is no 'uper', did you mean 'upper'?"),
+        ("model.dim", "wide", "config.model.dim='wide' must be a whole number"),
+        ("seed", True, "config.seed=True must be a whole number"),
+        ("ema_decay", "0.9", "config.ema_decay='0.9' must be a number"),
+        ("cpc.chunk", (1.0, 2.0), "config.cpc.chunk=(1.0, 2.0) must be (context, future, slide)"),
+    ],
+)
+def test_values_of_other_types_or_choices_are_named(field, value, said):
+    config = manifest.get_config().to_dict()
+    *groups, last = field.split(".")
+    functools.reduce(dict.__getitem__, groups, config)[last] = value
+    with pytest.raises(UserError) as refused:
+        config_schema.check(config)
+    assert said in str(refused.value)
+
+
+def test_fields_without_a_row_are_skipped():
+    config = manifest.get_config()
+    config.own = ConfigDict({"deep": {"field": 3}})
+    config_schema.check(config)
+    assert "config.own.deep.field" in config_schema.describe(config)

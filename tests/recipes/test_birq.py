@@ -13,6 +13,7 @@ from bljust_jax.benchmarks import step as bench_step
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.bilevel.types import Extras
+from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import trained_run
 from bljust_jax.models import encoders
@@ -84,6 +85,11 @@ def test_methods_are_phase_tables():
     assert weights == (0.1, 2.4)
 
 
+def check_and_build(config):
+    config_schema.check(config)
+    return build(config)
+
+
 def test_what_cannot_be_is_refused_in_one_line():
     for fields, complaint in (
         ({"method": "relabel"}, "config.teacher_from"),
@@ -94,7 +100,7 @@ def test_what_cannot_be_is_refused_in_one_line():
         ({"birq.head": "none"}, "config.birq.head='none'"),
     ):
         with pytest.raises(UserError, match=complaint):
-            build(small(**fields))
+            check_and_build(small(**fields))
 
 
 def test_frozen_arrays_and_owners():
