@@ -17,6 +17,7 @@ import sys
 import time
 
 from bljust_jax.common import cli
+from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import shards, sources
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> shards.Summary:
             raise UserError("--out is required, or --verify with URI tfds:DIR/SPLIT; see --help")
         if not shards.index_path(folder, folder.name).is_file():
             raise UserError(f"{args.uri}: {folder} was not made by bljust_jax.prepare")
-        return shards.verify(str(folder), folder.name, Line("verified"))
+        return shards.verify(str(folder), folder.name, Progress("verified"))
     if not 0 <= args.max_bad_fraction <= 1:
         raise UserError(f"--max_bad_fraction={args.max_bad_fraction:g} must be from 0 to 1")
     if not 1 <= args.sample_rate <= 655350:  # what FLAC can hold
@@ -84,10 +85,10 @@ def run(args: argparse.Namespace) -> shards.Summary:
         sample_rate=args.sample_rate,
         shards=args.shards,
         max_bad_fraction=args.max_bad_fraction,
-        progress=Line("prepared"),
+        progress=Progress("prepared"),
     )
     if args.verify:
-        shards.verify(summary.folder, split, Line("verified"))
+        shards.verify(summary.folder, split, Progress("verified"))
     return summary
 
 
@@ -98,25 +99,23 @@ def default_split(uri: str) -> str:
     return pathlib.PurePath(uri.partition(":")[2] or uri).stem
 
 
-class Line:
-    """A progress line with the time left, on stderr: in place on a terminal, else twice a
-    minute."""
+class Progress:
+    """Number of utterances done and the time left, on stderr: in place on a terminal, elsewhere
+    twice per minute."""
 
     def __init__(self, verb: str):
-        self._verb, self._live = verb, sys.stderr.isatty()
-        self._began = self._shown = time.monotonic()
+        self._verb, self._status = verb, StatusLine(redraw=0.2, interval=30.0)
+        self._began = time.monotonic()
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
-        now = time.monotonic()
-        if done < total and now - self._shown < (0.2 if self._live else 30.0):
-            return
-        self._shown = now
-        elapsed = now - self._began
-        left = elapsed / done * (total - done) / 60
+        """`seconds`: of audio so far."""
+        elapsed = time.monotonic() - self._began
         text = f"{self._verb} {done}/{total} utterances, {seconds / 3600:.2f} h of audio, "
-        text += f"{left:.1f} min left" if done < total else f"in {elapsed / 60:.1f} min"
-        end = "\r" if self._live and done < total else "\n"
-        print(text.ljust(78), end=end, file=sys.stderr, flush=True)
+        if done < total:
+            left = elapsed / done * (total - done)
+            self._status.update(f"{text}{left / 60:.1f} min left")
+        else:
+            self._status.log(f"{text}in {elapsed / 60:.1f} min")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 from bljust_jax.common import cli
+from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import arpa, ctc_beam
 from bljust_jax.inference.recognizer import Recognizer, Translator, open_model
@@ -146,48 +147,34 @@ def transcripts(
     return translate(model, paths_of(args), settings, width, heard)
 
 
-class Line:
-    """How far the work of a model is, on stderr: in place on a terminal, else once at the end."""
+class Progress:
+    """Transcription progress on stderr: a status line on terminals, problems, and a summary."""
 
     def __init__(self, name: str):
-        self._name = name
-        self._live = sys.stderr.isatty()
+        self._name, self._status = name, StatusLine()
         self._began = time.monotonic()
-        self.files, self._seconds, self._width = 0, 0.0, 0
+        self.files, self._seconds = 0, 0.0
 
-    def heard(self, seconds: float) -> None:
+    def add_audio(self, seconds: float) -> None:
         self._seconds += seconds
-        self._draw()
+        self._status.update(self._summary())
 
-    def finished(self, found: Transcript | Failure) -> None:
+    def add_file(self, result: Transcript | Failure) -> None:
         self.files += 1
-        if isinstance(found, Failure):
-            self._say(f"error: {found.reason}")
-        elif not found.text:
-            self._say(f"{found.path}: no words in {found.seconds:.2f} s")
-        self._draw()
-
-    def close(self) -> None:
-        self._say(f"{self._text()}, by {self._name}")
+        if isinstance(result, Failure):
+            self._status.log(f"error: {result.reason}")
+        elif not result.text:
+            self._status.log(f"{result.path}: no words in {result.seconds:.2f} s")
+        self._status.update(self._summary())
 
     def clear(self) -> None:
-        """Makes room for a line of the output, which may be on the same terminal."""
-        if self._width:
-            print(" " * self._width, end="\r", file=sys.stderr, flush=True)
-            self._width = 0
+        """Make room for a line of the output, which may be on the same terminal."""
+        self._status.clear()
 
-    def _say(self, text: str) -> None:
-        self.clear()
-        print(text, file=sys.stderr, flush=True)
+    def close(self) -> None:
+        self._status.log(f"{self._summary()}, by {self._name}")
 
-    def _draw(self) -> None:
-        if self._live:
-            self.clear()
-            text = self._text()
-            print(text, end="\r", file=sys.stderr, flush=True)
-            self._width = len(text)
-
-    def _text(self) -> str:
+    def _summary(self) -> str:
         spent = max(time.monotonic() - self._began, 1e-9)
         files = f"{self.files} file" if self.files == 1 else f"{self.files} files"
         return (
@@ -221,21 +208,21 @@ def body(args: argparse.Namespace) -> None:
     model = open_model(args.model, args.task)
     settings = Settings(args.window, args.overlap, args.batch_seconds)
     alone = args.list is None and len(args.files) == 1 and args.files != [STDIN]
-    failed, line = 0, Line(model.name)
-    found_in = transcripts(args, model, settings, line.heard)
+    failed, progress = 0, Progress(model.name)
+    found_in = transcripts(args, model, settings, progress.add_audio)
     with opened(args.out) as out:
         for found in found_in:
-            line.clear()
+            progress.clear()
             if isinstance(found, Transcript):
                 print(written(found, args.json, alone), file=out, flush=True)
             elif alone:
                 raise UserError(found.reason)
             else:
                 failed += 1
-            line.finished(found)
-    line.close()
+            progress.add_file(found)
+    progress.close()
     if failed:
-        raise UserError(f"{failed} of {line.files} files could not be read, as said above")
+        raise UserError(f"{failed} of {progress.files} files could not be read, as said above")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -126,7 +126,7 @@ def test_tedlium_config_takes_variants(arg):
 def test_the_progress_line_is_rare_and_tells_the_time_left(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(prepare.time, "monotonic", lambda: clock[0])
-    line = prepare.Line("prepared")
+    line = prepare.Progress("prepared")
     for done in range(1, 101):
         clock[0] = float(done)
         line(done, 100, 36.0 * done)

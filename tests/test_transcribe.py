@@ -107,10 +107,10 @@ def test_the_command_writes_text_or_json(spoken, capsys):
 
 def test_on_a_terminal_the_line_stays_in_place_and_makes_room(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    line = command.Line("runs/x")
-    line.heard(90.0)
-    line.finished(Transcript("a.wav", "", [], 0.5))
-    line.finished(Failure("b.wav", "cannot read b.wav"))
+    line = command.Progress("runs/x")
+    line.add_audio(90.0)
+    line.add_file(Transcript("a.wav", "", [], 0.5))
+    line.add_file(Failure("b.wav", "cannot read b.wav"))
     line.close()
     screen = [""]
     for part in re.split(r"([\r\n])", capsys.readouterr().err):

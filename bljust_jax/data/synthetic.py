@@ -25,6 +25,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Int16
 
+from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 
 FORMAT = 1  # raise it whenever the same settings would give other audio
@@ -197,7 +198,8 @@ def _make(settings: Settings, folder: pathlib.Path, title: str) -> None:
     scripts = {split: script(settings, split) for split in splits}
     lines = [line for split in splits for line in scripts[split]]
     voices = _speak(lines, settings.sample_rate, folder)
-    progress = _Progress(f"{title}: speaking {len(lines)} utterances, once", len(lines))
+    status, done = StatusLine(redraw=0.2), 0
+    status.log(f"{title}: speaking {len(lines)} utterances, once")
     for split in splits:
         (folder / split).mkdir()
         rows = []
@@ -215,10 +217,12 @@ def _make(settings: Settings, folder: pathlib.Path, title: str) -> None:
                     "id": line.id,
                 }
             )
-            progress.advance()
+            done += 1
+            status.update(f"{done}/{len(lines)} utterances")
         text = "".join(json.dumps(row) + "\n" for row in rows)
         for target in SPLITS if settings.same else (split,):
             (folder / f"{target}.jsonl").write_text(text, encoding="utf-8")
+    status.clear()
     next(voices, None)  # lets the speaking process end and its exit code be read
 
 
@@ -271,21 +275,6 @@ def _speak(lines: list[Line], rate: int, scratch: pathlib.Path) -> Iterator[np.n
     if process.returncode:
         reason = message[-1] if message else f"exit code {process.returncode}"
         raise UserError(f"the synthetic corpus cannot be made ({reason}); name your own data")
-
-
-class _Progress:
-    """Counts on stderr: a line that renews itself on a terminal, one line elsewhere."""
-
-    def __init__(self, title: str, total: int):
-        self.title, self.total, self.done = title, total, 0
-        self.terminal = sys.stderr.isatty()
-        print(title, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
-
-    def advance(self) -> None:
-        self.done += 1
-        if self.terminal and (self.done % 20 == 0 or self.done == self.total):
-            end = "\n" if self.done == self.total else ""
-            print(f"\r{self.title}: {self.done}/{self.total}", end=end, file=sys.stderr, flush=True)
 
 
 class Espeak:

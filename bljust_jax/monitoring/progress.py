@@ -1,18 +1,17 @@
-"""What a person sees on stderr: one line that stays in place on a terminal, plain lines
-elsewhere."""
+"""Training progress on stderr: log lines, rates per step, and a status line with the time left."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from bljust_jax.common.console import StatusLine
 from bljust_jax.monitoring.goodput import Clock, in_minutes
 
 
 class Progress:
-    """Steps/s, audio seconds/s, losses, penalty and time left; quiet between log lines where stderr
-    is no terminal. Only the time of steps and of waits for input counts."""
+    """Steps/s, audio seconds/s, losses, penalty and time left; the status line is shown on
+    terminals only. Rates count the time of steps and of waits for input, nothing else."""
 
     def __init__(
         self,
@@ -23,29 +22,23 @@ class Progress:
         peak: float | None = None,
         active: bool = True,
     ):
-        """`computed`: compute/* up to `start`; `peak`: FLOP/s of all devices, where it is known."""
-        self._total, self._clock, self._peak, self._active = total, clock, peak, active
-        self._live = active and sys.stderr.isatty()
+        """`computed`: compute/* up to `start`; `peak`: FLOP/s of all devices, None if unknown."""
+        self._total, self._clock, self._peak = total, clock, peak
+        self._status = StatusLine(active=active)
         self._start, self._began = start, self._working()
         self._mark = (start, self._began, *_audio_and_tflop(computed), clock.seconds()["input"])
-        self._width = 0
 
     def _working(self) -> float:
         seconds = self._clock.seconds()
         return seconds["step"] + seconds["input"]
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        if not self._active:
-            return
-        if self._live and self._width:
-            print("\r" + " " * self._width, end="\r", file=sys.stderr)
-            self._width = 0
-        print(text, file=sys.stderr, flush=True)
+    def log(self, text: str) -> None:
+        """Print a line."""
+        self._status.log(text)
 
     def rates(self, step: int, computed: Mapping[str, Any], waited: float) -> dict[str, float]:
-        """perf/* of the steps done since the last call. compute/* and the seconds `waited` for
-        batches are of the whole run, up to `step`."""
+        """perf/* over the steps since the last call. `computed` (compute/*) and the seconds
+        `waited` for batches are totals of the whole run up to `step`."""
         mark = (step, self._working(), *_audio_and_tflop(computed), waited)
         steps, span, audio, tflop, wait = (
             now - before for now, before in zip(mark, self._mark, strict=True)
@@ -60,9 +53,7 @@ class Progress:
         }
 
     def show(self, step: int, phase: str, row: dict[str, float]) -> None:
-        """Redraw the line."""
-        if not self._live:
-            return
+        """Redraw the status line."""
         losses = " ".join(
             f"{name.split('/')[1]} {value:.3f}"
             for name, value in row.items()
@@ -71,13 +62,11 @@ class Progress:
         penalty = "".join(f" penalty {v:.3f}" for n, v in row.items() if n.startswith("penalty/"))
         elapsed = self._working() - self._began
         left = elapsed / max(step - self._start, 1) * (self._total - step)
-        text = (
+        self._status.update(
             f"{step}/{self._total} {phase} {losses}{penalty}  "
             f"{row['perf/steps_per_s']:.1f} steps/s {row['perf/audio_s_per_s']:.0f} s audio/s  "
             f"{in_minutes(left)} left"
         )
-        print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
-        self._width = len(text)
 
 
 def _audio_and_tflop(computed: Mapping[str, Any]) -> tuple[float, float]:

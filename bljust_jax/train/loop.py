@@ -38,7 +38,7 @@ def train(run: TrainingRun) -> dict | None:
     config, clock, corpus, meta, log = run.config, run.clock, run.corpus, run.meta, run.log
     progress, timeline, recipe = run.progress, run.timeline, run.system.recipe
     total = timeline.total
-    progress.say(f"ready after {clock.age:.0f} s")
+    progress.log(f"ready after {clock.age:.0f} s")
     clock.turn("step")
     for now in range(int(run.state.step), total + 1):
         stopping = run.stop_requested(now) and now < total
@@ -56,9 +56,9 @@ def train(run: TrainingRun) -> dict | None:
             log.writer.write(now, scored.scores)
             if run.is_main:
                 scoring.write_samples(run.workdir / "samples", now, scored)
-            progress.say(f"step {now}, phase {timeline.phase_at(now - 1).name}")
+            progress.log(f"step {now}, phase {timeline.phase_at(now - 1).name}")
             for line in scored.describe(config.samples):
-                progress.say(line)
+                progress.log(line)
             if meta.update_best(scored.rank, now):
                 run.best = jax.tree.map(jnp.copy, run.state.weights)
 
@@ -71,8 +71,8 @@ def train(run: TrainingRun) -> dict | None:
                 run.checkpoints.save(now, run.state, run.best, meta.to_json())
             run.save_timer.restart()
         if stopping:
-            progress.say(goodput.describe(clock.shares()))
-            progress.say(f"stopped by SIGTERM at step {now}, saved; run the same command to resume")
+            progress.log(goodput.describe(clock.shares()))
+            progress.log(f"stopped by SIGTERM at step {now}, saved; run the same command to resume")
             return None
         if ending:
             break
@@ -111,14 +111,14 @@ def finish(run: TrainingRun) -> dict:
             scoring.write_samples(run.workdir / "samples", "best", scored)
         final |= scored.scores
         for line in scored.describe(run.config.samples):
-            run.progress.say(line)
+            run.progress.log(line)
         if split == "dev" and run.is_main:
             write_example(run, on_host, scored)
     final |= flops.named(run.meta.compute) | {"data/quarantined": len(run.corpus.quarantined)}
     final |= {"step": run.timeline.total, "params_digest": digest(to_host(run.state.params))}
     shares = run.clock.shares()
     run.log.writer.write(run.timeline.total, {"final": True, **final, **shares})
-    run.progress.say(goodput.describe(shares))
+    run.progress.log(goodput.describe(shares))
     if run.is_main:
         reporting.write(run.workdir)
     return final

@@ -61,4 +61,4 @@ class MetricLog:
         self._progress.show(step, phase, row)
         self._check_finite(self.window)
         for line in self._alarm(row):
-            self._progress.say(line)
+            self._progress.log(line)

@@ -152,7 +152,7 @@ def prepare(
         timeline.total, start, clock, flops.named(meta.compute), peak, active=is_main
     )
     for line in [f"workdir: {workdir}", *describe(system, corpus), *origin]:
-        progress.say(line)
+        progress.log(line)
 
     shard = (jax.process_index(), jax.process_count())
     return TrainingRun(
@@ -161,7 +161,7 @@ def prepare(
         **{"best": best, "meta": meta, "clock": clock, "progress": progress, "tracer": tracer},
         **{"checkpoints": checkpoints, "stop_requested": stop_requested},
         log=make_metric_log(config, workdir, meta, corpus, timeline, writer, progress, clock),
-        steps=compile_steps(config, system, corpus, timeline, state, progress.say, clock),
+        steps=compile_steps(config, system, corpus, timeline, state, progress.log, clock),
         init_optimizer=jax.jit(system.optimizer.init, out_shardings=system.shardings.opt_state),
         evaluate=make_evaluator(recipe, corpus, mesh),
         batches=iter(corpus.train_batches(timeline.segments, start, shard=shard)),
