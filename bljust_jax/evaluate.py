@@ -1,10 +1,10 @@
 """python -m bljust_jax.evaluate --workdir RUN [--task asr/en] [--split dev] [--lm X.arpa] ...
 
 Decodes a split with the best weights of a run's newest checkpoint, by best path and by beam search,
-and prints WER and CER of both; of a translation BLEU, chrF and sacreBLEU's signatures. The
-hypotheses go to RUN/samples/SPLIT-beam.jsonl (SPLIT-TASK-beam.jsonl). --tune tries values of
---alpha and --beta on the split, without running the model again: do that on dev alone, and give the
-values that it finds when you score test. Exit 2: a mistake, in one line.
+and prints WER and CER of both; for a translation BLEU, chrF and sacreBLEU's signatures. The
+hypotheses are written to RUN/samples/SPLIT-beam.jsonl (SPLIT-TASK-beam.jsonl). --tune searches
+--alpha and --beta on the split, without running the model again: use it on dev only, and pass the
+values that it finds when you score test. Exit 2: a mistake, reported in one line.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
+from typing import Any
 
 from bljust_jax.bilevel.types import Task
 from bljust_jax.common import cli
@@ -27,105 +24,68 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import Splits
 from bljust_jax.decoding import arpa, ctc_beam
 from bljust_jax.decoding.lm_weights import Trial, tune
-from bljust_jax.inference import measures
+from bljust_jax.inference import measures, search_options
+from bljust_jax.inference.decode_split import (
+    CtcOutput,
+    compute_ctc_output,
+    decode_with_run,
+    translation_decoder,
+)
 from bljust_jax.inference.scoring import (
     Result,
-    distributions,
-    greedy_result,
     own_scores,
-    said,
     sample_file,
+    score_greedy,
     score_split,
     write_pairs,
 )
-from bljust_jax.inference.trained_run import Run, open_run, open_split
+from bljust_jax.inference.search_options import WIDTH
+from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
 from bljust_jax.parallel.compile_cache import keep_compiled
-from bljust_jax.parallel.mesh import put_batch
 
-WIDTH = 16  # of the search in CTC's frames
-
-
-class Frames(NamedTuple):
-    """What the model says of a split: by utterance id, best paths [T] and log-probabilities
-    [T, K]."""
-
-    paths: dict[str, np.ndarray]
-    log_probs: dict[str, np.ndarray]
+Log = Callable[[str], None]
 
 
-def listen(opened: Run, splits: Splits, split: str) -> Frames:
-    """Runs the model over a split; all of it stays in memory, 4 K bytes a frame."""
-    program = jax.jit(distributions(opened.task))
-    paths, log_probs = {}, {}
-
-    def say(batch: dict) -> dict[str, Any]:
-        return program(opened.weights, put_batch(batch, opened.mesh))
-
-    for name, row in said(opened.task.split(split), splits, say):
-        paths[name] = row["path"]
-        log_probs[name] = row["log_probs"][row["path"] >= 0]
-    return Frames(paths, log_probs)
-
-
-def beam_result(
-    task: Task,
-    split: str,
-    splits: Splits,
-    frames: Frames,
-    search: ctc_beam.BeamSearch,
-    nbest: int = 1,
-) -> Result:
-    """Beam search over a split, scored. Each pair holds the `nbest` hypotheses, where above 1."""
-    found = {name: search(x, nbest) for name, x in frames.log_probs.items()}
-    decode = splits.tokenizer.decode
-    result = score_split(task, split, splits, {n: decode(h[0].units) for n, h in found.items()})
-    if nbest > 1:
-        for pair in result.pairs:
-            listed = [{"text": decode(h.units), **h._asdict()} for h in found[pair["id"]]]
-            pair["nbest"] = [{k: v for k, v in h.items() if k != "units"} for h in listed]
-    return result
-
-
-def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything that the command does; returns what --json prints."""
-    opened = open_run(args.workdir, args.task)
-    keep_compiled(opened.config.compile_cache)
-    if opened.task.translate:
-        check_translation(args, opened.task)
-        found = translate(opened, args, say)
+def evaluate(args: argparse.Namespace, log: Log) -> dict[str, Any]:
+    """Decode and score a split; returns what --json prints."""
+    run = load_trained_run(args.workdir).select_task(args.task)
+    keep_compiled(run.config.compile_cache)
+    if run.task.translate:
+        check_translation(args, run.task)
+        found = evaluate_translation(run, args, log)
     else:
-        found = recognise(opened, args, say)
-    about = {"split": args.split, "task": opened.task.name, "step": opened.step}
-    return about | {"normalise": list(opened.config.data.text.normalise)} | found
+        found = evaluate_recognition(run, args, log)
+    about = {"split": args.split, "task": run.task.name, "step": run.step}
+    return about | {"normalise": list(run.config.data.text.normalise)} | found
 
 
-def recognise(opened: Run, args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Best path and beam search, with a language model where one is given."""
-    task, lm = opened.task, arpa.open_lm(args.lm) if args.lm else None
+def evaluate_recognition(run: TrainedRun, args: argparse.Namespace, log: Log) -> dict[str, Any]:
+    """Scores of the best path and of beam search, with a language model if one is given."""
+    task, lm = run.task, arpa.open_lm(args.lm) if args.lm else None
     width = WIDTH if args.beam is None else args.beam
-    splits = open_split(opened, args.split, args.data)
+    splits = run.load_split(args.split, args.data)
     if lm is not None:
-        check_tokens(lm, args, task, splits, say)
+        check_tokens(lm, args, task, splits, log)
     started = time.monotonic()
-    frames = listen(opened, splits, args.split)
-    say(f"{len(frames.paths)} utterances through the model: {time.monotonic() - started:.1f} s")
+    output = compute_ctc_output(run, splits, args.split)
+    log(f"{len(output.paths)} utterances through the model: {time.monotonic() - started:.1f} s")
 
     def decode(alpha: float, beta: float, nbest: int = 1) -> Result:
         fusion = None if lm is None else ctc_beam.Fusion(lm, alpha, beta, args.lm_over)
         search = ctc_beam.BeamSearch(
-            opened.tokenizer.symbols, beam=width, prune=args.prune, fusion=fusion
+            run.tokenizer.symbols, beam=width, prune=args.prune, fusion=fusion
         )
-        return beam_result(task, args.split, splits, frames, search, nbest)
+        return score_beam_search(task, args.split, splits, output, search, nbest)
 
     found: dict[str, Any] = {"lm": args.lm}
     if args.tune:
-        attempt = partial(try_out, task.split(args.split), decode, say)
+        attempt = partial(try_weights, task.split(args.split), decode, log)
         best, trials = tune(attempt, (args.alpha, args.beta))
         args.alpha, args.beta = best.alpha, best.beta
         found["tuned"] = [trial._asdict() for trial in trials]
-    plain = greedy_result(task, args.split, splits, frames.paths)
+    plain = score_greedy(task, args.split, splits, output.paths)
     for note in plain.notes:
-        say(note)
+        log(note)
     started = time.monotonic()
     result = decode(args.alpha, args.beta, args.nbest)
     found |= {"beam": width, "prune": args.prune, **speed(result, started)}
@@ -135,28 +95,40 @@ def recognise(opened: Run, args: argparse.Namespace, say: Callable[[str], None])
     return found | {"best_path": plain.scores, "beam_search": result.scores}
 
 
-def translate(opened: Run, args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Greedy decoding and beam search of a translation."""
-    task = opened.task
-    width = opened.config.decoder.beam if args.beam is None else args.beam
-    splits = open_split(opened, args.split, args.data)
+def score_beam_search(
+    task: Task,
+    split: str,
+    splits: Splits,
+    output: CtcOutput,
+    search: ctc_beam.BeamSearch,
+    nbest: int = 1,
+) -> Result:
+    """Beam search over a split, scored. Pairs hold the `nbest` hypotheses if above 1."""
+    found = {name: search(x, nbest) for name, x in output.log_probs.items()}
+    decode = splits.tokenizer.decode
+    result = score_split(task, split, splits, {n: decode(h[0].units) for n, h in found.items()})
+    if nbest > 1:
+        for pair in result.pairs:
+            listed = [{"text": decode(h.units), **h._asdict()} for h in found[pair["id"]]]
+            pair["nbest"] = [{k: v for k, v in h.items() if k != "units"} for h in listed]
+    return result
+
+
+def evaluate_translation(run: TrainedRun, args: argparse.Namespace, log: Log) -> dict[str, Any]:
+    """Scores of greedy decoding and of beam search."""
+    task = run.task
+    width = run.config.decoder.beam if args.beam is None else args.beam
+    splits = run.load_split(args.split, args.data)
 
     def decode(width: int) -> Result:
-        program = jax.jit(
-            lambda weights, batch: task.translate(weights.params, weights.stats, batch, width)
-        )
-        rows = said(
-            task.split(args.split),
-            splits,
-            lambda batch: program(opened.weights, put_batch(batch, opened.mesh)),
-        )
-        return greedy_result(task, args.split, splits, dict(rows))
+        rows = decode_with_run(run, splits, args.split, translation_decoder(task, width))
+        return score_greedy(task, args.split, splits, dict(rows))
 
     plain = decode(1)
     started = time.monotonic()
     result = decode(width)
     for note in dict.fromkeys((*plain.notes, *result.notes)):
-        say(note)
+        log(note)
     write_both(args, task, "greedy", plain, result)
     found = {"beam": width, **speed(result, started), "signatures": measures.signatures(task)}
     return found | {"greedy": plain.scores, "beam_search": result.scores}
@@ -170,50 +142,48 @@ def speed(result: Result, started: float) -> dict[str, int]:
 def write_both(
     args: argparse.Namespace, task: Task, name: str, plain: Result, result: Result
 ) -> None:
-    """The pairs of the search, each with what was found without one, under `name`."""
+    """Write the pairs of the search, with the hypothesis found without search under `name`."""
     for pair, other in zip(result.pairs, plain.pairs, strict=True):
         pair[name] = other["hypothesis"]
     own = args.workdir / "samples" / sample_file(args.split, task.name, "beam")
     write_pairs(args.out or own, result.pairs)
 
 
-def try_out(
+def try_weights(
     split: str,
     decode: Callable[[float, float], Result],
-    say: Callable[[str], None],
+    log: Log,
     alpha: float,
     beta: float,
 ) -> Trial:
-    """The errors of one pair of weights, said as they are found."""
+    """WER and CER with one pair of language-model weights, logged."""
     scores = decode(alpha, beta).scores
     trial = Trial(alpha, beta, scores[f"{split}/wer"], scores[f"{split}/cer"])
-    say(f"alpha {alpha:g} beta {beta:g}: WER {trial.wer:.2%}, CER {trial.cer:.2%}")
+    log(f"alpha {alpha:g} beta {beta:g}: WER {trial.wer:.2%}, CER {trial.cer:.2%}")
     return trial
 
 
 def check_tokens(
-    lm: arpa.LanguageModel,
-    args: argparse.Namespace,
-    task: Task,
-    splits: Splits,
-    say: Callable[[str], None],
+    lm: arpa.LanguageModel, args: argparse.Namespace, task: Task, splits: Splits, log: Log
 ) -> None:
-    """Says how much of the references the model knows; UserError where that is next to nothing."""
+    """Log the share of words of the references, or of units, that the language model lists.
+
+    Raises UserError if it is under 10 %, or if the units of the run mark no words.
+    """
+    symbols = splits.tokenizer.symbols
     if args.lm_over == ctc_beam.WORDS:
-        boundary = (" ", arpa.SPACE_UNIT)
-        if not any(s.startswith(boundary) for s in splits.tokenizer.symbols):
-            raise UserError("this run's units mark no words: give a model with --lm_over units")
+        search_options.check_marks_words(symbols, "this run")
         tokens = [w for line in splits.references(task.split(args.split)) for w in line.split()]
+        known, what = sum(token in lm for token in tokens), "words of the references"
     else:
-        tokens = [arpa.unit_word(s) for s in splits.tokenizer.symbols]
-    known = sum(t in lm for t in tokens)
-    what = "words of the references" if args.lm_over == ctc_beam.WORDS else "units"
-    if known < 0.1 * len(tokens):
+        tokens, what = list(symbols), "units"
+        known = search_options.known_unit_count(lm, symbols)
+    if known < search_options.LEAST_KNOWN * len(tokens):
         raise UserError(
             f"{args.lm}: lists {known} of {len(tokens)} {what}: the model must be over "
             f"{args.lm_over}, and spelt as the run's texts are (upper or lower case)"
         )
-    say(
+    log(
         f"{args.lm}: order {lm.order}, read by {type(lm).__name__}; {known / len(tokens):.1%} of "
         f"the {what} are in it"
     )
@@ -236,17 +206,9 @@ def parser() -> argparse.ArgumentParser:
         "--prune",
         type=float,
         default=1e-3,
-        help="drop classes less probable than so many times the best of their frame (%(default)s)",
+        help="drop classes less probable than this times the best of their frame (%(default)s)",
     )
-    p.add_argument("--lm", default="", metavar="ARPA", help="an n-gram model, plain or .gz")
-    p.add_argument(
-        "--lm_over",
-        choices=(ctc_beam.WORDS, ctc_beam.UNITS),
-        default=ctc_beam.WORDS,
-        help="what its n-grams are of: words, or the run's characters or pieces (%(default)s)",
-    )
-    p.add_argument("--alpha", type=float, default=0.5, help="weight of ln P_lm (%(default)s)")
-    p.add_argument("--beta", type=float, default=1.0, help="added a word, or unit (%(default)s)")
+    search_options.add_language_model_options(p)
     p.add_argument("--tune", action="store_true", help="find alpha and beta on this split")
     p.add_argument("--nbest", type=int, default=1, help="hypotheses written (%(default)s)")
     p.add_argument("--out", type=pathlib.Path, metavar="FILE", help="where hypotheses go")
@@ -255,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError for flags that are out of range or make no sense together."""
+    """Raises UserError for flags that are out of range or exclude each other."""
     width = WIDTH if args.beam is None else args.beam
     if width < 1 or not 1 <= args.nbest <= width:
         raise UserError(f"--beam {width} --nbest {args.nbest}: want 1 <= nbest <= beam")
@@ -265,21 +227,18 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--tune finds the weights of a language model: give one with --lm")
 
 
-OF_CTC = ("prune", "lm", "lm_over", "alpha", "beta", "tune", "nbest")
+CTC_SEARCH_FLAGS = ("prune", "lm", "lm_over", "alpha", "beta", "tune", "nbest")
 
 
 def check_translation(args: argparse.Namespace, task: Task) -> None:
-    """UserError for flags that the search of a translation does not read."""
-    for name in OF_CTC:
+    """Raises UserError for flags that the search of a translation does not read."""
+    for name in CTC_SEARCH_FLAGS:
         if getattr(args, name) != parser().get_default(name):
-            raise UserError(
-                f"--{name} is of recognition: {task.name} is a translation, whose decoder is its "
-                "own language model; leave it out"
-            )
+            raise search_options.refuse_language_model(task.name, name)
 
 
 def report_lines(found: dict[str, Any]) -> list[str]:
-    """What a person reads of `evaluate`."""
+    """The lines that the command prints without --json."""
     split = "/".join(filter(None, (found["split"], found["task"])))
     lines = [
         f"{split} {name.replace('_', ' ')}: {measures.line(own_scores(split, found[name]))}"
@@ -293,7 +252,7 @@ def report_lines(found: dict[str, Any]) -> list[str]:
     lines.append(
         f"best weights of checkpoint {found['step']}, beam {found['beam']}{weights}, "
         f"texts through {', '.join(found['normalise']) or 'no step'} of data.text.normalise, "
-        f"{found['utterances_per_minute']:,} utterances a minute"
+        f"{found['utterances_per_minute']:,} utterances per minute"
     )
     return lines
 

@@ -1,11 +1,11 @@
 """python -m bljust_jax.export_checkpoint --workdir RUN --out DIR [--pretraining] ...
 
-Writes the best weights of a run's newest checkpoint for PyTorch. A run that is one of the classes
-of `transformers` (wav2vec 2.0, a Parakeet-like Conformer) becomes a folder that it loads by itself:
+Writes the best weights of a run's newest checkpoint for PyTorch. A run that matches a class of
+`transformers` (wav2vec 2.0, a Parakeet-like Conformer) becomes a folder that transformers loads:
 config, safetensors, tokenizer, feature extractor, model card. Any other becomes safetensors beside
-modeling.py, one file that needs PyTorch alone. Both models then hear the same audio: the largest
-difference of their logits is printed and goes into the card; where it is too large, or a text
-differs, DIR is not made. Exit 0: done; 2: a mistake or no parity, in one line.
+modeling.py, one file that needs PyTorch only. Both models are then run on the same audio: the
+largest difference of their logits is printed and written into the card; if it is too large, or a
+text differs, DIR is not made. Exit 0: done; 2: a mistake or no parity, reported in one line.
 """
 
 from __future__ import annotations
@@ -27,61 +27,70 @@ from bljust_jax.common import cli
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import greedy
 from bljust_jax.export import card, hf_folder, parity, torch_folder
-from bljust_jax.inference.trained_run import Run, open_run, open_split
+from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
 from bljust_jax.models import encoders
 from bljust_jax.monitoring import metrics
 from bljust_jax.parallel.compile_cache import keep_compiled
 
 
-def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything that the command does; returns what --json prints."""
-    opened = open_run(args.workdir, args.task, in_float32)
-    if opened.task.translate:
+def export(args: argparse.Namespace, log: Callable[[str], None]) -> dict[str, Any]:
+    """Write and check an export; returns what --json prints."""
+    run = load_trained_run(args.workdir, in_float32).select_task(args.task)
+    if run.task.translate:
         raise UserError(
-            f"{opened.task.name} is a translation, and what is exported is a recogniser: give "
+            f"{run.task.name} is a translation, and what is exported is a recognizer: give "
             "--task of recognition, such as asr/en"
         )
-    config = opened.config
-    keep_compiled(config.compile_cache)
-    name, reasons = hf_folder.architecture(config, pretraining=args.pretraining)
+    keep_compiled(run.config.compile_cache)
+    name, reasons = hf_folder.architecture(run.config, pretraining=args.pretraining)
     kind = "huggingface" if name else "torch"
     if reasons:
-        say(f"no class of transformers fits ({'; '.join(reasons)}): writing modeling.py")
+        log(f"no class of transformers fits ({'; '.join(reasons)}): writing modeling.py")
+    reference = None
     if not args.unchecked:
         parity.check_installed(kind)
-    heard = None if args.unchecked else hear(opened, args)
+        reference = reference_output(run, args)
     folder = fresh_folder(args.out)
-    params, stats = jax.device_get(opened.weights)
-    write = torch_folder.write_folder
-    if name:
-        write = functools.partial(hf_folder.write_folder, name=name)
-    write(folder, config=config, units=opened.tokenizer, params=params, stats=stats)
-    batched = config.encoder != "wav2vec2" or hf_folder.padding_is_harmless(config.model.feat_norm)
+    write_weights(folder, name, run)
+    batched = padding_is_harmless(run.config)
     certificate = None
-    if heard is not None:
+    if reference is not None:
         what = "prediction" if args.pretraining else "logit"
         with contextlib.redirect_stdout(sys.stderr):  # some libraries print while they load
-            load = loader(name, folder, opened.recipe.frames)
+            load = loader(name, folder, run.recipe.frames)
             certificate = parity.certify(
-                heard, load, args.tolerance, kind=kind, batched=batched, what=what
+                reference, load, args.tolerance, kind=kind, batched=batched, what=what
             )
-        say(certificate.describe())
-    write_card(folder, opened, name, certificate, batched)
+        log(certificate.describe())
+    write_card(folder, run, name, certificate, batched)
     folder.rename(args.out)
     about = {"out": str(args.out), "architecture": name or torch_folder.MODELING}
     checked = certificate._asdict() | {"relative": certificate.relative} if certificate else None
-    return about | {"step": opened.step, "parity": checked}
+    return about | {"step": run.step, "parity": checked}
+
+
+def write_weights(folder: pathlib.Path, name: str, run: TrainedRun) -> None:
+    """Weights, config and tokenizer for class `name` of transformers; for "", modeling.py."""
+    params, stats = jax.device_get(run.weights)
+    write = functools.partial(hf_folder.write_folder, name=name) if name else None
+    write = write or torch_folder.write_folder
+    write(folder, config=run.config, units=run.tokenizer, params=params, stats=stats)
+
+
+def padding_is_harmless(config: ConfigDict) -> bool:
+    """Whether the exported model gives the same logits for padded batches."""
+    return config.encoder != "wav2vec2" or hf_folder.padding_is_harmless(config.model.feat_norm)
 
 
 def in_float32(config: ConfigDict) -> None:
-    """Float32 products: what was trained in bfloat16 is exported, and compared, so."""
+    """Set float32 products: runs trained in bfloat16 are exported and compared in float32."""
     config.model.dtype = "float32"
     if config.encoder == "wav2vec2":
-        config.model.hf_compat = False  # the same for utterances alone, which are compared
+        config.model.hf_compat = False  # same results for single utterances, which are compared
 
 
 def fresh_folder(out: pathlib.Path) -> pathlib.Path:
-    """An empty DIR.partial, which becomes DIR at the end."""
+    """An empty folder DIR.partial, renamed to DIR at the end."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -96,35 +105,36 @@ def loader(name: str, folder: pathlib.Path, frames: Callable[[int], int]) -> par
     return parity.load_huggingface(folder, frames)
 
 
-# What the run makes of some audio
+# The parity check
 
 
-def hear(opened: Run, args: argparse.Namespace) -> parity.Heard:
-    """The first utterances of dev, or of --data, through the run, in padded batches."""
-    splits, dev = open_split(opened, "dev", args.data), opened.task.split("dev")
-    run = jax.jit(predictor(opened, pretraining=args.pretraining))
+def reference_output(run: TrainedRun, args: argparse.Namespace) -> parity.RunOutput:
+    """Logits and texts of the run for the first utterances of dev, or of --data, in padded
+    batches."""
+    splits, dev = run.load_split("dev", args.data), run.task.split("dev")
+    program = jax.jit(predictor(run, pretraining=args.pretraining))
     audio, logits, texts = [], [], []
     with jax.default_matmul_precision("highest"):
         for batch, utterances in splits.eval_batches(dev):
-            out, lengths = jax.device_get(run(opened.weights, batch))
+            out, lengths = jax.device_get(program(run.weights, batch))
             for n in range(min(len(utterances), args.utterances - len(audio))):
                 audio.append(batch["audio"][n, : batch["audio_lengths"][n]])
                 logits.append(out[n, : lengths[n]])
                 units = [] if args.pretraining else greedy.collapse(logits[-1].argmax(-1))
-                texts.append(opened.tokenizer.decode(units).strip())
+                texts.append(run.tokenizer.decode(units).strip())
             if len(audio) == args.utterances:
                 break
     if not audio:
-        raise UserError("the parity check hears nothing: dev has no sound audio, give --data URI")
-    return parity.Heard(audio, logits, texts)
+        raise UserError("the parity check has no audio: none of dev is decodable, give --data URI")
+    return parity.RunOutput(audio, logits, texts)
 
 
-def predictor(opened: Run, *, pretraining: bool) -> Callable:
-    """(weights, batch) -> (logits [B, T, K], lengths [B]); in pretraining, the predictions of
-    quantised latents [B, T, P]."""
+def predictor(run: TrainedRun, *, pretraining: bool) -> Callable:
+    """(weights, batch) -> (logits [B, T, K], lengths [B]); with `pretraining`, the predictions of
+    quantized latents [B, T, P] instead of logits."""
     if not pretraining:
-        return lambda weights, batch: opened.task.predict(weights.params, weights.stats, batch)
-    encoder = encoders.load(opened.config.encoder)(opened.config)
+        return lambda weights, batch: run.task.predict(weights.params, weights.stats, batch)
+    encoder = encoders.load(run.config.encoder)(run.config)
 
     def predictions(weights, batch):
         x, lengths, _ = encoder.features(batch["audio"], batch["audio_lengths"], train=False)
@@ -140,21 +150,19 @@ def predictor(opened: Run, *, pretraining: bool) -> Callable:
 
 def write_card(
     folder: pathlib.Path,
-    opened: Run,
+    run: TrainedRun,
     name: str,
     certificate: parity.Certificate | None,
     batched: bool,
 ) -> None:
-    rows = metrics.read(opened.workdir / "metrics.jsonl") if _has(opened, "metrics.jsonl") else []
-    about = (
-        json.loads((opened.workdir / "run.json").read_text()) if _has(opened, "run.json") else {}
-    )
+    rows = metrics.read(run.workdir / "metrics.jsonl") if _has(run, "metrics.jsonl") else []
+    about = json.loads((run.workdir / "run.json").read_text()) if _has(run, "run.json") else {}
     loaders = {"": "modeling.py", "Wav2Vec2ForPreTraining": "AutoModelForPreTraining"}
     facts = card.Facts(
-        config=opened.config,
-        final=of_task(next((row for row in reversed(rows) if "final" in row), {}), opened),
+        config=run.config,
+        final=scores_of_task(next((row for row in reversed(rows) if "final" in row), {}), run),
         about=about,
-        step=opened.step,
+        step=run.step,
         loader=loaders.get(name, "AutoModelForCTC"),
         architecture=name or torch_folder.MODELING,
         certificate=certificate.describe() if certificate else "Not checked",
@@ -163,15 +171,15 @@ def write_card(
     (folder / "README.md").write_text(card.text(facts), encoding="utf-8")
 
 
-def of_task(final: dict[str, Any], opened: Run) -> dict[str, Any]:
+def scores_of_task(final: dict[str, Any], run: TrainedRun) -> dict[str, Any]:
     """The final metrics without the scores of other tasks, and without means over tasks."""
-    kept = tuple(f"{opened.task.split(split)}/" for split in ("dev", "test"))
+    kept = tuple(f"{run.task.split(split)}/" for split in ("dev", "test"))
     scores = ("dev/", "test/")
     return {k: v for k, v in final.items() if k.startswith(kept) or not k.startswith(scores)}
 
 
-def _has(opened: Run, name: str) -> bool:
-    return (opened.workdir / name).is_file()
+def _has(run: TrainedRun, name: str) -> bool:
+    return (run.workdir / name).is_file()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -193,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
         help="largest difference, as a share of the largest logit (%(default)s)",
     )
     p.add_argument("--data", default="", metavar="URI", help="audio of the check (the run's dev)")
-    p.add_argument("--utterances", type=int, default=8, help="that are compared (%(default)s)")
+    p.add_argument("--utterances", type=int, default=8, help="number to compare (%(default)s)")
     p.add_argument(
         "--unchecked", action="store_true", help="write without torch, and say so in the card"
     )
@@ -202,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError for flags that are out of range, and where DIR holds anything."""
+    """Raises UserError for flags out of range, and if DIR is not empty."""
     if not 0 < args.tolerance < 1:
         raise UserError(f"--tolerance {args.tolerance:g} must be between 0 and 1")
     if args.utterances < 1:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from bljust_jax.common import cli
 from bljust_jax.common.errors import UserError
 from bljust_jax.reporting import comparison, page
-from bljust_jax.reporting.run_files import Run, as_json, open_run
+from bljust_jax.reporting.run_files import RunFiles, as_json, read_run_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,19 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def body(args: argparse.Namespace) -> None:
-    runs = [open_run(folder) for folder in args.runs]
+    runs = [read_run_files(folder) for folder in args.runs]
     lines, written = _one(runs[0], args.out) if len(runs) == 1 else _several(runs, args.out)
     print(json.dumps([as_json(run) for run in runs]) if args.json else "\n".join(lines))
     print(f"written: {written}", file=sys.stderr)
 
 
-def _one(run: Run, out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
+def _one(run: RunFiles, out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
     if out is not None:
         raise UserError("--out is for the comparison of several runs; name two or more")
     return page.summary(run), page.write(run.folder)
 
 
-def _several(runs: list[Run], out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
+def _several(runs: list[RunFiles], out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
     common = pathlib.Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
     return comparison.write(runs, out or common / "comparison")
 

@@ -1,11 +1,11 @@
 """python -m bljust_jax.transcribe --model RUN_OR_DIR FILE... [--task st/ar-en] [--json] ...
 
-Writes what is said in audio files: the text of one file, or a line `path TAB text` for each of
-several; with --json a line {"path", "text", "words": [{"word", "start", "end"}]} for each, times in
-seconds. FILE is anything that libsndfile reads, at any rate; - reads paths from stdin, one a line.
-Longer files are heard in windows that overlap, which an encoder that normalises each utterance by
-itself hears as utterances. A translation has no times, and longer files are translated in equal
-parts. A file that cannot be read is one line on stderr, and the others go on.
+Transcribes audio files: prints the text of one file, or a line `path TAB text` for each of several;
+with --json an object {"path", "text", "words": [{"word", "start", "end"}]} per line, times in
+seconds. FILE is anything that libsndfile reads, at any rate; - reads paths from stdin, one per
+line. Long files are decoded in overlapping windows; an encoder that normalises by utterance treats
+each window as an utterance. A translation has no times, and long files are translated in equal
+parts. A file that cannot be read is one line on stderr; the others are still transcribed.
 Exit 0: all done; 2: a mistake, or a file that could not be read.
 """
 
@@ -25,12 +25,20 @@ from bljust_jax.common import cli
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import arpa, ctc_beam
-from bljust_jax.inference.recognizer import Recognizer, Translator, open_model
-from bljust_jax.inference.transcriber import Failure, Settings, Transcript, transcribe, translate
+from bljust_jax.inference import search_options
+from bljust_jax.inference.load import load_model
+from bljust_jax.inference.recognizer import Recognizer, Translator
+from bljust_jax.inference.search_options import WIDTH
+from bljust_jax.inference.transcriber import (
+    Failure,
+    Transcript,
+    WindowOptions,
+    transcribe,
+    translate,
+)
 
-WIDTH = 16  # of the search, where a language model is given alone
 STDIN = "-"
-LONGEST = 3600  # seconds; a window is one row of a batch, in memory as a whole
+LONGEST = 3600  # seconds; a window is one row of a batch, held in memory as a whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,45 +52,37 @@ def parser() -> argparse.ArgumentParser:
         help="a trained run, or a folder that export_checkpoint wrote",
     )
     p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
-    p.add_argument("--list", metavar="LIST", help="a file of paths, one a line, after FILE...")
-    p.add_argument("--json", action="store_true", help="a JSON object a line, with word times")
+    p.add_argument("--list", metavar="LIST", help="a file of paths, one per line, after FILE...")
+    p.add_argument("--json", action="store_true", help="a JSON object per line, with word times")
     p.add_argument("--out", type=pathlib.Path, metavar="PATH", help="write there, not to stdout")
-    own = Settings()
+    own = WindowOptions()
     p.add_argument(
-        "--window", type=float, default=own.window, help="seconds heard at once (%(default)g)"
+        "--window", type=float, default=own.window, help="seconds per window (%(default)g)"
     )
     p.add_argument(
         "--overlap",
         type=float,
         default=own.overlap,
-        help="seconds that a window hears beyond each of its ends (%(default)g)",
+        help="seconds of overlap on each side of a join (%(default)g)",
     )
     p.add_argument(
         "--batch_seconds",
         type=float,
         default=own.batch_seconds,
-        help="padded audio a batch (%(default)g)",
+        help="seconds of padded audio per batch (%(default)g)",
     )
     p.add_argument(
         "--beam",
         type=int,
-        help=f"search with this width (the best path; {WIDTH} with --lm; of a translation that of "
-        "its config)",
+        help=f"width of the search (default: the best path; {WIDTH} with --lm; for a translation "
+        "config.decoder.beam)",
     )
-    p.add_argument("--lm", default="", metavar="ARPA", help="an n-gram model, plain or .gz")
-    p.add_argument(
-        "--lm_over",
-        choices=(ctc_beam.WORDS, ctc_beam.UNITS),
-        default=ctc_beam.WORDS,
-        help="what its n-grams are of: words, or the model's characters or pieces (%(default)s)",
-    )
-    p.add_argument("--alpha", type=float, default=0.5, help="weight of ln P_lm (%(default)s)")
-    p.add_argument("--beta", type=float, default=1.0, help="added a word, or unit (%(default)s)")
+    search_options.add_language_model_options(p)
     return p
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError for flags that are out of range, or name nothing to do."""
+    """Raises UserError for flags that are out of range, and without any file."""
     if not args.files and args.list is None:
         raise UserError("name the audio files, or - to read their paths from stdin")
     for name in ("window", "overlap", "batch_seconds"):
@@ -95,7 +95,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def paths_of(args: argparse.Namespace) -> Iterator[str]:
-    """The paths, in order; lists are read as they are needed."""
+    """The paths, in order; lists are read lazily."""
     for path in args.files:
         if path == STDIN:
             yield from lines(sys.stdin.buffer)
@@ -107,44 +107,40 @@ def paths_of(args: argparse.Namespace) -> Iterator[str]:
 
 
 def lines(file: Iterable[bytes]) -> Iterator[str]:
-    """The paths of a list, one a line, whatever bytes they are of."""
+    """The paths of a list, one per line, of any bytes."""
     return (os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip())
 
 
-def make_search(args: argparse.Namespace, recogniser: Recognizer) -> ctc_beam.BeamSearch | None:
-    """The beam search that the flags ask for; UserError where --lm cannot be of these units."""
+def make_search(args: argparse.Namespace, recognizer: Recognizer) -> ctc_beam.BeamSearch | None:
+    """The beam search of the flags, None for the best path; UserError if --lm does not fit."""
     if args.beam is None and not args.lm:
         return None
-    fusion = None
+    fusion, symbols = None, recognizer.symbols
     if args.lm:
         lm = arpa.open_lm(args.lm)
-        symbols = recogniser.symbols
-        if args.lm_over == ctc_beam.UNITS:
-            known = sum(arpa.unit_word(symbol) in lm for symbol in symbols)
-            if known < 0.1 * len(symbols):
+        if args.lm_over == ctc_beam.WORDS:
+            search_options.check_marks_words(symbols, "this model")
+        else:
+            known = search_options.known_unit_count(lm, symbols)
+            if known < search_options.LEAST_KNOWN * len(symbols):
                 raise UserError(f"{args.lm} lists {known} of the {len(symbols)} units of the model")
-        elif not any(symbol.startswith((" ", arpa.SPACE_UNIT)) for symbol in symbols):
-            raise UserError("this model's units mark no words: give --lm with --lm_over units")
         fusion = ctc_beam.Fusion(lm, args.alpha, args.beta, args.lm_over)
-    return ctc_beam.BeamSearch(recogniser.symbols, beam=args.beam or WIDTH, fusion=fusion)
+    return ctc_beam.BeamSearch(symbols, beam=args.beam or WIDTH, fusion=fusion)
 
 
 def transcripts(
     args: argparse.Namespace,
     model: Recognizer | Translator,
-    settings: Settings,
-    heard: Callable[[float], None],
+    progress: Callable[[float], None],
 ) -> Iterator[Transcript | Failure]:
-    """What the model makes of each file, be it a recogniser or a translator."""
+    """The transcript or translation of each file."""
+    options = WindowOptions(args.window, args.overlap, args.batch_seconds)
     if isinstance(model, Recognizer):
-        return transcribe(model, paths_of(args), settings, make_search(args, model), heard)
+        return transcribe(model, paths_of(args), options, make_search(args, model), progress)
     if args.lm:
-        raise UserError(
-            f"--lm is of recognition: {args.task or 'this task'} is a translation, whose decoder is"
-            " its own language model; leave it out"
-        )
+        raise search_options.refuse_language_model(args.task, "lm")
     width = model.beam if args.beam is None else args.beam
-    return translate(model, paths_of(args), settings, width, heard)
+    return translate(model, paths_of(args), options, width, progress)
 
 
 class Progress:
@@ -183,7 +179,7 @@ class Progress:
         )
 
 
-def written(found: Transcript, as_json: bool, alone: bool) -> str:
+def output_line(found: Transcript, as_json: bool, alone: bool) -> str:
     """A transcript as one line of output."""
     if as_json:
         words = [word._asdict() for word in found.words]
@@ -193,8 +189,8 @@ def written(found: Transcript, as_json: bool, alone: bool) -> str:
 
 
 @contextlib.contextmanager
-def opened(out: pathlib.Path | None) -> Iterator[IO[str]]:
-    """Where the transcripts go; paths are written with the bytes that they have."""
+def open_output(out: pathlib.Path | None) -> Iterator[IO[str]]:
+    """File `out`, else stdout; paths are written as their original bytes."""
     if out is None:
         sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
@@ -205,16 +201,15 @@ def opened(out: pathlib.Path | None) -> Iterator[IO[str]]:
 
 def body(args: argparse.Namespace) -> None:
     check(args)
-    model = open_model(args.model, args.task)
-    settings = Settings(args.window, args.overlap, args.batch_seconds)
+    model = load_model(args.model, args.task)
     alone = args.list is None and len(args.files) == 1 and args.files != [STDIN]
     failed, progress = 0, Progress(model.name)
-    found_in = transcripts(args, model, settings, progress.add_audio)
-    with opened(args.out) as out:
-        for found in found_in:
+    found_files = transcripts(args, model, progress.add_audio)
+    with open_output(args.out) as out:
+        for found in found_files:
             progress.clear()
             if isinstance(found, Transcript):
-                print(written(found, args.json, alone), file=out, flush=True)
+                print(output_line(found, args.json, alone), file=out, flush=True)
             elif alone:
                 raise UserError(found.reason)
             else:
@@ -222,7 +217,7 @@ def body(args: argparse.Namespace) -> None:
             progress.add_file(found)
     progress.close()
     if failed:
-        raise UserError(f"{failed} of {progress.files} files could not be read, as said above")
+        raise UserError(f"{failed} of {progress.files} files could not be read, see above")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,8 @@ from bljust_jax.decoding import arpa, kneser_ney
 from bljust_jax.decoding.greedy import collapse
 from bljust_jax.decoding.lm_weights import ALPHAS, BETAS, Trial, tune
 from bljust_jax.inference import measures, scoring
-from bljust_jax.inference.trained_run import open_run, open_split
+from bljust_jax.inference.decode_split import compute_ctc_output
+from bljust_jax.inference.trained_run import load_trained_run
 from tests.helpers.runs import UNTRAINED_STEP, save_untrained
 from tests.helpers.workdirs import read_samples
 
@@ -30,8 +31,8 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def language_model(workdir):
-    opened = open_run(workdir)
-    references = open_split(opened, "dev", "").references("dev")
+    opened = load_trained_run(workdir)
+    references = opened.load_split("dev", "").references("dev")
     path = workdir / "dev.arpa"
     arpa.write(path, kneser_ney.estimate([r.split() for r in references], 2).orders)
     return path
@@ -52,7 +53,7 @@ def test_scores_by_hand():
 
 
 def test_bad_audio_is_left_out_of_the_score(workdir):
-    config = open_run(workdir).config
+    config = load_trained_run(workdir).config
     tokenizer = load_tokenizer(workdir)
     uri = "synthetic:tiny/dev+synthetic:tiny/test"
     splits = load_splits(config.data, {"dev": uri}, {"labelled": tokenizer})
@@ -71,7 +72,7 @@ def test_bad_audio_is_left_out_of_the_score(workdir):
 
 def two_parts(workdir):
     """(splits of which dev has the parts dev and test, ids of each part, texts by id)."""
-    config = open_run(workdir).config
+    config = load_trained_run(workdir).config
     uri = "synthetic:tiny/dev+synthetic:tiny/test"
     splits = load_splits(config.data, {"dev": uri}, {"labelled": load_tokenizer(workdir)})
     names = [u.id for u in splits.utterances("dev")]
@@ -113,7 +114,7 @@ def test_nothing_recognised_is_said_with_its_causes(wer, blanks, warned):
 
 
 def test_a_run_opens_with_its_weights_and_without_its_training_data(workdir):
-    opened = open_run(workdir)
+    opened = load_trained_run(workdir)
     assert opened.step == UNTRAINED_STEP
     assert opened.tokenizer.vocab_size == 29
     params, _, stats = opened.recipe.init(jax.random.key(1))
@@ -122,7 +123,7 @@ def test_a_run_opens_with_its_weights_and_without_its_training_data(workdir):
             lambda x: (x.shape, x.dtype), loaded
         )
     with pytest.raises(UserError, match=r"gone\.jsonl"):
-        open_split(opened, "train", "")
+        opened.load_split("train", "")
 
 
 def test_a_beam_of_one_is_the_best_path_and_only_that(workdir, capsys):
@@ -164,9 +165,9 @@ def test_tuning_with_a_language_model(workdir, language_model, capsys):
 
 
 def test_distributions_are_of_the_frames_that_are_there(workdir):
-    opened = open_run(workdir)
-    splits = open_split(opened, "dev", "synthetic:tiny/dev")
-    frames = command.listen(opened, splits, "dev")
+    opened = load_trained_run(workdir)
+    splits = opened.load_split("dev", "synthetic:tiny/dev")
+    frames = compute_ctc_output(opened, splits, "dev")
     for name, log_probs in frames.log_probs.items():
         path = frames.paths[name]
         assert log_probs.shape == ((path >= 0).sum(), 29)

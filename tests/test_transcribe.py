@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import sys
-import types
 
 import jax
 import numpy as np
@@ -15,9 +14,10 @@ import pytest
 from bljust_jax import transcribe as command
 from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.decoding import arpa, kneser_ney
-from bljust_jax.inference import recognizer, scoring
-from bljust_jax.inference.trained_run import open_run, open_split
-from bljust_jax.inference.transcriber import Failure, Settings, Transcript, transcribe
+from bljust_jax.inference import decode_split, load, scoring
+from bljust_jax.inference.load import load_model
+from bljust_jax.inference.trained_run import load_trained_run
+from bljust_jax.inference.transcriber import Failure, Transcript, WindowOptions, transcribe
 from bljust_jax.parallel.mesh import put_batch
 from tests.helpers.fake_recognizer import fake, sound, store
 from tests.helpers.runs import save_untrained
@@ -33,12 +33,12 @@ def workdir(tmp_path_factory):
 
 def test_a_run_s_transcripts_are_what_evaluation_recognises(workdir, tmp_path):
     """The same audio as FLAC: batches of other shapes, the same texts; frames are as told."""
-    opened = open_run(workdir)
-    model = recognizer.open_model(workdir)
+    opened = load_trained_run(workdir)
+    model = load_model(workdir)
     assert (model.hop, model.sample_rate, model.multiple) == (640, 16000, jax.device_count())
-    splits = open_split(opened, "dev", "")
-    program = jax.jit(scoring.greedily(opened.task))
-    expected = scoring.run(
+    splits = opened.load_split("dev", "")
+    program = jax.jit(decode_split.greedy_decoder(opened.task))
+    expected = scoring.score_tasks(
         "dev",
         opened.recipe.tasks,
         splits,
@@ -47,7 +47,7 @@ def test_a_run_s_transcripts_are_what_evaluation_recognises(workdir, tmp_path):
     paths = [
         store(tmp_path / f"{n}.flac", read_audio(u)) for n, u in enumerate(splits.utterances("dev"))
     ]
-    found = list(transcribe(model, paths, Settings()))
+    found = list(transcribe(model, paths, WindowOptions()))
     assert [f.text for f in found] == [p["hypothesis"].strip() for p in expected.pairs]
     assert any(len(f.words) > 1 for f in found)
     for f in found:
@@ -59,7 +59,7 @@ def test_a_run_s_transcripts_are_what_evaluation_recognises(workdir, tmp_path):
 
 
 def test_frames_are_those_of_the_logits(workdir):
-    model = recognizer.open_model(workdir)
+    model = load_model(workdir)
     lengths = np.array([0, 399, 400, 1039, 1040, 16000, 60000, 59999], np.int32)
     batch = {"audio": np.zeros((8, 60000), np.int16), "audio_lengths": lengths}
     logits, frames = model.predict(batch)
@@ -132,7 +132,7 @@ def test_bad_files_do_not_stop_the_others(spoken, capsys):
     lines = pathlib.Path("found.txt").read_text(encoding="utf-8").splitlines()
     assert [x.split("\t")[0] for x in lines] == ["a.flac", "b.flac"]
     assert err[0] == "error: cannot read none.wav: No such file or directory"
-    assert err[-1] == "error: 1 of 3 files could not be read, as said above"
+    assert err[-1] == "error: 1 of 3 files could not be read, see above"
     code, out, err = run(capsys, "none.wav", f"--model={spoken}")
     assert (code, out, err) == (2, [], ["error: cannot read none.wav: No such file or directory"])
 
@@ -160,12 +160,10 @@ def test_a_search_with_a_language_model(spoken, capsys):
 
 
 def test_an_exported_folder_is_opened_by_its_own_reader(tmp_path, monkeypatch, capsys):
-    reader = types.ModuleType("bljust_jax.export.pretrained")
-    reader.open_folder = lambda folder: fake()[0]._replace(name=str(folder))
-    package = types.ModuleType("bljust_jax.export")
-    package.pretrained = reader
-    monkeypatch.setitem(sys.modules, "bljust_jax.export", package)
-    monkeypatch.setitem(sys.modules, "bljust_jax.export.pretrained", reader)
+    def reader(folder):
+        return fake()[0]._replace(name=str(folder))
+
+    monkeypatch.setattr(load, "exported_recognizer", reader)
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
     path = store(tmp_path / "a.wav", sound((0, "_a_b ccc")))
     assert run(capsys, f"--model={tmp_path}", path)[:2] == (0, ["ab c"])

@@ -1,4 +1,5 @@
-"""The parity certificate: a run and what was exported of it, on the same audio."""
+"""Parity check of an export: logits and texts of a run and of the exported model on the same
+audio."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from bljust_jax.common.errors import UserError
 NEEDS = {"huggingface": ("torch", "transformers"), "torch": ("torch",)}
 
 
-class Heard(NamedTuple):
-    """Utterances and what the run makes of them."""
+class RunOutput(NamedTuple):
+    """Utterances, and logits and texts of the run for them."""
 
     audio: list[np.ndarray]  # int16 [S]
     logits: list[np.ndarray]  # float32 [T, K], of a padded batch
@@ -24,8 +25,8 @@ class Heard(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """What was compared: largest absolute difference, largest |logit|, equal texts of how many
-    utterances, whether padded in one batch too, with which versions."""
+    """Result of a comparison: largest absolute difference, largest |logit|, number of equal texts
+    and of utterances, whether also compared as one padded batch, versions of packages."""
 
     difference: float
     largest: float
@@ -57,7 +58,7 @@ Exported = Callable[[Sequence[np.ndarray]], list[tuple[np.ndarray, str]]]
 
 
 def check_installed(kind: str) -> None:
-    """UserError where what loads the exported folder is not installed."""
+    """Raises UserError if a package that loads the exported folder is not installed."""
     missing = [name for name in NEEDS[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -68,7 +69,7 @@ def check_installed(kind: str) -> None:
 
 
 def certify(
-    heard: Heard,
+    reference: RunOutput,
     exported: Exported,
     tolerance: float,
     *,
@@ -76,19 +77,19 @@ def certify(
     batched: bool,
     what: str = "logit",
 ) -> Certificate:
-    """Compares; UserError where logits differ by more than `tolerance` of the largest, or texts
-    do.
+    """Compare; raises UserError if logits differ by more than `tolerance` of the largest, or texts
+    differ.
 
-    batched: also as one padded batch (padding must not matter then).
+    batched: compare also as one padded batch (for models that padding does not affect).
     """
-    ways = [[exported([audio])[0] for audio in heard.audio]]
-    ways += [exported(heard.audio)] if batched else []
-    largest = max(float(np.abs(logits).max(initial=0)) for logits in heard.logits)
-    differences, equal = [0.0], np.ones(len(heard.audio), bool)
+    ways = [[exported([audio])[0] for audio in reference.audio]]
+    ways += [exported(reference.audio)] if batched else []
+    largest = max(float(np.abs(logits).max(initial=0)) for logits in reference.logits)
+    differences, equal = [0.0], np.ones(len(reference.audio), bool)
     for found in ways:
         for n, (logits, text) in enumerate(found):
-            differences.append(_difference(heard.logits[n], logits))
-            equal[n] &= text == heard.texts[n]
+            differences.append(_difference(reference.logits[n], logits))
+            equal[n] &= text == reference.texts[n]
     difference = float(np.max(differences))  # NaN stays
     versions = {name: metadata.version(name) for name in ("jax", *NEEDS[kind])}
     made = Certificate(difference, largest, int(equal.sum()), len(equal), batched, what, versions)
@@ -105,13 +106,13 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs[: len(ours)]).max(initial=0))
 
 
-# What was exported, run by PyTorch
+# The exported model, run by PyTorch
 
 
 def load_huggingface(folder: pathlib.Path, frames: Callable[[int], int]) -> Exported:
     """A folder as `transformers` loads it: `AutoModelForCTC` with feature extractor and tokenizer.
 
-    frames: samples -> frames of logits, as the run counts them.
+    frames: number of samples -> number of frames of logits, as in the run.
     """
     import torch
     import transformers
@@ -130,7 +131,7 @@ def load_huggingface(folder: pathlib.Path, frames: Callable[[int], int]) -> Expo
 
 
 def load_pretraining(folder: pathlib.Path, frames: Callable[[int], int]) -> Exported:
-    """A folder as `Wav2Vec2ForPreTraining`: what it predicts of each frame, and no text."""
+    """A folder as `Wav2Vec2ForPreTraining`: its prediction of each frame, without text."""
     import torch
     import transformers
 
@@ -146,7 +147,7 @@ def load_pretraining(folder: pathlib.Path, frames: Callable[[int], int]) -> Expo
 
 
 def load_module(folder: pathlib.Path) -> Exported:
-    """A folder of `torch_module`, by its own modeling.py."""
+    """A folder of `torch_folder`, by its own modeling.py."""
     import torch
 
     name = "bljust_jax_exported"
@@ -169,11 +170,11 @@ def load_module(folder: pathlib.Path) -> Exported:
 
 
 def _load_whole(auto: Any, folder: pathlib.Path) -> Any:
-    """The model in float32, on CPU; UserError where names of tensors do not fit its class."""
+    """The model in float32, on CPU; UserError if names of tensors do not fit its class."""
     import transformers
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # what it would report is an error here
+    logging.set_verbosity_error()  # what it would log is an error here
     logging.disable_progress_bar()
     try:
         model, info = auto.from_pretrained(
@@ -193,7 +194,7 @@ def _feature_extractor(folder: pathlib.Path) -> Any:
     try:
         return transformers.AutoFeatureExtractor.from_pretrained(folder)
     except ImportError as error:  # transformers 4 needs librosa for Parakeet
-        raise UserError(f"the parity check cannot hear: {error}") from error
+        raise UserError(f"the parity check cannot load the feature extractor: {error}") from error
 
 
 def _inputs(extract: Any, audio: Sequence[np.ndarray]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,9 @@ from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.export import hf_folder, hf_parakeet, hf_tokenizer, hf_wav2vec2, tensors
-from bljust_jax.models import encoders, heads
+from bljust_jax.models import encoders
 from bljust_jax.models.encoders import conformer as conformer_encoder
 from bljust_jax.models.encoders import wav2vec2 as wav2vec2_encoder
-
-if TYPE_CHECKING:
-    from bljust_jax.inference.recognizer import Recognizer
 
 ENCODERS = {"wav2vec2": "wav2vec2", "parakeet_ctc": "conformer"}  # by model_type
 SSL_HEAD = "wav2vec2_head"
@@ -232,16 +229,25 @@ def _count(tree: Any) -> str:
     return f"{sum(np.size(leaf) for leaf in jax.tree.leaves(tree)):,}"
 
 
-# To recognise
+# A whole model, for inference
 
 
-def open_folder(path: pathlib.Path) -> Recognizer:
-    """The recogniser of a folder with `Wav2Vec2ForCTC` or `ParakeetForCTC`.
+class CtcModel(NamedTuple):
+    """A CTC model of an exported folder: `encoder` of models.encoders, float32 params {"encoder",
+    "ctc_head"}, stats, the vocabulary of the head, and the sample rate in Hz."""
 
-    Raises UserError where the folder is none, or lacks a CTC head or a vocabulary.
+    encoder: encoders.Encoder
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    vocabulary: hf_tokenizer.Vocabulary
+    sample_rate: int
+
+
+def read_ctc_model(path: pathlib.Path) -> CtcModel:
+    """The model of a folder with `Wav2Vec2ForCTC` or `ParakeetForCTC`.
+
+    Raises UserError if the folder holds neither, or lacks a CTC head or a vocabulary.
     """
-    from bljust_jax.inference.recognizer import Recognizer
-
     about = _about(path)
     if about is None:
         raise UserError(f"{path} holds no config.json: give the folder of a model")
@@ -260,28 +266,9 @@ def open_folder(path: pathlib.Path) -> Recognizer:
     if len(vocabulary.tokens) < classes:
         raise UserError(f"{path}: {len(vocabulary.tokens)} tokens for a head of {classes} classes")
     vocabulary = vocabulary._replace(tokens=vocabulary.tokens[:classes])
+    params, stats = _arrays((source.params, source.stats))
     encoder = encoders.load(name)(config)
-    weights = _arrays((source.params, source.stats))
-
-    @jax.jit
-    def program(weights, batch):
-        params, stats = weights
-        x, lengths, _ = encoder.features(batch["audio"], batch["audio_lengths"], train=False)
-        h, lengths, _, _ = encoder.apply(
-            params["encoder"], x, lengths, stats=stats.get("encoder"), train=False
-        )
-        return heads.apply(params["ctc_head"], h), lengths
-
-    return Recognizer(
-        predict=lambda batch: program(
-            weights, {name: batch[name] for name in ("audio", "audio_lengths")}
-        ),
-        decode=vocabulary.decode,
-        symbols=vocabulary.symbols,
-        frames=encoder.frames,
-        sample_rate=config.data.sample_rate,
-        name=str(path),
-    )
+    return CtcModel(encoder, params, stats, vocabulary, config.data.sample_rate)
 
 
 def folder_config(path: pathlib.Path, about: Mapping[str, Any], name: str) -> ConfigDict:

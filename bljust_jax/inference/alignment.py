@@ -1,4 +1,4 @@
-"""Labels and the frames they are of, and the words that they make."""
+"""CTC labels with frame times, and their grouping into words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLANK = 0
 
 
 class Label(NamedTuple):
-    """A class and its frames [start, end) on the most probable path of the labelling."""
+    """A class and its frames [start, end) on the most probable CTC path of the label sequence."""
 
     id: int
     start: int
@@ -25,16 +25,16 @@ class Label(NamedTuple):
 
 
 def best_labels(path: Int[np.ndarray, "t"]) -> list[Label]:
-    """The labels of a best path, whose own frames are the CTC alignment of what it spells: no path
-    is more probable."""
+    """The labels of a best path with their frames. The best path is itself the CTC alignment of its
+    label sequence, as no path is more probable."""
     edges = np.flatnonzero(np.diff(path, prepend=greedy.PADDING, append=greedy.PADDING))
     runs = itertools.pairwise(edges.tolist())
     return [Label(int(path[a]), a, b) for a, b in runs if path[a] != BLANK]
 
 
 def aligned_labels(log_probs: Float[np.ndarray, "t k"], ids: Sequence[int]) -> list[Label]:
-    """Labels placed by `ctc_align`, which is compiled for powers of two of frames; no more labels
-    than frames can be spelt."""
+    """Labels `ids` aligned by `ctc_align`, compiled for frame counts that are powers of two. There
+    must not be more labels than frames."""
     frames, classes = log_probs.shape
     size = power_of_two(frames)
     padded = np.zeros((1, size, classes), np.float32)
@@ -47,7 +47,7 @@ def aligned_labels(log_probs: Float[np.ndarray, "t k"], ids: Sequence[int]) -> l
 
 
 def words_of(labels: Iterable[Label], symbols: Sequence[str]) -> list[list[Label]]:
-    """The labels of each word, spaces left out; `symbols` as in `Recogniser`."""
+    """The labels of each word, without spaces; `symbols` as in `Recognizer`."""
     groups: list[list[Label]] = [[]]
     for label in labels:
         symbol = symbols[label.id - 1]
@@ -59,5 +59,5 @@ def words_of(labels: Iterable[Label], symbols: Sequence[str]) -> list[list[Label
 
 
 def power_of_two(count: int) -> int:
-    """The least one that is not below `count`: few shapes, few programs."""
+    """The smallest power of two >= `count`; rounding sizes up limits the number of programs."""
     return 1 << max(count - 1, 0).bit_length()

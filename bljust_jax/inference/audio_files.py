@@ -1,4 +1,4 @@
-"""Audio files of any rate and container that libsndfile reads, decoded ahead by threads."""
+"""Read audio files of any rate and container known to libsndfile, decoded ahead by threads."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import soundfile
-import soxr
 from jaxtyping import Float, Int16
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import DURATION_SLACK, to_int16
 
+if TYPE_CHECKING:
+    import soundfile
+
 BLOCK = 1 << 18  # frames decoded at a time
-AHEAD = 4  # files decoded before they are asked for, each by a thread of its own
+AHEAD = 4  # files decoded in advance, one thread per file
 
 
 class Recording(NamedTuple):
-    """A file and its samples [S]."""
+    """A file and its samples int16 [S]."""
 
     path: str
     audio: np.ndarray
 
 
 class Failure(NamedTuple):
-    """A file that could not be read, and why, in one line that names it."""
+    """A file that could not be read; `reason` is one line that names it."""
 
     path: str
     reason: str
 
 
 def read_all(paths: Iterable[str], sample_rate: int) -> Iterator[Recording | Failure]:
-    """What `read` makes of each file, in order; at most `AHEAD` wait in memory."""
+    """Each file by `read`, in order; at most `AHEAD` decoded files wait in memory."""
 
     def attempt(path: str) -> Recording | Failure:
         try:
@@ -59,13 +60,15 @@ def read_all(paths: Iterable[str], sample_rate: int) -> Iterator[Recording | Fai
 def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
     """Mono int16 samples of a whole file at `sample_rate`.
 
-    As in `data.sources.read_audio`, bit for bit: channels are averaged, then resampled (soxr HQ),
-    then rounded and saturated; here in blocks, so that memory holds little more than the result. A
-    file that ends before its header says is read to its end, with a warning. Raises UserError
-    naming the file if it cannot be read.
+    Same bits as `data.sources.read_audio`: channels are averaged, then resampled (soxr HQ), then
+    rounded and saturated; in blocks, so that memory holds little more than the result. A file that
+    is shorter than its header claims is read to its end, with a warning. Raises UserError naming
+    the file if it cannot be read.
     """
+    import soundfile
+
     try:
-        with open(path, "rb"):  # for the system's own words on what is no file
+        with open(path, "rb"):  # raises the system's error if this is not a file
             pass
         with soundfile.SoundFile(os.fsencode(path)) as file:
             blocks = list(_blocks(file, sample_rate))
@@ -83,7 +86,10 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
 
 
 def _blocks(file: soundfile.SoundFile, sample_rate: int) -> Iterator[Int16[np.ndarray, "_"]]:
-    """The file as mono int16 at `sample_rate`."""
+    """Blocks of the file as mono int16 at `sample_rate`."""
+    import soundfile
+    import soxr
+
     if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:
         yield file.read(dtype="int16")
         return

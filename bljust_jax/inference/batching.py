@@ -1,4 +1,5 @@
-"""What the model says of stretches of audio, in batches of a few shapes: few programs compile."""
+"""Run a model over stretches of audio in padded batches of few shapes, so that few programs are
+compiled."""
 
 from __future__ import annotations
 
@@ -16,53 +17,57 @@ from bljust_jax.decoding import greedy
 from bljust_jax.inference.alignment import power_of_two
 from bljust_jax.inference.recognizer import Recognizer, Translator
 
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of a window: the lengths to which shorter audio is padded
+PADDED_LENGTHS = (1 / 8, 1 / 4, 1 / 2, 1)  # as shares of a window
 
 
-class Row(NamedTuple):
-    """Samples that are heard at once; seconds: of them, those that no other row holds."""
+class AudioRow(NamedTuple):
+    """Samples int16 [S] of one row of a batch; `seconds` of them are in no other row."""
 
     audio: np.ndarray
     seconds: float
 
 
-class Heard(NamedTuple):
-    """Of one row without its padding: best path [T], or the ids of its translation [T], and, for a
-    search in frames, log-probabilities [T, K] in nats."""
+class DecodedRow(NamedTuple):
+    """Model output of one row without padding: the best path [T], or ids of a translation [T]; and,
+    if kept, log-probabilities [T, K] in nats."""
 
     path: np.ndarray
     log_probs: np.ndarray | None
 
 
-def by_frame(recogniser: Recognizer, *, keep_log_probs: bool) -> Callable[[Batch], tuple]:
+def ctc_decoder(recognizer: Recognizer, *, keep_log_probs: bool) -> Callable[[Batch], tuple]:
     """batch -> (best paths [B, T], -1 where padded; log-probabilities [B, T, K] or None)."""
 
     @jax.jit
-    def read_out(logits, lengths):
+    def from_logits(logits, lengths):
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)) if keep_log_probs else None
         return greedy.best_path(logits, lengths), log_probs
 
-    return lambda batch: read_out(*recogniser.predict(batch))
+    return lambda batch: from_logits(*recognizer.predict(batch))
 
 
-class Listener:
-    """A model for rows of at most `length` samples, in batches of `batch_seconds` of padded audio:
-    `say(batch)` gives ids [B, T], -1 where there are none, and log-probabilities or None."""
+class BatchDecoder:
+    """Decodes rows of at most `length` samples in batches of `batch_seconds` of padded audio.
+
+    decode: batch -> (ids [B, T], -1 where padded; log-probabilities [B, T, K] or None)
+    """
 
     def __init__(
         self,
-        say: Callable[[Batch], tuple[Any, Any]],
+        decode: Callable[[Batch], tuple[Any, Any]],
         model: Recognizer | Translator,
         length: int,
         batch_seconds: float,
     ):
-        self._say, self._model, self._batch_seconds = say, model, batch_seconds
-        self._lengths = [length * share / model.sample_rate for share in SHARES]
+        self._decode, self._model, self._batch_seconds = decode, model, batch_seconds
+        self._lengths = [length * share / model.sample_rate for share in PADDED_LENGTHS]
 
-    def __call__(self, rows: Sequence[Row], heard: Callable[[float], None]) -> list[Heard]:
-        """What the model says of each row; `heard` is told the seconds of each batch."""
+    def __call__(
+        self, rows: Sequence[AudioRow], progress: Callable[[float], None]
+    ) -> list[DecodedRow]:
+        """The output of each row, in order; calls `progress` with the seconds of each batch."""
         rate, multiple = self._model.sample_rate, self._model.multiple
-        found: dict[int, Heard] = {}
+        found: dict[int, DecodedRow] = {}
         durations = [len(row.audio) / rate for row in rows]
         for bucket, members in evaluation_batches(
             durations, self._lengths, self._batch_seconds, multiple
@@ -71,18 +76,18 @@ class Listener:
             batch = empty_batch(bucket, min(count, bucket.batch_size), rate)
             for place, n in enumerate(members):
                 fill(batch, place, 0, rows[n].audio)
-            paths, log_probs = self._predict(batch)
+            paths, log_probs = self._run(batch)
             for place, n in enumerate(members):
                 real = paths[place] != greedy.PADDING
                 kept = None if log_probs is None else log_probs[place][real]
-                found[n] = Heard(paths[place][real], kept)
-            heard(sum(rows[n].seconds for n in members))
+                found[n] = DecodedRow(paths[place][real], kept)
+            progress(sum(rows[n].seconds for n in members))
         return [found[n] for n in range(len(rows))]
 
-    def _predict(self, batch: Batch) -> Any:
-        """Ids [B, T] and log-probabilities [B, T, K] or None, in host memory."""
+    def _run(self, batch: Batch) -> Any:
+        """`decode(batch)` in host memory; UserError if the device runs out of memory."""
         try:
-            return jax.device_get(self._say(batch))
+            return jax.device_get(self._decode(batch))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -1,9 +1,8 @@
-"""What hypotheses score against references: words and characters by jiwer, translations by
-sacreBLEU.
+"""WER and CER by jiwer, BLEU and chrF by sacreBLEU, over a corpus of hypotheses and references.
 
-Errors are summed over the corpus and divided by its words (characters); sentence scores are never
-averaged. BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacreBLEU's (Post, 2018), of the
-corpus, from 0 to 100, and the same as its command line gives.
+Errors are summed over the corpus and divided by its number of words (characters); sentence scores
+are never averaged. BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacreBLEU's corpus
+scores (Post, 2018), from 0 to 100, equal to those of its command line.
 """
 
 from __future__ import annotations
@@ -12,21 +11,18 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jiwer
-from sacrebleu.metrics import BLEU, CHRF
-
 from bljust_jax.bilevel.types import Task
 from bljust_jax.common.errors import UserError
 
 Scores = dict[str, float]
-BEGINNER = 0.9  # errors of those that have learned hardly anything yet
+MAX_ERROR = 0.9  # error rates above it count as equal, see `errors`
 
-# sacreBLEU's tokenizer by target language: what is written without spaces has its own
+# sacreBLEU's tokenizer by target language, for scripts without spaces
 TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
 
 
 def check(task: Task) -> None:
-    """UserError where the best weights cannot be chosen by `task.measure`, which it has not."""
+    """Raises UserError if `task.measure`, which chooses the best weights, does not fit the task."""
     known = ("wer", "cer") if task.translate is None else ("bleu",)
     if task.measure not in known:
         kind = "recognition" if task.translate is None else "a translation"
@@ -37,7 +33,7 @@ def check(task: Task) -> None:
 
 
 def of(task: Task) -> Callable[[list[str], list[str]], Scores]:
-    """`recognition` or `translation`, as the task is."""
+    """(references, hypotheses) -> scores: `recognition` or `translation`."""
     if task.translate is None:
         return recognition
     return lambda references, hypotheses: translation(
@@ -47,6 +43,8 @@ def of(task: Task) -> Callable[[list[str], list[str]], Scores]:
 
 def recognition(references: list[str], hypotheses: list[str]) -> Scores:
     """WER and CER over the corpus. Utterances without a reference text are counted, not scored."""
+    import jiwer
+
     refs, hyps = _with_reference(references, hypotheses)
     words, chars = jiwer.process_words(refs, hyps), jiwer.process_characters(refs, hyps)
     return {
@@ -62,10 +60,13 @@ def recognition(references: list[str], hypotheses: list[str]) -> Scores:
 
 
 def translation(references: list[str], hypotheses: list[str], tokenize: str = "13a") -> Scores:
-    """BLEU and chrF over the corpus, 0 to 100, case kept; `empty`: hypotheses that say nothing.
+    """BLEU and chrF over the corpus, 0 to 100, case kept; `empty`: number of empty hypotheses.
 
-    tokenize: sacreBLEU's "13a", "zh", "char". Utterances without a reference are counted alone.
+    tokenize: sacreBLEU's "13a", "zh", "char". Utterances without a reference text are counted, not
+    scored.
     """
+    from sacrebleu.metrics import BLEU, CHRF
+
     refs, hyps = _with_reference(references, hypotheses)
     return {
         "bleu": BLEU(tokenize=tokenize, force=True).corpus_score(hyps, [refs]).score,
@@ -77,13 +78,14 @@ def translation(references: list[str], hypotheses: list[str], tokenize: str = "1
 
 
 def signatures(task: Task) -> dict[str, str]:
-    """What sacreBLEU needs to give the same {"bleu", "chrf"} again; {} where there is nothing to
-    tell, as for word errors."""
+    """sacreBLEU's signatures {"bleu", "chrf"}, to reproduce scores; {} for recognition."""
     if task.translate is None:
         return {}
+    from sacrebleu.metrics import BLEU, CHRF
+
     found = {"bleu": BLEU(tokenize=tokenizer_for(task.stream)), "chrf": CHRF()}
     for metric in found.values():
-        metric.corpus_score(["a"], [["a"]])  # a signature tells of the references that were seen
+        metric.corpus_score(["a"], [["a"]])  # a signature counts the references seen
     return {name: str(metric.get_signature()) for name, metric in found.items()}
 
 
@@ -94,11 +96,11 @@ def tokenizer_for(stream: str) -> str:
 
 
 def errors(task: Task, scores: Mapping[str, float]) -> tuple[float, float]:
-    """(error, finer error) of one task, 0 to 1: of its own measure, and of characters. Above 90 %
-    all rates are alike: else saying hardly anything would beat a beginner's inserted words."""
+    """(error, finer error) of one task, 0 to 1: by its own measure, and by characters. Errors above
+    90 % count as 90 %: otherwise empty hypotheses would beat an early model that inserts words."""
     rates = {name: scores[name] for name in ("wer", "cer") if name in scores}
     rates |= {name: 1 - scores[name] / 100 for name in ("bleu", "chrf") if name in scores}
-    return min(rates[task.measure], BEGINNER), rates["cer" if "cer" in rates else "chrf"]
+    return min(rates[task.measure], MAX_ERROR), rates["cer" if "cer" in rates else "chrf"]
 
 
 def line(scores: Mapping[str, Any]) -> str:
@@ -111,7 +113,7 @@ def line(scores: Mapping[str, Any]) -> str:
 
 
 def rates(scores: Mapping[str, float]) -> str:
-    """WER 9.1%, CER 3.0%, BLEU 31.20, chrF 52.10: those that there are."""
+    """WER 9.1%, CER 3.0%, BLEU 31.20, chrF 52.10, as far as present."""
     shown = {"wer": "WER {:.1%}", "cer": "CER {:.1%}", "bleu": "BLEU {:.2f}", "chrf": "chrF {:.2f}"}
     return ", ".join(text.format(scores[name]) for name, text in shown.items() if name in scores)
 

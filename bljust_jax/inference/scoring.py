@@ -1,30 +1,23 @@
-"""Decode a split and score it, task by task: WER and CER of what is recognised, BLEU and chrF of
-what is translated.
-
-The figures are in `measures`; a run is read back by `trained`; as a command, see `__main__`.
-"""
+"""Score the hypotheses of a split: WER and CER of recognition tasks, BLEU and chrF of translation
+tasks, means over tasks, samples for people. The measures are in `measures`."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
-from bljust_jax.bilevel.types import Task, Weights
+from bljust_jax.bilevel.types import Task
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import Splits
-from bljust_jax.data.tokenizer import Tokenizer
-from bljust_jax.decoding import greedy
 from bljust_jax.inference import measures
+from bljust_jax.inference.decode_split import decode_split, row_text
 
-MEANS = ("wer", "cer", "bleu", "chrf")  # that several tasks are told by
-NOTHING = (
+MEANS = ("wer", "cer", "bleu", "chrf")  # averaged over tasks, and scored per part of a split
+NOT_LEARNED = (
     "  nothing is recognised yet: usual early in training; later, look for a learning rate that is "
     "too high or too low, transcripts that do not belong to the audio, or too few steps; the "
     "variant `overfit` of this config should reach WER 0 first"
@@ -32,15 +25,19 @@ NOTHING = (
 
 
 class Result(NamedTuple):
-    """Scores of one task on its part of a split, and what was recognised or translated."""
+    """Scores of one task on its part of a split.
+
+    pairs: {"id", "reference", "hypothesis"} in the order of the split
+    notes: lines on parts that could not be scored
+    """
 
     scores: dict[str, float]
-    pairs: list[dict[str, Any]]  # id, reference, hypothesis, in the order of the split
-    notes: tuple[str, ...] = ()  # lines on what could not be scored
+    pairs: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
 
 
 class Scored(NamedTuple):
-    """A split scored by every task that has a part of it: {task name: its result}, in order."""
+    """Results of a split by task name, for the tasks that have utterances in it, in order."""
 
     split: str
     tasks: tuple[Task, ...]
@@ -48,26 +45,26 @@ class Scored(NamedTuple):
 
     @property
     def scores(self) -> dict[str, float]:
-        """Those of the tasks and, of tasks with names, their means: dev/asr/en/wer, dev/wer."""
+        """Scores of all tasks and, for tasks with names, means: dev/asr/en/wer, dev/wer."""
         found = {k: v for result in self.results.values() for k, v in result.scores.items()}
         return found | {f"{self.split}/{name}": mean for name, mean in self.means.items()}
 
     @property
     def means(self) -> dict[str, float]:
-        """{measure: mean over the tasks that have it}; {} for a task without a name."""
+        """{measure: mean over the tasks with that measure}; {} for a task without a name."""
         own = [self._of(task) for task in self.tasks if task.name]
         found = {name: [s[name] for s in own if name in s] for name in MEANS}
         return {name: sum(values) / len(values) for name, values in found.items() if values}
 
     @property
     def rank(self) -> list[float]:
-        """What the best weights have least of: the mean over tasks of the error of their own
-        measure, then of their errors of characters (`measures.errors`)."""
+        """[error, character error], means over tasks of `measures.errors`: the best weights have
+        the least in lexicographic order."""
         errors = [measures.errors(task, self._of(task)) for task in self.tasks]
         return [sum(column) / len(errors) for column in zip(*errors, strict=True)]
 
     def describe(self, samples: int) -> list[str]:
-        """Lines for a person: those of each task, then the means."""
+        """Lines for the log: scores and about `samples` pairs of each task, then the means."""
         if not self.tasks:
             return []
         names = {task.name: task.split(self.split) for task in self.tasks}
@@ -75,8 +72,8 @@ class Scored(NamedTuple):
         few = -(-samples // len(names))
         lines: list[str] = []
         for name, result in self.results.items():
-            told = describe(names[name], result, few, width)
-            lines += [line for line in told if line != NOTHING or line not in lines]
+            own = describe(names[name], result, few, width)
+            lines += [line for line in own if line != NOT_LEARNED or line not in lines]
         if self.means:
             lines.append(f"{self.split + ':':<{width}} {measures.rates(self.means)}, means")
         return lines
@@ -86,79 +83,40 @@ class Scored(NamedTuple):
 
 
 def signatures(tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
-    """sacreBLEU's signatures of each translation task, by its name."""
+    """{task name: sacreBLEU's signatures} of the translation tasks."""
     found = {task.name: measures.signatures(task) for task in tasks}
     return {name: own for name, own in found.items() if own}
 
 
 def own_scores(split: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of one split, without its name."""
+    """Scores of one split, without its name in the keys."""
     return {k.removeprefix(f"{split}/"): v for k, v in scores.items()}
-
-
-# What a task says of a batch; to be jitted
-
-
-def greedily(task: Task) -> Callable[[Weights, dict], Any]:
-    """(weights, batch) -> int32 [B, T], -1 where nothing is said any more: the best path of a
-    recogniser, the ids of a translation."""
-
-    def best_paths(weights, batch):
-        return greedy.best_path(*task.predict(weights.params, weights.stats, batch))
-
-    def translations(weights, batch):
-        return task.translate(weights.params, weights.stats, batch, 1)
-
-    return translations if task.translate else best_paths
-
-
-def distributions(task: Task) -> Callable[[Weights, dict], dict[str, Any]]:
-    """(weights, batch) -> {"path": best path [B, T], "log_probs": float32 [B, T, K] in nats}."""
-
-    def distributions(weights, batch):
-        logits, lengths = task.predict(weights.params, weights.stats, batch)
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-        return {"path": greedy.best_path(logits, lengths), "log_probs": log_probs}
-
-    return distributions
-
-
-def said(split: str, splits: Splits, say: Callable[[dict], Any]) -> Iterator[tuple[str, Any]]:
-    """(id, its row of the array or arrays of `say(batch)`) of every utterance whose audio is
-    sound."""
-    for batch, utterances in splits.eval_batches(split):
-        found = jax.device_get(say(batch))
-        for n, utterance in enumerate(utterances):
-            yield utterance.id, jax.tree.map(lambda x, n=n: x[n], found)
-
-
-def spell(task: Task, tokenizer: Tokenizer, row: Int[np.ndarray, "t"]) -> str:
-    """The text of one row of what `greedily` gives."""
-    return tokenizer.decode(row[row > 0] if task.translate else greedy.collapse(row))
 
 
 # Scores
 
 
-def run(
-    split: str, tasks: Sequence[Task], splits: Splits, say: Callable[[Task, dict], Any]
+def score_tasks(
+    split: str, tasks: Sequence[Task], splits: Splits, decode: Callable[[Task, dict], Any]
 ) -> Scored:
-    """Greedy decoding of a whole split: `say(task, batch)` gives what `greedily` does with some
-    weights. A task whose part of the split is empty is left out."""
+    """Greedy decoding and scores of a split; tasks without utterances in it are skipped.
+
+    decode: (task, batch) -> rows of `decode_split.greedy_decoder`.
+    """
     there = tuple(task for task in tasks if splits.utterances(task.split(split)))
     results = {}
     for task in there:
-        rows = dict(said(task.split(split), splits, lambda batch, task=task: say(task, batch)))
-        results[task.name] = greedy_result(task, split, splits, rows)
+        rows = decode_split(task.split(split), splits, lambda batch, task=task: decode(task, batch))
+        results[task.name] = score_greedy(task, split, splits, dict(rows))
     return Scored(split, there, results)
 
 
-def greedy_result(task: Task, split: str, splits: Splits, rows: Mapping[str, np.ndarray]) -> Result:
-    """Rows of what `greedily` gives by utterance id, scored; for recognition with the share of
-    blank frames."""
+def score_greedy(task: Task, split: str, splits: Splits, rows: Mapping[str, np.ndarray]) -> Result:
+    """Scores of rows of `greedy_decoder` by utterance id; for recognition with the share of blank
+    frames, "blank_share"."""
     part = task.split(split)
     tokenizer = splits.tokenizer_of(part)
-    texts = {name: spell(task, tokenizer, row) for name, row in rows.items()}
+    texts = {name: row_text(task, tokenizer, row) for name, row in rows.items()}
     result = score_split(task, split, splits, texts)
     if task.translate:
         return result
@@ -168,12 +126,12 @@ def greedy_result(task: Task, split: str, splits: Splits, rows: Mapping[str, np.
 
 
 def score_split(task: Task, split: str, splits: Splits, texts: Mapping[str, str]) -> Result:
-    """Hypotheses of a task by utterance id, scored; utterances without one (bad audio) are left
-    out.
+    """Scores of a task from {utterance id: hypothesis}; utterances without a hypothesis (bad audio)
+    are skipped.
 
-    A split of several sources is scored as a whole (`test/wer`) and by part (`test/<part>/wer`). A
-    part of which no utterance with a text is left has no score, and a note says so; UserError where
-    that is so of the whole.
+    A split of several sources is scored as a whole (`test/wer`) and per part (`test/<part>/wer`). A
+    part without any utterance that has audio and a text gets a note instead of a score. Raises
+    UserError if the whole split has none.
     """
     split = task.split(split)
     utterances, references = splits.utterances(split), splits.references(split)
@@ -201,18 +159,18 @@ def score_split(task: Task, split: str, splits: Splits, texts: Mapping[str, str]
             found = scored(own)
             scores |= {f"{split}/{part}/{k}": found[k] for k in MEANS if k in found}
         else:
-            notes.append(f"{split}/{part}: not scored, as no audio with a text is left of it")
+            notes.append(f"{split}/{part}: not scored: no utterance with good audio and a text")
     if whole.get("empty"):
         notes.append(f"{split}: {whole['empty']} of the translations are empty")
     return Result(scores, list(pairs.values()), tuple(notes))
 
 
-# For people
+# Samples and log lines
 
 
 def write_samples(folder: pathlib.Path, when: Any, scored: Scored) -> None:
-    """Every hypothesis beside its reference, one JSON object a line: <split>-<when>.jsonl, or
-    <split>-<task>-<when>.jsonl for tasks with names."""
+    """Write every pair of reference and hypothesis, one JSON object per line, to
+    <split>-<when>.jsonl, or <split>-<task>-<when>.jsonl for tasks with names."""
     for name, result in scored.results.items():
         write_pairs(folder / sample_file(scored.split, name, when), result.pairs)
 
@@ -228,14 +186,14 @@ def write_pairs(path: pathlib.Path, pairs: list[dict[str, Any]]) -> None:
 
 
 def describe(split: str, result: Result, samples: int, width: int = 0) -> list[str]:
-    """Lines on one result: the scores, the usual causes when nothing is recognised, a few pairs."""
+    """Log lines of one result: scores, notes, the usual causes of a WER of 100 %, a few pairs."""
     s = own_scores(split, result.scores)
     blanks = f", blanks {s['blank_share']:.1%}" if "blank_share" in s else ""
     lines = [f"{split + ':':<{width}} {measures.line(s)}{blanks}"]
     lines += [f"  {note}" for note in result.notes]
-    # Chinese has one word a sentence, so that WER alone says little
+    # WER alone is not enough: Chinese texts have one word per sentence
     if (s.get("wer", 0) >= 1.0 and s["cer"] >= 0.5) or s.get("blank_share", 0) > 0.99:
-        lines.append(NOTHING)
+        lines.append(NOT_LEARNED)
     shown = np.linspace(0, len(result.pairs) - 1, min(samples, len(result.pairs)), dtype=int)
     for n in shown:
         lines.append(f"  ref {result.pairs[n]['reference']}")

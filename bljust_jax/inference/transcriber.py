@@ -1,7 +1,7 @@
-"""Audio files to text with word times: decoded, cut into windows, recognised in batches, joined.
+"""Transcribe or translate audio files: read, cut into windows, decode in batches, join.
 
-Windows of all files share batches. Encoders that normalise by the whole utterance (log-mel features
-do, but for causal ones) hear a window as an utterance of its own. As a command, see `__main__`.
+Windows of all files share batches. An encoder that normalises by utterance (log-mel features do,
+except in causal contexts) treats a window as an utterance of its own.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data.splits import Batch
 from bljust_jax.decoding.ctc_beam import BeamSearch
 from bljust_jax.inference import windows
 from bljust_jax.inference.alignment import Label, aligned_labels, best_labels, words_of
 from bljust_jax.inference.audio_files import Failure, Recording, read_all
-from bljust_jax.inference.batching import Heard, Listener, Row, by_frame
+from bljust_jax.inference.batching import AudioRow, BatchDecoder, DecodedRow, ctc_decoder
 from bljust_jax.inference.recognizer import Recognizer, Translator
 
-ROUND = 8  # full batches of audio that are read before they are sorted by length
+ROUND = 8  # batches of audio that are read, then sorted by length
 
 
-class Settings(NamedTuple):
-    """window: seconds of the longest stretch that the model hears at once; overlap: seconds of it
-    on each side of a join, at most a quarter; batch_seconds: padded audio a batch."""
+class WindowOptions(NamedTuple):
+    """window: seconds of audio per window; overlap: seconds of it on each side of a join, at most a
+    quarter; batch_seconds: padded audio per batch."""
 
     window: float = 30.0
     overlap: float = 4.0
@@ -33,7 +34,7 @@ class Settings(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word, and the seconds at which its first label begins and its last one ends."""
+    """A word; start of its first label and end of its last one, in seconds."""
 
     word: str
     start: float
@@ -41,7 +42,7 @@ class Word(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """What is said in a file of `seconds`; the words are those of the text."""
+    """The text of a file of `seconds`, and the words of the text with their times."""
 
     path: str
     text: str
@@ -49,94 +50,107 @@ class Transcript(NamedTuple):
     seconds: float
 
 
-def transcribe(
-    recogniser: Recognizer,
-    paths: Iterable[str],
-    settings: Settings,
-    search: BeamSearch | None = None,
-    heard: Callable[[float], None] = lambda seconds: None,
-) -> Iterator[Transcript | Failure]:
-    """What is said in each file, in the order of the paths, which are read as they are needed.
+def no_progress(seconds: float) -> None:
+    """Default `progress`: ignores the seconds of audio done."""
 
-    Without `search` the text is the best path's. With one, each window is searched on its own, a
-    language model starting anew; times are those of the best path of what was found. `heard` is
-    told the seconds of audio as they are done. Raises UserError for windows that do not fit the
-    model.
+
+def transcribe(
+    recognizer: Recognizer,
+    paths: Iterable[str],
+    options: WindowOptions,
+    search: BeamSearch | None = None,
+    progress: Callable[[float], None] = no_progress,
+) -> Iterator[Transcript | Failure]:
+    """The transcript of each file, in the order of the paths, which are read lazily.
+
+    Without `search` the text is that of the best path. With one, each window is searched on its
+    own, from the start state of the language model; times are those of the best alignment. Calls
+    `progress` with the seconds of audio of each batch. Raises UserError for windows that do not fit
+    the model.
     """
-    length, overlap = in_samples(recogniser, settings)
-    hop, rate = recogniser.hop, recogniser.sample_rate
-    say = by_frame(recogniser, keep_log_probs=search is not None)
-    listen = Listener(say, recogniser, length, settings.batch_seconds)
-    limit = round(ROUND * settings.batch_seconds * rate)
-    for group in _rounds(read_all(paths, rate), limit):
-        sound = [r for r in group if isinstance(r, Recording)]
-        cuts = [windows.cut(len(r.audio), length, overlap, hop) for r in sound]
-        rows = [row for r, own in zip(sound, cuts, strict=True) for row in _rows(r, own, rate)]
-        said = iter(listen(rows, heard))
-        pieces = (
-            windows.join(own, list(itertools.islice(said, len(own))), overlap, hop) for own in cuts
-        )
-        for r in group:
-            if isinstance(r, Recording):
-                labels = _labels(next(pieces), search)
-                yield _transcript(recogniser, r.path, labels, len(r.audio))
-            else:
-                yield r
+    length, overlap = in_samples(recognizer, options)
+    hop, rate = recognizer.hop, recognizer.sample_rate
+    decoder = ctc_decoder(recognizer, keep_log_probs=search is not None)
+    decode = BatchDecoder(decoder, recognizer, length, options.batch_seconds)
+
+    def cut(samples: int) -> list[windows.Window]:
+        return windows.cut(samples, length, overlap, hop)
+
+    limit = round(ROUND * options.batch_seconds * rate)
+    for found, cuts, rows in _decoded(read_all(paths, rate), limit, cut, decode, rate, progress):
+        if isinstance(found, Failure):
+            yield found
+        else:
+            labels = _labels(windows.join(cuts, rows, overlap, hop), search)
+            yield _transcript(recognizer, found.path, labels, len(found.audio))
 
 
 def translate(
     translator: Translator,
     paths: Iterable[str],
-    settings: Settings,
+    options: WindowOptions,
     beam: int,
-    heard: Callable[[float], None] = lambda seconds: None,
+    progress: Callable[[float], None] = no_progress,
 ) -> Iterator[Transcript | Failure]:
-    """What each file says in another language, in the order of the paths: texts without words, as
-    a translation has no times.
+    """The translation of each file by beam search of width `beam`, in the order of the paths: texts
+    without words, as a translation has no times.
 
     A file longer than a window is cut into equal parts, whose translations are joined by spaces;
-    `settings.overlap` is of no use. `beam` is the width of the search. Raises UserError for a
-    window under 0.1 s.
+    `options.overlap` is not used. Raises UserError for a window under 0.1 s.
     """
     rate = translator.sample_rate
-    length = round(settings.window * rate)
+    length = round(options.window * rate)
     if length < rate // 10:
-        raise UserError(f"--window {settings.window:g} must be at least 0.1 seconds")
-    listen = Listener(
-        lambda batch: (translator.predict(batch, beam), None),
-        translator,
-        length,
-        settings.batch_seconds,
-    )
-    limit = round(ROUND * settings.batch_seconds * rate)
-    for group in _rounds(read_all(paths, rate), limit):
-        cuts = [windows.divide(len(r.audio), length) for r in group if isinstance(r, Recording)]
-        sound = (r for r in group if isinstance(r, Recording))
-        rows = [row for r, own in zip(sound, cuts, strict=True) for row in _rows(r, own, rate)]
-        said, sizes = iter(listen(rows, heard)), iter(map(len, cuts))
-        for r in group:
-            if isinstance(r, Recording):
-                pieces = itertools.islice(said, next(sizes))
-                texts = (translator.decode(piece.path[piece.path > 0]).strip() for piece in pieces)
-                text = " ".join(text for text in texts if text)
-                yield Transcript(r.path, text, [], len(r.audio) / rate)
-            else:
-                yield r
+        raise UserError(f"--window {options.window:g} must be at least 0.1 seconds")
+
+    def decoder(batch: Batch) -> tuple:
+        return translator.predict(batch, beam), None
+
+    def cut(samples: int) -> list[windows.Window]:
+        return windows.divide(samples, length)
+
+    decode = BatchDecoder(decoder, translator, length, options.batch_seconds)
+    limit = round(ROUND * options.batch_seconds * rate)
+    for found, _, rows in _decoded(read_all(paths, rate), limit, cut, decode, rate, progress):
+        if isinstance(found, Failure):
+            yield found
+        else:
+            texts = (translator.decode(row.path[row.path > 0]).strip() for row in rows)
+            text = " ".join(text for text in texts if text)
+            yield Transcript(found.path, text, [], len(found.audio) / rate)
 
 
-def in_samples(recogniser: Recognizer, settings: Settings) -> tuple[int, int]:
-    """(window, overlap) in samples, whole frames of the model; UserError where they do not fit."""
-    rate, hop = recogniser.sample_rate, recogniser.hop
+def _decoded(
+    recordings: Iterable[Recording | Failure],
+    limit: int,
+    cut: Callable[[int], list[windows.Window]],
+    decode: BatchDecoder,
+    rate: int,
+    progress: Callable[[float], None],
+) -> Iterator[tuple[Recording | Failure, list[windows.Window], list[DecodedRow]]]:
+    """(recording, its windows, their outputs) in order; batches are formed within lists of
+    recordings of about `limit` samples. A failure has no windows."""
+    for group in _rounds(recordings, limit):
+        cuts = [cut(len(r.audio)) if isinstance(r, Recording) else [] for r in group]
+        rows = [
+            row for r, own in zip(group, cuts, strict=True) if own for row in _rows(r, own, rate)
+        ]
+        outputs = iter(decode(rows, progress))
+        for r, own in zip(group, cuts, strict=True):
+            yield r, own, list(itertools.islice(outputs, len(own)))
+
+
+def in_samples(recognizer: Recognizer, options: WindowOptions) -> tuple[int, int]:
+    """(window, overlap) in samples, multiples of the hop. Raises UserError if they do not fit."""
+    rate, hop = recognizer.sample_rate, recognizer.hop
     length, overlap = (
-        round(seconds * rate) // hop * hop for seconds in (settings.window, settings.overlap)
+        round(seconds * rate) // hop * hop for seconds in (options.window, options.overlap)
     )
     if overlap < hop:
-        raise UserError(
-            f"--overlap {settings.overlap:g} must be a frame, {hop / rate:g} s, or more"
-        )
+        raise UserError(f"--overlap {options.overlap:g} must be a frame, {hop / rate:g} s, or more")
     if length < 4 * overlap:
         raise UserError(
-            f"--window {settings.window:g} must be at least 4 times --overlap {settings.overlap:g}"
+            f"--window {options.window:g} must be at least 4 times --overlap {options.overlap:g}"
         )
     return length, overlap
 
@@ -144,7 +158,7 @@ def in_samples(recogniser: Recognizer, settings: Settings) -> tuple[int, int]:
 def _rounds(
     recordings: Iterable[Recording | Failure], limit: int
 ) -> Iterator[list[Recording | Failure]]:
-    """The recordings in order, in lists that end once they hold `limit` samples."""
+    """The recordings in order, in lists that end as soon as they hold `limit` samples."""
     held, samples = [], 0
     for r in recordings:
         held.append(r)
@@ -156,15 +170,15 @@ def _rounds(
         yield held
 
 
-def _rows(recording: Recording, cuts: Sequence[windows.Window], rate: int) -> Iterator[Row]:
+def _rows(recording: Recording, cuts: Sequence[windows.Window], rate: int) -> Iterator[AudioRow]:
     before = 0
     for start, stop in cuts:
-        yield Row(recording.audio[start:stop], (stop - before) / rate)
+        yield AudioRow(recording.audio[start:stop], (stop - before) / rate)
         before = stop
 
 
-def _labels(pieces: Sequence[Heard], search: BeamSearch | None) -> list[Label]:
-    """The labels of a recording in its own frames; `pieces`: what its windows add to it."""
+def _labels(pieces: Sequence[DecodedRow], search: BeamSearch | None) -> list[Label]:
+    """The labels of a recording, in its own frames; `pieces` as `windows.join` returns them."""
     if search is None:
         return best_labels(np.concatenate([piece.path for piece in pieces]))
     labels, before = [], 0
@@ -178,15 +192,15 @@ def _labels(pieces: Sequence[Heard], search: BeamSearch | None) -> list[Label]:
     return labels
 
 
-def _transcript(recogniser: Recognizer, path: str, labels: list[Label], samples: int) -> Transcript:
+def _transcript(recognizer: Recognizer, path: str, labels: list[Label], samples: int) -> Transcript:
     def seconds(frame: int) -> float:
-        """Rounded down to ms: inside the file."""
-        return min(frame * recogniser.hop, samples) * 1000 // recogniser.sample_rate / 1000
+        """Rounded down to ms, so never beyond the end of the file."""
+        return min(frame * recognizer.hop, samples) * 1000 // recognizer.sample_rate / 1000
 
     words = []
-    for group in words_of(labels, recogniser.symbols):
-        text = recogniser.decode([label.id for label in group]).strip()
+    for group in words_of(labels, recognizer.symbols):
+        text = recognizer.decode([label.id for label in group]).strip()
         if text:
             words.append(Word(text, seconds(group[0].start), seconds(group[-1].end)))
-    text = recogniser.decode([label.id for label in labels]).strip()
-    return Transcript(path, text, words, samples / recogniser.sample_rate)
+    text = recognizer.decode([label.id for label in labels]).strip()
+    return Transcript(path, text, words, samples / recognizer.sample_rate)

@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Sequence
 
 from bljust_jax.reporting import plots
-from bljust_jax.reporting.run_files import Run, costs, score_order
+from bljust_jax.reporting.run_files import RunFiles, costs, score_order
 from bljust_jax.reporting.text import fitted, number, rate
 
 
-def write(runs: Sequence[Run], out: pathlib.Path) -> tuple[list[str], pathlib.Path]:
+def write(runs: Sequence[RunFiles], out: pathlib.Path) -> tuple[list[str], pathlib.Path]:
     """Write `comparison.md` and, where dev was scored, `wer.png` and `bleu.png` into `out`.
 
     Returns the lines of the table, and the path of the former.
@@ -30,7 +30,7 @@ def write(runs: Sequence[Run], out: pathlib.Path) -> tuple[list[str], pathlib.Pa
     return compared, path
 
 
-def _cells(names: Sequence[str], runs: Sequence[Run]) -> tuple[tuple, list[tuple]]:
+def _cells(names: Sequence[str], runs: Sequence[RunFiles]) -> tuple[tuple, list[tuple]]:
     """(head, rows) of the table: every score and every cost that some run has."""
     scores = sorted({key for run in runs for key in run.scores}, key=score_order)
     labels = dict.fromkeys(label for run in runs for label in costs(run))
@@ -50,7 +50,7 @@ def _cells(names: Sequence[str], runs: Sequence[Run]) -> tuple[tuple, list[tuple
     return head, rows
 
 
-def distinct_names(runs: Sequence[Run]) -> list[str]:
+def distinct_names(runs: Sequence[RunFiles]) -> list[str]:
     """The last parts of the folders, as many as tell the runs apart."""
     paths = [run.folder.resolve().parts for run in runs]
     for depth in range(1, max(map(len, paths))):

@@ -10,7 +10,7 @@ import numpy as np
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.reporting import plots
-from bljust_jax.reporting.run_files import MEASURES, Run, costs, open_run
+from bljust_jax.reporting.run_files import MEASURES, RunFiles, costs, read_run_files
 from bljust_jax.reporting.text import fitted, number, rate, table
 from bljust_jax.reporting.utterances import worst
 
@@ -26,7 +26,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     Read are config.json and metrics.jsonl, and where they are present run.json (phases, command,
     versions), samples/*-best.jsonl and example.npz. Raises UserError where `workdir` is no run.
     """
-    run = open_run(workdir)
+    run = read_run_files(workdir)
     lines = [*summary(run), ""]
     for heading, section in SECTIONS.items():
         body = section(run)
@@ -37,7 +37,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def summary(run: Run) -> list[str]:
+def summary(run: RunFiles) -> list[str]:
     """What a reader asks first: which run, how good, at which cost."""
     config = run.config
     title = f"# {run.name}: {config['recipe']}, method {config['method']}, seed {config['seed']}"
@@ -46,7 +46,7 @@ def summary(run: Run) -> list[str]:
     return [title, *state, *([""] if scores else []), *scores, "", *_cost(run)]
 
 
-def _scores(run: Run) -> list[str]:
+def _scores(run: RunFiles) -> list[str]:
     names = dict.fromkeys(key.rpartition("/")[0] for key in run.scores)
     measures = [m for m in MEASURES if any(key.endswith(f"/{m}") for key in run.scores)]
     counts = [c for c in COUNTS if any(f"{name}/{c}" in run.final for name in names)]
@@ -71,7 +71,7 @@ COUNTS = {
 }
 
 
-def _cost(run: Run) -> list[str]:
+def _cost(run: RunFiles) -> list[str]:
     rows = [("steps", number(run.step))]
     if run.final:
         rows.append(("best step (by dev)", number(run.final["best_step"])))
@@ -89,7 +89,7 @@ NOTE = (
 )
 
 
-def _phases(run: Run) -> list[str]:
+def _phases(run: RunFiles) -> list[str]:
     """Phases of one name in one line, in the order of first appearance."""
     merged: dict[str, list] = {}
     for phase in run.facts.get("phases", []):
@@ -100,7 +100,7 @@ def _phases(run: Run) -> list[str]:
     return table(("phase", "stretches", "steps", "levels (upper > lower)"), rows) if rows else []
 
 
-def _pictures(run: Run) -> list[str]:
+def _pictures(run: RunFiles) -> list[str]:
     spans = [
         plots.Span(p["name"], p["start"], p["steps"], losses_of(p["levels"]))
         for p in run.facts.get("phases", [])
@@ -132,7 +132,7 @@ def losses_of(levels: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(level.split("+")) for level in levels.split(" > "))
 
 
-def _course(run: Run) -> list[str]:
+def _course(run: RunFiles) -> list[str]:
     """`POINTS` evenly spaced stretches of the run, each with the last value of every measure; those
     without any are left out. Of cosines, those of all shared parameters, if they are few."""
     keys = sorted({key for row in run.rows for key in row})
@@ -150,7 +150,7 @@ def _course(run: Run) -> list[str]:
     return fitted(("step", *shown), rows) if shown else []
 
 
-def _worst(run: Run) -> list[str]:
+def _worst(run: RunFiles) -> list[str]:
     """The utterances with most errors, each hypothesis under its reference: in words, in characters
     for a task that is measured by CER."""
     parts = {
@@ -181,7 +181,7 @@ TRANSLATED = (
 )
 
 
-def _origin(run: Run) -> list[str]:
+def _origin(run: RunFiles) -> list[str]:
     facts = run.facts
     rows = [(name, facts[name]) for name in ("command", "git", "devices") if facts.get(name)]
     for task, signatures in facts.get("signatures", {}).items():
@@ -192,7 +192,7 @@ def _origin(run: Run) -> list[str]:
     return table(("what", "value"), rows) if rows else []
 
 
-SECTIONS: dict[str, Callable[[Run], list[str]]] = {
+SECTIONS: dict[str, Callable[[RunFiles], list[str]]] = {
     "Phases": _phases,
     "Pictures": _pictures,
     "Course": _course,

@@ -12,7 +12,7 @@ from bljust_jax.monitoring import metrics
 from bljust_jax.reporting.plots import MEASURES
 
 
-class Run(NamedTuple):
+class RunFiles(NamedTuple):
     """What a run's folder says: config, facts of `run.json`, rows of `metrics.jsonl`."""
 
     folder: pathlib.Path
@@ -50,13 +50,13 @@ class Run(NamedTuple):
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
 
-def open_run(folder: pathlib.Path) -> Run:
+def read_run_files(folder: pathlib.Path) -> RunFiles:
     """Read a run's folder; UserError where it is none, or where a file of it is damaged."""
     for name in ("config.json", "metrics.jsonl"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is no run: it has no {name}; name the --workdir of a run")
     rows = _parse(folder / "metrics.jsonl", metrics.read)
-    return Run(
+    return RunFiles(
         folder,
         _parse(folder / "config.json", _read_json),
         _parse(folder / "run.json", _read_json) if (folder / "run.json").is_file() else {},
@@ -76,7 +76,7 @@ def _parse(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
         raise UserError(f"{path} is damaged ({error}); run the training again") from error
 
 
-def costs(run: Run) -> dict[str, float]:
+def costs(run: RunFiles) -> dict[str, float]:
     """{label: value}: encoder TFLOP, updates of each loss, audio hours, hours of training."""
     found = {"encoder TFLOP": run.last("compute/encoder_tflop")}
     keys = sorted({k for row in run.rows for k in row if k.startswith("compute/updates/")})
@@ -99,7 +99,7 @@ def training_hours(rows: Sequence[Mapping[str, Any]]) -> float:
     return seconds / 3600
 
 
-def as_json(run: Run) -> dict[str, Any]:
+def as_json(run: RunFiles) -> dict[str, Any]:
     """One run's figures: {"run", "recipe", "method", "seed", "finished", "step", scores, costs}."""
     config = {key: run.config[key] for key in ("recipe", "method", "seed")}
     state = {"finished": bool(run.final), "step": run.step}

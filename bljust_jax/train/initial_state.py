@@ -34,7 +34,7 @@ def make_state(
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params), stats=stats)
     for name, workdir in recipe.borrow.items():
         try:
-            opened = trained_run.open_all(pathlib.Path(workdir))
+            opened = trained_run.load_trained_run(pathlib.Path(workdir))
         except UserError as error:
             raise UserError(f"config.{name}_from: {error}") from error
         check_same_encoder(config, opened, name)
@@ -48,7 +48,7 @@ def make_state(
 OF_TRAINING = {"dropout", "layerdrop", "feature_grad_scale", "dtype", "remat", "scan_unroll"}
 
 
-def check_same_encoder(config: Any, opened: trained_run.Run, name: str) -> None:
+def check_same_encoder(config: Any, opened: trained_run.TrainedRun, name: str) -> None:
     """UserError where the run's encoder, or what it hears, is another than the config's."""
     ours, theirs = (_function(json.loads(c.to_json())) for c in (config, opened.config))
     differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
@@ -67,7 +67,7 @@ def _function(config: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def borrowed(opened: trained_run.Run) -> Weights:
+def borrowed(opened: trained_run.TrainedRun) -> Weights:
     """The encoder of a run and the statistics that belong to it."""
     params, stats = opened.weights
     found = Weights({"encoder": params["encoder"]}, stats)

@@ -25,7 +25,7 @@ from bljust_jax.checkpoint.manager import Checkpoints, Timer
 from bljust_jax.common import trees
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus, load_corpus
-from bljust_jax.inference import scoring
+from bljust_jax.inference import decode_split, scoring
 from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
@@ -303,12 +303,12 @@ def make_evaluator(
     """evaluate(split, weights): the scores of all tasks by greedy decoding. Every process decodes
     the whole split."""
     decode = {
-        task.name: jax.jit(scoring.greedily(task), out_shardings=replicated(mesh))
+        task.name: jax.jit(decode_split.greedy_decoder(task), out_shardings=replicated(mesh))
         for task in recipe.tasks
     }
 
     def evaluate(split: str, weights: Weights) -> scoring.Scored:
-        return scoring.run(
+        return scoring.score_tasks(
             split,
             recipe.tasks,
             corpus,

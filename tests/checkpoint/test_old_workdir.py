@@ -16,7 +16,7 @@ import pytest
 
 from bljust_jax import evaluate as command
 from bljust_jax.checkpoint.manager import digest
-from bljust_jax.inference.trained_run import open_run
+from bljust_jax.inference.trained_run import load_trained_run
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from configs import quickstart
@@ -55,7 +55,7 @@ def old(tmp_path, monkeypatch):
 
 
 def test_it_is_evaluated_as_it_was(old):
-    weights = open_run(RUN).weights
+    weights = load_trained_run(RUN).weights
     assert digest(weights) == "0949fe52fcaebc1d", "its best weights, bit for bit"
     args = command.parser().parse_args(["--workdir", str(RUN)])
     found = command.evaluate(args, lambda line: None)
@@ -79,4 +79,4 @@ def test_it_is_trained_to_its_end_as_it_was(old):
     assert rows[: len(before)] == before
     last = next(row for row in rows if row["step"] == 204 and "train/ctc/loss" in row)
     assert {name: last[name] for name in LAST} == pytest.approx(LAST, rel=2e-3)
-    assert digest(open_run(RUN).weights) == "0949fe52fcaebc1d", "still the best"
+    assert digest(load_trained_run(RUN).weights) == "0949fe52fcaebc1d", "still the best"

@@ -10,7 +10,8 @@ from bljust_jax import export_checkpoint
 from bljust_jax.common import cli
 from bljust_jax.data.tokenizer import CharTokenizer
 from bljust_jax.export import hf_tokenizer, parity, pretrained
-from bljust_jax.inference.trained_run import open_run
+from bljust_jax.inference.load import exported_recognizer
+from bljust_jax.inference.trained_run import load_trained_run
 from tests.helpers import runs
 
 
@@ -123,13 +124,13 @@ def test_padding_is_warned_of_where_it_matters(tmp_path):
 @pytest.mark.parametrize("kind", ["parakeet", "wav2vec2"])
 def test_what_was_written_recognises_as_the_run_does(kind, request):
     folder = request.getfixturevalue(kind)
-    opened = open_run(folder)
+    opened = load_trained_run(folder)
     rng = np.random.default_rng(0)
     lengths = np.array([9000, 16000], np.int32)
     audio = (1000 * rng.standard_normal((2, 16000))).astype(np.int16)
     batch = {"audio": audio, "audio_lengths": lengths}
     expected, frames = jax.jit(opened.recipe.predict)(*opened.weights, batch)
-    recogniser = pretrained.open_folder(folder / "out")
+    recogniser = exported_recognizer(folder / "out")
     found, found_frames = recogniser.predict(batch)
     assert found_frames.tolist() == frames.tolist() == [recogniser.frames(int(n)) for n in lengths]
     # the same operations on the same weights, in two programs
@@ -184,7 +185,7 @@ def test_a_vocabulary_with_the_blank_elsewhere_and_special_tokens(tmp_path):
 
 def test_a_certificate_is_refused_for_logits_and_for_texts():
     logits = np.array([[1.0, 4.0], [2.0, -3.0]], np.float32)
-    heard = parity.Heard([np.zeros(5, np.int16)] * 2, [logits, logits[:1]], ["x", "y"])
+    heard = parity.RunOutput([np.zeros(5, np.int16)] * 2, [logits, logits[:1]], ["x", "y"])
 
     def exported(difference, last):
         def run(audio):

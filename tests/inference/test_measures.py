@@ -120,15 +120,15 @@ def test_the_best_weights_have_least_of_the_mean_error_of_each_task_s_measure():
 
 def test_lines_for_people_are_one_a_task_and_the_means():
     lines = scored(asr_ar=(1.0, 0.6), asr_en=(1.5, 0.8), st_ar_en=(30.0, 50.0)).describe(0)
-    assert [line for line in lines if line != scoring.NOTHING] == [
+    assert [line for line in lines if line != scoring.NOT_LEARNED] == [
         "dev/asr/ar:   WER 100.0% (S 1 D 1 I 1 of 1 words), CER 60.0%, blanks 50.0%",
         "dev/asr/en:   WER 150.0% (S 1 D 1 I 1 of 1 words), CER 80.0%, blanks 50.0%",
         "dev/st/ar-en: BLEU 30.00, chrF 50.00 of 8 texts",
         "dev:          WER 125.0%, CER 70.0%, BLEU 30.00, chrF 50.00, means",
     ]
-    assert lines.count(scoring.NOTHING) == 1
+    assert lines.count(scoring.NOT_LEARNED) == 1
     # a word a sentence, as in Chinese
-    assert scoring.NOTHING not in scored(asr_zh=(1.0, 0.1)).describe(0)
+    assert scoring.NOT_LEARNED not in scored(asr_zh=(1.0, 0.1)).describe(0)
 
 
 def test_samples_are_a_file_a_task(tmp_path):

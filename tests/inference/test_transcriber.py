@@ -16,8 +16,8 @@ from bljust_jax.decoding.ctc_beam import BeamSearch
 from bljust_jax.decoding.greedy import collapse
 from bljust_jax.inference import audio_files, windows
 from bljust_jax.inference.alignment import Label, aligned_labels, best_labels, words_of
-from bljust_jax.inference.batching import Heard
-from bljust_jax.inference.transcriber import Failure, Settings, Transcript, Word, transcribe
+from bljust_jax.inference.batching import DecodedRow
+from bljust_jax.inference.transcriber import Failure, Transcript, WindowOptions, Word, transcribe
 from bljust_jax.ops import log_mel
 from tests.helpers.fake_recognizer import (
     CLASSES,
@@ -94,7 +94,7 @@ def test_windows_cover_a_recording_and_join_to_the_whole(samples, overlap):
         assert cuts[-1].stop - cuts[-1].start > length - hop
     places = np.arange(len(whole))[:, None]
     spans = [slice(start // hop, stop // hop) for start, stop in cuts]
-    joined = windows.join(cuts, [Heard(whole[s], places[s]) for s in spans], overlap, hop)
+    joined = windows.join(cuts, [DecodedRow(whole[s], places[s]) for s in spans], overlap, hop)
     for name, expected in (("path", whole), ("log_probs", places)):
         found = np.concatenate([getattr(piece, name) for piece in joined])
         np.testing.assert_array_equal(found, expected)
@@ -120,7 +120,7 @@ def test_a_label_that_windows_place_a_frame_apart_is_kept_once():
             own = places + rng.integers(-1, 2) - start // hop
             inside = (own >= 0) & (own < len(path))
             path[own[inside]] = 1 + np.arange(40)[inside]
-            heard.append(Heard(path, None))
+            heard.append(DecodedRow(path, None))
         joined = windows.join(cuts, heard, overlap, hop)
         assert collapse(np.concatenate([p.path for p in joined])) == list(range(1, 41))
 
@@ -152,8 +152,8 @@ def test_a_local_model_says_the_same_in_windows(tmp_path):
     noise = np.random.default_rng(1).integers(-3000, 3000, round(21.37 * RATE)).astype(np.int16)
     path = store(tmp_path / "noise.wav", noise)
     model, shapes = fake(*mel_classes())
-    (whole,) = transcribe(model, [path], Settings(30.0, 4.0))
-    (parts,) = transcribe(model, [path], Settings(4.0, 0.5))
+    (whole,) = transcribe(model, [path], WindowOptions(30.0, 4.0))
+    (parts,) = transcribe(model, [path], WindowOptions(4.0, 0.5))
     assert len(whole.words) > 5
     assert parts == whole
     assert sorted({samples for _, samples in shapes}) == [4 * RATE, 30 * RATE]
@@ -167,7 +167,7 @@ def test_words_have_the_times_of_their_frames(tmp_path):
     pieces = [(50, "aab_c"), (60, " "), (22 * SECOND, "dd____e"), (600, " "), (1174, "f")]
     path = store(tmp_path / "a.flac", np.pad(sound(*pieces), (0, 300)))
     model, shapes = fake()
-    (found,) = transcribe(model, [path], Settings())
+    (found,) = transcribe(model, [path], WindowOptions())
     assert shapes == [(2, 30 * RATE)]
     words = [Word("abc", 2.0, 2.2), Word("de", 22.0, 22.28), Word("f", 46.96, 47.0)]
     assert found == Transcript(path, "abc de f", words, (1175 * FRAME + 300) / RATE)
@@ -183,7 +183,7 @@ def test_a_word_ends_with_its_file(tmp_path):
 
     path = store(tmp_path / "a.wav", sound((0, "____"))[:-321])
     model, _ = fake(always_a, lambda samples: -(-samples // FRAME))
-    (found,) = transcribe(model, [path], Settings())
+    (found,) = transcribe(model, [path], WindowOptions())
     assert found.words == [Word("a", 0.0, 0.139)]  # 2239 samples
 
 
@@ -193,7 +193,7 @@ def test_a_word_ends_with_its_file(tmp_path):
 def test_silence_and_less_than_a_frame_are_no_words(audio, tmp_path):
     path = store(tmp_path / "a.wav", audio)
     for search in (None, BeamSearch(TOKENIZER.symbols, beam=2)):
-        (found,) = transcribe(fake()[0], [path], Settings(), search)
+        (found,) = transcribe(fake()[0], [path], WindowOptions(), search)
         assert (found.text, found.words) == ("", [])
 
 
@@ -212,7 +212,7 @@ def test_a_beam_of_one_is_the_best_path_with_its_times(tmp_path):
     noise = np.random.default_rng(1).integers(-3000, 3000, 6 * RATE).astype(np.int16)
     path = store(tmp_path / "noise.wav", noise)
     model, _ = fake(*mel_classes())
-    for settings in (Settings(), Settings(4.0, 0.5)):
+    for settings in (WindowOptions(), WindowOptions(4.0, 0.5)):
         (plain,) = transcribe(model, [path], settings)
         (found,) = transcribe(model, [path], settings, BeamSearch(TOKENIZER.symbols, beam=1))
         assert len(plain.words) > 2
@@ -247,7 +247,7 @@ def test_files_share_batches_of_few_shapes_and_keep_their_order(tmp_path):
     ]
     model, shapes = fake()
     told = []
-    found = list(transcribe(model, paths, Settings(batch_seconds=60.0), heard=told.append))
+    found = list(transcribe(model, paths, WindowOptions(batch_seconds=60.0), progress=told.append))
     assert [f.path for f in found] == paths
     assert "".join(f.text for f in found) == "".join(letters[: len(paths)])
     assert sum(told) == pytest.approx(sum(f.seconds for f in found))
@@ -269,7 +269,7 @@ def test_rows_are_a_multiple_of_the_devices_and_audio_waits_on_disk(tmp_path):
             yield path
 
     model, shapes = fake()
-    found = transcribe(model._replace(multiple=8), paths(), Settings(batch_seconds=0.25))
+    found = transcribe(model._replace(multiple=8), paths(), WindowOptions(batch_seconds=0.25))
     assert next(found).text == "a"
     assert len(asked) <= 2 + audio_files.AHEAD
     assert len(list(found)) == 29
@@ -278,7 +278,7 @@ def test_rows_are_a_multiple_of_the_devices_and_audio_waits_on_disk(tmp_path):
 
 def test_a_failure_is_a_result_of_its_own(tmp_path):
     good = store(tmp_path / "a.wav", sound((0, "a")))
-    found = list(transcribe(fake()[0], ["none.wav", good, "none.wav"], Settings()))
+    found = list(transcribe(fake()[0], ["none.wav", good, "none.wav"], WindowOptions()))
     assert [type(f) for f in found] == [Failure, Transcript, Failure]
 
 
@@ -288,4 +288,4 @@ def test_a_batch_that_does_not_fit_is_a_mistake(tmp_path):
 
     path = store(tmp_path / "a.wav", sound((0, "a")))
     with pytest.raises(UserError, match="lower --batch_seconds"):
-        list(transcribe(fake(predict)[0], [path], Settings()))
+        list(transcribe(fake(predict)[0], [path], WindowOptions()))

@@ -12,7 +12,8 @@ import pytest
 from bljust_jax import export_checkpoint
 from bljust_jax.decoding import greedy
 from bljust_jax.export import hf_tokenizer, pretrained, tensors
-from bljust_jax.inference.trained_run import open_run
+from bljust_jax.inference.load import exported_recognizer
+from bljust_jax.inference.trained_run import load_trained_run
 from tests.helpers import runs
 
 torch = pytest.importorskip("torch")
@@ -42,7 +43,7 @@ def exported(folder, *flags):
 def heard(folder, *flags):
     """What the run makes of the first utterances of its dev."""
     parsed = export_checkpoint.parser().parse_args([f"--workdir={folder}", "--out=no", *flags])
-    return export_checkpoint.hear(open_run(folder), parsed)
+    return export_checkpoint.reference_output(load_trained_run(folder), parsed)
 
 
 @pytest.mark.parametrize("name", HUGGINGFACE)
@@ -106,7 +107,7 @@ def check_generated(out, recognise, audio, text):
 
 def check_read_back(out, ours):
     """The folder, read without torch, recognises as the run does."""
-    recogniser = pretrained.open_folder(out)
+    recogniser = exported_recognizer(out)
     lengths = np.array([len(x) for x in ours.audio], np.int32)
     batch = np.zeros((len(lengths), lengths.max()), np.int16)
     for row, audio in zip(batch, ours.audio, strict=True):

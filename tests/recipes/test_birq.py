@@ -161,7 +161,7 @@ def test_a_teacher_of_another_function_is_refused():
     """Heads and norm leave no trace in the shapes of parameters; dropout is no matter."""
     config, other = small(), small(**{"model.heads": 4, "model.norm": "batch"})
     config.model.dropout = 0.5
-    opened = trained_run.Run(pathlib.Path("runs/x"), small(), *[None] * 5)
+    opened = trained_run.TrainedRun(pathlib.Path("runs/x"), small(), *[None] * 5)
     initial_state.check_same_encoder(config, opened, "teacher")
     with pytest.raises(
         UserError, match=r"give both the same config.model.heads, config.model.norm"

@@ -16,7 +16,7 @@ from bljust_jax.report import main
 from bljust_jax.reporting import comparison, page, plots
 from bljust_jax.reporting.plots import curves, series, speech
 from bljust_jax.reporting.plots.style import legible
-from bljust_jax.reporting.run_files import open_run, training_hours
+from bljust_jax.reporting.run_files import read_run_files, training_hours
 from bljust_jax.reporting.text import columns, table
 from bljust_jax.reporting.utterances import word_errors, worst
 
@@ -320,7 +320,7 @@ def test_run_that_has_only_begun(tmp_path):
 def test_a_line_cut_short_is_left_out(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 110, "tra')
-    assert open_run(run).step == 100
+    assert read_run_files(run).step == 100
 
 
 # The command
@@ -329,7 +329,7 @@ def test_a_line_cut_short_is_left_out(run):
 def test_one_run(run, capsys):
     assert main([str(run)]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines() == page.summary(open_run(run))
+    assert out.splitlines() == page.summary(read_run_files(run))
     assert err == f"written: {run / 'report.md'}\n"
     assert (run / "plots" / "losses.png").exists()
 
@@ -365,7 +365,7 @@ def test_json_is_a_list_of_runs(tmp_path, capsys):
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     folders = [make_run(tmp_path / name / "run") for name in ("x", "y")]
-    assert comparison.distinct_names([open_run(f) for f in folders]) == ["x/run", "y/run"]
+    assert comparison.distinct_names([read_run_files(f) for f in folders]) == ["x/run", "y/run"]
 
 
 @pytest.mark.parametrize(

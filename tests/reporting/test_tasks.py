@@ -6,7 +6,7 @@ import re
 from bljust_jax import reporting
 from bljust_jax.reporting import comparison, page
 from bljust_jax.reporting.plots import series
-from bljust_jax.reporting.run_files import open_run
+from bljust_jax.reporting.run_files import read_run_files
 from bljust_jax.reporting.text import WIDEST, columns, fitted, rate, table
 from bljust_jax.reporting.utterances import worst
 from tests.helpers.logs import ASR, LEVELS, ST, moo_rows, score_rows
@@ -72,7 +72,7 @@ def test_report_of_tasks(tmp_path):
 
 def test_worst_utterances_of_tasks(tmp_path):
     run = make_run(tmp_path / "run")
-    lines = page._worst(open_run(run))
+    lines = page._worst(read_run_files(run))
     assert lines[:2] == list(page.TRANSLATED)
     found = [cells(line) for line in lines if line.startswith("| ")]
     heads = [row[:2] for row in found if "errors" in row[0]]
@@ -96,7 +96,7 @@ def test_characters_are_counted_where_words_tell_nothing(tmp_path):
 
 
 def test_the_course_leaves_layers_out_and_is_turned(tmp_path):
-    run = open_run(make_run(tmp_path / "run"))
+    run = read_run_files(make_run(tmp_path / "run"))
     lines = page._course(run)
     head, *rows = [cells(line) for line in lines if not line.startswith("|-")]
     assert head[0] == "step"
@@ -110,7 +110,7 @@ def test_the_course_leaves_layers_out_and_is_turned(tmp_path):
 
 
 def test_many_cosines_are_left_out_of_the_course(tmp_path):
-    run = open_run(make_run(tmp_path / "run"))
+    run = read_run_files(make_run(tmp_path / "run"))
     rows = moo_rows([tuple(f"asr/{c}" for c in "abcdefghi")])
     shown = [cells(line)[0] for line in page._course(run._replace(rows=rows))]
     assert len(shown) == 2 + 9 + 9  # head and rule, losses, weights
@@ -139,7 +139,7 @@ def test_scores_are_printed_on_their_scales():
 
 
 def test_runs_are_compared_a_score_a_line(tmp_path):
-    runs = [open_run(make_run(tmp_path / name, name)) for name in ("vm_uas", "vc")]
+    runs = [read_run_files(make_run(tmp_path / name, name)) for name in ("vm_uas", "vc")]
     lines, written = comparison.write(runs, tmp_path / "out")
     head, _, *rows = map(cells, lines)
     found = {row[0]: row[1:] for row in rows}

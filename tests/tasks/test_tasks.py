@@ -18,9 +18,9 @@ from bljust_jax.data import tokenizer_files
 from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.data.tokenizer import CharTokenizer
 from bljust_jax.inference import measures, windows
-from bljust_jax.inference.recognizer import open_model
-from bljust_jax.inference.trained_run import open_all, open_run
-from bljust_jax.inference.transcriber import Settings, translate
+from bljust_jax.inference.load import load_model
+from bljust_jax.inference.trained_run import load_trained_run
+from bljust_jax.inference.transcriber import WindowOptions, translate
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import initial_state, loop
 from configs import m2asr
@@ -99,7 +99,7 @@ def run(command, capsys, *flags):
 
 
 def test_a_recognition_task_opens_as_a_run_of_its_own(workdir):
-    whole, opened = open_all(workdir), open_run(workdir, "asr/en")
+    whole, opened = load_trained_run(workdir), load_trained_run(workdir).select_task("asr/en")
     assert opened.step == STEP
     assert set(opened.weights.params) == {"encoder", "ctc_head", "cpc_head"}
     assert opened.tokenizer.vocab_size == len(SYMBOLS["asr/en"]) + 1
@@ -118,7 +118,7 @@ def test_a_recognition_task_opens_as_a_run_of_its_own(workdir):
 
 
 def test_an_encoder_is_borrowed_of_a_run_of_several_tasks(workdir):
-    whole = open_all(workdir)
+    whole = load_trained_run(workdir)
     found = initial_state.borrowed(whole)
     assert set(found.params) == {"encoder"}
     initial_state.check_same_encoder(whole.config, whole, "teacher")
@@ -163,7 +163,7 @@ def test_evaluate_scores_a_translation_with_its_signatures(workdir, translated_d
 
 
 def first_of_dev(workdir):
-    return open_source(f"{workdir}/dev.jsonl", open_all(workdir).config.data.root)[0]
+    return open_source(f"{workdir}/dev.jsonl", load_trained_run(workdir).config.data.root)[0]
 
 
 def test_a_translation_is_transcribed_without_times(workdir, translated_dev, tmp_path, capsys):
@@ -174,9 +174,9 @@ def test_a_translation_is_transcribed_without_times(workdir, translated_dev, tmp
     code, (line,), _ = run(transcribe_command, capsys, *flags)
     found, expected = json.loads(line), translated_dev[1][0]["hypothesis"]
     assert (code, found["text"], found["words"]) == (0, expected.strip(), [])
-    model = open_model(workdir, "st/ar-en")
+    model = load_model(workdir, "st/ar-en")
     twice = store(tmp_path / "twice.flac", np.concatenate([audio, audio]))
-    settings = Settings(window=len(audio) / 16000)
+    settings = WindowOptions(window=len(audio) / 16000)
     whole, parted = translate(model, [once, twice], settings, 2)
     assert parted.text == f"{whole.text} {whole.text}".strip()
     assert parted.seconds == pytest.approx(2 * whole.seconds)
@@ -241,10 +241,13 @@ def test_mistakes_are_one_line(name, workdir, tmp_path, capsys):
 
 def test_a_run_of_one_task_takes_no_name(single):
     with pytest.raises(UserError, match="has one task, without a name"):
-        open_run(single, "asr/en")
+        load_trained_run(single).select_task("asr/en")
     with pytest.raises(UserError, match="has one task, without a name"):
         tokenizer_files.load_one(single, "asr/en")
-    assert tokenizer_files.load_one(single, "").vocab_size == open_run(single).tokenizer.vocab_size
+    assert (
+        tokenizer_files.load_one(single, "").vocab_size
+        == load_trained_run(single).tokenizer.vocab_size
+    )
 
 
 # Training
@@ -274,7 +277,7 @@ def test_a_run_of_two_tasks_trains_is_scored_and_goes_on(tmp_path, capsys):
     about = json.loads((workdir / "run.json").read_text())
     assert about["signatures"] == {"st/ar-en": measures.signatures(st("st/ar-en"))}
     assert (workdir / "example.npz").exists()
-    opened = open_run(workdir, "st/ar-en")
+    opened = load_trained_run(workdir).select_task("st/ar-en")
     written = json.loads((workdir / "config.json").read_text())["data"]["streams"]
     assert opened.tokenizer.sha256 == written["st/ar-en"]["text"]["sha256"] != ""
     assert written["asr/en"]["text"]["sha256"] == ""

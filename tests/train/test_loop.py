@@ -13,7 +13,7 @@ import pytest
 from bljust_jax.bilevel import step
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
-from bljust_jax.inference import scoring, trained_run
+from bljust_jax.inference import decode_split, scoring, trained_run
 from bljust_jax.monitoring import goodput, metrics
 from bljust_jax.parallel import cluster
 from bljust_jax.train import loop
@@ -118,10 +118,12 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
         return scoring.Scored(split, tasks, {"": result})
 
     monkeypatch.setattr(step, "make_train_step", aging)
-    monkeypatch.setattr(
-        scoring, "greedily", lambda _: lambda w, batch: jnp.max(jax.tree.leaves(w.params)[0])
-    )
-    monkeypatch.setattr(scoring, "run", tell)
+
+    def largest(w, batch):
+        return jnp.max(jax.tree.leaves(w.params)[0])
+
+    monkeypatch.setattr(decode_split, "greedy_decoder", lambda _: largest)
+    monkeypatch.setattr(scoring, "score_tasks", tell)
     if kill:
         with pytest.raises(Killed):
             run(tmp_path, kill=kill)
@@ -134,7 +136,7 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
         0.25,
     ]
     assert scored == [("dev", 8), ("dev", 16), ("dev", 24), ("dev", 16), ("test", 16)]
-    best = trained_run.open_run(tmp_path).weights.params
+    best = trained_run.load_trained_run(tmp_path).weights.params
     assert all((np.asarray(x) == 16).all() for x in jax.tree.leaves(best))
 
 

@@ -1,0 +1,122 @@
+"""Load a training run, or a folder written by export_checkpoint, as a Recognizer or Translator."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from bljust_jax.common.errors import UserError
+from bljust_jax.export import pretrained
+from bljust_jax.inference.recognizer import Recognizer, Translator
+from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
+from bljust_jax.models import heads
+from bljust_jax.parallel.compile_cache import keep_compiled
+from bljust_jax.parallel.mesh import put_batch
+
+CACHE = "~/.cache/bljust_jax/xla"  # compiled programs of exported models
+
+
+def load_model(folder: pathlib.Path, task: str = "") -> Recognizer | Translator:
+    """The best weights of a training run, or the model of an exported folder.
+
+    `task`: name of the task, for a run of several. Raises UserError if the folder is neither, is
+    damaged, or has no such task.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} holds no config.json: give --model a training run, or a folder that "
+            "export_checkpoint wrote"
+        )
+    if _is_exported(folder):
+        if task:
+            raise UserError(f"--task {task}: {folder} is one exported task: leave the flag out")
+        keep_compiled(CACHE)
+        return exported_recognizer(folder)
+    run = load_trained_run(folder).select_task(task)
+    keep_compiled(run.config.compile_cache)
+    return run_translator(run) if run.task.translate else run_recognizer(run)
+
+
+def _is_exported(folder: pathlib.Path) -> bool:
+    """Whether config.json has a model_type, as in `transformers`; a training run's has none."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "model_type" in found
+
+
+def run_recognizer(run: TrainedRun) -> Recognizer:
+    """The recognizer of a run with one recognition task."""
+    program, (params, stats) = jax.jit(run.recipe.predict), run.weights
+
+    def predict(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        return program(params, stats, put_batch(dict(batch), run.mesh))
+
+    return Recognizer(
+        predict=predict,
+        decode=run.tokenizer.decode,
+        symbols=run.tokenizer.symbols,
+        frames=run.recipe.frames,
+        sample_rate=run.config.data.sample_rate,
+        name=_describe(run),
+        multiple=run.mesh.size,
+    )
+
+
+def run_translator(run: TrainedRun) -> Translator:
+    """The translator of a run with one translation task."""
+    program, (params, stats) = jax.jit(run.task.translate, static_argnums=3), run.weights
+
+    def predict(batch: Mapping[str, Any], beam: int) -> Any:
+        return program(params, stats, put_batch(dict(batch), run.mesh), beam)
+
+    return Translator(
+        predict=predict,
+        decode=run.tokenizer.decode,
+        beam=run.config.decoder.beam,
+        sample_rate=run.config.data.sample_rate,
+        name=_describe(run),
+        multiple=run.mesh.size,
+    )
+
+
+def _describe(run: TrainedRun) -> str:
+    """Workdir, task and checkpoint, for messages."""
+    task = f", {run.task.name}" if run.task.name else ""
+    return f"{run.workdir}{task}, checkpoint {run.step}"
+
+
+def exported_recognizer(folder: pathlib.Path) -> Recognizer:
+    """The recognizer of a folder with `Wav2Vec2ForCTC` or `ParakeetForCTC`.
+
+    Raises UserError if the folder holds neither, or lacks a CTC head or a vocabulary.
+    """
+    model = pretrained.read_ctc_model(folder)
+    encoder = model.encoder
+
+    @jax.jit
+    def program(weights, batch):
+        params, stats = weights
+        x, lengths, _ = encoder.features(batch["audio"], batch["audio_lengths"], train=False)
+        h, lengths, _, _ = encoder.apply(
+            params["encoder"], x, lengths, stats=stats.get("encoder"), train=False
+        )
+        return heads.apply(params["ctc_head"], h), lengths
+
+    def predict(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        used = {name: batch[name] for name in ("audio", "audio_lengths")}
+        return program((model.params, model.stats), used)
+
+    return Recognizer(
+        predict=predict,
+        decode=model.vocabulary.decode,
+        symbols=model.vocabulary.symbols,
+        frames=encoder.frames,
+        sample_rate=model.sample_rate,
+        name=str(folder),
+    )
