@@ -30,7 +30,7 @@ def test_the_configs_of_the_readme_are_among_those_run_shrunk(page):
         for word in words
         if word.startswith("--config=")
     }
-    run = {name.split("-")[0] for name in test_train.CONFIGS} | {test_m2asr_train.CONFIG, "birq"}
+    run = {name.split("-")[0] for name in CONFIGS} | {M2ASR_CONFIG, "birq"}
     assert named <= run
 
 
