@@ -7,6 +7,7 @@ import pytest
 
 from configs import common
 from tests.helpers.documents import README, ROOT, check_command, commands, pages
+from tests.helpers.training_configs import CONFIGS, M2ASR_CONFIG
 
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 

@@ -1,12 +1,9 @@
 """Run `main` in a process whose files may not grow, as on a full disk."""
 
-import os
 import pathlib
 import resource
 import subprocess
 import sys
-
-import jax
 
 from bljust_jax import main
 from bljust_jax.checkpoint.manager import Checkpoints
@@ -53,7 +50,6 @@ def run_on_full_disk(folder, workdir, step, until=None, changes=()):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
         capture_output=True,
         text=True,
         check=False,

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import time
 
-import jax
-
 from bljust_jax.monitoring import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -90,8 +88,6 @@ def launch_quickstart(workdir, *changes, **popen):
     flags += ["--config.compile_cache="]
     command = [sys.executable, "-m", "bljust_jax.main", "--config=configs/quickstart.py:smoke"]
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-    env["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", *flags, *changes],
         cwd=ROOT,

@@ -5,7 +5,7 @@ import subprocess
 
 from tests.helpers.documents import ROOT, makefile_targets
 
-SKIPPED = {".git", ".venv", ".venv-newest", "runs", "__pycache__", ".pytest_xla_cache"}
+SKIPPED = {".git", ".venv", ".venv-newest", "runs", "__pycache__"}
 SKIPPED |= {".hypothesis", ".ruff_cache"}
 
 
