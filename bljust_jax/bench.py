@@ -26,24 +26,17 @@ import platform
 import re
 import sys
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
 from bljust_jax.benchmarks import torch_peer
+from bljust_jax.common import cli
 from bljust_jax.common.errors import UserError
 
-DONE, MISTAKE = 0, 2
 # Modules with run and describe, imported when asked for: ctc needs no models, step no data.
 SUBJECTS = {"ctc": "ctc", "step": "step", "birq": "birq", "moo": "moo", "input": "input"}
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "transformers")
-
-
-class Parser(argparse.ArgumentParser):
-    """A mistake on the command line is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -54,9 +47,7 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def parser() -> argparse.ArgumentParser:
-    usage, _, description = __doc__.partition("\n\n")
-    plain = argparse.RawDescriptionHelpFormatter
-    p = Parser(usage=usage, description=description, formatter_class=plain)
+    p = cli.Parser(__doc__)
     p.add_argument("subjects", nargs="+", choices=SUBJECTS, metavar="SUBJECT")
     p.add_argument("--json", type=pathlib.Path, metavar="FILE")
     p.add_argument("--rounds", type=int, default=7, help="timings of each (%(default)s)")
@@ -110,24 +101,22 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def body(args: argparse.Namespace) -> None:
+    if args.rounds < 1:
+        raise UserError(f"--rounds {args.rounds}: at least 1")
+    if args.shapes and len(args.subjects) > 1:
+        raise UserError("--shapes means other things to ctc and step: name one of them")
+    results = {"machine": machine(), "rounds": args.rounds}
+    print(" ".join(f"{k}: {v};" for k, v in results["machine"].items() if k != "packages"))
+    for subject in args.subjects:
+        results[subject], lines = measure(subject, args)
+        print("\n".join(lines), flush=True)
+        if args.json:
+            write(args.json, results)
+
+
 def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parser().parse_args(argv)
-        if args.rounds < 1:
-            raise UserError(f"--rounds {args.rounds}: at least 1")
-        if args.shapes and len(args.subjects) > 1:
-            raise UserError("--shapes means other things to ctc and step: name one of them")
-        results = {"machine": machine(), "rounds": args.rounds}
-        print(" ".join(f"{k}: {v};" for k, v in results["machine"].items() if k != "packages"))
-        for subject in args.subjects:
-            results[subject], lines = measure(subject, args)
-            print("\n".join(lines), flush=True)
-            if args.json:
-                write(args.json, results)
-    except (UserError, OSError) as error:
-        say(f"error: {' '.join(str(error).split())}")
-        return MISTAKE
-    return DONE
+    return cli.run(parser(), body, argv)
 
 
 if __name__ == "__main__":

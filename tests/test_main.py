@@ -195,3 +195,16 @@ def test_every_config_takes_the_variant_overfit(name):
     assert config["model"]["dropout"] == 0
     assert config["specaugment"]["freq_masks"] == config["specaugment"]["time_masks"] == 0
     assert (data["speed"], data["noise_snr"], data["join"]) == ([1.0, 1.0], [], [1, 1])
+
+
+def test_all_fields_of_a_config_are_printed_without_jax():
+    code = (
+        "import sys; from bljust_jax import main; code = main.main();"
+        "print(*sorted({'jax', 'flax'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    done = run_command(QUICK, "--config.model.dim=48", "--help_config", code=code)
+    assert done.returncode == 0
+    assert "jax" not in done.stderr.split()
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("config.model.dim ")]
+    assert line.split()[1:4] == ["48", "int", "1"]
+    assert line.endswith("width of the blocks")

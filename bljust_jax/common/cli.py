@@ -15,11 +15,13 @@ DONE, MISTAKE, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """`doc`: the module's docstring, its first paragraph the usage. A mistake is a `UserError`."""
+    """Parser of one command. `doc`: the module's docstring, its first paragraph the usage, the rest
+    printed as written. A wrong argument raises `UserError`."""
 
     def __init__(self, doc: str):
         usage, _, description = doc.partition("\n\n")
-        super().__init__(usage=usage, description=description)
+        as_written = argparse.RawDescriptionHelpFormatter
+        super().__init__(usage=usage, description=description, formatter_class=as_written)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")

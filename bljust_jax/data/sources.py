@@ -3,12 +3,10 @@
 import collections
 import concurrent.futures
 import dataclasses
-import importlib
 import io
 import itertools
 import os
 import pathlib
-import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -17,8 +15,10 @@ import soundfile
 import soxr
 from jaxtyping import Float, Int16
 
+from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import readers
+
+READERS = "bljust_jax.data.readers"
 
 # Formats whose seeking is sample-exact; Opus, Vorbis, MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
@@ -123,7 +123,7 @@ def _locate(uri: str) -> tuple[str, str]:
     scheme, colon, rest = uri.partition(":")
     if uri.endswith(".jsonl") and not (colon and scheme.isidentifier()):
         scheme, rest = "manifest", uri
-    known = sorted(module.name for module in pkgutil.iter_modules(readers.__path__))
+    known = plugins.names(READERS)
     if scheme not in known or not rest:
         found = " is a folder" if os.path.isdir(uri) else ""
         raise UserError(
@@ -135,7 +135,7 @@ def _locate(uri: str) -> tuple[str, str]:
 
 def _read_part(uri: str, root: str) -> list[Utterance]:
     scheme, rest = _locate(uri)
-    found = importlib.import_module(f"{readers.__name__}.{scheme}").read(rest, root)
+    found = plugins.load(READERS, scheme, "read", "scheme")(rest, root)
     if not found:
         raise UserError(f"{uri}: no utterance found: it is empty; name a source that holds some")
     return found

@@ -3,20 +3,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 
 from bljust_jax.bilevel.types import SelfSupervised
-from bljust_jax.common.errors import UserError
+from bljust_jax.common import plugins
 
 
 def load(name: str) -> Callable[..., SelfSupervised]:
     """`bind` of `objectives/<name>.py`. UserError where there is none."""
-    modules = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if name in modules:
-        bind = getattr(importlib.import_module(f"{__name__}.{name}"), "bind", None)
-        if bind is not None:
-            return bind
-    known = [m for m in modules if hasattr(importlib.import_module(f"{__name__}.{m}"), "bind")]
-    raise UserError(f"config.ssl: no self-supervised loss {name!r}; there are {', '.join(known)}")
+    return plugins.load(__name__, name, "bind", "config.ssl")

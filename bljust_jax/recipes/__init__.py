@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bljust_jax.bilevel.types import Recipe
-from bljust_jax.common.errors import UserError
+from bljust_jax.common import plugins
 
 
 class Facts(NamedTuple):
@@ -21,7 +19,4 @@ class Facts(NamedTuple):
 
 
 def load(name: str) -> Callable[[Any, Facts], Recipe]:
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if name not in known:
-        raise UserError(f"config.recipe: no recipe {name!r}; there are {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name}").build
+    return plugins.load(__name__, name, "build", "config.recipe")

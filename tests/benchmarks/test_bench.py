@@ -12,6 +12,7 @@ import pytest
 from bljust_jax import bench as command
 from bljust_jax.benchmarks import ctc, input, step, torch_peer
 from bljust_jax.benchmarks.interleave import LEAST, MIB, interleave, ratios, table
+from bljust_jax.common import cli
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.encoders import conformer
 from bljust_jax.ops.log_mel import frame_count
@@ -142,7 +143,7 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):
-    assert command.main(arguments) == command.MISTAKE
+    assert command.main(arguments) == cli.MISTAKE
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
 
 
@@ -58,10 +57,7 @@ class Encoder:
 
 
 def load(name: str) -> Callable[[Any], Encoder]:
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if name not in known:
-        raise UserError(f"config.encoder: no encoder {name!r}; there are {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name}").build
+    return plugins.load(__name__, name, "build", "config.encoder")
 
 
 def make_model(kind: type, config: Any, fields: Mapping[str, Any]) -> Any:
