@@ -1,1 +1,1 @@
-"""Measurements against peers, interleaved in one process: `python -m bljust_jax.bench --help`."""
+"""Benchmarks against public peers (`bljust_jax.bench`) and ahead-of-time compilation (`aot`)."""

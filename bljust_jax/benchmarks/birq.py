@@ -1,7 +1,7 @@
-"""A step of BiRQ against one of BEST-RQ: the same encoder, masks, codebook and batch.
+"""Benchmark of a BiRQ step against a BEST-RQ step: the same encoder, masks, codebook and batch.
 
 BiRQ adds a pass over the clean features up to layer k = 0.7 K, with or without its backward pass,
-and soft labels over the whole codebook. Steps are those that `train` takes, without dropout.
+and soft labels over the whole codebook. The steps are those of training, without dropout.
 """
 
 from __future__ import annotations
@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from bljust_jax.benchmarks.interleave import interleave, ratios, table
-from bljust_jax.benchmarks.step import Shape, compile_step, make_batch, report, row_of
+from bljust_jax.benchmarks.step import (
+    Shape,
+    chosen,
+    compile_step,
+    make_batch,
+    report,
+    row_of,
+    set_size,
+    size_of,
+)
 from configs import birq
 
 SHAPES = {
@@ -25,20 +32,20 @@ SHAPES = {
 def make_config(shape: Shape, dtype: str, variant: str, label_gradient: bool = True) -> Any:
     """The paper's config at this size."""
     config = birq.get_config(variant)
-    heads = max(4, shape.dim // 64)
-    config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
-    config.model.update(dropout=0.0, dtype=dtype, remat="none")
+    set_size(config, shape, dtype)
+    config.model.remat = "none"
     config.birq.label_gradient = label_gradient
     return config
 
 
 def run(
-    *, shapes: list[tuple[int, ...]] | None, dtype: str, rounds: int, say: Callable[[str], None]
+    *, shapes: list[tuple[int, ...]] | None, dtype: str, rounds: int, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """{"shapes": times, memory and ratios at each}; UserError for one that no encoder has."""
+    """{"shapes": times, memory and ratios at each}; UserError for a shape that the encoder does not
+    support."""
     results = []
-    for shape in [Shape(*s) for s in shapes] if shapes else [SHAPES[jax.default_backend()]]:
-        say(f"birq {shape}")
+    for shape in chosen(shapes, SHAPES):
+        log(f"birq {shape}")
         batch = make_batch(shape)
         configs = {
             "best_rq": make_config(shape, dtype, "best_rq"),
@@ -46,9 +53,9 @@ def run(
             "fixed labels": make_config(shape, dtype, "birq", label_gradient=False),
         }
         programs = {
-            name: compile_step(config, "pretrain", batch, say) for name, config in configs.items()
+            name: compile_step(config, "pretrain", batch, log) for name, config in configs.items()
         }
-        times = interleave({name: p.run for name, p in programs.items()}, rounds, say)
+        times = interleave({name: p.run for name, p in programs.items()}, rounds, log)
         over = {
             name: ratios(times, [name], ["best_rq"])
             | {"flops": programs[name].flops / programs["best_rq"].flops}
@@ -63,11 +70,8 @@ def describe(result: dict[str, Any]) -> list[str]:
     """The tables, in lines of at most 100 columns."""
     lines = []
     for at in result["shapes"]:
-        shape = Shape(**at["shape"])
-        size = f"{shape.dim} x {shape.layers}, {shape.rows} x {shape.seconds} s, {at['dtype']}"
-        rows = [row_of(*row) for row in at["rows"].items()]
-        lines += ["step of BiRQ, and without its labels' gradient, against BEST-RQ", size]
-        lines.append(table(rows))
+        lines += ["step of BiRQ, and without its labels' gradient, against BEST-RQ", size_of(at)]
+        lines.append(table([row_of(*row) for row in at["rows"].items()]))
         lines += [
             f"time of {name} / best_rq: {r['min']:.3f} by minima, {r['median']:.3f} by medians; "
             f"{r['flops']:.3f} by FLOPs"

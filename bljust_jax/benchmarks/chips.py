@@ -1,8 +1,7 @@
-"""Accelerators that are not here, for compiling ahead of time: what each holds, how many are
-joined, and their devices as the compilers see them.
+"""TPU and GPU topologies to compile for without having them: memory, number and devices.
 
-TPUs are libtpu's to describe; an NVIDIA GPU is described by its `target_config`, and XLA:GPU then
-compiles without it, without autotuning.
+libtpu describes TPUs. XLA:GPU compiles from the `target_config` of an NVIDIA GPU, without the
+device and without autotuning.
 """
 
 from __future__ import annotations
@@ -10,25 +9,28 @@ from __future__ import annotations
 import importlib.util
 from typing import Any, NamedTuple
 
+import jax
+from jax.experimental import topologies
+
 from bljust_jax.common.errors import UserError
+from bljust_jax.ops.ctc import pallas_gpu
 
 GIB = 2**30
 
 
 class Chips(NamedTuple):
-    """Accelerators by the name of their topology; bytes that a program may take of one, and its
-    `device_kind`."""
+    """A group of equal accelerators."""
 
     topology: str
     count: int
-    memory: float
-    kind: str
+    memory: float  # bytes that a program may use of one
+    kind: str  # its `device_kind`
     slices: int = 1
     megacore: bool = False  # the two cores of a chip are one device
-    target: str = ""  # of a GPU
+    target: str = ""  # `target_config` of a GPU
 
 
-# Facts of the device as the driver states them.
+# Properties of the device as the driver reports them.
 H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -51,17 +53,15 @@ CHIPS = {
     "v5e-256": Chips("v5e:16x16", 256, 16 * GIB, "TPU v5e"),
     "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, "TPU v5e", slices=2),
     "v6e-8": Chips("v6e:2x4", 8, 32 * GIB, "TPU v6e"),
-    # jax takes three quarters of a GPU's memory where it is not told otherwise.
+    # By default jax uses three quarters of a GPU's memory.
     "8 x H200": Chips("1x1x8", 8, 0.75 * 139.8 * GIB, "NVIDIA H200", target=H200),
 }
 
 
 def devices(chips: Chips) -> list[Any]:
-    """Devices that programs can be compiled for and never run on. UserError without the plugin."""
-    from jax.experimental import topologies
-
+    """Device descriptions to compile for; UserError without the plugin of an NVIDIA GPU."""
     if chips.target:
-        # jax finds its plugin for NVIDIA's GPUs by these names.
+        # names by which jax finds its plugin for NVIDIA GPUs
         if not any(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda12_plugin"))):
             raise UserError(f"{chips.kind}: no jax-cuda13-plugin to compile with: run `make aot`")
         found = topologies.get_topology_desc(
@@ -74,12 +74,8 @@ def devices(chips: Chips) -> list[Any]:
     return found.devices
 
 
-def ctc_of(chips: Chips) -> str:
-    """What `ctc_loss` takes for "auto" on such a chip."""
-    import jax
-
-    from bljust_jax.ops.ctc import pallas_gpu
-
+def ctc_implementation(chips: Chips) -> str:
+    """The implementation that `ctc_loss` chooses for "auto" on such a chip."""
     if not chips.target:
         return "pallas_tpu"
     return "pallas_gpu" if jax.__version_info__ >= pallas_gpu.SINCE else "one_scan"

@@ -1,4 +1,4 @@
-"""CTC value and gradient, log-softmax included: ours, optax's and torch's on the same logits."""
+"""Benchmark of CTC value and gradient, log-softmax included, against optax and torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES: dict[str, list[Shape]] = {
     "gpu": [(32, 1600, 200, 1000), (16, 400, 100, 1000)],
     "tpu": [(32, 1600, 200, 1000), (16, 400, 100, 1000)],
 }
-# "auto" is what training gets, and what is set against the peers.
+# "auto" is what training uses, and what is compared with the peers.
 OURS = {
     "cpu": ("auto", "scan", "one_scan"),
     "gpu": ("auto", "scan", "one_scan", "pallas_gpu"),
@@ -41,12 +41,14 @@ class Task(NamedTuple):
 
 
 class Contender(NamedTuple):
+    """A compiled loss with its gradient, on the task's arrays."""
+
     run: Callable[[], tuple[Any, Any]]  # () -> (losses [B], gradient of their sum [B, T, K])
-    temporaries: int | None  # bytes, as the compiler counts them
+    temporaries: int | None  # bytes, by the compiler
 
 
 def make_task(shape: Shape, seed: int = 0) -> Task:
-    """UserError for a shape that CTC cannot align."""
+    """Random logits and labels; UserError for a shape that CTC cannot align."""
     b, t, u, k = shape
     if not (0 < 2 * u <= t and k > 1):
         raise UserError(f"--shapes {b},{t},{u},{k}: want FRAMES >= 2 LABELS and CLASSES >= 2")
@@ -60,7 +62,7 @@ def make_task(shape: Shape, seed: int = 0) -> Task:
 
 
 def optax_loss(logits, logit_lengths, labels, label_lengths):
-    """optax.ctc_loss with lengths in place of its paddings; blank 0, [B]."""
+    """optax.ctc_loss with lengths instead of paddings; blank 0, returns [B]."""
     frames, width = jnp.arange(logits.shape[1])[None], jnp.arange(labels.shape[1])[None]
     past = (frames >= logit_lengths[:, None]).astype(logits.dtype)
     unused = (width >= label_lengths[:, None]).astype(logits.dtype)
@@ -68,6 +70,8 @@ def optax_loss(logits, logit_lengths, labels, label_lengths):
 
 
 def compile_value_and_grad(loss: Callable, task: Task) -> Any:
+    """The compiled ((sum, losses), gradient) of the task's logits."""
+
     def total(logits, rest):
         losses = loss(logits, *rest)
         return jnp.sum(losses), losses
@@ -76,7 +80,8 @@ def compile_value_and_grad(loss: Callable, task: Task) -> Any:
     return both.lower(task.logits, tuple(task[1:])).compile()
 
 
-def ours_or_optax(loss: Callable, task: Task, precision: str | None = None) -> Contender:
+def jax_contender(loss: Callable, task: Task, precision: str | None = None) -> Contender:
+    """A loss written in jax, compiled at a precision of matrix products."""
     with jax.default_matmul_precision(precision):
         program = compile_value_and_grad(loss, task)
     arguments = jax.device_put((task.logits, tuple(task[1:])))
@@ -89,7 +94,7 @@ def ours_or_optax(loss: Callable, task: Task, precision: str | None = None) -> C
 
 
 def exact(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """(losses, gradient) in float64, by optax: a recursion that is none of ours."""
+    """(losses, gradient) in float64 by optax, whose recursion is independent of ours."""
     with jax.enable_x64(True):
         wide = Task(np.float64(task.logits), *task[1:])
         (_, losses), gradient = compile_value_and_grad(optax_loss, wide)(
@@ -99,16 +104,16 @@ def exact(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contenders(task: Task, platform: str) -> tuple[dict[str, Contender], list[str]]:
-    """({name: contender}, lines on those that cannot run here, with the reason)."""
+    """({name: contender}, lines with the reason for each that cannot run)."""
     found, notes = {}, []
     for name in OURS[platform]:
         try:
-            found[name] = ours_or_optax(partial(ctc_loss, implementation=name), task)
-        except ValueError as error:  # what a kernel says that this jax or shape is not for
+            found[name] = jax_contender(partial(ctc_loss, implementation=name), task)
+        except ValueError as error:  # the kernel does not support this jax or shape
             notes.append(f"{name} cannot run: {error}")
-    found["optax"] = ours_or_optax(optax_loss, task)
-    if platform != "cpu":  # are its one-hot products rounded to TF32 or bfloat16?
-        found["optax highest"] = ours_or_optax(optax_loss, task, "highest")
+    found["optax"] = jax_contender(optax_loss, task)
+    if platform != "cpu":  # its one-hot products may be rounded to TF32 or bfloat16
+        found["optax highest"] = jax_contender(optax_loss, task, "highest")
     reason = torch_peer.absent("torch")
     if reason:
         return found, [*notes, reason]
@@ -128,14 +133,14 @@ def errors(contender: Contender, expected: tuple[np.ndarray, np.ndarray]) -> dic
 
 
 def host(x: Any) -> Any:
-    """A torch tensor on the CPU; anything else as it is."""
+    """A torch tensor on the CPU; anything else unchanged."""
     return x.cpu() if hasattr(x, "cpu") else x
 
 
-def measure(shape: Shape, n: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(shape: Shape, n: int, log: Callable[[str], None]) -> dict[str, Any]:
     """One shape: times, memory and errors of every contender, and "auto" against each peer."""
     platform = jax.default_backend()
-    say(f"ctc {shape}: compiling")
+    log(f"ctc {shape}: compiling")
     task = make_task(shape)
     found, notes = contenders(task, platform)
     expected = exact(task)
@@ -143,22 +148,23 @@ def measure(shape: Shape, n: int, say: Callable[[str], None]) -> dict[str, Any]:
         name: {"temporary_mib": c.temporaries and c.temporaries / MIB} | errors(c, expected)
         for name, c in found.items()
     }
-    times = interleave({name: c.run for name, c in found.items()}, n, say)
+    times = interleave({name: c.run for name, c in found.items()}, n, log)
     rows = {name: times[name] | row for name, row in rows.items()}
     return {"shape": list(shape), "rows": rows, "notes": notes} | compare(rows, OURS[platform])
 
 
 def compare(rows: dict[str, dict], ours: tuple[str, ...]) -> dict[str, Any]:
-    """ "auto" against each peer: how many times faster, and its share of optax's memory."""
+    """Speed of "auto" relative to each peer, and its memory relative to optax's."""
     peers = [name for name in rows if name not in ours]
     faster = {peer: ratios(rows, [peer], ["auto"]) for peer in peers}
     memory = rows["auto"]["temporary_mib"] / rows["optax"]["temporary_mib"]
     return {"times_faster": faster, "memory_over_optax": memory}
 
 
-def run(*, shapes: list[Shape] | None, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def run(*, shapes: list[Shape] | None, rounds: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """{"shapes": figures at each shape}; UserError for a shape that CTC cannot align."""
     wanted = shapes or SHAPES[jax.default_backend()]
-    return {"shapes": [measure(shape, rounds, say) for shape in wanted]}
+    return {"shapes": [measure(shape, rounds, log) for shape in wanted]}
 
 
 def describe(result: dict[str, Any]) -> list[str]:
@@ -179,6 +185,7 @@ def describe(result: dict[str, Any]) -> list[str]:
 
 
 def row_of(name: str, case: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table."""
     row = case["rows"][name]
     return {
         "": name,

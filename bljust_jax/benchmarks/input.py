@@ -1,4 +1,4 @@
-"""Hours of FLAC audio that the data pipeline decodes in a second, and what a step waits for it."""
+"""Benchmark of reading FLAC audio: hours decoded per second, wait of a step for its batch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FILES, SECONDS = 60, 12.0
 
 
 def write_corpus(folder: pathlib.Path, files: int = FILES, seconds: float = SECONDS) -> str:
-    """A manifest of FLAC files about as compressible as speech: harmonics of a moving pitch under
-    an envelope, with noise. Returns its path."""
+    """Write FLAC files about as compressible as speech (harmonics of a moving pitch under an
+    envelope, with noise) and a manifest; returns the path of the manifest."""
     import soundfile
 
     rng = np.random.default_rng(0)
@@ -43,14 +43,14 @@ def write_corpus(folder: pathlib.Path, files: int = FILES, seconds: float = SECO
 
 
 def make_config(uri: str) -> Any:
-    """The data of BL-JUST's defaults as they are decoded: no augmentation."""
+    """The default config with this corpus and two buckets."""
     config = defaults.base()
     config.data.update(train=uri, dev=uri, buckets=(15.0, 35.0))
     return config
 
 
 def decode(config: Any, batches: int) -> dict[str, float]:
-    """Real hours of audio a second, over `batches` labelled batches."""
+    """Hours of audio, without padding, decoded per second over `batches` labelled batches."""
     from bljust_jax.data.corpus import Segment, load_corpus
 
     corpus = load_corpus(config.data, seed=config.seed)
@@ -63,42 +63,43 @@ def decode(config: Any, batches: int) -> dict[str, float]:
     return {"hours": hours, "seconds": seconds, "hours_per_s": hours / seconds}
 
 
-def wait_share(config: Any, shape: step.Shape, steps: int, say: Callable[[str], None]) -> float:
-    """The share of the time of `steps` supervised steps of this size that waits for the data."""
+def wait_share(config: Any, shape: step.Shape, steps: int, log: Callable[[str], None]) -> float:
+    """Share of the time of `steps` supervised steps of this size that is spent waiting for data."""
     from bljust_jax.data.corpus import Segment, load_corpus
 
     corpus = load_corpus(config.data, seed=config.seed)
     model = step.make_config(shape, "float32", method="supervised")
-    program = step.compile_step(model, "supervised", step.make_batch(shape), say)
+    program = step.compile_step(model, "supervised", step.make_batch(shape), log)
     stream = iter(corpus.train_batches([Segment(0, steps, ("labelled",))], 0))
     waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         next(stream)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - requested
         program.run()
     return waited / (time.perf_counter() - began)
 
 
 def run(
     *,
-    uri: str,
+    data: str,
     rounds: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     batches: int = 20,
     shape: step.Shape = step.SHAPES["cpu"],
 ) -> dict[str, Any]:
-    """Decoding in rounds, then the wait share; `uri` as config.data.train, "" = own FLAC files."""
+    """Rates of decoding in rounds, then the share of waiting. `data` is a corpus as in
+    config.data.train; "" generates FLAC files."""
     with tempfile.TemporaryDirectory() as folder:
-        if not uri:
-            say(f"input: writing {FILES} FLAC files of {SECONDS:.0f} s")
-            uri = write_corpus(pathlib.Path(folder))
-        config = make_config(uri)
+        if not data:
+            log(f"input: writing {FILES} FLAC files of {SECONDS:.0f} s")
+            data = write_corpus(pathlib.Path(folder))
+        config = make_config(data)
         found = []
         for n in range(rounds):
             found.append(decode(config, batches))
-            say(f"  round {n + 1} of {rounds}: {found[-1]['hours_per_s']:.2f} h a second")
-        share = wait_share(config, shape, batches, say)
+            log(f"  round {n + 1} of {rounds}: {found[-1]['hours_per_s']:.2f} h per second")
+        share = wait_share(config, shape, batches, log)
     rates = [row["hours_per_s"] for row in found]
     return {
         "hours_per_s": {"max": max(rates), "median": statistics.median(rates)},
@@ -109,6 +110,7 @@ def run(
 
 
 def describe(result: dict[str, Any]) -> list[str]:
+    """The table, in lines of at most 100 columns."""
     row = {
         "": "decoding",
         "threads": result["threads"],
@@ -116,4 +118,4 @@ def describe(result: dict[str, Any]) -> list[str]:
         "median h/s": result["hours_per_s"]["median"],
         "wait share of a step": result["wait_share"],
     }
-    return ["input: hours of FLAC audio decoded a second", table([row]), ""]
+    return ["input: hours of FLAC audio decoded per second", table([row]), ""]

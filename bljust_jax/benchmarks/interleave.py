@@ -1,7 +1,7 @@
-"""Timing in interleaved rounds, and what is made of the times.
+"""Time several programs in interleaved rounds; ratios and tables of the times.
 
-A shared machine slows down and speeds up: each round runs every contender once, so that all see the
-same weather, and ratios are those of the minima.
+The speed of a shared machine varies: each round runs every program once, so that all vary alike,
+and ratios are those of the minima.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 
 Run = Callable[[], Any]
 MIB = 2**20
-LEAST = 0.03  # seconds that a timing takes at least
+MIN_SECONDS = 0.03  # of one timing
 
 
 def interleave(
     runs: Mapping[str, Run],
     rounds: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, float]]:
-    """{name: {"min_s", "median_s"}}, seconds a call, of `rounds` rounds of all runs.
+    """{name: {"min_s", "median_s"}}, seconds per call, over `rounds` rounds of all runs.
 
     A run returns when its work is done (`jax.block_until_ready`). It is called twice before the
-    first round, and in a round as often as makes `LEAST` seconds. ValueError without a round.
+    first round, and in each round until `MIN_SECONDS` have passed. ValueError for rounds < 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds} must be at least 1")
@@ -39,24 +39,25 @@ def interleave(
 
     calls = {}
     for name, run in runs.items():
-        say(f"  warming up {name}")
+        log(f"  warming up {name}")
         run()
-        calls[name] = max(1, math.ceil(LEAST / max(timed(run, 1), LEAST / 1000)))
+        calls[name] = max(1, math.ceil(MIN_SECONDS / max(timed(run, 1), MIN_SECONDS / 1000)))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for n in range(rounds):
         for name, run in runs.items():
             seconds[name].append(timed(run, calls[name]))
         latest = ", ".join(f"{name} {s[-1]:.3g} s" for name, s in seconds.items())
-        say(f"  round {n + 1} of {rounds}: {latest}")
+        log(f"  round {n + 1} of {rounds}: {latest}")
     return {name: summary(s) for name, s in seconds.items()}
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
+    """Minimum and median."""
     return {"min_s": min(seconds), "median_s": statistics.median(seconds)}
 
 
 def ratios(times: Mapping[str, Mapping[str, float]], one: list[str], other: list[str]) -> dict:
-    """Time of `one` (a sum of rows) over that of `other`, of the minima and of the medians."""
+    """Summed time of the rows `one` over that of the rows `other`, for minima and medians."""
     return {
         key.removesuffix("_s"): sum(times[name][key] for name in one)
         / sum(times[name][key] for name in other)
@@ -65,7 +66,7 @@ def ratios(times: Mapping[str, Mapping[str, float]], one: list[str], other: list
 
 
 def table(rows: list[Mapping[str, Any]]) -> str:
-    """Rows of {column: value} as aligned text; the columns are those of the first row."""
+    """Aligned text of rows {column: value}, with the columns of the first row."""
     columns = list(rows[0])
     cells = [columns, *([cell(row.get(c)) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -78,6 +79,7 @@ def table(rows: list[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
+    """Three significant digits of a float; "-" for None."""
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,12 +1,12 @@
-"""Training steps: against torch, joint against single, and one forward pass against two.
+"""Benchmark of training steps: against torch, joint against single, one forward pass against two.
 
-Each is the whole step that `train` takes: log-mel of int16 audio, losses, gradients, clipping,
-AdamW, averaged weights; without dropout and SpecAugment, as the peer has neither.
+Each is the whole step of training: log-mel of int16 audio, losses, gradients, clipping, AdamW, EMA;
+without dropout and SpecAugment, as the peer has neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,11 @@ from bljust_jax import recipes
 from bljust_jax.benchmarks import torch_peer
 from bljust_jax.benchmarks.interleave import MIB, interleave, ratios, table
 from bljust_jax.bilevel import step
-from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
 from bljust_jax.bilevel.types import Phase, Recipe
 from bljust_jax.models.encoders import conformer
 from bljust_jax.monitoring import peak_flops
+from bljust_jax.parallel.mesh import make_mesh, put_batch
+from bljust_jax.train.system import jit_train_step, make_system
 from configs import defaults
 
 VOCAB_SIZE = 1000
@@ -28,7 +29,7 @@ RATE = 16000
 
 
 class Shape(NamedTuple):
-    """Rows of a batch, seconds each, width and blocks of the encoder."""
+    """Rows of a batch, seconds per row, width and blocks of the encoder."""
 
     rows: int
     seconds: int
@@ -40,21 +41,19 @@ SHAPES = {"cpu": Shape(4, 10, 256, 8), "gpu": Shape(64, 16, 512, 17), "tpu": Sha
 
 
 class Program(NamedTuple):
-    """A compiled step that keeps its own state, and what it costs."""
+    """A compiled step with its own state, and its cost."""
 
     run: Callable[[], dict]  # one step; its metrics
-    temporaries: int  # bytes, as the compiler counts them
+    temporaries: int  # bytes, by the compiler
     gradients: int  # bytes of one tree of gradients
     flops: float  # of the encoder, forward and backward, by `Conformer.flops`
     parameters: int
 
 
 def make_config(shape: Shape, dtype: str, **fields: Any) -> Any:
-    """BL-JUST's defaults at this size; `fields` such as ctc__context="causal" go on top."""
+    """The default config at this size, changed by `fields` such as ctc__context="causal"."""
     config = defaults.base()
-    heads = max(4, shape.dim // 64)
-    config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
-    config.model.update(dropout=0.0, dtype=dtype)
+    set_size(config, shape, dtype)
     config.specaugment.update(freq_masks=0, time_masks=0)
     for path, value in fields.items():
         *groups, name = path.split("__")
@@ -63,6 +62,24 @@ def make_config(shape: Shape, dtype: str, **fields: Any) -> Any:
             node = node[group]
         node[name] = value
     return config
+
+
+def set_size(config: Any, shape: Shape, dtype: str) -> None:
+    """Set width, depth and type of the encoder; no dropout."""
+    heads = max(4, shape.dim // 64)
+    config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
+    config.model.update(dropout=0.0, dtype=dtype)
+
+
+def chosen(shapes: Sequence[tuple[int, ...]] | None, defaults: dict[str, Shape]) -> list[Shape]:
+    """The shapes given, else the default of this kind of device."""
+    return [Shape(*s) for s in shapes] if shapes else [defaults[jax.default_backend()]]
+
+
+def size_of(result: dict[str, Any]) -> str:
+    """The size of a measured shape, for the line above its table."""
+    shape = Shape(**result["shape"])
+    return f"{shape.dim} x {shape.layers}, {shape.rows} x {shape.seconds} s, {result['dtype']}"
 
 
 def make_batch(shape: Shape) -> dict[str, dict[str, np.ndarray]]:
@@ -82,24 +99,27 @@ def make_batch(shape: Shape) -> dict[str, dict[str, np.ndarray]]:
     return {"labelled": audio | labels, "unlabelled": audio}
 
 
-def compile_step(config: Any, phase_name: str, batch: dict, say: Callable[[str], None]) -> Program:
-    """The step of a phase, compiled for this batch, with a state of its own."""
+def compile_step(config: Any, phase_name: str, batch: dict, log: Callable[[str], None]) -> Program:
+    """The step of a config's phase, compiled for this batch, with its own state."""
     facts = recipes.Facts({"labelled": VOCAB_SIZE}, {"labelled": 1000, "unlabelled": 1000})
     recipe = recipes.load(config.recipe)(config, facts)
     phase = next(p for p in recipe.phases if p.name == phase_name)
-    say(f"compiling {phase_name}")
-    return compile_phase(recipe, phase, make_optimizer(recipe.combiner, recipe.groups), batch)
+    log(f"compiling {phase_name}")
+    return compile_phase(config, recipe, phase, batch)
 
 
-def compile_phase(recipe: Recipe, phase: Phase, optimizer: Any, batch: dict) -> Program:
-    """The same of a phase given whole, its update that of `optimizer`."""
-    state = step.init_state(recipe, optimizer, seed=0)
-    groups = group_of_parameters(state.params, recipe.groups)
+def compile_phase(
+    config: Any, recipe: Recipe, phase: Phase, batch: dict, optimizer: Any = None
+) -> Program:
+    """The step of a phase of a recipe on one device; `optimizer` replaces that of the config."""
+    system = make_system(config, recipe, make_mesh(data=1), optimizer)
+    state = step.init_state(recipe, system.optimizer, config.seed)
     state = state._replace(stats=state.stats | recipe.statistics([batch["unlabelled"]]))
+    state = jax.device_put(state, system.shardings)
     streams = {s for o in recipe.active(phase) for s in o.streams}
-    batch = jax.device_put({s: batch[s] for s in sorted(streams)})
-    train_step = step.make_train_step(recipe, phase, optimizer, groups, seed=0)
-    program = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+    batch = put_batch({s: batch[s] for s in sorted(streams)}, system.mesh)
+    with jax.set_mesh(system.mesh):
+        program = jit_train_step(config, system, phase).lower(state, batch).compile()
     leaves = jax.tree.leaves(state.params)
     cost, parameters = flops(recipe, phase, batch), sum(x.size for x in leaves)
 
@@ -114,7 +134,7 @@ def compile_phase(recipe: Recipe, phase: Phase, optimizer: Any, batch: dict) -> 
 
 
 def flops(recipe: Recipe, phase: Phase, batch: dict) -> float:
-    """FLOPs of the encoder in one step over the padded batch, every active objective."""
+    """FLOPs of the encoder in one step over the padded batch, summed over active objectives."""
     total = 0.0
     for objective in recipe.active(phase):
         b, samples = batch[objective.streams[0]]["audio"].shape
@@ -124,15 +144,15 @@ def flops(recipe: Recipe, phase: Phase, batch: dict) -> float:
 
 
 def report(programs: dict[str, Program], times: dict[str, dict], dtype: str) -> dict[str, dict]:
-    """A row for each program: times, temporaries, gradients, FLOP/s and MFU.
+    """Times, temporaries, gradients, FLOP/s and MFU of each program.
 
-    RuntimeError where a step was skipped as not finite: its time would be another computation's.
+    RuntimeError if a step was skipped as not finite, because its time would mislead.
     """
     rows, peak = {}, peak_flops.flops([jax.devices()[0].device_kind], dtype)
     for name, program in programs.items():
         skipped, _ = program.run()["train/skipped"]
         if float(skipped):
-            raise RuntimeError(f"{name}: a step was not finite, so its time says nothing")
+            raise RuntimeError(f"{name}: a step was not finite, so its time is meaningless")
         rate = program.flops / times[name]["min_s"]
         rows[name] = times[name] | {
             "temporary_mib": program.temporaries / MIB,
@@ -144,11 +164,11 @@ def report(programs: dict[str, Program], times: dict[str, dict], dtype: str) -> 
     return rows
 
 
-def supervised(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """A CTC step on Parakeet's subsampling, against transformers' Parakeet encoder of that size."""
+def supervised(shape: Shape, dtype: str, n: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """A CTC step with Parakeet's subsampling against transformers' Parakeet of that size."""
     config = make_config(shape, dtype, method="supervised", model__subsampling="parakeet")
     batch = make_batch(shape)
-    programs = {"ours": compile_step(config, "supervised", batch, say)}
+    programs = {"ours": compile_step(config, "supervised", batch, log)}
     runs = {name: p.run for name, p in programs.items()}
     reason = torch_peer.absent("torch", "transformers")
     if not reason:
@@ -156,11 +176,11 @@ def supervised(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> 
         features, _, _ = conformer.make_features(config)(
             labelled["audio"], labelled["audio_lengths"], keys=None, train=False
         )
-        say("building the peer")
+        log("building the peer")
         runs["torch"], parameters = torch_peer.parakeet_step(
             np.asarray(features), labelled["labels"], VOCAB_SIZE, conformer.make_model(config)
         )
-    times = interleave(runs, n, say)
+    times = interleave(runs, n, log)
     rows = report(programs, times, dtype)
     if reason:
         return {"rows": rows, "notes": [reason]}
@@ -168,20 +188,20 @@ def supervised(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> 
     return {"rows": rows, "notes": [], "over_torch": ratios(times, ["ours"], ["torch"])}
 
 
-def bilevel(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The joint step against the sum of the two single steps, and its memory against one; then the
-    step whose one causal forward pass serves both losses, against two steps of that encoder."""
+def bilevel(shape: Shape, dtype: str, n: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """The joint step against the sum of the two single steps, and its memory against the larger; a
+    step with one causal forward pass for both losses against two steps of that encoder."""
     batch = make_batch(shape)
     plain, causal = (make_config(shape, dtype, ctc__context=c) for c in ("full", "causal"))
     once = make_config(shape, dtype, ctc__context="causal", share_forward=True, gradients="fused")
     programs = {
-        "joint": compile_step(plain, "joint", batch, say),
-        "shared": compile_step(once, "joint", batch, say),
-        "explore": compile_step(plain, "explore", batch, say),
-        "finetune": compile_step(plain, "finetune", batch, say),
-        "finetune causal": compile_step(causal, "finetune", batch, say),
+        "joint": compile_step(plain, "joint", batch, log),
+        "shared": compile_step(once, "joint", batch, log),
+        "explore": compile_step(plain, "explore", batch, log),
+        "finetune": compile_step(plain, "finetune", batch, log),
+        "finetune causal": compile_step(causal, "finetune", batch, log),
     }
-    times = interleave({key: p.run for key, p in programs.items()}, n, say)
+    times = interleave({key: p.run for key, p in programs.items()}, n, log)
     singles = [programs[name] for name in ("explore", "finetune")]
     return {
         "rows": report(programs, times, dtype),
@@ -193,8 +213,8 @@ def bilevel(shape: Shape, dtype: str, n: int, say: Callable[[str], None]) -> dic
 
 
 def memory_ratio(together: Program, *singles: Program) -> float:
-    """Temporaries beyond the gradient trees (two of the joint step, one of a single one), over
-    those of the larger single step."""
+    """Temporaries without gradient trees (two in the joint step, one in a single step), relative to
+    the larger single step."""
     largest = max(p.temporaries - p.gradients for p in singles)
     return (together.temporaries - 2 * together.gradients) / largest
 
@@ -203,13 +223,13 @@ CASES = {"supervised": supervised, "bilevel": bilevel}
 
 
 def run(
-    *, shapes: list[tuple[int, ...]] | None, dtype: str, rounds: int, say: Callable[[str], None]
+    *, shapes: list[tuple[int, ...]] | None, dtype: str, rounds: int, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All cases at each shape; UserError for one that no encoder has (`Conformer`)."""
+    """All cases at each shape; UserError for a shape that `Conformer` does not support."""
     results = []
-    for shape in [Shape(*s) for s in shapes] if shapes else [SHAPES[jax.default_backend()]]:
-        say(f"step {shape}")
-        cases = {name: case(shape, dtype, rounds, say) for name, case in CASES.items()}
+    for shape in chosen(shapes, SHAPES):
+        log(f"step {shape}")
+        cases = {name: case(shape, dtype, rounds, log) for name, case in CASES.items()}
         results.append({"shape": shape._asdict(), "dtype": dtype, **cases})
     return {"shapes": results}
 
@@ -229,12 +249,10 @@ def describe(result: dict[str, Any]) -> list[str]:
     """The tables, in lines of at most 100 columns."""
     lines = []
     for at in result["shapes"]:
-        shape = Shape(**at["shape"])
-        size = f"{shape.dim} x {shape.layers}, {shape.rows} x {shape.seconds} s, {at['dtype']}"
         for name, title in TITLES.items():
             case = at[name]
             rows = [row_of(*row) for row in case["rows"].items()]
-            lines += [title, size, table(rows)]
+            lines += [title, size_of(at), table(rows)]
             lines += [
                 f"{words}: {case[key]['min']:.3f} by minima, {case[key]['median']:.3f} by medians"
                 for key, words in VERDICTS.items()
@@ -248,6 +266,7 @@ def describe(result: dict[str, Any]) -> list[str]:
 
 
 def row_of(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table."""
     return {
         "": name,
         "min s": row["min_s"],

@@ -1,7 +1,7 @@
-"""PyTorch's CTC and a training step of transformers' Parakeet, at the threads that jax has.
+"""Peers of the benchmarks: PyTorch's CTC and a training step of transformers' Parakeet.
 
-Peers that we did not write. `absent` says why one cannot run here; it is printed, never skipped in
-silence.
+They run with as many threads as jax has cores. The benchmarks print the reason, from `absent`, when
+a peer cannot run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 
 def absent(*packages: str) -> str:
-    """Why the packages cannot serve on jax's device, "" where they can."""
+    """The reason why the packages cannot run on jax's device, "" if they can."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         return f"peer absent: {', '.join(missing)} not installed"
@@ -25,12 +25,12 @@ def absent(*packages: str) -> str:
         return ""
     import torch
 
-    here = jax.default_backend() == "gpu" and torch.cuda.is_available()
-    return "" if here else f"peer absent: torch has no {jax.default_backend()}"
+    usable = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    return "" if usable else f"peer absent: torch has no {jax.default_backend()}"
 
 
 def device() -> Any:
-    """The torch device of jax's platform, with as many threads as jax has cores."""
+    """The torch device of jax's platform; sets torch's number of threads."""
     import torch
 
     torch.set_num_threads(threads())
@@ -38,10 +38,12 @@ def device() -> Any:
 
 
 def threads() -> int:
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def wait() -> None:
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
     import torch
 
     if torch.cuda.is_available():
@@ -59,7 +61,7 @@ def ctc(
 
     where = device()
     x = torch.tensor(logits, device=where, requires_grad=True)
-    # int64 targets, a row each: on CUDA the native kernel, not cuDNN's
+    # int64 targets, one row per utterance, select the native CUDA kernel, not cuDNN's
     y, n, m = (
         torch.tensor(np.int64(a), device=where) for a in (labels, logit_lengths, label_lengths)
     )
@@ -69,7 +71,7 @@ def ctc(
         log_probs = torch.log_softmax(x, -1).transpose(0, 1)
         losses = torch.nn.functional.ctc_loss(log_probs, y, n, m, blank=0, reduction="none")
         losses.sum().backward()
-        wait()
+        synchronize()
         return losses.detach(), x.grad
 
     return run
@@ -81,11 +83,12 @@ def parakeet_step(
     vocab_size: int,
     model: Any,
 ) -> tuple[Callable[[], float], int]:
-    """(a step of AdamW on full-length rows, which returns its loss; parameters).
+    """(function that runs an AdamW step on full-length rows and returns its loss, number of
+    parameters).
 
-    `model` is a `Conformer`: its sizes are those of the peer. The loss is transformers' own mean
-    per label, the gradient is clipped at norm 1, and there is no dropout. In bfloat16 the forward
-    pass runs under autocast.
+    The peer has the sizes of `model`, a `Conformer`. The loss is transformers' mean per label, the
+    gradient is clipped at norm 1, there is no dropout. In bfloat16 the forward pass runs under
+    autocast.
     """
     import torch
     from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC
@@ -124,7 +127,7 @@ def parakeet_step(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        wait()
+        synchronize()
         return loss.item()
 
     return run, sum(p.numel() for p in network.parameters())

@@ -1,8 +1,4 @@
-"""Everything before the first step: data, recipe, optimizer, mesh, restored state, compiled steps.
-
-`make_system` and `jit_train_step` need no data: ahead-of-time compilation and benchmarks build
-their steps with them too.
-"""
+"""Everything before the first step: data, recipe, mesh, restored state and compiled steps."""
 
 from __future__ import annotations
 
@@ -18,11 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bljust_jax import recipes
-from bljust_jax.bilevel import step
-from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
-from bljust_jax.bilevel.types import Phase, Recipe, TrainState, Tree, Weights
+from bljust_jax.bilevel.types import Recipe, TrainState, Tree, Weights
 from bljust_jax.checkpoint.manager import Checkpoints, Timer
-from bljust_jax.common import trees
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus, load_corpus
 from bljust_jax.inference import decode_split, scoring
@@ -34,16 +27,15 @@ from bljust_jax.parallel.compile_cache import keep_compiled
 from bljust_jax.parallel.mesh import (
     batch_devices,
     make_mesh,
-    place,
     put_batch,
     put_whole,
     replicated,
-    state_sharding,
 )
 from bljust_jax.train import initial_state
 from bljust_jax.train.compiled_steps import CompiledSteps
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
+from bljust_jax.train.system import System, build_recipe, jit_train_step, make_system
 from bljust_jax.train.timeline import Timeline
 from bljust_jax.train.workdir import (
     check_config,
@@ -60,21 +52,6 @@ class RunOptions(NamedTuple):
     began: float | None = None  # start of the command by `time.monotonic`; None: now
     profile_steps: range = range(0)  # steps to profile
     allow_config_change: bool = False  # resume with another config or other data
-
-
-class System(NamedTuple):
-    """A recipe with all that its training steps are compiled from."""
-
-    recipe: Recipe
-    optimizer: Any  # optax transformation with extra arguments
-    groups: Tree  # the `Group` of each parameter
-    mesh: Mesh
-    state: TrainState  # abstract: shapes, types and shardings
-
-    @property
-    def shardings(self) -> TrainState:
-        """The sharding of each array of the state."""
-        return jax.tree.map(lambda x: x.sharding, self.state)
 
 
 @dataclass
@@ -167,53 +144,6 @@ def prepare(
         batches=iter(corpus.train_batches(timeline.segments, start, shard=shard)),
         save_timer=Timer(config.save_minutes, config.log_every),
     )
-
-
-# Recipe and steps, without data
-
-
-def build_recipe(config: Any, facts: recipes.Facts) -> Recipe:
-    """The recipe of `config.recipe`; UserError for a config that it cannot be built from."""
-    try:
-        recipe = recipes.load(config.recipe)(config, facts)
-    except ValueError as error:
-        raise UserError(f"config: {error}") from error
-    if not recipe.phases:
-        raise UserError("config.phases: every phase has length 0")
-    for task in recipe.tasks:
-        scoring.measures.check(task)
-    return recipe
-
-
-def make_system(config: Any, recipe: Recipe, mesh: Mesh, optimizer: Any = None) -> System:
-    """Optimizer, groups and the abstract train state of a recipe on a mesh.
-
-    `optimizer` replaces that of `config.optim`. UserError for a group without parameters.
-    """
-    b1, b2 = config.optim.b1, config.optim.b2
-    optimizer = optimizer or make_optimizer(recipe.combiner, recipe.groups, b1=b1, b2=b2)
-    groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
-    abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
-    state = place(abstract, state_sharding(abstract, mesh, trees.path_name))
-    return System(recipe, optimizer, groups, mesh, state)
-
-
-def assign_groups(recipe: Recipe, params: Tree) -> Tree:
-    """The `Group` of each parameter; UserError for a group without parameters."""
-    try:
-        return group_of_parameters(params, recipe.groups)
-    except ValueError as error:
-        parts = ", ".join(params["encoder"])
-        raise UserError(f"config.freeze: {error}; the encoder has {parts}") from error
-
-
-def jit_train_step(config: Any, system: System, phase: Phase) -> Any:
-    """The jitted step of a phase, (state, batch) -> (state, means), not compiled yet; the state is
-    donated. To be lowered and called under `jax.set_mesh(system.mesh)`."""
-    train_step = step.make_train_step(
-        *(system.recipe, phase, system.optimizer, system.groups, config.seed, config.accumulate)
-    )
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(system.shardings, None))
 
 
 # Data and state

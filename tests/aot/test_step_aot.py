@@ -4,7 +4,7 @@ recipes for many."""
 import jax
 import pytest
 
-from bljust_jax import aot
+from bljust_jax.benchmarks import compile_ahead
 from bljust_jax.parallel.mesh import lay_out
 
 pytestmark = pytest.mark.slow  # minutes of compiling each
@@ -13,14 +13,16 @@ pytestmark = pytest.mark.slow  # minutes of compiling each
 def test_two_objectives_take_little_more_memory_than_one(mesh_of):
     """Temporaries beyond the gradient trees: 1.35 x one objective's, on an eighth of the batch; and
     the step holds the CTC kernel, forward and backward."""
-    config, recipe = aot.make_recipe(aot.Row("librispeech.py:S", "joint", "v5e-16"))
+    config, recipe = compile_ahead.make_recipe(
+        compile_ahead.Row("librispeech.py:S", "joint", "v5e-16")
+    )
     for name in ("batch_seconds", "unlabelled_batch_seconds"):
         config.data[name] /= 8
     mesh = lay_out((1, 1, 1, 1), list(mesh_of("v5e").devices.flat))
     programs = {}
     for name in ("joint", "finetune"):
         phase = next(p for p in recipe.phases if p.name == name)
-        lowered, state, _ = aot.lower(config, recipe, phase, mesh)
+        lowered, state, _ = compile_ahead.lower_step(config, recipe, phase, mesh)
         programs[name] = lowered.compile()
     for program in programs.values():
         assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2

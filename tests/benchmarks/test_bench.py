@@ -11,7 +11,7 @@ import pytest
 
 from bljust_jax import bench as command
 from bljust_jax.benchmarks import ctc, input, step, torch_peer
-from bljust_jax.benchmarks.interleave import LEAST, MIB, interleave, ratios, table
+from bljust_jax.benchmarks.interleave import MIB, MIN_SECONDS, interleave, ratios, table
 from bljust_jax.common import cli
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.encoders import conformer
@@ -53,10 +53,10 @@ def test_rounds_alternate_and_warm_up_is_not_counted():
 
 def test_short_runs_are_repeated_and_reported_a_call():
     clock = Clock()
-    runs = {"a": clock.run("a", [1.0] + [LEAST / 4] * 9)}
+    runs = {"a": clock.run("a", [1.0] + [MIN_SECONDS / 4] * 9)}
     times = interleave(runs, 2, quiet, clock)
     assert len(clock.calls) == 2 + 2 * 4
-    assert times["a"]["min_s"] == pytest.approx(LEAST / 4)
+    assert times["a"]["min_s"] == pytest.approx(MIN_SECONDS / 4)
     with pytest.raises(ValueError, match="rounds=0"):
         interleave(runs, 0, quiet, clock)
 
@@ -84,7 +84,7 @@ def test_optax_and_ours_agree_with_float64_on_padded_rows():
     assert expected[0].dtype == expected[1].dtype == np.float64
     assert not np.any(expected[1][1, 9:])
     for loss in (ctc.optax_loss, ctc.ctc_loss):
-        found = ctc.errors(ctc.ours_or_optax(loss, task), expected)
+        found = ctc.errors(ctc.jax_contender(loss, task), expected)
         assert found["loss_error"] < 1e-6  # float32 rounding of a loss of some 10 nats
         assert found["gradient_error"] < 1e-5
 
@@ -112,7 +112,7 @@ def test_auto_is_set_against_each_peer():
 
 def test_the_command_prints_tables_and_writes_json(tmp_path, capsys):
     arguments = ["ctc", "--shapes", ",".join(map(str, MICRO)), "--rounds", "1"]
-    assert command.main([*arguments, "--json", str(tmp_path)]) == command.DONE
+    assert command.main([*arguments, "--json", str(tmp_path)]) == cli.DONE
     printed = capsys.readouterr()
     assert "CTC value and gradient, 2 x 12 frames, 3 labels, 5 classes" in printed.out
     assert all(len(line) <= 100 for line in printed.out.splitlines())

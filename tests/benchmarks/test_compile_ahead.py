@@ -1,4 +1,4 @@
-"""The table of steps that are compiled ahead of time, and what is said of them; compiling itself
+"""The table of steps that are compiled ahead of time, and the command's output; compiling itself
 needs libtpu (`make aot`)."""
 
 import json
@@ -7,14 +7,14 @@ import pathlib
 import pytest
 
 from bljust_jax import aot
-from bljust_jax.benchmarks import chips
+from bljust_jax.benchmarks import chips, compile_ahead
 from bljust_jax.common.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def figures(row, **changes):
-    found = aot.Figures(
+    found = compile_ahead.Figures(
         name=row.name,
         level="",
         mesh="data 4 x fsdp 4",
@@ -32,11 +32,13 @@ def figures(row, **changes):
     return found._replace(**changes)
 
 
-@pytest.mark.parametrize("row", aot.ROWS + aot.NIGHTLY, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", compile_ahead.ROWS + compile_ahead.NIGHTLY, ids=lambda row: row.name
+)
 def test_rows_name_what_is_shipped(row, monkeypatch):
     """Config, phase and mesh exist; the batch has rows for every device that shares it."""
     monkeypatch.chdir(ROOT)
-    config, recipe = aot.make_recipe(row)
+    config, recipe = compile_ahead.make_recipe(row)
     phase = next(p for p in recipe.phases if p.name == row.phase)
     part = chips.CHIPS[row.chips]
     devices, rest = divmod(part.count, part.slices * row.fsdp * row.tensor)
@@ -45,23 +47,23 @@ def test_rows_name_what_is_shipped(row, monkeypatch):
     assert config.model.get("heads", row.tensor) % row.tensor == 0
     streams = sorted({s for o in recipe.active(phase) for s in o.streams})
     multiple = part.count // row.tensor * config.accumulate
-    for bucket in aot.largest_buckets(config, streams, multiple).values():
+    for bucket in compile_ahead.largest_buckets(config, streams, multiple).values():
         assert bucket.batch_size % multiple == 0
 
 
 def test_every_recipe_encoder_and_generation_has_a_row(monkeypatch):
     monkeypatch.chdir(ROOT)
-    configs = [aot.make_recipe(row)[0] for row in aot.ROWS]
+    configs = [compile_ahead.make_recipe(row)[0] for row in compile_ahead.ROWS]
     assert {c.recipe for c in configs} == {"bljust", "birq", "m2asr"}
     assert {c.encoder for c in configs} == {"conformer", "wav2vec2", "cnn_rnn"}
-    assert {row.chips.split("-")[0] for row in aot.ROWS} == {
+    assert {row.chips.split("-")[0] for row in compile_ahead.ROWS} == {
         "v4",
         "v5e",
         "v6e",
         "2 x v5e",
         "8 x H200",
     }
-    names = [row.name for row in aot.ROWS + aot.NIGHTLY]
+    names = [row.name for row in compile_ahead.ROWS + compile_ahead.NIGHTLY]
     assert len(set(names)) == len(names)
 
 
@@ -78,11 +80,11 @@ def test_bytes_of_collectives():
       %c = f32[8] all-reduce-start(%x)
       %d = f32[9] add(%all-reduce.1, %x)
     """
-    assert aot.collectives(text) == {"all-gather": [1, 12], "all-reduce": [2, 52]}
+    assert compile_ahead.collectives(text) == {"all-gather": [1, 12], "all-reduce": [2, 52]}
 
 
 def test_figures_are_kept_beside_those_of_other_rows(tmp_path):
-    first, second = aot.ROWS[:2]
+    first, second = compile_ahead.ROWS[:2]
     aot.write(tmp_path, figures(second))
     aot.write(tmp_path, figures(first))
     aot.write(tmp_path, figures(second, peak=5 * aot.GIB))
@@ -110,7 +112,7 @@ def test_a_step_that_does_not_fit_fails_the_command(monkeypatch, capsys):
         if "large" in name:
             done.returncode, done.stderr = 2, f"noise\nerror: {name}: does not fit: 40.1 GiB\n"
         else:
-            row = next(row for row in aot.ROWS if row.name == name)
+            row = next(row for row in compile_ahead.ROWS if row.name == name)
             done.stdout = "noise\n" + json.dumps(figures(row)._asdict()) + "\n"
         return done
 

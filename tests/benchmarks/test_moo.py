@@ -13,7 +13,7 @@ def test_figures_and_their_table(capsys):
     printed = capsys.readouterr().out
     for method in ("modo", "mgda"):
         assert f"time of {method} / the three steps: " in printed
-    recipe = moo.make_recipe(moo.Shape(2, 1, 16, 1), "float32", "modo")
+    _, recipe = moo.make_recipe(moo.Shape(2, 1, 16, 1), "float32", "modo")
     tree = moo.encoder_bytes(recipe) / moo.MIB
     assert f"{6 * tree:.0f} MiB with modo, {3 * tree:.0f} MiB with mgda" in printed
     assert max(map(len, printed.splitlines())) <= 100

@@ -11,7 +11,7 @@ from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import make_optimizer
 from bljust_jax.common import trees
 from bljust_jax.common.errors import UserError
-from bljust_jax.train import setup
+from bljust_jax.train import system
 from tests.helpers.systems import FACTS, begin, config_for, make_batch
 
 
@@ -26,7 +26,7 @@ def test_a_frozen_part_does_not_move_and_the_rest_does(gradients):
     recipe = build("frontend", "blocks/ff2", gradients=gradients)
     optimizer = make_optimizer(recipe.combiner, recipe.groups)
     state = begin(recipe, optimizer)
-    groups = setup.assign_groups(recipe, state.params)
+    groups = system.assign_groups(recipe, state.params)
     phase = next(p for p in recipe.phases if p.name == "finetune")
     train_step = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
     after, _ = train_step(state, {"labelled": make_batch()})
@@ -43,7 +43,7 @@ def test_a_part_that_is_not_there_is_refused(part):
     recipe = build("frontend", part)
     params, _, _ = jax.eval_shape(recipe.init, jax.random.key(0))
     with pytest.raises(UserError, match=rf"config\.freeze: group frozen {re.escape(part)}: no"):
-        setup.assign_groups(recipe, params)
+        system.assign_groups(recipe, params)
 
 
 def test_what_is_frozen_has_no_moments():

@@ -1,0 +1,241 @@
+"""Compile the training step of a shipped config for TPUs and GPUs that this machine lacks, and
+report its memory, FLOPs and collectives. Nothing is executed."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bljust_jax import recipes
+from bljust_jax.benchmarks.chips import CHIPS, GIB, ctc_implementation, devices
+from bljust_jax.bilevel.types import Phase, Recipe, TrainState
+from bljust_jax.common.errors import UserError
+from bljust_jax.parallel.mesh import batch_devices, batch_sharding, lay_out
+from bljust_jax.train.system import jit_train_step, make_system
+
+LEVELS = ("", "O0", "O1", "O2", "O3")  # XLA's optimisation level; "" is that of training
+VOCAB_SIZE = 30  # characters and the blank: about what a run learns
+
+
+class Row(NamedTuple):
+    """A config, the phase whose step is compiled, the chips, and sizes of `config.mesh`; `data`
+    takes the remaining devices."""
+
+    config: str
+    phase: str
+    chips: str
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.config} {self.phase} on {self.chips}"
+
+
+# Each recipe and model shape once, each kind of chip at least once; the slowest to compile first.
+ROWS = (
+    Row("wav2vec2_just.py:large", "joint", "v6e-8", fsdp=8),
+    Row("wav2vec2_just.py:base", "joint", "v6e-8", fsdp=2),
+    Row("m2asr.py:librispeech_aishell,vc", "joint", "v6e-8", fsdp=2),
+    Row("librispeech.py:S", "joint", "v5e-16"),
+    Row("librispeech.py:M,best_rq", "joint", "v5e-256", fsdp=4),
+    Row("librispeech.py:L", "joint", "2 x v5e-16", fsdp=4, tensor=2),
+    Row("librispeech.py:lstm", "joint", "v6e-8"),
+    Row("birq.py:librispeech", "pretrain", "v4-16", fsdp=4),
+    Row("birq.py:yodas", "pretrain", "v5e-16", fsdp=8),
+    Row("librispeech.py:M", "joint", "8 x H200"),
+)
+# Added by `make nightly`: the same shapes on other chips; other phases, methods and variants.
+NIGHTLY = (
+    Row("librispeech.py:L", "joint", "v4-128", fsdp=4),
+    Row("librispeech.py:L", "joint", "v5e-256", fsdp=4),
+    Row("librispeech.py:M,best_rq", "joint", "v5e-16", fsdp=4),
+    Row("m2asr.py:covost,vm_uas", "joint", "v5e-16", fsdp=4),
+    Row("librispeech.py:L", "joint", "8 x H200", fsdp=8),
+    Row("wav2vec2_just.py:large", "joint", "8 x H200", fsdp=8),
+    Row("m2asr.py:librispeech_aishell,vc", "joint", "8 x H200"),
+    Row("birq.py:yodas", "pretrain", "8 x H200", fsdp=8),
+    Row("librispeech.py:S", "explore", "v5e-16"),
+    Row("librispeech.py:S", "finetune", "v5e-16"),
+    Row("librispeech.py:S,ptft", "pretrain", "v5e-16"),
+    Row("librispeech.py:S,alternating", "turn_ctc", "v5e-16"),
+    Row("librispeech.py:S,chunked", "joint", "v5e-16"),
+    Row("librispeech.py:parakeet", "joint", "v6e-8"),
+    Row("librispeech.py:gru", "joint", "v6e-8"),
+    Row("tedlium.py:L", "joint", "v5e-16", fsdp=4),
+    Row("birq.py:librispeech", "pretrain", "v5e-16", fsdp=4),
+    Row("birq.py:librispeech", "finetune", "v5e-16", fsdp=4),
+    Row("birq.py:librispeech,best_rq", "pretrain", "v5e-16", fsdp=4),
+    Row("birq.py:ami", "pretrain", "v5e-16", fsdp=4),
+    Row("wav2vec2_just.py:base", "finetune", "v6e-8", fsdp=2),
+    Row("wav2vec2_just.py:base,ft", "supervised", "v6e-8", fsdp=2),
+    Row("m2asr.py:librispeech_aishell,vs", "joint", "v6e-8", fsdp=2),
+    Row("m2asr.py:librispeech_aishell,two_stage", "supervised", "v6e-8", fsdp=2),
+    Row("m2asr.py:covost,vm_usa", "joint", "v5e-16", fsdp=4),
+)
+
+
+class Figures(NamedTuple):
+    """Needs of a compiled step, per device and step."""
+
+    name: str
+    level: str  # one of LEVELS
+    mesh: str
+    parameters: int
+    rows: dict[str, str]  # {stream: "rows x seconds"} of all devices together
+    audio: float  # seconds
+    flops: float  # of the encoder: forward 1, backward 2
+    peak: int  # bytes
+    memory: float  # bytes that a program may use of a chip
+    arguments: int  # bytes of state and batch
+    temporaries: int  # bytes
+    collectives: dict[str, list[int]]  # {kind: [occurrences in the program, bytes of results]}
+    seconds: float  # CPU time of compiling
+
+
+def compile_row(row: Row, level: str) -> Figures:
+    """Compile a row's step at an optimisation level; UserError if it does not fit the device."""
+    if level:
+        jax.config.update("jax_optimization_level", level)
+    config, recipe = make_recipe(row)
+    mesh = make_mesh(row)
+    phase = next(p for p in recipe.phases if p.name == row.phase)
+    began = time.process_time()
+    try:
+        lowered, state, buckets = lower_step(config, recipe, phase, mesh)
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{row.name}: does not fit: {reason}") from error
+    memory = program.memory_analysis()
+    seconds, flops = batch_cost(recipe, phase, buckets)
+    figures = Figures(
+        name=row.name,
+        level=level,
+        mesh=" x ".join(f"{name} {n}" for name, n in mesh.shape.items() if n > 1),
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
+        rows={s: f"{b.batch_size} x {b.seconds:g} s" for s, b in buckets.items()},
+        audio=seconds / batch_devices(mesh),
+        flops=flops / mesh.size,
+        peak=memory.peak_memory_in_bytes,
+        memory=CHIPS[row.chips].memory,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        collectives=collectives(program.as_text()),
+        seconds=time.process_time() - began,
+    )
+    if figures.peak > figures.memory:
+        need, have = figures.peak / GIB, figures.memory / GIB
+        raise UserError(f"{row.name}: does not fit: {need:.1f} GiB of {have:.0f} GiB per device")
+    return figures
+
+
+def batch_cost(recipe: Recipe, phase: Phase, buckets: dict[str, Any]) -> tuple[float, float]:
+    """(seconds of padded audio, encoder FLOPs) of a step on these buckets, each objective
+    counted."""
+    seconds = flops = 0.0
+    for objective in recipe.active(phase):
+        bucket = buckets[objective.streams[0]]
+        losses = phase.losses & {*objective.losses}
+        seconds += bucket.batch_size * bucket.seconds
+        flops += bucket.batch_size * recipe.cost(losses, bucket.seconds)
+    return seconds, flops
+
+
+def lower_step(
+    config: Any, recipe: Recipe, phase: Phase, mesh: jax.sharding.Mesh
+) -> tuple[Any, TrainState, dict[str, Any]]:
+    """(lowered step of a phase on its largest batch, abstract state, {stream: bucket}), built and
+    sharded as for training."""
+    system = make_system(config, recipe, mesh)
+    streams = sorted({stream for o in recipe.active(phase) for stream in o.streams})
+    buckets = largest_buckets(config, streams, batch_devices(mesh) * config.accumulate)
+    rate, sharding = config.data.sample_rate, batch_sharding(mesh)
+    batch = {stream: abstract_batch(buckets[stream], rate, sharding) for stream in streams}
+    with jax.set_mesh(mesh):
+        lowered = jit_train_step(config, system, phase).lower(system.state, batch)
+    return lowered, system.state, buckets
+
+
+def make_recipe(row: Row) -> tuple[Any, Recipe]:
+    """(config, recipe) of a row, with a vocabulary size and steps per epoch that a run would
+    have."""
+    file, _, variants = row.config.partition(":")
+    path = pathlib.Path("configs") / file
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variants)
+    config.ctc.implementation = ctc_implementation(CHIPS[row.chips])
+    texts = {name: stream.text for name, stream in config.data.streams.items()}
+    texts = texts or {"labelled": config.data.text}
+    sizes = {
+        name: VOCAB_SIZE if text.units == "characters" else text.vocab_size + 1
+        for name, text in texts.items()
+    }
+    epoch = dict.fromkeys((*sizes, "unlabelled"), 1000)
+    return config, recipes.load(config.recipe)(config, recipes.Facts(sizes, epoch))
+
+
+def make_mesh(row: Row) -> jax.sharding.Mesh:
+    """The mesh of a row's chips."""
+    chips = CHIPS[row.chips]
+    data = chips.count // (chips.slices * row.fsdp * row.tensor)
+    return lay_out((chips.slices, data, row.fsdp, row.tensor), devices(chips), chips.slices)
+
+
+def largest_buckets(config: Any, streams: Sequence[str], multiple: int) -> dict[str, Any]:
+    """{stream: bucket of its longest rows}, for streams with equal shares of a batch."""
+    from bljust_jax.data.batch_plan import bucket_table
+
+    data, found = config.data, {}
+    for name in streams:
+        lengths, seconds = data.buckets, data.batch_seconds
+        if name == "unlabelled":
+            lengths = data.unlabelled_buckets or lengths
+            seconds = data.unlabelled_batch_seconds or seconds
+        elif name in data.streams:
+            lengths = data.streams[name].buckets or lengths
+        rows = multiple * data.rows_multiple
+        found[name] = bucket_table(lengths, seconds, data.labels_per_second, rows)[-1]
+    return found
+
+
+def abstract_batch(bucket: Any, sample_rate: int, sharding: Any) -> dict[str, Any]:
+    """Shapes, types and sharding of a labelled batch."""
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((bucket.batch_size, *shape), dtype, sharding=sharding)
+
+    samples = round(bucket.seconds * sample_rate)
+    audio = {"audio": array(samples, dtype=jnp.int16), "audio_lengths": array()}
+    labels = {"labels": array(bucket.max_labels), "label_lengths": array()}
+    return audio | labels | {"ids": array(dtype=jnp.uint32)}
+
+
+KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}  # else 4
+
+
+def collectives(text: str) -> dict[str, list[int]]:
+    """{kind: [occurrences, bytes of their results]} in the text of a compiled program; the body of
+    a loop counts once."""
+    found: dict[str, list[int]] = {}
+    text = re.sub(r"/\*.*?\*/", "", text)
+    for results, kind in re.findall(rf"= (\(?[^=]*?\)?) ({KINDS})(?:-start)?\(", text):
+        entry = found.setdefault(kind, [0, 0])
+        entry[0] += 1
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", results):
+            size = math.prod(int(d) for d in dims.split(",") if d)
+            entry[1] += size * BYTES.get(dtype, 4)
+    return dict(sorted(found.items()))
