@@ -1,4 +1,4 @@
-"""Sphinx: `make docs` builds README.md, docs/, results/ and launch/, and one page per package folder.
+"""Sphinx settings: README.md, docs/, results/ and launch/ as a site, and the API from docstrings.
 
 The source folder is the repository's root, so that links between these folders work both on the
 site and where the repository is browsed.
@@ -69,7 +69,7 @@ def literal_paragraphs(app, what, name, obj, options, lines: list[str]) -> None:
         rows = paragraph.strip("\n").split("\n")
         if not any(rows):
             continue
-        if any(row.startswith(" ") for row in rows) or len(rows) > 1 and ragged(rows):
+        if any(row.startswith(" ") for row in rows) or (len(rows) > 1 and ragged(rows)):
             out += ["::", "", *(f"    {row}" for row in rows), ""]
         else:
             out += [escaped(" ".join(rows)), ""]

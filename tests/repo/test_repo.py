@@ -6,7 +6,7 @@ import subprocess
 from tests.helpers.documents import ROOT, makefile_targets
 
 SKIPPED = {".git", ".venv", ".venv-newest", "runs", "__pycache__"}
-SKIPPED |= {".hypothesis", ".ruff_cache"}
+SKIPPED |= {".hypothesis", ".ruff_cache", "build", "reference"}
 
 
 def text_files() -> dict[str, str]:

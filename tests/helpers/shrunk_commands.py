@@ -1,0 +1,104 @@
+"""Run the commands of a document in a folder, shrunk: tiny corpora, a few steps, few rounds."""
+
+import importlib
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+from bljust_jax.data.sources import open_source, read_audio
+from tests.helpers import corpora
+from tests.helpers.documents import ROOT, load_config
+from tests.helpers.fake_recognizer import store
+
+RATE = 16000
+STEPS = 2  # of each phase
+# What runs elsewhere: Makefile targets are checked to exist, launchers run dry in
+# tests/repo/test_launch.py, several processes in tests/parallel.
+ELSEWHERE = ("make", "pip", "source", "launch/", "sbatch", "git")
+DROPPED = (
+    "--config.data.root",
+    "--config.init_from",
+    "--coordinator",
+    "--num_proc",
+    "--process_id",
+)
+
+
+def make_folder(folder: pathlib.Path) -> pathlib.Path:
+    """train.jsonl, dev.jsonl, their audio, talk.mp3, files.txt and configs/ in `folder`."""
+    (folder / "configs").symlink_to(ROOT / "configs")
+    for split in ("train", "dev"):
+        entries = []
+        for n, u in enumerate(open_source(f"synthetic:tiny/{split}")):
+            name = f"{split}{n}.wav"
+            store(folder / name, read_audio(u), RATE)
+            entries.append({"audio_filepath": name, "duration": u.duration, "text": u.text})
+            entries[-1] |= {"speaker": u.speaker, "id": f"{split}{n}"}
+        corpora.write(folder, split, entries)
+    store(folder / "talk.mp3", read_audio(open_source("synthetic:tiny/dev")[0]), RATE, format="MP3")
+    (folder / "files.txt").write_text("dev0.wav\ndev1.wav\n")
+    return folder
+
+
+def execute(words: list[str], folder: pathlib.Path, cache: pathlib.Path) -> None:
+    """Runs one command, shrunk, in `folder`, the current one; AssertionError unless it exits 0."""
+    if words[0].startswith(ELSEWHERE):
+        return
+    assert words[:2] == ["python", "-m"], words
+    module, options = words[2], words[3:]
+    if module == "bljust_jax.main":
+        train(options, folder, cache)
+        return
+    if module == "bljust_jax.bench":
+        options = ["ctc", "--rounds", "1", "--shapes", "2,8,2,4"]
+    if module == "bljust_jax.export_checkpoint":
+        options = [*options, "--unchecked"]  # torch is not here; tests/peers check parity
+    options = [local_source(word) for word in options]
+    assert importlib.import_module(module).main(options) == 0, words
+
+
+def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path) -> None:
+    """`python -m bljust_jax.main`, a process of its own, in variant smoke unless in overfit."""
+    given = dict(word[2:].partition("=")[::2] for word in options)
+    path, _, variants = given.pop("config").partition(":")
+    name = "-".join([pathlib.Path(path).stem, *variants.replace(",", "-").split()])
+    if "overfit" not in variants:
+        variants = ",".join([*variants.split(",")[:], "smoke"]).strip(",")
+    config = load_config(f"{path}:{variants}")
+    given = {k: v for k, v in given.items() if not f"--{k}".startswith(DROPPED)}
+    given = {k: local_source(v) if k.startswith("config.data.") else v for k, v in given.items()}
+    shape = {k: STEPS for k, v in config.phases.items() if isinstance(v, float | int)}
+    small = {f"config.phases.{k}": steps for k, steps in shape.items()}
+    small |= {"config.eval_every": 100, "config.save_every": 100, "config.log_every": 2}
+    small |= {"config.compile_cache": cache, "workdir": f"runs/{name}"}
+    if "config.data.text.vocab_size" in given:
+        given["config.data.text.vocab_size"] = "30"
+    if "profile_steps" in given:
+        given["profile_steps"] = "2:4"
+    if "workdir" in given:
+        given["workdir"] = f"runs/{pathlib.Path(given['workdir']).name}"
+    words = [f"--config={path}:{variants}"]
+    words += [f"--{k}={v}" if v != "" else f"--{k}" for k, v in {**small, **given}.items()]
+    meshed = any(k.startswith("config.mesh") for k in given)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8" if meshed else "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bljust_jax.main", *words],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-2000:]}"
+
+
+def local_source(value: str) -> str:
+    """A source of `folder` in the place of a corpus that is not here, joined ones included."""
+    value = value.replace("/data/shards", "shards").replace("/data/LibriSpeech", ".")
+    return re.sub(
+        r"(librispeech|tedlium|covost|aishell|ami|yodas):[^+\s]+(\+\S+)?", "train.jsonl", value
+    )
