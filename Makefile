@@ -20,8 +20,7 @@ VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest
 AOT_PY := JAX_PLATFORMS=cpu .venv-aot/bin/python
 AOT := $(AOT_PY) -m bljust_jax.aot --rows "$(ROWS)" --level "$(LEVEL)"
-.PHONY: help setup quickstart test lint nightly aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean
-
+.PHONY: help setup quickstart test lint nightly aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
@@ -35,7 +34,6 @@ $(STAMP): requirements.lock $(EXTRA)
 	@echo "installing requirements.lock into $(VENV) for $(ACCEL), once" >&2
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock $(addprefix -r ,$(EXTRA))
 	@touch $@
-
 quickstart: setup ## synthesise a small speech corpus and train on it: a few minutes on two cores
 	$(PY) -m bljust_jax.main --config=configs/quickstart.py --workdir=$(RUNS)/quickstart $(ARGS)
 
@@ -44,6 +42,9 @@ test: setup ## run the tests, without slow ones and those that need a GPU
 lint: setup ## check the sources and their format with ruff
 	$(PY) -m ruff check bljust_jax configs tests
 	$(PY) -m ruff format --check bljust_jax configs tests
+docs: setup ## build docs/ and the API reference as a site in build/docs; warnings are errors
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	JAX_PLATFORMS=cpu $(PY) -m sphinx -W --keep-going -q -c docs . build/docs
 
 nightly: ## slow tests, another Python, quickstart with three seeds, real digits, more of aot (PYTHON2, SPEECH)
 	.ci/nightly
@@ -60,7 +61,6 @@ aot-kernels: ## make the environment for aot and compile the kernels only
 aot-cuda: aot-kernels ## add the compiler for NVIDIA GPUs, without NVIDIA's libraries, to that environment
 	v=$$(.venv-aot/bin/python -c 'import jaxlib; print(jaxlib.__version__)'); \
 	.venv-aot/bin/python -m pip install --quiet --no-deps jax-cuda13-plugin==$$v jax-cuda13-pjrt==$$v
-
 peers: requirements-peers.txt ## compare with torch and transformers in another environment (TRANSFORMERS=4.57.6)
 	$(MAKE) setup VENV=.venv-peers ACCEL=cpu
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
@@ -76,5 +76,5 @@ bench-gpu: ## measure CTC and the joint step on this machine's GPU, into results
 	XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 $(PYTHON) -m bljust_jax.bench ctc step --json results/bench $(ARGS)
 
 clean: ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-newest .venv-aot .venv-peers .hypothesis .ruff_cache
+	rm -rf .venv .venv-newest .venv-aot .venv-peers .hypothesis .ruff_cache build docs/reference
 	find bljust_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 
-from tests.conftest import CACHE
+from tests.helpers import compile_cache
 from tests.helpers.documents import blocks, commands, pages
 from tests.helpers.shrunk_commands import execute, make_folder
 
 # Pages on which later commands read what earlier ones trained.
 TRAINING = {"data", "training"}
+CACHE = compile_cache.folder() or ""  # none: off
 TRAIN = "--config=configs/manifest.py:supervised --workdir=runs/manifest"
 DATA = "--config.data.train=train.jsonl --config.data.dev=dev.jsonl"
 

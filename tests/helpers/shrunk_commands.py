@@ -43,7 +43,7 @@ def make_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def execute(words: list[str], folder: pathlib.Path, cache: pathlib.Path) -> None:
+def execute(words: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -> None:
     """Runs one command, shrunk, in `folder`, the current one; AssertionError unless it exits 0."""
     if words[0].startswith(ELSEWHERE):
         return
@@ -60,7 +60,7 @@ def execute(words: list[str], folder: pathlib.Path, cache: pathlib.Path) -> None
     assert importlib.import_module(module).main(options) == 0, words
 
 
-def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path) -> None:
+def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -> None:
     """`python -m bljust_jax.main`, a process of its own, in variant smoke unless in overfit."""
     given = dict(word[2:].partition("=")[::2] for word in options)
     path, _, variants = given.pop("config").partition(":")
