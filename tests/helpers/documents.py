@@ -1,6 +1,9 @@
 """Commands and Python snippets of Markdown pages, and checks that they exist in this checkout."""
 
+import contextlib
+import functools
 import importlib.util
+import io
 import pathlib
 import re
 import shlex
@@ -40,6 +43,15 @@ def load_config(address: str):
     return module.get_config(variants or None)
 
 
+@functools.cache
+def help_of(module: str) -> str:
+    """What `python -m MODULE --help` prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    return out.getvalue()
+
+
 def check_command(words: list[str]) -> None:
     """Asserts that a command of a document exists in this checkout."""
     words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
@@ -52,7 +64,8 @@ def check_command(words: list[str]) -> None:
         if words[2] != "bljust_jax.main":
             for word in words[3:]:
                 flag = word.partition("=")[0]
-                assert not flag.startswith("--") or f'"{flag}"' in source.read_text(), words
+                known = rf"{re.escape(flag)}\b"
+                assert not flag.startswith("--") or re.search(known, help_of(words[2])), words
         options = dict(word[2:].partition("=")[::2] for word in words[3:] if word.startswith("--"))
         config = load_config(options["config"]) if "config" in options else None
         for name in options:
