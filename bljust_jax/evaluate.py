@@ -41,7 +41,7 @@ from bljust_jax.inference.scoring import (
 )
 from bljust_jax.inference.search_options import WIDTH
 from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
-from bljust_jax.parallel.compile_cache import keep_compiled
+from bljust_jax.parallel.compile_cache import enable_compile_cache
 
 Log = Callable[[str], None]
 
@@ -49,7 +49,7 @@ Log = Callable[[str], None]
 def evaluate(args: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Decode and score a split; returns what --json prints."""
     run = load_trained_run(args.workdir).select_task(args.task)
-    keep_compiled(run.config.compile_cache)
+    enable_compile_cache(run.config.compile_cache)
     if run.task.translate:
         check_translation(args, run.task)
         found = evaluate_translation(run, args, log)

@@ -30,7 +30,7 @@ from bljust_jax.export import card, hf_folder, parity, torch_folder
 from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
 from bljust_jax.models import encoders
 from bljust_jax.monitoring import metrics
-from bljust_jax.parallel.compile_cache import keep_compiled
+from bljust_jax.parallel.compile_cache import enable_compile_cache
 
 
 def export(args: argparse.Namespace, log: Callable[[str], None]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def export(args: argparse.Namespace, log: Callable[[str], None]) -> dict[str, An
             f"{run.task.name} is a translation, and what is exported is a recognizer: give "
             "--task of recognition, such as asr/en"
         )
-    keep_compiled(run.config.compile_cache)
+    enable_compile_cache(run.config.compile_cache)
     name, reasons = hf_folder.architecture(run.config, pretraining=args.pretraining)
     kind = "huggingface" if name else "torch"
     if reasons:

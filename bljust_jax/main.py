@@ -1,20 +1,21 @@
 """python -m bljust_jax.main --config=configs/X.py[:variant,...] [--workdir=DIR] [--config.a.b=value
 ...]
 
-Trains, evaluates and writes DIR (by default runs/<config>-<variant>). --help_config prints every
-field of the config: value, type, range or choices, meaning. The last line on stdout is one JSON
-object with the final metrics; logs go to stderr. Exit 0: done; 75: preempted, run the same command
-again; 2: a mistake in config or data, in one line; 69: other hosts, or a disk, did not answer.
+Train and evaluate the system of a config; everything is written to DIR (default:
+runs/<config>-<variant>). --help_config prints every field of the config: value, type, range or
+choices, meaning. The last line on stdout is one JSON object with the final metrics; logs go to
+stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config or data, in
+one line; 69: other hosts, or a disk, did not answer.
 
-A run goes on from the newest whole checkpoint of DIR. Where DIR holds a run of another config, that
-is refused with the difference; --allow_config_change goes on nevertheless.
+A run resumes from the newest valid checkpoint of DIR. If DIR holds a run of another config, the
+command is refused with the difference; --allow_config_change resumes nevertheless.
 
-On several hosts, the same command on each, with a workdir that all of them see. Slurm, TPU pods,
-Open MPI and indexed Kubernetes Jobs are found by themselves; elsewhere
+On several hosts, run the same command on each, with a workdir that all of them share. Slurm, TPU
+pods, Open MPI and indexed Kubernetes Jobs are detected; elsewhere add
     --coordinator_address=HOST[:PORT] --num_processes=N --process_id=0|1|...|N-1
-HOST being that of process 0. --distributed=off: this process alone; on: never alone.
---coordinator_port=PORT, --init_timeout=SECONDS until all hosts are up, --heartbeat_timeout=SECONDS
-after which a silent host is taken for dead.
+where HOST is that of process 0. --distributed=off: this process alone; on: fail if no other hosts
+are found. --coordinator_port=PORT, --init_timeout=SECONDS until all hosts are up,
+--heartbeat_timeout=SECONDS without an answer after which a host is considered dead.
 
 --profile_steps=A:B records steps A to B - 1 in DIR/profile, for TensorBoard and Perfetto.
 """
@@ -50,14 +51,17 @@ CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
 flags.DEFINE_string("profile_steps", "", "A:B, the steps to record in WORKDIR/profile")
 flags.DEFINE_bool("help_config", False, "print all fields of --config and exit")
-flags.DEFINE_bool("allow_config_change", False, "go on with a run of another config")
+flags.DEFINE_bool("allow_config_change", False, "resume a run of another config")
 flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
 flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
-flags.DEFINE_integer("coordinator_port", 0, "where process 0 listens")
-flags.DEFINE_integer("num_processes", None, "of all hosts together")
-flags.DEFINE_integer("process_id", None, "of this process, from 0")
-flags.DEFINE_integer("init_timeout", cluster.Asked().init_timeout, "seconds until all are up")
-flags.DEFINE_integer("heartbeat_timeout", cluster.Asked().heartbeat_timeout, "seconds of silence")
+flags.DEFINE_integer("coordinator_port", 0, "port of process 0")
+flags.DEFINE_integer("num_processes", None, "number of processes on all hosts")
+flags.DEFINE_integer("process_id", None, "index of this process, from 0")
+DEFAULTS = cluster.ClusterOptions()
+flags.DEFINE_integer("init_timeout", DEFAULTS.init_timeout, "seconds until all hosts are up")
+flags.DEFINE_integer(
+    "heartbeat_timeout", DEFAULTS.heartbeat_timeout, "seconds until a silent host is dead"
+)
 
 
 def main() -> int:
@@ -65,12 +69,12 @@ def main() -> int:
         print(__doc__.strip())
         return DONE
     try:
-        code = guard(run, "interrupted; run the same command again to go on")
+        code = guard(run, "interrupted; run the same command again to resume")
     except Exception:
         traceback.print_exc()
         code = CRASHED
     if code not in (DONE, PREEMPTED):
-        cluster.leave(code)
+        cluster.exit_without_waiting(code)
     return code
 
 
@@ -82,11 +86,11 @@ def run() -> int:
     settings.check(config.data)
     config_schema.check(config)
     profile_steps = profiler.parse(FLAGS["profile_steps"].value)
-    asked = cluster.Asked(*(FLAGS[name].value for name in cluster.Asked._fields))
-    found = cluster.choose(asked)
+    options = cluster.ClusterOptions(*(FLAGS[name].value for name in DEFAULTS._fields))
+    found = cluster.find_cluster(options)
     if found:
-        cluster.join(found, asked)
-    print_devices(asked)
+        cluster.join(found, options)
+    print_devices(options)
     import jax
 
     from bljust_jax.train import loop
@@ -104,8 +108,8 @@ CRASHED = 1
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
-    """Flags -> (config, workdir); whatever is wrong with them becomes a `UserError`."""
-    given = config_given(argv)
+    """(config, workdir) from the command line; UserError for wrong flags."""
+    given = config_flag(argv)
     if not given and any(arg.startswith("--config.") for arg in argv):
         raise UserError(NO_CONFIG)
     name = pathlib.Path(given.partition(":")[0])
@@ -120,7 +124,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags start with --")
     if CONFIG.value is None:
         raise UserError(NO_CONFIG)
-    part_names(CONFIG.value)
+    split_at_commas(CONFIG.value)
     if "://" in WORKDIR.value:
         raise UserError(
             f"--workdir={WORKDIR.value} is no folder; mount the bucket "
@@ -134,19 +138,20 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
 NO_CONFIG = "--config is required, for example --config=configs/quickstart.py"
 
 
-def part_names(node: ConfigDict) -> None:
-    """Part tuples of texts at their commas: `--config.a=x,y` is read as ("x,y",), numbers alone as
-    a tuple of two."""
+def split_at_commas(node: ConfigDict) -> None:
+    """Split tuples of strings at commas, in place: the flag parser reads `--config.a=x,y` as
+    ("x,y",), and only numbers as a tuple of two."""
     for field, value in node.items():
         if isinstance(value, ConfigDict):
-            part_names(value)
+            split_at_commas(value)
         elif isinstance(value, tuple) and value and all(isinstance(x, str) for x in value):
             names = [name.strip() for text in value for name in text.split(",")]
             node[field] = tuple(name for name in names if name)
 
 
-def config_given(argv: list[str]) -> str:
-    """The value of --config, "" without; UserError, with the nearest, where it names no file."""
+def config_flag(argv: list[str]) -> str:
+    """The value of --config, "" without it; UserError, with the nearest file, if none has that
+    name."""
     given = None
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         if arg == "--config" or arg.startswith("--config="):
@@ -162,7 +167,7 @@ def config_given(argv: list[str]) -> str:
 
 
 def explain(error: Exception, given: str, argv: list[str]) -> str:
-    """What is wrong with the flags, in the user's words."""
+    """The error message for flags that cannot be parsed."""
     text = str(error)
     if "Traceback" in text:  # get_config raised
         return f"--config={given}: " + text.splitlines()[-1].removeprefix("ValueError: ")
@@ -176,12 +181,13 @@ def explain(error: Exception, given: str, argv: list[str]) -> str:
     return text
 
 
-# A field of `--config.a['b/c'].d`: one that is no identifier stands in brackets.
+# A field of `--config.a['b/c'].d`; a name that is no identifier is in brackets.
 FIELD = re.compile(r"""\[['"]([^'"]*)['"]\]|\.([^.\[]+)""")
 
 
 def wrong_field(arg: str, node: Any, error: Exception) -> str | None:
-    """What is wrong with `--config.a.b=value`: it names no field, or `error` is of its type."""
+    """The error message for `--config.a.b=value` if it names no field or has a value of the wrong
+    type; None if it is correct."""
     path, given = "config", arg.partition("=")[0]
     for field in ("".join(parts) for parts in FIELD.findall(given)):
         if not isinstance(node, ConfigDict):
@@ -200,10 +206,13 @@ def wrong_field(arg: str, node: Any, error: Exception) -> str | None:
     return None
 
 
-def print_devices(asked: cluster.Asked) -> None:
+def print_devices(options: cluster.ClusterOptions) -> None:
+    """Check and log the devices; warn if a GPU is present that jax does not use."""
     import jax
 
-    cluster.prove(asked)
+    from bljust_jax.parallel import device_check
+
+    device_check.check_devices(options.init_timeout)
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         if listed.returncode == 0 and "GPU" in listed.stdout:

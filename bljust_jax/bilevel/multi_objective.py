@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.bilevel import simplex
+from bljust_jax.common.trees import named_leaves
 
 Tree = Any
 Level = tuple[str, ...]  # the names of its objectives
@@ -93,7 +94,7 @@ def level_name(names: Sequence[str]) -> str:
 def initial_level_state(conflict: Conflict, names: Level, params: Tree) -> LevelState:
     """Equal weights, all layers, Gram matrices of 0."""
     layers: dict[str, tuple[int, ...]] = {}
-    for path, leaf in _leaves(params):
+    for path, leaf in named_leaves(params):
         if re.search(conflict.shared, path):
             part, axes = _part(conflict.stacked, path)
             if layers.setdefault(part, leaf.shape[:axes]) != leaf.shape[:axes]:
@@ -173,7 +174,7 @@ def gram(trees: Sequence[Tree], stacked: str) -> Grams:
     sharded leaf each device multiplies its own share, and n x n numbers a layer are added up.
     """
     total: Grams = {}
-    for leaves in zip(*map(_leaves, trees), strict=True):
+    for leaves in zip(*map(named_leaves, trees), strict=True):
         part, axes = _part(stacked, leaves[0][0])
         # the layers lead, so that they are the batch of the product
         x = jnp.stack([leaf.astype(jnp.float32) for _, leaf in leaves], axis=axes)
@@ -201,12 +202,6 @@ def _total(grams: Grams, selected: dict | None = None) -> Float[Array, "n n"]:
         for part, k in grams.items()
     ]
     return sum(jnp.sum(k.reshape(-1, *k.shape[-2:]), axis=0) for k in parts)
-
-
-def _leaves(tree: Tree) -> list[tuple[str, Any]]:
-    """(path, leaf) of each leaf; path as `encoder/blocks/attention/query/kernel`."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in flat]
 
 
 def _part(stacked: str, path: str) -> tuple[str, int]:

@@ -28,14 +28,13 @@ def group_of_parameters(params: Tree, groups: Sequence[Group]) -> Tree:
     """The `Group` of each parameter. ValueError unless each path matches exactly one pattern, and
     each pattern some path."""
 
-    def one(path, _):
-        name = trees.path_name(path)
+    def group_of(name, _):
         hits = [g for g in groups if re.search(g.pattern, name)]
         if len(hits) != 1:
             raise ValueError(f"parameter {name} matches groups {[g.name for g in hits]}: want one")
         return hits[0]
 
-    assigned = jax.tree_util.tree_map_with_path(one, params)
+    assigned = trees.map_named(group_of, params)
     used = {g.name for g in jax.tree.leaves(assigned)}
     for group in groups:
         if group.name not in used:
@@ -60,9 +59,7 @@ def make_optimizer(
     """
 
     def decayed(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: bool(re.search(decay_pattern, trees.path_name(path))), params
-        )
+        return trees.map_named(lambda name, _: bool(re.search(decay_pattern, name)), params)
 
     def chain(group: Group) -> optax.GradientTransformationExtraArgs:
         if not group.owners:  # never active: it needs no moments

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bljust_jax.common.trees import keyed_leaves
+
 Tree = Any
 SUMS = "SHA256SUMS"  # `sha256sum --check` reads it
 
@@ -71,9 +73,9 @@ def fingerprints(tree: Tree) -> dict[str, int]:
     and the number of hosts do not matter; a change within one element always shows, any other but
     once in 2^32. Of several processes, all call it.
     """
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    found = np.asarray(_hash_all(jax.tree.leaves(tree)))
-    return {path: int(value) for path, value in zip(paths, found, strict=True)}
+    keys, leaves = zip(*keyed_leaves(tree), strict=True)
+    hashes = np.asarray(_hash_all(list(leaves)))
+    return {key: int(value) for key, value in zip(keys, hashes, strict=True)}
 
 
 @jax.jit

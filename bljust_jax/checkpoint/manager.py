@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import hashlib
 import logging
 import os
 import pathlib
@@ -330,13 +329,3 @@ def _tell_unraisable(unraisable: Any, tell: Any = sys.unraisablehook) -> None:
 
 
 sys.unraisablehook = _tell_unraisable
-
-
-def digest(tree: Tree) -> str:
-    """sha256 over paths, dtypes, shapes and bytes of all leaves: equal digests mean equal bits."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(jax.device_get(leaf))
-        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Waiting for what may never come: other hosts, a device, a disk that has gone away."""
+"""Call a function with a timeout: for hosts, devices and disks that may never answer."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-WAITED_FOR = "waited for"  # name of the threads of `within`
+THREAD_NAME = "call_with_timeout"
 
 
 class Unreachable(Exception):
-    """Something outside this process did not answer in time; another start may mend it. The message
-    is one line that names the cure."""
+    """A host, device or disk did not answer in time; a restart may help. The message is one line
+    that names the cure."""
 
 
-def within(seconds: float | int, body: Callable[[], Any], why: Callable[[], str]) -> Any:
-    """What `body()` returns or raises; Unreachable(why()) if it does neither in time. It cannot be
-    stopped then, and goes on until the process ends."""
+def call_with_timeout(
+    seconds: float | int, function: Callable[[], Any], message: Callable[[], str]
+) -> Any:
+    """The result of `function()`, or its exception; raises Unreachable(message()) after `seconds`.
+
+    The call cannot be cancelled: after a timeout its thread runs until the process ends.
+    """
     outcome: list[tuple[Any, BaseException | None]] = []
 
     def run() -> None:
         try:
-            outcome.append((body(), None))
+            outcome.append((function(), None))
         except BaseException as error:
             outcome.append((None, error))
 
-    thread = threading.Thread(target=run, name=WAITED_FOR, daemon=True)
+    thread = threading.Thread(target=run, name=THREAD_NAME, daemon=True)
     thread.start()
     thread.join(seconds)
     if not outcome:
-        raise Unreachable(why())
+        raise Unreachable(message())
     value, error = outcome[0]
     if error is not None:
         raise error
     return value
 
 
-def in_vain() -> bool:
-    """Whether a body of `within` still has not come back."""
-    return any(thread.name == WAITED_FOR for thread in threading.enumerate())
+def has_pending_calls() -> bool:
+    """Whether a call that timed out is still running."""
+    return any(thread.name == THREAD_NAME for thread in threading.enumerate())

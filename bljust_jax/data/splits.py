@@ -121,7 +121,7 @@ class Splits:
             raise
 
     def _parallel(self, make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-        """make(start), ..., make(stop - 1), in order, by grain's threads; waiting.Unreachable where
+        """make(start), ..., make(stop - 1), in order, by grain's threads; timeout.Unreachable where
         one does not come within `data.timeout` seconds."""
         import grain
 
@@ -130,7 +130,7 @@ class Splits:
         options = grain.ReadOptions(threads, max(buffer, threads))
         made = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
         for _ in range(start, stop):
-            yield timeout.within(data.timeout, lambda: next(made), self._silent)
+            yield timeout.call_with_timeout(data.timeout, lambda: next(made), self._silent)
 
     def _silent(self) -> str:
         return (

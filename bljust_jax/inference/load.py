@@ -14,7 +14,7 @@ from bljust_jax.export import pretrained
 from bljust_jax.inference.recognizer import Recognizer, Translator
 from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
 from bljust_jax.models import heads
-from bljust_jax.parallel.compile_cache import keep_compiled
+from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import put_batch
 
 CACHE = "~/.cache/bljust_jax/xla"  # compiled programs of exported models
@@ -34,10 +34,10 @@ def load_model(folder: pathlib.Path, task: str = "") -> Recognizer | Translator:
     if _is_exported(folder):
         if task:
             raise UserError(f"--task {task}: {folder} is one exported task: leave the flag out")
-        keep_compiled(CACHE)
+        enable_compile_cache(CACHE)
         return exported_recognizer(folder)
     run = load_trained_run(folder).select_task(task)
-    keep_compiled(run.config.compile_cache)
+    enable_compile_cache(run.config.compile_cache)
     return run_translator(run) if run.task.translate else run_recognizer(run)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bljust_jax.models.attention import MASKED_SCORE
 from bljust_jax.models.norms import EPSILON, at_least_float32
 from bljust_jax.ops.log_mel import frame_count, valid_frames
-from bljust_jax.parallel.batch_map import a_row_at_home
+from bljust_jax.parallel.batch_map import map_rows
 
 # Means of trained features are far from 0: the variance is taken in two passes.
 LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
@@ -126,8 +126,8 @@ def grouped_conv(x: Float[Array, "b t d"], kernel: Float[Array, "k i d"]) -> Flo
     taps, width, _ = kernel.shape
     size = -(-(frames + taps) // 64) * 64
     wide = at_least_float32(x)
-    there = a_row_at_home(partial(jnp.fft.rfft, n=size, axis=1))
-    back = a_row_at_home(partial(jnp.fft.irfft, n=size, axis=1))
+    there = map_rows(partial(jnp.fft.rfft, n=size, axis=1))
+    back = map_rows(partial(jnp.fft.irfft, n=size, axis=1))
     spectrum = there(wide).reshape(batch, -1, dim // width, width)
     response = jnp.fft.rfft(kernel.astype(wide.dtype), size, axis=0).conj()
     response = response.reshape(-1, width, dim // width, width)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from bljust_jax.parallel.batch_map import a_row_at_home
+from bljust_jax.parallel.batch_map import map_rows
 
 FULL_SCALE = 2.0**-15
 # Added to mel energies before the logarithm: about what rounding to 16 bits leaves in one band.
@@ -89,7 +89,7 @@ def log_energies(
     if n_fft < window:
         raise ValueError(f"n_fft={n_fft} must be at least window={window}")
     hann = np.hanning(window).astype(np.float32)
-    transform = a_row_at_home(functools.partial(jnp.fft.rfft, n=n_fft))
+    transform = map_rows(functools.partial(jnp.fft.rfft, n=n_fft))
     spectrum = transform(frames * hann[None, None, :])
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     filters = mel_filters(sample_rate, n_fft, n_mels)

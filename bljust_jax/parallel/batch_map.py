@@ -1,4 +1,4 @@
-"""Functions of a batch whose call the compiler cannot partition, such as kernels, on a mesh."""
+"""Run functions that the compiler cannot partition, such as kernels, on each device's rows."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ SHARED = "tensor"  # devices along this axis of a mesh have the same rows
 
 
 def over_batch(function: Callable, in_axes: tuple[Any, ...], out_axes: Any) -> Callable:
-    """`function` on each device's share of the batch, which is split over the axes of the mesh in
-    context (`jax.set_mesh`) but for `SHARED`; `function` itself on one device or where a
-    `jax.shard_map` has split the batch already.
+    """`function` on each device's share of the batch, which is split over all axes of the mesh in
+    context (`jax.set_mesh`) but `SHARED`; `function` itself on one device or inside a
+    `jax.shard_map` that has split the batch.
 
-    in_axes, out_axes  where the batch is in each array: trees of integers, as in `jax.vmap`
+    in_axes, out_axes  batch axis of each array: trees of integers, as in `jax.vmap`
 
-    The call raises ValueError for a batch that the devices cannot share equally.
+    The call raises ValueError for a batch that cannot be split equally.
     """
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -32,10 +32,11 @@ def over_batch(function: Callable, in_axes: tuple[Any, ...], out_axes: Any) -> C
     )
 
 
-def a_row_at_home(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """A function that treats each row of `[B, ...]` by itself, such as a Fourier transform, whose
-    operand some compilers gather: `over_batch` of it, or itself where the devices cannot share the
-    rows equally."""
+def map_rows(
+    function: Callable[[jax.Array], jax.Array],
+) -> Callable[[jax.Array], jax.Array]:
+    """`over_batch` of a function of each row of `[B, ...]`, such as a Fourier transform, whose
+    operand some compilers would gather; the function itself if the rows cannot be split equally."""
 
     def call(x: jax.Array) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()

@@ -1,17 +1,15 @@
-"""The persistent cache of compiled programs."""
+"""Persistent cache of compiled programs (`config.compile_cache`)."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import jax
 
-Tree = Any
 
-
-def keep_compiled(folder: str) -> None:
-    """Compiled programs outlive the process, in `folder` ("": they do not)."""
+def enable_compile_cache(folder: str) -> None:
+    """Keep compiled programs in `folder` for later processes; "" disables the cache.
+    JAX_COMPILATION_CACHE_DIR takes precedence."""
     if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,5 +1,4 @@
-"""Sharding rules: a table from parameter path to mesh axes, and the gathering of parameters before
-their use.
+"""Sharding rules: a table from parameter path to mesh axes, and gathering of parameters for fsdp.
 
 Axes of the mesh as in `mesh.py`: `fsdp` splits parameters to save memory, `tensor` the work of
 attention heads and feed-forward units.
@@ -14,17 +13,18 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from bljust_jax.common import trees
 from bljust_jax.common.errors import UserError
 
 Tree = Any
 
-# First match wins. What a row says of an array [..., rows, columns]:
-#   "copy"     every device has all of it
-#   "split"    `fsdp` splits the largest axis that it divides
+# The first match applies. Kinds of sharding of an array [..., rows, columns]:
+#   "copy"     a copy on every device
+#   "split"    `fsdp` splits the largest axis whose size it divides
 #   "columns"  `tensor` splits the last axis, and `fsdp` the largest other one, but not of a bias
-#   "rows"     `tensor` splits the last axis but one, and `fsdp` as before
+#   "rows"     `tensor` splits the last axis but one, and `fsdp` as for "columns"
 # Optimizer state and EMA end in the same path as their parameter, so one table serves all. Axis 0
-# of stacked blocks is split by nobody, as `lax.scan` walks along it.
+# of stacked blocks is never split, as `lax.scan` runs along it.
 RULES: tuple[tuple[str, str], ...] = (
     (r"(^|/)(step|stats|count|levels)(/|$)", "copy"),
     (r"attention/(query|key|value|position)/kernel$", "columns"),
@@ -41,8 +41,8 @@ TENSOR_AXIS = {"columns": -1, "rows": -2}
 
 
 def spec(name: str, shape: Sequence[int], fsdp: int, tensor: int = 1) -> P:
-    """The PartitionSpec of one array by its path and shape. UserError where `tensor` does not
-    divide what it should split."""
+    """The PartitionSpec of one array by its path and shape. UserError if `tensor` does not
+    divide the axis that it splits."""
     rule = next(rule for pattern, rule in RULES if re.search(pattern, name))
     axes: list[str | None] = [None] * len(shape)
     if rule in TENSOR_AXIS and tensor > 1:
@@ -65,24 +65,23 @@ def spec(name: str, shape: Sequence[int], fsdp: int, tensor: int = 1) -> P:
 
 
 def gathered(params: Tree, stacks: bool = True) -> Tree:
-    """The parameters whole along `fsdp`, still split along `tensor`; called right before their use.
-    Without it the compiler may split activations as the parameters are, and exchange those.
-    Gradients take the way back: summed, and split again.
+    """The parameters gathered along `fsdp`, still split along `tensor`; called right before use.
+    Without it the compiler may split activations like the parameters, and exchange activations.
+    Gradients are summed and scattered again.
 
-    stacks: False leaves out the stacked blocks of a whole tree; a model that walks along them
-        gathers a block at a time, and the memory is that of one
+    stacks: False skips stacked blocks; a model that scans over them gathers one block at a time,
+        which takes the memory of one
 
-    Nothing is done without a mesh in context (`jax.set_mesh`) whose `fsdp` is above 1.
+    No operation without a mesh in context (`jax.set_mesh`) whose `fsdp` is above 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.shape.get("fsdp", 1) == 1 or AxisType.Manual in mesh.axis_types:
         return params
     tensor = mesh.shape.get("tensor", 1)
 
-    def one(path, x):
-        name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+    def gather(name, x):
         if not stacks and STACKED.search(name):
             return x
         return jax.lax.with_sharding_constraint(x, spec(name, x.shape, 1, tensor))
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return trees.map_named(gather, params)

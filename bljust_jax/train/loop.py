@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from bljust_jax import reporting
 from bljust_jax.bilevel.types import Weights
-from bljust_jax.checkpoint.manager import digest
+from bljust_jax.common.trees import digest
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput
 from bljust_jax.parallel.mesh import put_batch, to_host

@@ -22,14 +22,19 @@ from bljust_jax.inference import decode_split, scoring
 from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
-from bljust_jax.parallel import cluster
-from bljust_jax.parallel.compile_cache import keep_compiled
+from bljust_jax.parallel import preemption
+from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import (
     batch_devices,
     make_mesh,
     put_batch,
-    put_whole,
+    put_full_batch,
     replicated,
+<<<<<<< HEAD
+=======
+    state_sharding,
+    with_shardings,
+>>>>>>> 073a09e (One spelling of tree paths; part cluster, device check and preemption; options types)
 )
 from bljust_jax.train import initial_state
 from bljust_jax.train.compiled_steps import CompiledSteps
@@ -96,8 +101,8 @@ def prepare(
     """
     clock = goodput.Clock(options.began)
     check_config(config, workdir, options.allow_config_change)
-    keep_compiled(config.compile_cache)
-    stop_requested = cluster.preemption(stack)
+    enable_compile_cache(config.compile_cache)
+    stop_requested = preemption.watch_for_sigterm(stack)
     is_main = jax.process_index() == 0
     mesh = make_mesh(**config.mesh)
     stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
@@ -146,6 +151,56 @@ def prepare(
     )
 
 
+<<<<<<< HEAD
+=======
+# Recipe and steps, without data
+
+
+def build_recipe(config: Any, facts: recipes.Facts) -> Recipe:
+    """The recipe of `config.recipe`; UserError for a config that it cannot be built from."""
+    try:
+        recipe = recipes.load(config.recipe)(config, facts)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+    if not recipe.phases:
+        raise UserError("config.phases: every phase has length 0")
+    for task in recipe.tasks:
+        scoring.measures.check(task)
+    return recipe
+
+
+def make_system(config: Any, recipe: Recipe, mesh: Mesh, optimizer: Any = None) -> System:
+    """Optimizer, groups and the abstract train state of a recipe on a mesh.
+
+    `optimizer` replaces that of `config.optim`. UserError for a group without parameters.
+    """
+    b1, b2 = config.optim.b1, config.optim.b2
+    optimizer = optimizer or make_optimizer(recipe.combiner, recipe.groups, b1=b1, b2=b2)
+    groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
+    abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
+    state = with_shardings(abstract, state_sharding(abstract, mesh))
+    return System(recipe, optimizer, groups, mesh, state)
+
+
+def assign_groups(recipe: Recipe, params: Tree) -> Tree:
+    """The `Group` of each parameter; UserError for a group without parameters."""
+    try:
+        return group_of_parameters(params, recipe.groups)
+    except ValueError as error:
+        parts = ", ".join(params["encoder"])
+        raise UserError(f"config.freeze: {error}; the encoder has {parts}") from error
+
+
+def jit_train_step(config: Any, system: System, phase: Phase) -> Any:
+    """The jitted step of a phase, (state, batch) -> (state, means), not compiled yet; the state is
+    donated. To be lowered and called under `jax.set_mesh(system.mesh)`."""
+    train_step = step.make_train_step(
+        *(system.recipe, phase, system.optimizer, system.groups, config.seed, config.accumulate)
+    )
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(system.shardings, None))
+
+
+>>>>>>> 073a09e (One spelling of tree paths; part cluster, device check and preemption; options types)
 # Data and state
 
 
@@ -242,7 +297,7 @@ def make_evaluator(
             split,
             recipe.tasks,
             corpus,
-            lambda task, batch: decode[task.name](weights, put_whole(batch, mesh)),
+            lambda task, batch: decode[task.name](weights, put_full_batch(batch, mesh)),
         )
 
     return evaluate

@@ -57,7 +57,7 @@ def make_system(config: Any, recipe: Recipe, mesh: Mesh, optimizer: Any = None) 
     optimizer = optimizer or make_optimizer(recipe.combiner, recipe.groups, b1=b1, b2=b2)
     groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
     abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
-    state = place(abstract, state_sharding(abstract, mesh, trees.path_name))
+    state = place(abstract, state_sharding(abstract, mesh))
     return System(recipe, optimizer, groups, mesh, state)
 
 

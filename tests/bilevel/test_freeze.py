@@ -50,6 +50,6 @@ def test_what_is_frozen_has_no_moments():
     recipe = build("frontend")
     optimizer = make_optimizer(recipe.combiner, recipe.groups)
     state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, 0))
-    paths = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    paths = [path for path, _ in trees.named_leaves(state.opt_state)]
     assert any("encoder/blocks" in path for path in paths)
     assert not any("encoder/frontend" in path for path in paths)

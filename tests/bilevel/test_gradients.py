@@ -16,7 +16,6 @@ from bljust_jax.bilevel.multi_objective import METHODS, NORMALISE, Conflict, lev
 from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.bilevel.types import Group, Objective
 from bljust_jax.checkpoint.manager import Checkpoints
-from bljust_jax.common import trees
 from bljust_jax.parallel.mesh import make_mesh, put_batch, state_sharding
 from tests.helpers import toy
 
@@ -319,7 +318,7 @@ def test_on_a_mesh_the_same_step(method):
     batch = toy.soup_batch(rows=16, noise=1.0)
     want, _ = jax.jit(train_step)(state, batch)
     mesh = make_mesh(4, 2)
-    placed = state_sharding(state, mesh, trees.path_name)
+    placed = state_sharding(state, mesh)
     kernel, lam = placed.params["encoder"]["blocks"]["kernel"], level_of(placed).lam
     assert not kernel.is_fully_replicated
     assert lam.is_fully_replicated

@@ -12,7 +12,6 @@ import pytest
 
 from bljust_jax.checkpoint import integrity
 from bljust_jax.checkpoint.manager import Checkpoints, Timer, any_saved
-from bljust_jax.common import trees
 from bljust_jax.common.errors import UserError
 from bljust_jax.parallel import mesh as mesh_module
 from bljust_jax.parallel.mesh import make_mesh, state_sharding
@@ -232,7 +231,7 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
 )
 def test_another_mesh_restores_the_same_bits(before, after, tmp_path):
     def place(state, mesh):
-        return state_sharding(state, make_mesh(*mesh), trees.path_name)
+        return state_sharding(state, make_mesh(*mesh))
 
     state = make_state(7)
     laid = jax.device_put(state, place(state, before))
@@ -240,7 +239,7 @@ def test_another_mesh_restores_the_same_bits(before, after, tmp_path):
         checkpoints.save(7, laid, laid.weights, {"heard": [7]})
     wanted = place(state, after)
     with opened(tmp_path) as checkpoints:
-        found = checkpoints.restore_newest(mesh_module.place(abstract(state), wanted))
+        found = checkpoints.restore_newest(mesh_module.with_shardings(abstract(state), wanted))
     assert_whole(found, 7)
     assert jax.tree.map(lambda x: x.sharding, found.state) == wanted
     split = found.state.params["w"].sharding.shard_shape((3, 8, 16))

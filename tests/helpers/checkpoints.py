@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bljust_jax.bilevel.types import TrainState
-from bljust_jax.checkpoint.manager import Checkpoints, digest
+from bljust_jax.checkpoint.manager import Checkpoints
+from bljust_jax.common.trees import digest
 
 
 def make_state(step):

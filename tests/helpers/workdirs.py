@@ -2,7 +2,8 @@
 
 import json
 
-from bljust_jax.checkpoint.manager import digest, ocp
+from bljust_jax.checkpoint.manager import ocp
+from bljust_jax.common.trees import digest
 from bljust_jax.monitoring import metrics
 
 

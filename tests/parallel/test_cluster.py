@@ -14,7 +14,7 @@ import pytest
 
 from bljust_jax.common import cli, timeout
 from bljust_jax.common.errors import UserError
-from bljust_jax.parallel import cluster
+from bljust_jax.parallel import cluster, device_check, preemption
 from tests.helpers.processes import QUICK, TRAIN, free_port, run_command, start
 from tests.helpers.workdirs import rows_without_perf
 
@@ -34,7 +34,7 @@ OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2"}
 
 
 def asked(**given):
-    return cluster.Asked(**given)
+    return cluster.ClusterOptions(**given)
 
 
 def two(**given):
@@ -46,7 +46,7 @@ def two(**given):
 
 
 def test_alone_without_flags_and_without_a_cluster():
-    assert cluster.choose(asked(), {}, NOWHERE) is None
+    assert cluster.find_cluster(asked(), {}, NOWHERE) is None
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_alone_without_flags_and_without_a_cluster():
     ],
 )
 def test_a_cluster_is_found_by_its_traces(environ, by):
-    assert cluster.choose(asked(), environ, NOWHERE).by == by
-    assert cluster.choose(asked(distributed="off"), environ, NOWHERE) is None
-    assert cluster.choose(two(), environ, NOWHERE).by == "flags"
+    assert cluster.find_cluster(asked(), environ, NOWHERE).source == by
+    assert cluster.find_cluster(asked(distributed="off"), environ, NOWHERE) is None
+    assert cluster.find_cluster(two(), environ, NOWHERE).source == "flags"
 
 
 @pytest.mark.parametrize(
@@ -78,21 +78,21 @@ def test_a_cluster_is_found_by_its_traces(environ, by):
     ],
 )
 def test_traces_of_one_process_are_no_cluster(environ):
-    assert cluster.choose(asked(), environ, NOWHERE) is None
+    assert cluster.find_cluster(asked(), environ, NOWHERE) is None
     with pytest.raises(UserError, match="--distributed=on: neither"):
-        cluster.choose(asked(distributed="on"), environ, NOWHERE)
+        cluster.find_cluster(asked(distributed="on"), environ, NOWHERE)
 
 
 @pytest.mark.parametrize("chip", ["accel0", "vfio/0"])
 def test_the_chips_of_a_tpu_machine_are_a_trace(chip, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu" or None)
     (tmp_path / "vfio").mkdir()
-    assert cluster.choose(asked(), {}, tmp_path) is None
+    assert cluster.find_cluster(asked(), {}, tmp_path) is None
     (tmp_path / chip).touch()
-    assert cluster.choose(asked(), {}, tmp_path).by == "TPU pod"
-    assert cluster.choose(asked(), {"TPU_SKIP_MDS_QUERY": "1"}, tmp_path) is None
+    assert cluster.find_cluster(asked(), {}, tmp_path).source == "TPU pod"
+    assert cluster.find_cluster(asked(), {"TPU_SKIP_MDS_QUERY": "1"}, tmp_path) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cluster.choose(asked(), {}, tmp_path) is None
+    assert cluster.find_cluster(asked(), {}, tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_the_chips_of_a_tpu_machine_are_a_trace(chip, tmp_path, monkeypatch):
     ],
 )
 def test_flags_name_the_coordinator(given, address):
-    arguments = cluster.choose(two(**given), {}, NOWHERE).arguments
+    arguments = cluster.find_cluster(two(**given), {}, NOWHERE).arguments
     assert arguments["coordinator_address"] == address
     assert (arguments["num_processes"], arguments["process_id"]) == (2, 1)
     assert arguments["cluster_detection_method"] == "deactivate"
 
 
 def test_flags_for_one_process_join_nobody():
-    assert cluster.choose(two(num_processes=1, process_id=0), SLURM, NOWHERE) is None
+    assert cluster.find_cluster(two(num_processes=1, process_id=0), SLURM, NOWHERE) is None
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_flags_for_one_process_join_nobody():
 )
 def test_wrong_flags_are_one_line(wrong, said):
     with pytest.raises(UserError, match=said) as raised:
-        cluster.choose(wrong, {}, NOWHERE)
+        cluster.find_cluster(wrong, {}, NOWHERE)
     assert "\n" not in str(raised.value)
 
 
@@ -151,7 +151,7 @@ def test_wrong_flags_are_one_line(wrong, said):
     ],
 )
 def test_slurm_tasks_get_their_gpus(environ, devices):
-    found = cluster.choose(asked(), SLURM | environ, NOWHERE)
+    found = cluster.find_cluster(asked(), SLURM | environ, NOWHERE)
     assert found.arguments == {"local_device_ids": devices}
 
 
@@ -166,18 +166,18 @@ def test_slurm_counts_tasks_by_node(said, each):
 
 
 def test_within_gives_what_the_body_gives():
-    assert timeout.within(60, lambda: 3, lambda: "late") == 3
+    assert timeout.call_with_timeout(60, lambda: 3, lambda: "late") == 3
     with pytest.raises(ZeroDivisionError):
-        timeout.within(60, lambda: 1 / 0, lambda: "late")
+        timeout.call_with_timeout(60, lambda: 1 / 0, lambda: "late")
     until = threading.Event()
     with pytest.raises(timeout.Unreachable, match="late"):
-        timeout.within(0.01, until.wait, lambda: "late")
+        timeout.call_with_timeout(0.01, until.wait, lambda: "late")
     until.set()
 
 
 def join(monkeypatch, initialize, given):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    cluster.join(cluster.choose(given, SLURM, NOWHERE), given)
+    cluster.join(cluster.find_cluster(given, SLURM, NOWHERE), given)
 
 
 def test_jax_waits_longer_than_we_do(monkeypatch):
@@ -217,23 +217,23 @@ def test_hosts_that_do_not_come_are_told_apart(monkeypatch):
 
 
 def test_all_devices_add_a_one(monkeypatch, capsys):
-    cluster.prove(asked())
+    device_check.check_devices(60)
     assert capsys.readouterr().err == "devices: 8 x cpu (cpu)\n"
-    assert cluster.sum_of_ones() == jax.device_count() == 8
-    monkeypatch.setattr(cluster, "sum_of_ones", lambda: 7.0)
+    assert device_check.sum_of_ones() == jax.device_count() == 8
+    monkeypatch.setattr(device_check, "sum_of_ones", lambda: 7.0)
     with pytest.raises(timeout.Unreachable, match="8 devices add ones up to 7"):
-        cluster.prove(asked())
+        device_check.check_devices(60)
     until = threading.Event()
-    monkeypatch.setattr(cluster, "sum_of_ones", until.wait)
+    monkeypatch.setattr(device_check, "sum_of_ones", until.wait)
     with pytest.raises(timeout.Unreachable, match="did not come back within 1 s"):
-        cluster.prove(asked(init_timeout=1))
+        device_check.check_devices(1)
     until.set()
 
 
 def test_sigterm_is_noticed_and_the_old_handler_returns():
     before = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
-        preempted = cluster.preemption(stack)
+        preempted = preemption.watch_for_sigterm(stack)
         assert not preempted(0)
         signal.raise_signal(signal.SIGTERM)
         assert preempted(1)
@@ -242,10 +242,10 @@ def test_sigterm_is_noticed_and_the_old_handler_returns():
 
 def test_a_process_alone_ends_as_it_likes():
     deadline = time.monotonic() + 10
-    while timeout.in_vain():
+    while timeout.has_pending_calls():
         assert time.monotonic() < deadline, "a thread of an earlier test"
         time.sleep(0.01)
-    cluster.leave(3)
+    cluster.exit_without_waiting(3)
 
 
 @pytest.mark.parametrize(
@@ -274,16 +274,16 @@ def test_wrong_flags_are_told_before_jax(flags, said):
 
 MEET = """
 import sys, time
-from bljust_jax.parallel import cluster
+from bljust_jax.parallel import cluster, device_check
 port, process_id, code = map(int, sys.argv[1:])
-asked = cluster.Asked(
+asked = cluster.ClusterOptions(
     coordinator_address=f"127.0.0.1:{port}", num_processes=2, process_id=process_id,
     init_timeout=120, heartbeat_timeout=5,
 )
-cluster.join(cluster.choose(asked), asked)
-cluster.prove(asked)
+cluster.join(cluster.find_cluster(asked), asked)
+device_check.check_devices(asked.init_timeout)
 if code and process_id:
-    cluster.leave(code)
+    cluster.exit_without_waiting(code)
 if code:
     time.sleep(600)
 """

@@ -42,7 +42,7 @@ def run(name, data=1, fsdp=1, tensor=1):
     mesh = make_mesh(data, fsdp, tensor)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
-    placed = state_sharding(state, mesh, trees.path_name)
+    placed = state_sharding(state, mesh)
     train_step = step.make_train_step(recipe, phase, optimizer, groups, 0)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, placed)
@@ -73,8 +73,8 @@ def gatherable(state, tensor):
     """Shapes of parameters and codebooks as they are used: one of stacked blocks, split along
     `tensor` alone."""
     found = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.frozen)):
-        name, shape = trees.path_name(path), list(leaf.shape)
+    for name, leaf in trees.named_leaves((state.params, state.frozen)):
+        shape = list(leaf.shape)
         for axis, split in enumerate(spec(name, leaf.shape, 1, tensor)):
             shape[axis] //= tensor if split else 1
         found.add(dims(shape[1:] if STACKED.search(name) else shape))

@@ -15,7 +15,7 @@ from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import decode_split, scoring, trained_run
 from bljust_jax.monitoring import goodput, metrics
-from bljust_jax.parallel import cluster
+from bljust_jax.parallel import preemption
 from bljust_jax.train import loop
 from bljust_jax.train.compiled_steps import CompiledSteps
 from configs import quickstart
@@ -63,7 +63,7 @@ def run(monkeypatch):
             return take_step(self, phase, state, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(cluster, "preemption", lambda stack: lambda now: now == stop)
+            patch.setattr(preemption, "watch_for_sigterm", lambda stack: lambda now: now == stop)
             patch.setattr(CompiledSteps, "run", counted)
             return loop.run(config, workdir, loop.RunOptions(**flags))
 
