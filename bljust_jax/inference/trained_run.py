@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bljust_jax import recipes
 from bljust_jax.bilevel.types import Recipe, Task, Weights
-from bljust_jax.checkpoint.manager import Checkpoints, any_saved
+from bljust_jax.checkpoint.manager import Checkpoints, has_checkpoint
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.splits import Splits, load_splits
@@ -97,7 +97,7 @@ def load_trained_run(
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no config.json: give the --workdir of a training run")
-    if not any_saved(workdir):
+    if not has_checkpoint(workdir):
         raise UserError(f"{workdir} holds no checkpoint yet: train on, up to the first save")
     try:
         config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))

@@ -12,7 +12,7 @@ from bljust_jax.common import console
 from bljust_jax.common.timeout import Unreachable, call_with_timeout
 
 
-def check_devices(timeout: float) -> None:
+def check_devices(timeout: float | int) -> None:
     """Log the devices of this host and sum a one from each device of all hosts. Raises Unreachable
     if that takes more than `timeout` seconds or the sum is wrong."""
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from bljust_jax import recipes
 from bljust_jax.bilevel.types import Recipe, TrainState, Tree, Weights
-from bljust_jax.checkpoint.manager import Checkpoints, Timer
+from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus, load_corpus
 from bljust_jax.inference import decode_split, scoring
@@ -30,16 +30,12 @@ from bljust_jax.parallel.mesh import (
     put_batch,
     put_full_batch,
     replicated,
-<<<<<<< HEAD
-=======
-    state_sharding,
-    with_shardings,
->>>>>>> 073a09e (One spelling of tree paths; part cluster, device check and preemption; options types)
 )
 from bljust_jax.train import initial_state
 from bljust_jax.train.compiled_steps import CompiledSteps
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
+from bljust_jax.train.save_timer import SaveTimer
 from bljust_jax.train.system import System, build_recipe, jit_train_step, make_system
 from bljust_jax.train.timeline import Timeline
 from bljust_jax.train.workdir import (
@@ -78,7 +74,7 @@ class TrainingRun:
     log: MetricLog
     tracer: profiler.Tracer
     checkpoints: Checkpoints
-    save_timer: Timer
+    save_timer: SaveTimer
     stop_requested: Callable[[int], bool]  # before a step: whether to save and stop (SIGTERM)
     batches: Iterator[Tree]  # from the first step on
     steps: CompiledSteps
@@ -147,60 +143,10 @@ def prepare(
         init_optimizer=jax.jit(system.optimizer.init, out_shardings=system.shardings.opt_state),
         evaluate=make_evaluator(recipe, corpus, mesh),
         batches=iter(corpus.train_batches(timeline.segments, start, shard=shard)),
-        save_timer=Timer(config.save_minutes, config.log_every),
+        save_timer=SaveTimer(config.save_minutes, config.log_every),
     )
 
 
-<<<<<<< HEAD
-=======
-# Recipe and steps, without data
-
-
-def build_recipe(config: Any, facts: recipes.Facts) -> Recipe:
-    """The recipe of `config.recipe`; UserError for a config that it cannot be built from."""
-    try:
-        recipe = recipes.load(config.recipe)(config, facts)
-    except ValueError as error:
-        raise UserError(f"config: {error}") from error
-    if not recipe.phases:
-        raise UserError("config.phases: every phase has length 0")
-    for task in recipe.tasks:
-        scoring.measures.check(task)
-    return recipe
-
-
-def make_system(config: Any, recipe: Recipe, mesh: Mesh, optimizer: Any = None) -> System:
-    """Optimizer, groups and the abstract train state of a recipe on a mesh.
-
-    `optimizer` replaces that of `config.optim`. UserError for a group without parameters.
-    """
-    b1, b2 = config.optim.b1, config.optim.b2
-    optimizer = optimizer or make_optimizer(recipe.combiner, recipe.groups, b1=b1, b2=b2)
-    groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
-    abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
-    state = with_shardings(abstract, state_sharding(abstract, mesh))
-    return System(recipe, optimizer, groups, mesh, state)
-
-
-def assign_groups(recipe: Recipe, params: Tree) -> Tree:
-    """The `Group` of each parameter; UserError for a group without parameters."""
-    try:
-        return group_of_parameters(params, recipe.groups)
-    except ValueError as error:
-        parts = ", ".join(params["encoder"])
-        raise UserError(f"config.freeze: {error}; the encoder has {parts}") from error
-
-
-def jit_train_step(config: Any, system: System, phase: Phase) -> Any:
-    """The jitted step of a phase, (state, batch) -> (state, means), not compiled yet; the state is
-    donated. To be lowered and called under `jax.set_mesh(system.mesh)`."""
-    train_step = step.make_train_step(
-        *(system.recipe, phase, system.optimizer, system.groups, config.seed, config.accumulate)
-    )
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(system.shardings, None))
-
-
->>>>>>> 073a09e (One spelling of tree paths; part cluster, device check and preemption; options types)
 # Data and state
 
 

@@ -14,10 +14,9 @@ from bljust_jax import recipes
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
 from bljust_jax.bilevel.types import Phase, Recipe, TrainState, Tree
-from bljust_jax.common import trees
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import measures
-from bljust_jax.parallel.mesh import place, state_sharding
+from bljust_jax.parallel.mesh import state_sharding, with_shardings
 
 
 class System(NamedTuple):
@@ -57,7 +56,7 @@ def make_system(config: Any, recipe: Recipe, mesh: Mesh, optimizer: Any = None) 
     optimizer = optimizer or make_optimizer(recipe.combiner, recipe.groups, b1=b1, b2=b2)
     groups = assign_groups(recipe, jax.eval_shape(recipe.init, jax.random.key(0))[0])
     abstract = jax.eval_shape(lambda: step.init_state(recipe, optimizer, config.seed))
-    state = place(abstract, state_sharding(abstract, mesh))
+    state = with_shardings(abstract, state_sharding(abstract, mesh))
     return System(recipe, optimizer, groups, mesh, state)
 
 

@@ -19,7 +19,7 @@ from importlib import metadata
 from typing import Any
 
 from bljust_jax.bilevel.types import Recipe
-from bljust_jax.checkpoint.manager import any_saved
+from bljust_jax.checkpoint.manager import has_checkpoint
 from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams, tokenizer_files
@@ -38,7 +38,7 @@ def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False)
             f"{config.save_every}: other steps are not saved"
         )
     path = workdir / "config.json"
-    if not path.exists() or not any_saved(workdir):
+    if not path.exists() or not has_checkpoint(workdir):
         return
     old, new = (flatten(json.loads(c)) for c in (path.read_text(), config.to_json()))
     for field in new:  # the run wrote down what it had learned
@@ -99,7 +99,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 def saved_tokenizers(config: Any, workdir: pathlib.Path) -> dict[str, Tokenizer] | None:
     """{labelled stream: its tokenizer} of the run to go on with; None where there is no
     checkpoint."""
-    if not any_saved(workdir):
+    if not has_checkpoint(workdir):
         return None
     return tokenizer_files.load(workdir, streams.described(config.data))
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from bljust_jax.checkpoint import integrity
-from bljust_jax.checkpoint.manager import Checkpoints, Timer, any_saved
+from bljust_jax.checkpoint.manager import Checkpoints, has_checkpoint
 from bljust_jax.common.errors import UserError
 from bljust_jax.parallel import mesh as mesh_module
 from bljust_jax.parallel.mesh import make_mesh, state_sharding
+from bljust_jax.train.save_timer import SaveTimer
 from tests.helpers.checkpoints import (
     abstract,
     assert_whole,
@@ -164,7 +165,7 @@ def test_what_a_killed_save_left_is_no_checkpoint(tmp_path):
     save(tmp_path / "other", 5)
     for name in ("5.orbax-checkpoint-tmp", "5.orbax-checkpoint-tmp-whole"):
         shutil.copytree(tmp_path / "other" / "checkpoints" / "5", folder / name)
-    assert not any_saved(tmp_path)
+    assert not has_checkpoint(tmp_path)
     assert restore(tmp_path) is None
     deadline = time.monotonic() + 20  # a thread of Orbax's removes them
     while list(folder.glob("*tmp*")):
@@ -290,7 +291,7 @@ def mix(word):
 def test_the_timer_looks_at_each_so_manieth_step(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    timer, never = Timer(2, every=5), Timer(0, every=1)
+    timer, never = SaveTimer(2, every=5), SaveTimer(0, every=1)
     now[0] += 119
     assert not timer.is_due(10)
     now[0] += 1
@@ -303,9 +304,9 @@ def test_the_timer_looks_at_each_so_manieth_step(monkeypatch):
 
 
 def test_a_workdir_that_holds_no_steps_holds_no_checkpoint(tmp_path):
-    assert not any_saved(tmp_path)
+    assert not has_checkpoint(tmp_path)
     for name in ("notes", "3.orbax-checkpoint-tmp", "3x"):
         pathlib.Path(tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert not any_saved(tmp_path)
+    assert not has_checkpoint(tmp_path)
     (tmp_path / "checkpoints" / "3.bad").mkdir()
-    assert any_saved(tmp_path)
+    assert has_checkpoint(tmp_path)

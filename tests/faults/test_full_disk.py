@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAVE = """
 import pathlib, resource, sys, threading, time
 from tests.helpers.checkpoints import make_state, opened
-from bljust_jax.command import guard
+from bljust_jax.common.cli import guard
 
 workdir, policy, size = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
