@@ -15,13 +15,8 @@ import tarfile
 import pytest
 
 from bljust_jax import evaluate as command
-<<<<<<< HEAD
-from bljust_jax.checkpoint.manager import digest
-from bljust_jax.inference.trained_run import load_trained_run
-=======
 from bljust_jax.common.trees import digest
-from bljust_jax.inference.trained_run import open_run
->>>>>>> 6c0a04b (One spelling of tree paths; part cluster, device check and preemption; options types)
+from bljust_jax.inference.trained_run import load_trained_run
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from configs import quickstart
