@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from bljust_jax import recipes
 from bljust_jax.bilevel.types import Recipe, Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints, has_checkpoint
+from bljust_jax.checkpoint.saved_config import read_config
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.splits import Splits, load_splits
@@ -100,7 +100,7 @@ def load_trained_run(
     if not has_checkpoint(workdir):
         raise UserError(f"{workdir} holds no checkpoint yet: train on, up to the first save")
     try:
-        config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+        config = ConfigDict(read_config(path))
         change(config)
         tokenizers = tokenizer_files.load(workdir, streams.described(config.data))
         sizes = {stream: tokenizer.vocab_size for stream, tokenizer in tokenizers.items()}

@@ -1,7 +1,6 @@
-"""What a run writes about itself into its workdir, and whether a workdir may go on.
+"""Workdir of a run: write config.json, tokenizers and run.json; check that it can be resumed.
 
-config.json, the tokenizers and a checkpoint are all that evaluation and export need; run.json tells
-a report how the run was made.
+Evaluation and export need config.json, the tokenizers and a checkpoint; reports need run.json.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any
 
 from bljust_jax.bilevel.types import Recipe
 from bljust_jax.checkpoint.manager import has_checkpoint
+from bljust_jax.checkpoint.saved_config import added_fields, read_config
 from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams, tokenizer_files
@@ -30,7 +30,11 @@ from bljust_jax.train.run_meta import RunMeta
 
 def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False) -> None:
     """UserError for fields that the schema refuses, and for a workdir that holds a run of another
-    config: a warning where that is allowed."""
+    config: a warning if that is allowed.
+
+    A field that config.json lacks because it was added since takes its default
+    (`checkpoint/saved_config.py`), with a warning.
+    """
     config_schema.check(config)
     if config.keep_every % config.save_every:
         raise UserError(
@@ -40,21 +44,25 @@ def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False)
     path = workdir / "config.json"
     if not path.exists() or not has_checkpoint(workdir):
         return
-    old, new = (flatten(json.loads(c)) for c in (path.read_text(), config.to_json()))
-    for field in new:  # the run wrote down what it had learned
+    old, new = flatten(read_config(path)), flatten(json.loads(config.to_json()))
+    if added := added_fields(old, new):
+        listed = ", ".join(f"{name}={value!r}" for name, value in added.items())
+        logging.warning("%s lacks fields that were added since; defaults: %s", path, listed)
+        old |= added
+    for field in new:  # fingerprint of the tokenizer that the run has learned
         if field.endswith("text.sha256") and not new[field]:
             new[field] = old.get(field)
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
     if changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        said = f"{workdir} holds a run of another config ({shown}{more})"
+        problem = f"{workdir} holds a run of another config ({shown}{more})"
         if not allow_change:
             raise UserError(
-                f"{said}; name a new --workdir, or go on with --allow_config_change: from its last "
+                f"{problem}; name a new --workdir, or add --allow_config_change: from its last "
                 "checkpoint the numbers are then those of neither config"
             )
-        logging.warning("%s; it goes on with the new one", said)
+        logging.warning("%s; training resumes with the new one", problem)
 
 
 def check_data(meta: RunMeta, corpus: Corpus, workdir: pathlib.Path, allow_change: bool) -> None:
@@ -63,21 +71,21 @@ def check_data(meta: RunMeta, corpus: Corpus, workdir: pathlib.Path, allow_chang
     if meta.data == corpus.digest():
         corpus.quarantined.restore(meta.quarantined)
         return
-    said = f"{workdir} was trained on other data or devices"
+    problem = f"{workdir} was trained on other data or devices"
     if not allow_change:
-        raise UserError(f"{said}; name a new --workdir, or go on with --allow_config_change")
-    logging.warning("%s; it goes on with the new ones", said)
+        raise UserError(f"{problem}; name a new --workdir, or add --allow_config_change")
+    logging.warning("%s; training resumes with the new ones", problem)
     meta.data = corpus.digest()
 
 
 def config_hash(config: Any) -> str:
-    """Twelve hexadecimal digits of all fields that change a number."""
+    """12 hexadecimal digits of the SHA-256 of all fields that change results."""
     fields = flatten(json.loads(config.to_json()))
     kept = {k: v for k, v in fields.items() if k not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-# Fields that a run may be resumed with other values of: they change no number.
+# Fields that may change on resume: results do not depend on them.
 MAY_CHANGE = (
     *("data.num_threads", "data.prefetch", "data.timeout", "data.max_bad_fraction"),
     *("mesh.dcn", "mesh.data", "mesh.fsdp", "mesh.tensor"),
@@ -97,15 +105,14 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def saved_tokenizers(config: Any, workdir: pathlib.Path) -> dict[str, Tokenizer] | None:
-    """{labelled stream: its tokenizer} of the run to go on with; None where there is no
-    checkpoint."""
+    """{labelled stream: its tokenizer} of the run to resume; None if there is no checkpoint."""
     if not has_checkpoint(workdir):
         return None
     return tokenizer_files.load(workdir, streams.described(config.data))
 
 
 def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokenizer]) -> None:
-    """config.json and the tokenizers: with a checkpoint, all that evaluation and export need."""
+    """Write config.json and the tokenizers."""
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer_files.save(workdir, units)
     written = json.loads(config.to_json())
@@ -123,8 +130,8 @@ def write_facts(
     mesh: Any,
     signatures: dict,
 ) -> None:
-    """run.json: what a report tells of how the run was made; `signatures` are sacreBLEU's, by
-    task."""
+    """Write run.json: command, code version, devices and phases, for reports; `signatures` are
+    sacreBLEU's, by task."""
     phases = [
         {"name": p.name, "start": start, "steps": p.steps, "levels": p.describe_levels()}
         for start, p in zip(starts, recipe.phases, strict=True)
@@ -145,7 +152,7 @@ def write_facts(
 
 
 def git_id() -> str:
-    """The commit of the code, "" where it is not in a git checkout."""
+    """The git commit of the code; "" outside a git checkout."""
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=pathlib.Path(__file__).parents[1],

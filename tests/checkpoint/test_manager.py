@@ -1,5 +1,6 @@
 """Checkpoints: what is restored is what was saved, whatever has happened to the newest."""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.checkpoint import integrity
+from bljust_jax.checkpoint import integrity, manager
 from bljust_jax.checkpoint.manager import Checkpoints, has_checkpoint
 from bljust_jax.common.errors import UserError
 from bljust_jax.parallel import mesh as mesh_module
@@ -310,3 +311,21 @@ def test_a_workdir_that_holds_no_steps_holds_no_checkpoint(tmp_path):
     assert not has_checkpoint(tmp_path)
     (tmp_path / "checkpoints" / "3.bad").mkdir()
     assert has_checkpoint(tmp_path)
+
+
+def test_a_newer_format_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(manager, "FORMAT", manager.FORMAT + 1)
+    save(tmp_path, 1)
+    monkeypatch.undo()
+    said = r"/1 has checkpoint format 3, but this version .* up to 2: update it, or name a new"
+    with pytest.raises(UserError, match=said):
+        restore(tmp_path)
+    with opened(tmp_path) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.restore_best(1, abstract(make_state(1)).weights)
+
+
+def test_a_checkpoint_has_the_current_format(tmp_path):
+    save(tmp_path, 1)
+    described = json.loads((tmp_path / "checkpoints" / "1" / "meta" / "metadata").read_text())
+    assert described["format"] == manager.FORMAT == 2
+    assert_whole(restore(tmp_path), 1)

@@ -15,6 +15,7 @@ import tarfile
 import pytest
 
 from bljust_jax import evaluate as command
+from bljust_jax.checkpoint.manager import FORMAT
 from bljust_jax.common.trees import digest
 from bljust_jax.inference.trained_run import load_trained_run
 from bljust_jax.monitoring import metrics
@@ -80,3 +81,9 @@ def test_it_is_trained_to_its_end_as_it_was(old):
     last = next(row for row in rows if row["step"] == 204 and "train/ctc/loss" in row)
     assert {name: last[name] for name in LAST} == pytest.approx(LAST, rel=2e-3)
     assert digest(load_trained_run(RUN).weights) == "0949fe52fcaebc1d", "still the best"
+
+
+def test_there_is_a_workdir_of_each_earlier_format():
+    """When `FORMAT` is raised, keep a workdir of the last one here, made by the code before."""
+    kept = {path.name for path in FIXTURE.parent.glob("workdir_*")}
+    assert kept == {f"workdir_{version}" for version in range(1, FORMAT)}

@@ -176,8 +176,8 @@ def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_
     final = run(tmp_path, changes={"seed": 1}, allow_config_change=True)
     assert final["step"] == 24
     first, second = warnings(caplog)
-    assert "(save_every 24 -> 3, seed 0 -> 1); it goes on with the new one" in first
-    assert "trained on other data or devices; it goes on with the new ones" in second
+    assert "(save_every 24 -> 3, seed 0 -> 1); training resumes with the new one" in first
+    assert "trained on other data or devices; training resumes with the new ones" in second
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     assert json.loads((tmp_path / "run.json").read_text())["config"] != facts["config"]
     caplog.clear()

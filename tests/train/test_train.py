@@ -179,7 +179,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path, ca
         loop.run(config, tmp_path)
     check_config(config, tmp_path, allow_change=True)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.endswith("another config (seed 0 -> 7); it goes on with the new one")
+    assert line.endswith("another config (seed 0 -> 7); training resumes with the new one")
 
 
 def test_a_config_has_a_hash_of_what_changes_a_number():

@@ -1,0 +1,47 @@
+"""Config of an earlier run: config.json, with defaults for fields that were added to configs since.
+
+A run trained before a field existed behaves as if the field had its default. A new field must
+therefore have a default that changes no number, and a row in `ADDED`; its absence from an old
+config.json never refuses a workdir.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+# {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
+ADDED: dict[str, Any] = {}
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The nested fields of a config.json, with those of `ADDED` that a group of it lacks."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for field, default in ADDED.items():
+        *groups, name = field.split(".")
+        node = config
+        for group in groups:
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.setdefault(name, default)
+    return config
+
+
+def added_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """{field: default} of the fields of `new` that `old` lacks, both flat ({"model.dim": 256}).
+
+    The default is that of `ADDED`, else the value in `new`. Fields of a data stream that `old`
+    lacks are left out: a new stream is another config.
+    """
+    return {
+        field: ADDED.get(field, value)
+        for field, value in new.items()
+        if field not in old and not _is_of_new_stream(field, old)
+    }
+
+
+def _is_of_new_stream(field: str, old: dict[str, Any]) -> bool:
+    group, stream = "data.streams.", field.removeprefix("data.streams.").partition(".")[0]
+    known = any(name.startswith(f"{group}{stream}.") for name in old)
+    return field.startswith(group) and not known
