@@ -1,11 +1,11 @@
-"""The optimizer: one chain a parameter group, after the combiner.
+"""Optimizer: the combiner, then clipping, AdamW and learning rate for each parameter group.
 
     combiner (bilevel/levels.py)  ->  for each group: gate( clip -> Adam -> decoupled decay -> -lr )
 
-Each group has its own clip: a global one would let the self-supervised head rescale the encoder.
-Learning rates arrive as the extra argument `lr = {group: scalar}` and the groups that train as the
-static extra argument `active`; a group outside it keeps parameters and moments bit for bit. No
-schedule here holds a clock.
+Each group has its own clip: with a global one the self-supervised head would rescale the encoder.
+Learning rates are passed as the extra argument `lr = {group: scalar}`, and the groups that train as
+the static extra argument `active`; an idle group keeps parameters and moments bit for bit. No state
+here counts steps for a schedule.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Tree = Any
 
 
 def group_of_parameters(params: Tree, groups: Sequence[Group]) -> Tree:
-    """The `Group` of each parameter. ValueError unless each path matches exactly one pattern, and
-    each pattern some path."""
+    """The `Group` of each parameter. ValueError unless each path matches exactly one pattern and
+    each pattern matches a path."""
 
     def group_of(name, _):
         hits = [g for g in groups if re.search(g.pattern, name)]
@@ -51,18 +51,18 @@ def make_optimizer(
     eps: float = 1e-8,
     decay_pattern: str = r"(kernel|embedding)$",
 ) -> optax.GradientTransformationExtraArgs:
-    """The whole chain. `update(grads, state, params, *, level_weights, lr, active)`; `grads` is
-    `bilevel.Grads`.
+    """The whole chain: `update(grads, state, params, *, level_weights, lr, active)` with `grads` a
+    `levels.Grads`.
 
-    AdamW as in Loshchilov and Hutter 2019: decay is decoupled and reaches only parameters whose
-    path matches `decay_pattern`.
+    AdamW (Loshchilov and Hutter 2019): decoupled weight decay, on parameters whose path matches
+    `decay_pattern`.
     """
 
     def decayed(params):
         return trees.map_named(lambda name, _: bool(re.search(decay_pattern, name)), params)
 
     def chain(group: Group) -> optax.GradientTransformationExtraArgs:
-        if not group.owners:  # never active: it needs no moments
+        if not group.owners:  # never active, so without moments
             return _gate(group.name, optax.with_extra_args_support(optax.identity()))
         return _gate(
             group.name,
@@ -89,8 +89,8 @@ def _scale_by_lr(name: str) -> optax.GradientTransformationExtraArgs:
 
 
 def _gate(name: str, inner: optax.GradientTransformationExtraArgs):
-    """Run `inner` only where the group is active. The idle update is -0.0, the one float that added
-    to any other, -0.0 included, changes no bit of it."""
+    """`inner` if the group is active. The update of an idle group is -0.0, which added to any float
+    changes no bit of it (0.0 would change -0.0)."""
 
     def update(updates, state, params=None, *, active, **extra):
         if name not in active:

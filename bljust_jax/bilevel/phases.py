@@ -1,4 +1,4 @@
-"""Phase tables: which losses are trained when, with which level weights and learning rates.
+"""Phase tables of each method: losses, level weights and learning rates per phase.
 
 method         phases, at the same number of encoder gradients (a joint step takes two)
 bljust         explore: lower | joint: upper > lower, rising penalty | finetune: upper
@@ -22,8 +22,8 @@ def make_phases(
 ) -> tuple[Phase, ...]:
     """The phases of `config.method` over two losses, by name.
 
-    An epoch is a pass of the labelled plan, in exploration of the unlabelled one. Every group in
-    `heads` learns at `config.lr.heads` times the encoder's rate.
+    An epoch is one pass over the labelled plan, in exploration over the unlabelled one. The groups
+    in `heads` have the learning rate of the encoder times `rates.heads` of the phase.
     """
     totals: dict[str, int] = {}
     table = _table(config, steps_per_epoch)
@@ -41,7 +41,7 @@ def make_phases(
 
 
 def _table(config: Any, steps_per_epoch: Mapping[str, int]) -> list[tuple[str, int]]:
-    """(name, steps) of each stretch of `config.method`, at the compute of BL-JUST's phases."""
+    """(name, steps) of each phase of `config.method`, with the compute of BL-JUST's phases."""
     length = config.phases
     labelled = steps_per_epoch["labelled"]
     unlabelled = labelled if config.share_forward else steps_per_epoch["unlabelled"]
@@ -67,7 +67,7 @@ def _table(config: Any, steps_per_epoch: Mapping[str, int]) -> list[tuple[str, i
 
 
 def _rounds(parts: list[tuple[str, int]], rounds: int) -> list[tuple[str, int]]:
-    """Each part cut into `rounds` nearly equal stretches, interleaved."""
+    """Each part split into `rounds` nearly equal lengths, interleaved."""
     return [
         (name, steps * (r + 1) // rounds - steps * r // rounds)
         for r in range(rounds)
@@ -84,7 +84,8 @@ def one_phase(
     heads: tuple[str, ...],
     total: int,
 ) -> Phase:
-    """A phase whose learning rates are `rates[name]`, over `total` steps in phases of that name."""
+    """A phase with learning rates `rates[name]`, scheduled over `total` steps in phases of that
+    name."""
     rate = rates[name]
     encoder = schedule(rate.shape, rate.peak, rate.warmup, total)
     head = schedule(rate.shape, rate.peak * rates.heads, rate.warmup, total)
@@ -93,13 +94,13 @@ def one_phase(
 
 
 def one(k: Any) -> tuple[Any, ...]:
-    """The weights of a phase of one level."""
+    """Level weights of a phase with one level."""
     del k
     return (1.0,)
 
 
 def penalised(config: Any, steps_per_epoch: int) -> Callable[[Any], tuple[Any, ...]]:
-    """(1, gamma_k): the penalty rises a step or an epoch; `weighted_sum` holds it constant."""
+    """k -> (1, gamma_k): the penalty rises per step or per epoch; constant for `weighted_sum`."""
     if config.method == "weighted_sum":
         return lambda k: (1.0, config.penalty.constant)
     p = config.penalty

@@ -1,4 +1,4 @@
-"""Random keys as functions of (seed, stream name, step, utterance id); no key is stored."""
+"""Random keys: functions of (seed, stream name, step, utterance id), never stored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ Tree = Any
 
 
 def stream_key(seed: int, name: str, step: Any) -> Key[Array, ""]:
-    """The key of one named stream of randomness at one step; two streams never meet by accident,
-    and nothing is stored."""
+    """The key of one named random stream at one step; streams are independent."""
     return jax.random.fold_in(
         jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), step
     )
 
 
 def row_keys(rng: Key[Array, ""], ids: UInt32[Array, "b"]) -> Key[Array, "b"]:
-    """One key an utterance, a function of its id: draws survive permutation, micro-batches and
-    another number of hosts."""
+    """One key per utterance, a function of its id: draws do not depend on the order of rows,
+    micro-batches or the number of hosts."""
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(ids)

@@ -1,4 +1,4 @@
-"""Schedules of the penalty and of learning rates, as functions of the steps spent in a phase."""
+"""Penalty and learning-rate schedules as functions of the number of steps spent in a phase."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bljust_jax.bilevel.types import Phase
 
 
 def position(phases: tuple[Phase, ...], name: str, step: Any) -> Int[Array, ""]:
-    """Steps spent before `step` in phases called `name`: the clock of every schedule."""
+    """Number of steps before `step` in phases called `name`: the argument of every schedule."""
     starts = np.cumsum([0] + [p.steps for p in phases[:-1]])
     spans = [(s, p.steps) for s, p in zip(starts, phases, strict=True) if p.name == name]
     starts, lengths = (np.array(column, np.int32) for column in zip(*spans, strict=True))
@@ -23,8 +23,8 @@ def position(phases: tuple[Phase, ...], name: str, step: Any) -> Int[Array, ""]:
 def penalty_schedule(
     start: float | int, slope: float | int, cap: float | int
 ) -> Callable[[Any], Array]:
-    """gamma_k = min(cap, start + slope * k), with k the steps (or epochs, if the caller divides)
-    spent in phases of one name."""
+    """gamma_k = min(cap, start + slope * k), with k the number of steps (or epochs, if the caller
+    divides) spent in phases of one name. ValueError if start > cap or slope < 0."""
     if cap < start or slope < 0:
         raise ValueError(
             f"a penalty rises from start to cap: start={start}, slope={slope}, cap={cap}"
@@ -35,8 +35,8 @@ def penalty_schedule(
 Schedule = Callable[[Any], Any]
 
 
-# What is left of the peak after a share of the phase. "hold" keeps it for the first 4/9 and falls
-# exponentially to a twentieth: after a warm-up of a tenth, wav2vec 2.0's 10/40/50.
+# Rate over peak after a share of the phase. "hold" is constant for the first 4/9, then decays
+# exponentially to 1/20: after a warm-up of 1/10, the 10/40/50 schedule of wav2vec 2.0.
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "constant": lambda share: 1.0,
     "cosine": lambda share: 0.5 * (1 + jnp.cos(jnp.pi * share)),

@@ -86,7 +86,8 @@ def train(run: TrainingRun) -> dict | None:
 
         # step
         batch = put_batch(batch, run.system.mesh)
-        run.state, means = run.tracer.step(now, run.steps.run, phase.name, run.state, batch)
+        with run.tracer.step(now):
+            run.state, means = run.steps.run(phase.name, run.state, batch)
         flops.count(meta.compute, recipe, phase, corpus.shape_at(timeline.segments, now))
 
         # log: a window is fetched while the step after it runs, so that no step waits

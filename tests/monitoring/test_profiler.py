@@ -54,7 +54,8 @@ def test_the_trace_holds_the_steps(start, stop, steps, tmp_path):
     add = jax.jit(lambda x, n: x + n)
     state = jnp.zeros(())
     for now in range(start, stop):
-        state = tracer.step(now, add, state, 1.0)
+        with tracer.step(now):
+            state = add(state, 1.0)
     tracer.close()
     assert state == stop - start
     if steps is None:
