@@ -1,5 +1,4 @@
-"""Whether what was saved is what is read: a sha256 of every file of a folder, and a fingerprint of
-every array."""
+"""Integrity of checkpoints: SHA-256 checksums of files and fingerprints of arrays on devices."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ SUMS = "SHA256SUMS"  # `sha256sum --check` reads it
 
 
 def write_sums(folder: pathlib.Path) -> None:
-    """`SHA256SUMS` of all files under `folder`; its last line, a comment, is the sum of those
-    before it."""
+    """Write `SHA256SUMS` of all files under `folder`; its last line, a comment, is the checksum of
+    the lines before it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = "".join(f"{_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
     with (folder / SUMS).open("w", encoding="utf-8") as file:
@@ -31,9 +30,9 @@ def write_sums(folder: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
-def find_damage(folder: pathlib.Path, parts: Sequence[str] | None = None) -> str | None:
-    """What is wrong with a file of `folder` whose sums were written, naming it; None where all is
-    well. `parts`: of the folders in it, look into these alone."""
+def find_damage(folder: pathlib.Path, items: Sequence[str] | None = None) -> str | None:
+    """The first problem with a file of `folder` (missing, unreadable, changed), or None. `items`:
+    verify only these of the folders in it."""
     if not folder.is_dir():
         return "it is no folder"
     if not any(folder.iterdir()):
@@ -46,8 +45,8 @@ def find_damage(folder: pathlib.Path, parts: Sequence[str] | None = None) -> str
         return f"{SUMS} was changed"
     for line in lines.decode().splitlines():
         expected, _, name = line.partition("  ")
-        top, within, _ = name.partition("/")
-        if parts is not None and within and top not in parts:
+        item, inside, _ = name.partition("/")
+        if items is not None and inside and item not in items:
             continue
         path = folder / name
         if not path.is_file():
@@ -67,11 +66,11 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def fingerprints(tree: Tree) -> dict[str, int]:
-    """{path of a leaf: a hash of its bits and where they lie}, computed where the arrays are.
+    """{key of a leaf: hash of its elements and their positions}, computed on the devices.
 
-    The sum, modulo 2^32, of mix(bits_i xor i * odd) over the elements i. It is exact, so the mesh
-    and the number of hosts do not matter; a change within one element always shows, any other but
-    once in 2^32. Of several processes, all call it.
+    The sum, modulo 2^32, of mix(bits_i xor i * odd) over the elements i. It is exact, so it does
+    not depend on mesh or number of hosts. A change within one element always changes it, any other
+    change except with probability 2^-32. A collective operation: all processes call it.
     """
     keys, leaves = zip(*keyed_leaves(tree), strict=True)
     hashes = np.asarray(_hash_all(list(leaves)))
@@ -85,7 +84,7 @@ def _hash_all(leaves: list[jax.Array]) -> jax.Array:
 
 @jax.jit
 def _hash(x: jax.Array) -> jax.Array:
-    """uint32 of an array whose elements have 1, 2, 4 or 8 bytes; the mixing is MurmurHash3's."""
+    """uint32 hash of an array with elements of 1, 2, 4 or 8 bytes; mixing as in MurmurHash3."""
     words = _words(x)
     index = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
@@ -98,7 +97,7 @@ def _hash(x: jax.Array) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of each element as uint32; those of eight bytes as two, on an axis of their own."""
+    """The bits of each element as uint32; eight bytes give two words, on a new last axis."""
     if x.dtype == bool:
         return x.astype(jnp.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]

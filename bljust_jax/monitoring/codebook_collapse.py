@@ -1,4 +1,4 @@
-"""The alarm for a codebook that collapses: a loss may fall while all frames get one code."""
+"""Codebook collapse alarm: a loss may fall while all frames get the same code."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ CURE = "lower the learning rate, or raise the weight of diversity, the noise or 
 
 
 class CollapseAlarm:
-    """Reads the rows of metrics.jsonl: `codebook/<name>/share` is perplexity over the most that it
-    can be, min(codes, frames).
+    """Monitor `codebook/<name>/share` in the rows of metrics.jsonl: perplexity over its maximum,
+    min(codes, frames).
 
-    A line when it has been under `share` for `rows` rows on end, and again when it has recovered;
-    with `stop`, UserError instead of the first.
+    Called with a row, it returns log lines: one when the share has been below `share` for `rows`
+    consecutive rows, one when it has recovered. With `stop`, UserError instead of the first.
     """
 
     def __init__(self, share: float, rows: int, stop: bool):

@@ -1,5 +1,4 @@
-"""What a run has computed: encoder FLOPs (forward 1, backward 2) and hours over padded audio, and
-updates of each loss."""
+"""Compute counters of a run: encoder FLOPs (forward 1, backward 2), padded audio, loss updates."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ FRESH = {"flops": 0.0, "audio_hours": 0.0}
 def count(
     totals: dict[str, Any], recipe: Recipe, phase: Phase, shapes: dict[str, tuple[int, float]]
 ) -> None:
-    """Add one step of these {stream: (rows, seconds a row)}."""
+    """Add one step to `totals`; shapes: {stream: (rows, seconds per row)}."""
     audio = 0.0
     for objective in recipe.active(phase):
         wanted = phase.losses & set(objective.losses)
@@ -26,6 +25,6 @@ def count(
 
 
 def named(totals: dict[str, Any]) -> dict[str, Any]:
-    """compute/*, as metrics are named."""
+    """The totals under their metric names, compute/*."""
     named = {f"compute/{k}": v for k, v in totals.items() if k != "flops"}
     return {"compute/encoder_tflop": totals["flops"] / 1e12, **named}

@@ -1,9 +1,8 @@
-"""Where the wall time of a run goes, over all its restarts.
+"""Goodput: wall time of a run by activity, over all its restarts.
 
-At any moment a run does one thing: it starts (from the command to the loop, other hosts and the
-state that it restores included), compiles, waits for input, takes steps, evaluates or saves. What a
-run that died had done after its last save was lost: the time from then to the last row that it
-logged.
+The time is divided into start (from the command to the loop, joining hosts and restoring included),
+compilation, waiting for input, steps, evaluation and saves. Time after the last save of a killed
+run, up to its last logged row, counts as lost.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 KINDS = ("step", "input", "compile", "save", "evaluate", "start", "lost")
-WALL = "perf/wall_s"  # of a row of metrics.jsonl: seconds of all runs until it was written
+WALL = "perf/wall_s"  # metric: seconds of all restarts until the row was written
 
 
 class Clock:
-    """Seconds of each of `KINDS`; all of the time since `began` is of exactly one of them."""
+    """Seconds of each of `KINDS`; all time since `began` belongs to exactly one of them."""
 
     def __init__(self, began: float | None = None):
-        """`began`: by `time.monotonic`; None for now."""
+        """`began`: start by `time.monotonic`; None for now."""
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._kind = "start"
         self._began = self._since = time.monotonic() if began is None else began
 
     def turn(self, kind: str) -> str:
-        """From now on the time is of `kind`; returns what it was of before."""
+        """Count the time from now on as `kind`; returns the kind before."""
         now = time.monotonic()
         self._seconds[self._kind] += now - self._since
         before, self._kind, self._since = self._kind, kind, now
@@ -35,7 +34,7 @@ class Clock:
 
     @contextlib.contextmanager
     def on(self, kind: str) -> Iterator[None]:
-        """The time inside is of `kind`, and of nothing around it."""
+        """Count the time of the context as `kind`."""
         before = self.turn(kind)
         try:
             yield
@@ -43,7 +42,7 @@ class Clock:
             self.turn(before)
 
     def seconds(self) -> dict[str, float]:
-        """Up to now; JSON types, for a checkpoint."""
+        """{kind: seconds} up to now, in JSON types, for a checkpoint."""
         self.turn(self._kind)
         return dict(self._seconds)
 
@@ -54,20 +53,20 @@ class Clock:
 
     @property
     def wall(self) -> float:
-        """Seconds of this run and those before it."""
+        """Seconds of this run and the restarts before it."""
         return sum(self.seconds().values())
 
     def resume(self, saved: Mapping[str, float], dropped: Sequence[Mapping[str, Any]]) -> None:
-        """Add what the runs before had spent when they saved, and what was lost after that, as the
-        rows tell that they logged since."""
+        """Add the seconds of earlier runs at their last save, and as lost the time up to the last
+        of the dropped rows, which were logged after that save."""
         for kind, seconds in saved.items():
             self._seconds[kind] += seconds
         last = max((row.get(WALL, 0.0) for row in dropped), default=0.0)
         self._seconds["lost"] += max(last - sum(saved.values()), 0.0)
 
     def shares(self) -> dict[str, float]:
-        """perf/*: goodput is the share of steps; input the waits of the loop for a batch, during
-        which the device may still be busy with the step before."""
+        """perf/*: goodput is the share of steps; input is time that the loop waits for a batch,
+        while the device may still run the step before."""
         seconds = self.seconds()
         wall = max(sum(seconds.values()), 1e-9)
         rest = {f"perf/share/{kind}": seconds[kind] / wall for kind in KINDS[1:]}

@@ -1,4 +1,4 @@
-"""What devices can do at most, as their makers state it: model FLOP utilisation is of that."""
+"""Peak FLOP/s of devices by vendor specification, for model FLOP utilisation (MFU)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 H100 = {"bfloat16": 989e12, "float32": 494e12}
 A100 = {"bfloat16": 312e12, "float32": 156e12}
 
-# By `device_kind`: dense FLOP/s of the matrix units; "float32" is TF32 where there is one.
+# By `device_kind`: dense FLOP/s of the matrix units; "float32" is TF32 on GPUs.
 FLOPS = {
     "TPU v4": {"bfloat16": 275e12},
     "TPU v5 lite": {"bfloat16": 197e12},
@@ -24,7 +24,6 @@ FLOPS = {
 
 
 def flops(kinds: Sequence[str], dtype: str) -> float | None:
-    """FLOP/s of all these devices together; None where one of them, or it in `dtype`, is not
-    known."""
+    """Total peak FLOP/s of the devices; None if one of them is unknown in `dtype`."""
     each = [FLOPS.get(kind, {}).get(dtype) for kind in kinds]
     return None if None in each else sum(each)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bljust_jax.bilevel.types import Means
-from bljust_jax.monitoring import goodput, metrics
+from bljust_jax.monitoring import goodput, metrics, trackers
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
 
@@ -30,7 +30,7 @@ class MetricLog:
     def __init__(
         self,
         window: metrics.Window,
-        writer: metrics.Writer,
+        writer: trackers.MetricWriter,
         progress: Progress,
         clock: goodput.Clock,
         alarm: CollapseAlarm,

@@ -19,7 +19,7 @@ from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus, load_corpus
 from bljust_jax.inference import decode_split, scoring
-from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
+from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler, trackers
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
 from bljust_jax.parallel import preemption
@@ -121,7 +121,7 @@ def prepare(
         write_facts(config, workdir, recipe, starts, mesh, signatures)
         stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
 
-    writer = metrics.Writer(workdir, restored, active=is_main)
+    writer = trackers.MetricWriter(workdir, restored, active=is_main)
     stack.callback(writer.close)
     if restored is not None:
         clock.resume(meta.seconds, writer.dropped)
@@ -255,7 +255,7 @@ def make_metric_log(
     meta: RunMeta,
     corpus: Corpus,
     timeline: Timeline,
-    writer: metrics.Writer,
+    writer: trackers.MetricWriter,
     progress: Progress,
     clock: goodput.Clock,
 ) -> MetricLog:

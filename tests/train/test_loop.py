@@ -14,7 +14,7 @@ from bljust_jax.bilevel import step
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import decode_split, scoring, trained_run
-from bljust_jax.monitoring import goodput, metrics
+from bljust_jax.monitoring import goodput, metrics, trackers
 from bljust_jax.parallel import preemption
 from bljust_jax.train import loop
 from bljust_jax.train.compiled_steps import CompiledSteps
@@ -193,14 +193,14 @@ def warnings(caplog):
 def test_compiles_are_one_a_bucket_and_phase_and_all_come_early(
     run, tmp_path, monkeypatch, compiled
 ):
-    write = metrics.Writer.write
+    write = trackers.MetricWriter.write
     before = {}  # programs compiled when the row of a step was written
 
     def counted(self, now, row):
         before.setdefault(now, len(compiled))
         write(self, now, row)
 
-    monkeypatch.setattr(metrics.Writer, "write", counted)
+    monkeypatch.setattr(trackers.MetricWriter, "write", counted)
     run(tmp_path)
     programs = sum("train_step" in name for name in compiled)
     buckets, phases = 2, 3
