@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bljust_jax.bilevel.levels import Grads
-from bljust_jax.bilevel.multi_objective import Apart, Level, level_name
+from bljust_jax.bilevel.multi_objective import Level, SeparateGradients, level_name
 from bljust_jax.bilevel.types import Aux, Extras, Means, Objective, Phase, Recipe, TrainState, Tree
 from bljust_jax.common import trees
 from bljust_jax.parallel.rules import gathered
@@ -73,7 +73,7 @@ def separate(
     if len(on_shared) == 2:
         a, b = on_shared
         metrics[f"moo/cos/{a}|{b}"] = (trees.cosine(on_shared[a], on_shared[b]), 1.0)
-    sums |= {level: Apart({name: apart[name] for name in level}) for level in dynamic}
+    sums |= {level: SeparateGradients({name: apart[name] for name in level}) for level in dynamic}
     levels = tuple(sums[level] for level in phase.levels)
     return Grads(owned, levels), weights, metrics, stats
 

@@ -1,11 +1,11 @@
-"""Many objectives, one direction: penalised levels over the shared parameters.
+"""Level combiner: one direction on the shared parameters from the gradients of all objectives.
 
 The bilevel problem of BL-JUST (arXiv 2401.06980; journal version arXiv 2412.08548) over encoder
 `theta` and heads `phi`, `psi` is
 
     min_{theta, phi} f(theta, phi)   subject to   theta in argmin_theta' min_psi g(theta', psi)
 
-with f the supervised (upper) and g the self-supervised (lower) loss. The lower problem holds no
+with f the supervised (upper) and g the self-supervised (lower) loss. The lower problem has no
 upper variable, so its optimal value v is a constant, and the penalised form
 
     min_{theta, phi, psi}  f(theta, phi) + gamma_k (g(theta, psi) - v)
@@ -15,10 +15,10 @@ Interspeech 2024; Objective Soups, arXiv 2508.09228) the direction on the shared
 
     direction = sum over levels l of  w_l * sum over the level's objectives i of  lam_i G_i
 
-with w = (1, gamma_k, ...) and G_i the gradient of objective i. A static level has fixed lam and
-arrives summed; those of a dynamic one are found at each step, on the simplex: those that worsen no
-objective (MGDA), or a step towards them (MoDo; see `Conflict`). That is all that this module
-computes, as the first link of an optax chain. It knows nothing of speech.
+with w = (1, gamma_k, ...) and G_i the gradient of objective i. A static level has fixed lam and is
+passed summed. For a dynamic level lam is computed at each step, on the simplex: the one that
+worsens no objective (MGDA), or a step towards it (MoDo; see `Conflict`). The combiner is the first
+transformation of an optax chain and does not depend on speech.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ import optax
 from jaxtyping import Array, Float
 
 from bljust_jax.bilevel.multi_objective import (
-    Apart,
     Conflict,
     Level,
     LevelState,
+    SeparateGradients,
+    combine_dynamic,
     initial_level_state,
     level_name,
-    weigh,
 )
 
 Tree = Any
@@ -47,15 +47,15 @@ DEFAULT = Conflict()
 
 
 class Grads(NamedTuple):
-    """What the combiner receives in place of one gradient tree.
+    """Input of the combiner, in place of one gradient tree.
 
-    `owned` has the structure of the parameters with None at every shared leaf. `levels[n]` is a
-    tree with None at every leaf that is not shared: of a static level the summed gradient of its
-    objectives; `Apart` of a dynamic one.
+    owned: the structure of the parameters, with None at every shared leaf
+    levels: for a static level a tree with None at every leaf that is not shared, the sum of the
+        gradients of its objectives; for a dynamic level `SeparateGradients`
     """
 
     owned: Tree
-    levels: tuple[Tree | Apart, ...]
+    levels: tuple[Tree | SeparateGradients, ...]
 
 
 class CombinerState(NamedTuple):
@@ -69,10 +69,11 @@ def combine_levels(
 ) -> optax.GradientTransformationExtraArgs:
     """direction = sum_l w_l * sum_i lam_i G_i on the shared leaves, `owned` elsewhere.
 
-    `dynamic` lists the dynamic levels of all phases. The weights w arrive as the extra argument
-    `level_weights`, the step as `step` (an integer). A weight of 0 selects: the direction is then
-    the other levels' sum bit for bit, whatever the level holds, NaN included. A dynamic level's
-    state keeps its last finite values; without such a level there is no state.
+    `dynamic` lists the dynamic levels of all phases. The weights w are the extra argument
+    `level_weights`, the step is `step` (an integer). A weight of 0 selects: the direction is then
+    the sum of the other levels bit for bit, even if the level has NaNs. The state of a dynamic
+    level keeps its last finite values; without dynamic levels there is no state. `update` raises
+    ValueError for another number of weights than levels, and for an unknown dynamic level.
     """
 
     def init(params):
@@ -87,11 +88,11 @@ def combine_levels(
             raise ValueError(f"{len(grads.levels)} levels but {len(level_weights)} weights")
         shared, new = None, {}
         for weight, level in zip(level_weights, grads.levels, strict=True):
-            if isinstance(level, Apart):
+            if isinstance(level, SeparateGradients):
                 name = level_name(tuple(level.samples))
                 if name not in map(level_name, dynamic):
                     raise ValueError(f"level {name} is not among the dynamic levels {dynamic}")
-                level, new[name] = weigh(conflict, level, state.levels[name], step)
+                level, new[name] = combine_dynamic(conflict, level, state.levels[name], step)
             shared = _add_weighted(shared, weight, level)
         state = state._replace(levels={**state.levels, **new}) if new else state
         return _join(grads.owned, shared), state
@@ -100,7 +101,7 @@ def combine_levels(
 
 
 def _add_weighted(total: Tree | None, weight: Scalar, level: Tree) -> Tree:
-    """total + weight * level, where weight 0 leaves the total untouched."""
+    """total + weight * level; a weight of 0 leaves the total unchanged."""
     weight = jnp.asarray(weight, jnp.float32)
     if total is None:
         return jax.tree.map(lambda g: jnp.where(weight == 0, 0, weight.astype(g.dtype) * g), level)
@@ -110,15 +111,7 @@ def _add_weighted(total: Tree | None, weight: Scalar, level: Tree) -> Tree:
 
 
 def _join(owned: Tree, shared: Tree) -> Tree:
+    """One tree of the leaves of both."""
     return jax.tree.map(
         lambda o, s: s if o is None else o, owned, shared, is_leaf=lambda x: x is None
     )
-
-
-# Dynamic levels
-
-
-# Gram matrices
-
-
-# Sums over trees

@@ -1,4 +1,4 @@
-"""Weights of the objectives of one level by MGDA or MoDo, from Gram matrices of their gradients."""
+"""MGDA and MoDo: weights of the objectives of one level, from Gram matrices of their gradients."""
 
 from __future__ import annotations
 
@@ -21,38 +21,37 @@ Level = tuple[str, ...]  # the names of its objectives
 Grams = dict[str, Float[Array, "*layers n n"]]
 
 
-# The gradients of an objective that a method takes, each of a sample of its own.
+# Number of gradients per objective that a method needs, each of an independent sample.
 SAMPLES = {"mgda": 1, "modo": 2}
 METHODS = tuple(SAMPLES)
 NORMALISE = ("none", "norm")
 
 
-class Apart(NamedTuple):
-    """The gradients of a dynamic level, {objective: (tree of one sample, ...)}: one each for MGDA,
-    two of independent samples for MoDo."""
+class SeparateGradients(NamedTuple):
+    """Gradients of the objectives of a dynamic level, {objective: (tree of one sample, ...)}: one
+    sample for MGDA, two independent ones for MoDo."""
 
     samples: Mapping[str, tuple[Tree, ...]]
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """How the weights lam of a dynamic level of N objectives are found, with K_ij = <G_i, G_j>.
+    """How the weights lam of a dynamic level of N objectives are computed, K_ij = <G_i, G_j>.
 
     method: "mgda", lam = argmin over the simplex of lam^T K lam (Desideri 2012): the direction d
         has <d, G_i> >= |d|^2 for each i. "modo" (Chen et al. 2023, arXiv 2305.20057), with G1 and
-        G2 of two independent samples, whose product has the mean K, and kept lam:
+        G2 of two independent samples, so that E[G1 G2^T] = K, and lam of the step before:
             lam <- projection on the simplex of  lam - rate (G1 G2^T lam + rho (lam - 1/N))
         and d the mean of both samples' combinations with the new lam
-    rate, rho: step of MoDo's lam, and its pull towards equal weights
-    normalise: "norm" finds lam for G_i / |G_i| and puts g G_i / |G_i| in the place of G_i, g the
-        mean of the norms: no objective rules by its size, and the level keeps its size among the
-        others
-    threshold: None, or K is summed over those layers alone whose mean pairwise cosine is less (over
-        all, where there is none). The direction is taken on all layers with the same lam
-    every: steps between two choices of these layers
-    stacked: leaves whose path matches have a leading axis of layers, `<part>/<i>`; the part of a
-        leaf, a layer of its own if not stacked, is named by the first two components of its path
-    shared: the leaves that all objectives share
+    rate, rho: step size of MoDo's lam, and strength of its pull towards equal weights
+    normalise: "norm" computes lam for G_i / |G_i| and replaces G_i by g G_i / |G_i|, g the mean of
+        the norms: no objective dominates by its norm, and the level keeps its norm among the others
+    threshold: None, or K is summed only over layers whose mean pairwise cosine is below it (over
+        all layers if there is none). The direction uses the same lam on all layers
+    every: number of steps between two selections of these layers
+    stacked: regular expression of leaves with a leading axis of layers, `<part>/<i>`; other leaves
+        are one layer each. A part is named by the first two components of its path
+    shared: regular expression of the leaves that all objectives share
 
     Raises ValueError for settings out of range.
     """
@@ -79,8 +78,8 @@ class Conflict:
 
 
 class LevelState(NamedTuple):
-    """Of one dynamic level: lam, which MoDo goes on from; the layers that K is summed over; Gram
-    matrices of the last step's (mean) gradients."""
+    """State of one dynamic level: lam of the last step; the layers that K is summed over; Gram
+    matrices of the (mean) gradients of the last step."""
 
     lam: Float[Array, "n"]
     selected: dict[str, Bool[Array, "*layers"]]
@@ -88,6 +87,7 @@ class LevelState(NamedTuple):
 
 
 def level_name(names: Sequence[str]) -> str:
+    """asr/en+asr/zh."""
     return "+".join(names)
 
 
@@ -107,8 +107,10 @@ def initial_level_state(conflict: Conflict, names: Level, params: Tree) -> Level
     )
 
 
-def weigh(conflict: Conflict, level: Apart, old: LevelState, step: Any) -> tuple[Tree, LevelState]:
-    """(sum_i lam_i G_i, G_i the mean of its samples; the level's new state)."""
+def combine_dynamic(
+    conflict: Conflict, level: SeparateGradients, old: LevelState, step: Any
+) -> tuple[Tree, LevelState]:
+    """(sum_i lam_i G_i with G_i the mean over its samples, new state of the level)."""
     n, count = len(level.samples), SAMPLES[conflict.method]
     if any(len(trees) != count for trees in level.samples.values()):
         raise ValueError(f"{conflict.method} takes {count} gradient(s) of each objective")
@@ -138,7 +140,7 @@ def _solve(
     crossed: Float[Array, "n n"],
     of_means: Float[Array, "n n"],
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """(lam of the method, what each gradient is multiplied by besides)."""
+    """(lam, normalisation factor of each gradient)."""
     scale = jnp.ones_like(lam)
     if conflict.normalise == "norm":
         norms = jnp.sqrt(jnp.diag(of_means))
@@ -152,8 +154,8 @@ def _solve(
 
 
 def _select(conflict: Conflict, grams: Grams, old: dict, step: Any) -> dict:
-    """The layers in conflict: those whose mean pairwise cosine is under the threshold, all where
-    there is none; chosen anew where `step` is a multiple of `every`."""
+    """Mask of the layers in conflict, whose mean pairwise cosine is below the threshold (all if
+    there is none); selected anew if `step` is a multiple of `every`."""
     if conflict.threshold is None:
         return old
 
@@ -170,13 +172,13 @@ def _select(conflict: Conflict, grams: Grams, old: dict, step: Any) -> dict:
 def gram(trees: Sequence[Tree], stacked: str) -> Grams:
     """<t_i, t_j> of n trees for each layer (`Conflict.stacked`), in float32 at highest precision.
 
-    Summed leaf by leaf over products of the leaves as they lie, never of one long vector: of a
-    sharded leaf each device multiplies its own share, and n x n numbers a layer are added up.
+    Summed leaf by leaf without concatenation: of a sharded leaf each device multiplies its own
+    shard, and n x n numbers per layer are summed over devices.
     """
     total: Grams = {}
     for leaves in zip(*map(named_leaves, trees), strict=True):
         part, axes = _part(stacked, leaves[0][0])
-        # the layers lead, so that they are the batch of the product
+        # layers are the leading axis: the batch axis of the product
         x = jnp.stack([leaf.astype(jnp.float32) for _, leaf in leaves], axis=axes)
         over, batch = tuple(range(axes + 1, x.ndim)), tuple(range(axes))
         k = jax.lax.dot_general(
@@ -189,14 +191,14 @@ def gram(trees: Sequence[Tree], stacked: str) -> Grams:
 
 
 def cosines(k: Float[Array, "*layers n n"]) -> Float[Array, "*layers n n"]:
-    """K_ij / sqrt(K_ii K_jj), 0 where either vanishes."""
+    """K_ij / sqrt(K_ii K_jj), 0 if either norm is 0."""
     norms = jnp.sqrt(jnp.diagonal(k, axis1=-2, axis2=-1))
     scale = norms[..., :, None] * norms[..., None, :]
     return jnp.where(scale > 0, k / jnp.where(scale > 0, scale, 1), 0)
 
 
 def _total(grams: Grams, selected: dict | None = None) -> Float[Array, "n n"]:
-    """The sum over the selected layers, by default all."""
+    """The sum over the selected layers, by default all layers."""
     parts = [
         k if selected is None else jnp.where(selected[part][..., None, None], k, 0)
         for part, k in grams.items()
@@ -205,18 +207,17 @@ def _total(grams: Grams, selected: dict | None = None) -> Float[Array, "n n"]:
 
 
 def _part(stacked: str, path: str) -> tuple[str, int]:
-    """(the part of a leaf, its leading axes of layers: 1 or 0)."""
+    """(part of a leaf, number of its leading layer axes: 1 or 0)."""
     return "/".join(path.split("/")[:2]), int(bool(re.search(stacked, path)))
 
 
-def report_levels(state: Any, levels: Sequence[Level]) -> dict[str, tuple[Array, float]]:
-    """What the step logs of the dynamic levels of its phase, out of the combiner's new state: the
-    weight and norm of each objective, and the cosine of each pair, over all shared parameters and
-    a layer.
+def level_metrics(state: Any, levels: Sequence[Level]) -> dict[str, tuple[Array, float]]:
+    """Metrics of dynamic levels from the state of the combiner: weight and norm of each objective,
+    cosine of each pair, over all shared parameters and per layer.
 
     {"moo/weight/a", "moo/norm/a", "moo/cos/a|b", "moo/cos/a|b/<layer>": (value, 1)}
     """
-    found = {}
+    values = {}
     for names in levels:
         level = state.levels[level_name(names)]
         whole = _total(level.grams)
@@ -229,8 +230,8 @@ def report_levels(state: Any, levels: Sequence[Level]) -> dict[str, tuple[Array,
             else:
                 views |= {f"/{part}/{i}": by_layer[i] for i in range(k.shape[0])}
         for i, name in enumerate(names):
-            found[f"moo/weight/{name}"] = level.lam[i]
-            found[f"moo/norm/{name}"] = jnp.sqrt(whole[i, i])
+            values[f"moo/weight/{name}"] = level.lam[i]
+            values[f"moo/norm/{name}"] = jnp.sqrt(whole[i, i])
         for layer, c in views.items():
-            found |= {f"moo/cos/{names[i]}|{names[j]}{layer}": c[i, j] for i, j in pairs}
-    return {name: (value, 1.0) for name, value in found.items()}
+            values |= {f"moo/cos/{names[i]}|{names[j]}{layer}": c[i, j] for i, j in pairs}
+    return {name: (value, 1.0) for name, value in values.items()}

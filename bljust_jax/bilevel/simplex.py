@@ -1,5 +1,6 @@
-"""Two problems on the simplex {lam: lam >= 0, sum lam = 1}: the nearest point to a given one, and
-the convex combination of vectors that is shortest.
+"""Simplex problems: Euclidean projection, and the convex combination of minimum norm.
+
+The simplex is {lam: lam >= 0, sum lam = 1}.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ class _Corral(NamedTuple):
 
 
 def _wolfe(k: Float[Array, "n n"]) -> Float[Array, "n"]:
-    """Each step goes to the shortest point z of the affine hull of the support: z is in proportion
-    to x, (K + 1 1^T) x = 1 on the support. Where z leaves the simplex, stop at its border and drop
-    the row that gets there first; else add the row of the smallest (K lam)_i."""
+    """Each step moves to the point z of minimum norm in the affine hull of the support: z is
+    proportional to x, (K + 1 1^T) x = 1 on the support. If z is outside the simplex, stop at its
+    border and drop the row that reaches it first; else add the row of the smallest (K lam)_i."""
     n = k.shape[0]
     regular = k + 1 + RIDGE * jnp.eye(n, dtype=k.dtype)
 
@@ -94,5 +95,5 @@ def _wolfe(k: Float[Array, "n n"]) -> Float[Array, "n"]:
 
     start = jnp.arange(n) == jnp.argmin(jnp.diag(k))
     state = _Corral(start.astype(k.dtype), start, jnp.asarray(jnp.inf, k.dtype), jnp.int32(0))
-    # it takes about as many steps as rows; the bound ends what rounding could make a cycle
+    # usually about as many steps as rows; the bound ends cycles caused by rounding
     return jax.lax.while_loop(lambda at: (at.gap > GAP) & (at.steps < 8 * n), step, state).lam

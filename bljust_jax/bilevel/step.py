@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool
 
 from bljust_jax.bilevel import gradients
-from bljust_jax.bilevel.multi_objective import report_levels
+from bljust_jax.bilevel.multi_objective import level_metrics
 from bljust_jax.bilevel.rng import stream_key
 from bljust_jax.bilevel.schedules import position
 from bljust_jax.bilevel.types import Means, Phase, Recipe, TrainState, Tree
@@ -93,7 +93,7 @@ def make_train_step(
         old = (state.params, state.opt_state, state.ema, state.stats)
         # a conditional rather than a `where` on every leaf takes a third less time to compile
         params, opt_state, ema, stats = jax.lax.cond(ok, lambda: new, lambda: old)
-        metrics |= report_levels(combiner_state, dynamic)
+        metrics |= level_metrics(combiner_state, dynamic)
         metrics |= {f"penalty/{n}": (w, 1.0) for n, w in enumerate(weights) if n > 0}
         metrics |= {f"lr/{g}": (value, 1.0) for g, value in lr.items()}
         metrics["train/skipped"] = (1.0 - ok, 1.0)

@@ -1,4 +1,4 @@
-"""The compiled train steps: one a phase and batch shape, said aloud with its time and memory."""
+"""Compiled training steps: one per phase and batch shape; compile time and memory are logged."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ CURE = "lower config.data.batch_seconds or set config.model.remat=full, config.a
 
 
 class CompiledSteps:
-    """`jitted[phase]` is the step of a phase; `total` programs are expected in the whole run.
+    """The compiled step of each phase and batch shape.
 
-    Compiling ahead of the first call tells what a batch shape needs before anything is trained:
-    UserError where that is more than the device has.
+    jitted: {phase: its jitted step}
+    total: number of programs that the whole run is expected to compile, for the log
+
+    Compiling ahead of the first call gives the memory of a batch shape before anything is trained:
+    UserError if it exceeds that of the device.
     """
 
     def __init__(
-        self, jitted: dict[str, Any], total: int, say: Callable[[str], None], clock: Clock
+        self, jitted: dict[str, Any], total: int, log: Callable[[str], None], clock: Clock
     ):
-        self._jitted, self._total, self._say, self._clock = jitted, total, say, clock
+        self._jitted, self._total, self._log, self._clock = jitted, total, log, clock
         self._compiled: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -36,28 +39,28 @@ class CompiledSteps:
     def run(self, phase: str, state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
         """One step; the state is donated."""
         program = self.compile(phase, state, batch)
-        with _saying_what_does_not_fit(_name(phase, batch)):
+        with _report_out_of_memory(_describe(phase, batch)):
             return program(state, batch)
 
     def compile(self, phase: str, state: TrainState, batch: Tree) -> Any:
         """The program for batches of this shape, compiled on first use."""
-        what = _name(phase, batch)
-        if what not in self._compiled:
-            self._say(f"compiling program {len(self) + 1} of {self._total}: {what}")
+        name = _describe(phase, batch)
+        if name not in self._compiled:
+            self._log(f"compiling program {len(self) + 1} of {self._total}: {name}")
             began = time.monotonic()
-            with self._clock.on("compile"), _saying_what_does_not_fit(what):
+            with self._clock.on("compile"), _report_out_of_memory(name):
                 program = self._jitted[phase].lower(state, batch).compile()
-            need, have = memory_needed(program), memory_present()
-            self._say(f"  {time.monotonic() - began:.0f} s; {size(need)} of {size(have)} memory")
+            need, have = memory_needed(program), device_memory()
+            self._log(f"  {time.monotonic() - began:.0f} s; {size(need)} of {size(have)} memory")
             if need > have:
                 raise UserError(
-                    f"a batch needs {size(need)} of {size(have)} device memory ({what}): {CURE}"
+                    f"a batch needs {size(need)} of {size(have)} device memory ({name}): {CURE}"
                 )
-            self._compiled[what] = program
-        return self._compiled[what]
+            self._compiled[name] = program
+        return self._compiled[name]
 
 
-def _name(phase: str, batch: Tree) -> str:
+def _describe(phase: str, batch: Tree) -> str:
     """joint, labelled 8 x 64000, unlabelled 8 x 64000 samples."""
     shapes = {stream: arrays["audio"].shape for stream, arrays in sorted(batch.items())}
     sizes = (f"{stream} {rows} x {samples}" for stream, (rows, samples) in shapes.items())
@@ -65,24 +68,25 @@ def _name(phase: str, batch: Tree) -> str:
 
 
 @contextlib.contextmanager
-def _saying_what_does_not_fit(what: str) -> Iterator[None]:
+def _report_out_of_memory(name: str) -> Iterator[None]:
+    """Turn an out-of-memory error of the device into a UserError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"a batch does not fit the device ({what}): {CURE}") from error
+        raise UserError(f"a batch does not fit the device ({name}): {CURE}") from error
 
 
 def memory_needed(program: Any) -> int:
-    """Bytes a device that a program holds while it runs: arguments, results and temporaries."""
+    """Bytes per device that a program needs: arguments, results and temporaries."""
     m = program.memory_analysis()
     kept = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     return kept + m.temp_size_in_bytes
 
 
-def memory_present() -> int:
-    """Bytes that a device may use: the accelerator's, or this machine's memory a CPU device."""
+def device_memory() -> int:
+    """Bytes that a device may use; for a CPU device its share of the machine's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return stats.get("bytes_limit", machine // jax.local_device_count())

@@ -1,4 +1,4 @@
-"""The state before step 0: drawn at random, then what a config takes from elsewhere."""
+"""Initial train state: random initialisation, then pretrained weights and data statistics."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bljust_jax.inference import trained_run
 def make_state(
     config: Any, recipe: Recipe, optimizer: Any, corpus: Corpus
 ) -> tuple[TrainState, list[str]]:
-    """The state before step 0, and lines on what was not drawn at random: pretrained weights
-    (`config.init_from`), encoders of finished runs, statistics of the data."""
+    """(state at step 0, log lines): random initialisation, replaced by pretrained weights
+    (`config.init_from`), encoders of finished runs (`Recipe.borrow`) and statistics of the data."""
     state, lines = step.init_state(recipe, optimizer, config.seed), []
     if config.init_from:
         from bljust_jax.export import pretrained
@@ -38,37 +38,37 @@ def make_state(
         except UserError as error:
             raise UserError(f"config.{name}_from: {error}") from error
         check_same_encoder(config, opened, name)
-        state.frozen[name] = borrowed(opened)
+        state.frozen[name] = encoder_weights(opened)
         lines.append(f"{name}: the encoder of {workdir}, checkpoint {opened.step}")
     measured = recipe.statistics(corpus.sample_audio(20))
     return state._replace(stats=state.stats | measured), lines
 
 
-# Fields of config.model that change how an encoder is trained and computed, not its function.
-OF_TRAINING = {"dropout", "layerdrop", "feature_grad_scale", "dtype", "remat", "scan_unroll"}
+# Fields of config.model that change training or speed, not the function of an encoder.
+TRAINING_ONLY = {"dropout", "layerdrop", "feature_grad_scale", "dtype", "remat", "scan_unroll"}
 
 
 def check_same_encoder(config: Any, opened: trained_run.TrainedRun, name: str) -> None:
-    """UserError where the run's encoder, or what it hears, is another than the config's."""
+    """UserError if the encoder of the run, or its features, differ from those of the config."""
     ours, theirs = (_function(json.loads(c.to_json())) for c in (config, opened.config))
     differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
     if differing:
         raise UserError(
-            f"{opened.workdir} has another encoder than the {name} that this config asks for: give "
+            f"{opened.workdir} has another encoder than the {name} of this config: give "
             f"both the same {', '.join(f'config.{k}' for k in differing)}"
         )
 
 
 def _function(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that say what an encoder computes of audio, by name."""
+    """{name: value} of the fields that determine the function of an encoder."""
     fields = {"encoder": config["encoder"], "data.sample_rate": config["data"]["sample_rate"]}
     for group in ("features", "model"):
-        fields |= {f"{group}.{k}": v for k, v in config[group].items() if k not in OF_TRAINING}
+        fields |= {f"{group}.{k}": v for k, v in config[group].items() if k not in TRAINING_ONLY}
     return fields
 
 
-def borrowed(opened: trained_run.TrainedRun) -> Weights:
-    """The encoder of a run and the statistics that belong to it."""
+def encoder_weights(opened: trained_run.TrainedRun) -> Weights:
+    """The encoder parameters and statistics of a run."""
     params, stats = opened.weights
     found = Weights({"encoder": params["encoder"]}, stats)
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), found)

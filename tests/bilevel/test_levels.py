@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from bljust_jax.bilevel import multi_objective, step
 from bljust_jax.bilevel.levels import Grads, combine_levels
-from bljust_jax.bilevel.multi_objective import METHODS, NORMALISE, SAMPLES, Apart, Conflict
+from bljust_jax.bilevel.multi_objective import (
+    METHODS,
+    NORMALISE,
+    SAMPLES,
+    Conflict,
+    SeparateGradients,
+)
 from bljust_jax.bilevel.schedules import penalty_schedule
 from bljust_jax.bilevel.types import Extras
 from bljust_jax.common import trees as trees_module
@@ -189,7 +195,7 @@ def combine(conflict, trees, params):
     owned = {"encoder": jax.tree.map(lambda _: None, params["encoder"]), "head": jnp.zeros(1)}
 
     def update(state, step, trees):
-        grads = Grads(owned, (Apart(trees),))
+        grads = Grads(owned, (SeparateGradients(trees),))
         direction, state = combiner.update(grads, state, level_weights=(1.0,), step=step)
         return direction["encoder"], state
 

@@ -119,7 +119,7 @@ def test_a_recognition_task_opens_as_a_run_of_its_own(workdir):
 
 def test_an_encoder_is_borrowed_of_a_run_of_several_tasks(workdir):
     whole = load_trained_run(workdir)
-    found = initial_state.borrowed(whole)
+    found = initial_state.encoder_weights(whole)
     assert set(found.params) == {"encoder"}
     initial_state.check_same_encoder(whole.config, whole, "teacher")
 

@@ -62,7 +62,7 @@ def make(step, said=None):
 
 
 def test_a_program_is_compiled_once_a_shape_and_said_aloud(monkeypatch):
-    monkeypatch.setattr(compiled_steps, "memory_present", lambda: 2**31)
+    monkeypatch.setattr(compiled_steps, "device_memory", lambda: 2**31)
     said, step = [], Step(300 * MIB)
     made = make(step, said)
     state, _ = made.run("joint", STATE, BATCH)
@@ -81,7 +81,7 @@ def test_a_program_is_compiled_once_a_shape_and_said_aloud(monkeypatch):
 
 
 def test_a_program_larger_than_the_device_is_refused_before_it_runs(monkeypatch):
-    monkeypatch.setattr(compiled_steps, "memory_present", lambda: 307 * MIB)
+    monkeypatch.setattr(compiled_steps, "device_memory", lambda: 307 * MIB)
     made = make(Step(300 * MIB, running="not reached"))
     said = f"a batch needs 308 MiB of 307 MiB device memory {WHAT}: lower config.data.batch_seconds"
     with pytest.raises(UserError, match=said):
@@ -118,4 +118,4 @@ def test_memory_counts_a_donated_argument_once_and_a_device_s_share():
 
 def test_memory_of_a_cpu_device_is_its_share_of_the_machine():
     machine = compiled_steps.os.sysconf("SC_PHYS_PAGES") * compiled_steps.os.sysconf("SC_PAGE_SIZE")
-    assert compiled_steps.memory_present() == machine // jax.local_device_count()
+    assert compiled_steps.device_memory() == machine // jax.local_device_count()
