@@ -1,7 +1,7 @@
-"""A system as data: pure objectives over one set of parameters, the groups that own them, phases.
+"""Types of a training system: train state, objectives, parameter groups, phases, tasks, recipe.
 
 Randomness is a function of (seed, stream name, step, utterance id) and is never stored; schedules
-are functions of the steps spent in a phase.
+are functions of the number of steps spent in a phase.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import optax
 
 Tree = Any
-# name -> (sum, weight); the mean is taken once, over a whole window
+# {metric: (sum, weight)}; the mean is taken once, over a whole log window
 Means = dict[str, tuple[Any, Any]]
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds. `frozen` (codebooks, a fixed extractor) and `stats` (feature
-    statistics) are no one's gradient."""
+    """All arrays of a checkpoint. `frozen` (codebooks, a fixed extractor) and `stats` (feature
+    statistics) receive no gradient."""
 
     step: Any
     params: Tree
@@ -30,20 +30,21 @@ class TrainState(NamedTuple):
 
     @property
     def weights(self) -> Weights:
+        """EMA parameters and statistics."""
         return Weights(self.ema, self.stats)
 
 
 class Weights(NamedTuple):
-    """What recognises: averaged parameters and the statistics that belong to them."""
+    """EMA parameters used for inference, and their statistics."""
 
     params: Tree
     stats: Tree
 
 
 class Extras(NamedTuple):
-    """What an objective may read besides parameters and batch. `scale` holds the losses that are
-    active: `scale[name]` multiplies the gradient that loss `name` sends into shared hidden states
-    (1 unless the step takes one backward pass over all losses)."""
+    """Inputs of an objective besides parameters and batch. `scale` has the active losses:
+    `scale[name]` multiplies the gradient of loss `name` with respect to shared hidden states (1
+    unless the step takes one backward pass over all losses)."""
 
     step: Any
     frozen: Tree
@@ -53,6 +54,8 @@ class Extras(NamedTuple):
 
 
 class Aux(NamedTuple):
+    """Metrics and updated statistics of an objective."""
+
     metrics: Means
     stats: dict
 
@@ -90,8 +93,8 @@ class SelfSupervised(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters whose path matches `pattern`, owned by the losses named in `owners`; owned by
-    every loss of a recipe = shared."""
+    """Parameters whose path matches `pattern`, owned by the losses `owners`; parameters that all
+    losses of a recipe own are the shared ones."""
 
     name: str
     pattern: str
@@ -102,9 +105,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training. `levels` lists the active losses, upper level first; `weights(k)`
-    gives the absolute level weights and `lr[group](k)` the learning rates, k = steps spent so far
-    in phases of this name. Phases of one name differ in length alone."""
+    """A part of training with fixed losses. `levels` lists the active losses, upper level first;
+    `weights(k)` gives the absolute level weights and `lr[group](k)` the learning rates, k the
+    number of steps so far in phases of this name. Phases of one name differ only in length."""
 
     name: str
     steps: int
@@ -115,7 +118,7 @@ class Phase:
     # how the gradients of each level's losses become one: "sum", "mgda" or "modo"
     # (bilevel/multi_objective.py); () = all by "sum". A level of one loss is always summed
     combine: tuple[str, ...] = ()
-    # {loss: weight} inside a level of "sum"; 1 where a loss is not named
+    # {loss: weight} within a level of "sum"; 1 for losses that are not named
     inner: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -143,16 +146,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe does with audio and is scored for.
+    """Recognition or translation: what is evaluated, and how it is computed from audio.
 
-    name: "" where it is a recipe's only one, else that of its stream ("asr/en", "st/fr-en")
-    stream: the labelled stream that teaches it, whose tokenizer spells what it says
-    measure: the score that the best weights are chosen by: "wer", "cer" or "bleu"
+    name: "" for the only task of a recipe, else that of its stream ("asr/en", "st/fr-en")
+    stream: the labelled stream that it is trained on, whose tokenizer decodes its outputs
+    measure: the score that selects the best weights: "wer", "cer" or "bleu"
     predict: recognition: (params, stats, batch) -> (logits [B, T, K], frames [B]), class 0 is the
         blank; None for a translation
-    translate: translation: (params, stats, batch, beam) -> ids int32 [B, U], -1 after the end; a
-        beam of 1 is greedy; None for recognition
-    head: its part of the parameters
+    translate: translation: (params, stats, batch, beam) -> ids int32 [B, U], -1 after the end of
+        sequence; a beam of 1 is greedy; None for recognition
+    head: name of its head in the parameters
     """
 
     name: str
@@ -163,38 +166,37 @@ class Task:
     translate: Callable[..., Any] | None = None
 
     def split(self, name: str) -> str:
-        """The name of its part of a split: dev, or dev/asr/en."""
+        """Name of the task's part of a split: dev, or dev/asr/en."""
         return f"{name}/{self.name}" if self.name else name
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole system as data: objectives over one set of parameters, how they are combined, and
-    when."""
+    """A training system: objectives over one set of parameters, their combiner, and phases."""
 
     objectives: tuple[Objective, ...]
     groups: tuple[Group, ...]
     phases: tuple[Phase, ...]
     init: Callable[[Any], tuple[Tree, Tree, Tree]]  # rng -> (params, frozen, stats)
     combiner: optax.GradientTransformationExtraArgs
-    tasks: tuple[Task, ...]  # what is evaluated
+    tasks: tuple[Task, ...]
     # (audio [B, S], lengths [B]) -> (log-mel [B, T, M], frames [B]), for pictures
     log_mel: Callable[..., Any]
     # samples of audio -> frames of logits
     frames: Callable[[int], int]
-    # batches of audio -> the stats that are measured before the first step
+    # batches of audio -> statistics that are computed before the first step
     statistics: Callable[[Any], Tree]
-    # (an objective's active losses, padded seconds of one row) -> FLOPs of one training step in the
-    # encoder: forward 1, backward 2, passes that make labels included
+    # (active losses of an objective, padded seconds of one row) -> encoder FLOPs of one training
+    # step: forward 1, backward 2, passes that compute target labels included
     cost: Callable[[frozenset[str], float], float]
-    # "separate": a gradient an objective; "fused": one backward pass over the sum of the losses
+    # "separate": one gradient per objective; "fused": one backward pass over the sum of the losses
     gradients: str = "separate"
-    # "plain": a head takes its own gradient; "penalised": times its level's weight, the exact
-    # gradient of the penalised objective
+    # "plain": a head has the gradient of its own loss; "penalised": that times the level weight,
+    # the exact gradient of the penalised objective
     head_scale: str = "plain"
     ema_decay: float = 0.999
     # {name: workdir of a finished run}: its best encoder, as Weights({"encoder": ...}, stats),
-    # becomes frozen[name] of a fresh state, in place of the tree of the same shapes of `init`
+    # replaces the tree of the same shapes in frozen[name] of the initial state
     borrow: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -203,12 +205,12 @@ class Recipe:
 
     @property
     def predict(self) -> Callable[..., Any]:
-        """That of the first task that recognises: (params, stats, batch) -> (logits, frames)."""
+        """That of the first recognition task: (params, stats, batch) -> (logits, frames)."""
         return next(task.predict for task in self.tasks if task.predict)
 
     @property
     def phase_table(self) -> list[tuple[str, int, str]]:
-        """(name, steps in all, levels) of each phase, in the order of first appearance."""
+        """(name, total steps, levels) of each phase, in the order of first appearance."""
         steps: dict[str, int] = {}
         for phase in self.phases:
             steps[phase.name] = steps.get(phase.name, 0) + phase.steps
@@ -216,13 +218,9 @@ class Recipe:
         return [(name, n, levels[name]) for name, n in steps.items()]
 
     def active(self, phase: Phase) -> tuple[Objective, ...]:
+        """The objectives with a loss in the phase."""
         return tuple(o for o in self.objectives if phase.losses & set(o.losses))
 
     def active_groups(self, phase: Phase) -> frozenset[str]:
+        """Names of the groups that an active loss owns."""
         return frozenset(g.name for g in self.groups if g.owners & phase.losses)
-
-
-# Randomness
-
-
-# Schedules and shared hidden states
