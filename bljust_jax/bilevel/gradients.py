@@ -215,8 +215,8 @@ def _split_rows(stream: str, rows: Tree, parts: int) -> Tree:
     def split(x):
         if x.shape[0] % parts:
             raise ValueError(
-                f"stream {stream}: {x.shape[0]} rows cannot be split into {parts} parts, as MoDo "
-                "(halves) and config.accumulate want them"
+                f"stream {stream}: {x.shape[0]} rows cannot be split into {parts} parts, which "
+                "MoDo (halves) and config.accumulate need"
             )
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 

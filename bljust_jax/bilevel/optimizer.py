@@ -31,7 +31,9 @@ def group_of_parameters(params: Tree, groups: Sequence[Group]) -> Tree:
     def group_of(name, _):
         hits = [g for g in groups if re.search(g.pattern, name)]
         if len(hits) != 1:
-            raise ValueError(f"parameter {name} matches groups {[g.name for g in hits]}: want one")
+            raise ValueError(
+                f"parameter {name} matches groups {[g.name for g in hits]}: expected one"
+            )
         return hits[0]
 
     assigned = trees.map_named(group_of, params)

@@ -32,7 +32,7 @@ def added_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """{field: default} of the fields of `new` that `old` lacks, both flat ({"model.dim": 256}).
 
     The default is that of `ADDED`, else the value in `new`. Fields of a data stream that `old`
-    lacks are left out: a new stream is another config.
+    lacks are excluded: a new stream is another config.
     """
     return {
         field: ADDED.get(field, value)

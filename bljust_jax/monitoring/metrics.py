@@ -37,7 +37,7 @@ class Window:
     def settle(self) -> dict[str, list[float]]:
         """Fetch what is queued; returns a copy of the totals, {name: [sum, weight]}.
 
-        A pair that is not finite is left out: `train/skipped` counts its step.
+        Pairs that are not finite are skipped; `train/skipped` counts their steps.
         """
         steps, self._queue = jax.device_get(self._queue), []
         for number, step in steps:
@@ -62,6 +62,6 @@ class Window:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    """The rows of a metrics file; an incomplete last line is skipped."""
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1] if line]

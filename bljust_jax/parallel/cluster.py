@@ -132,7 +132,7 @@ def detect(environ: Mapping[str, str], devices: pathlib.Path) -> str:
     """The launcher of several processes, from environment variables and devices, in jax's order;
     "" if there is none.
 
-    On a TPU machine jax goes on to query the metadata server, which may report a single machine.
+    On a TPU machine jax also queries the metadata server, which may report a single machine.
     """
     if read_count(environ, "OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
@@ -160,7 +160,7 @@ def slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
     """Indices of the visible GPUs that this task uses; None leaves the choice to jax.
 
     jax takes the GPU with the task's number on its node. That is wrong for the only task of a node,
-    which should use all, and for a task that is bound to one GPU and sees no other."""
+    which should use all, and for a task that is bound to the only GPU visible to it."""
     if "JAX_LOCAL_DEVICE_IDS" in environ:
         return None
     visible = environ.get("CUDA_VISIBLE_DEVICES")

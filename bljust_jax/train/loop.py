@@ -1,8 +1,8 @@
 """The training loop: evaluate -> save -> next batch -> step -> log.
 
 Evaluation and saving come before the batch is drawn, so a checkpoint holds the state *before* its
-step and the step number alone says where the data stand. A run killed at any time resumes bit for
-bit. What happens before the first step is in `setup.py`.
+step, and the step number alone determines the position in the data. A run killed at any time
+resumes bit for bit. What happens before the first step is in `setup.py`.
 """
 
 from __future__ import annotations
