@@ -1,4 +1,4 @@
-"""A step over micro-batches is the step of the whole batch, in less memory."""
+"""A step over micro-batches equals the step of the whole batch, in less memory."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""`config.freeze`: parts of the encoder that keep their first values, bit for bit."""
+"""`config.freeze`: parts of the encoder keep their initial values bit for bit."""
 
 import re
 

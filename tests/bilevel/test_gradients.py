@@ -1,4 +1,4 @@
-"""Gradients of dynamic levels, through the whole step, on objectives whose gradients are known."""
+"""Gradients of dynamic levels through the whole step, on objectives with known gradients."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The core by argument: closed forms, selection at weight 0, finite differences."""
+"""The level combiner: closed forms, selection at weight 0, finite differences."""
 
 import functools
 

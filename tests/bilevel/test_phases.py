@@ -1,4 +1,4 @@
-"""The phase tables of every method, number by number."""
+"""Phase tables of every method: lengths, level weights and learning rates."""
 
 import pytest
 

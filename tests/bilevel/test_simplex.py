@@ -1,4 +1,4 @@
-"""Projection on the simplex and the shortest convex combination, against exact enumeration."""
+"""Simplex projection and minimum-norm combination, against exact enumeration."""
 
 import itertools
 

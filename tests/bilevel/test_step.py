@@ -1,4 +1,4 @@
-"""Which parameters see which gradient, what a step leaves alone, and the one clock."""
+"""The training step: gradients reach the right parameters, idle groups stay, one clock."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, whatever has happened to the newest."""
+"""Checkpoints are restored exactly as saved; damaged, incomplete and newer ones are refused."""
 
 import json
 import pathlib

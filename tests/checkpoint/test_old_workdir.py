@@ -1,4 +1,4 @@
-"""A workdir that an earlier version of this code left is evaluated and trained on as it was then.
+"""Workdirs of earlier versions are evaluated and resumed with the same results.
 
 `fixtures/workdir_1` is a run of `FIELDS` on `corpora.tones`, stopped by a SIGTERM before step 202
 of 204: its config.json, run.json, metrics.jsonl, tokenizer and newest checkpoint. The numbers below

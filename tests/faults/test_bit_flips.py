@@ -1,5 +1,4 @@
-"""F4: one bit flipped anywhere in the newest checkpoint is found, the file is named, and the
-checkpoint before it is restored."""
+"""F4: a flipped bit in the newest checkpoint is found, and the step before it restored."""
 
 import random
 import shutil

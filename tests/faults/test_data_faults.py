@@ -1,4 +1,4 @@
-"""Data that cannot be: one line with file, line and cure, exit 2, nothing left (F9 to F19)."""
+"""Unusable data: one line with file, line and cure, exit 2, nothing written (F9 to F19)."""
 
 import json
 import re

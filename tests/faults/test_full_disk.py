@@ -1,4 +1,4 @@
-"""F6: what a full disk does to a run, by config.on_full_disk."""
+"""F6: a full disk while saving, by config.on_full_disk."""
 
 import os
 import pathlib

@@ -1,5 +1,4 @@
-"""F1, F2: kill -9 at any step and in the middle of writing a checkpoint. What is run again goes on
-from the newest checkpoint that was whole, and ends bit for bit as if nothing had happened."""
+"""F1, F2: kill -9 at any step or during a save; the resumed run equals an unbroken one."""
 
 import json
 import os

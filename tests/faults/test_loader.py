@@ -1,4 +1,4 @@
-"""A loader that fails or hangs ends the run soon, and says where (F22)."""
+"""F22: a data loader that fails or hangs ends the run soon, with the file named."""
 
 import threading
 import time

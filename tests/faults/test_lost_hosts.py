@@ -1,5 +1,4 @@
-"""Real processes on loopback as hosts: one is killed (F7), and others than before go on with the
-same data (F8)."""
+"""F7, F8: a killed host ends the others, and another number of hosts resumes."""
 
 import json
 import signal

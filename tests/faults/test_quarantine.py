@@ -1,4 +1,4 @@
-"""Audio that cannot be read is left out, counted, listed; refused above a share (F9)."""
+"""F9: audio that cannot be read is skipped, counted and listed; refused above a share."""
 
 import json
 import time

@@ -1,5 +1,4 @@
-"""A run through bad audio, hopeless labels and a full disk ends well, and says what it met; run
-again when finished, it says so, prints the same line and writes nothing more."""
+"""A run with bad audio, infeasible labels and a full disk; a finished run started again."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""The same seed gives the same bits, however many threads read the audio (F20)."""
+"""F20: the same seed gives the same bits for any number of threads."""
 
 import json
 

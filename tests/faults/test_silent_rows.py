@@ -1,4 +1,4 @@
-"""A row whose audio could not be read has length 0 and takes no part in any loss (F9, F11)."""
+"""F9, F11: a row without audio has length 0 and adds nothing to any loss."""
 
 import jax
 import jax.numpy as jnp

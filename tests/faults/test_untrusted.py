@@ -1,4 +1,4 @@
-"""Files from elsewhere run no code and name nothing outside themselves (F17, F18)."""
+"""F17, F18: untrusted files run no code and name nothing outside themselves."""
 
 import pathlib
 import pickle

@@ -1,4 +1,4 @@
-"""A codebook that collapses is said aloud, once, and may end the run."""
+"""The codebook collapse alarm logs a collapse once, and may end the run."""
 
 import pytest
 

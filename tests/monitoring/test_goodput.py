@@ -1,5 +1,4 @@
-"""Every second of a run is of one kind, over its restarts; the peaks that its FLOPs are set
-against."""
+"""Goodput: every second of a run has one kind, over all restarts; peak FLOP/s of devices."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`--profile_steps`: which steps it names, and that the trace holds them and no others."""
+"""`--profile_steps`: parsing, and a trace with exactly these steps."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,4 @@
-"""Several processes as one: which belong together, what is said when they do not meet, and two real
-ones on loopback."""
+"""Joining several processes: detection, flags, timeouts, and two real processes on loopback."""
 
 import contextlib
 import json

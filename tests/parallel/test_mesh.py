@@ -1,5 +1,4 @@
-"""The training step on a mesh of eight devices: that of one device, its state split, and no
-collectives but those that `parallel/mesh.py` promises."""
+"""The training step on eight devices equals that of one, with the expected collectives."""
 
 import collections
 import dataclasses

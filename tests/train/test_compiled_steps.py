@@ -1,4 +1,4 @@
-"""What a program says of its memory, and what is said of one that does not fit."""
+"""Compiled steps: one per phase and batch shape, memory in the log, out of memory as one line."""
 
 import types
 

@@ -1,5 +1,4 @@
-"""The loop around a step that costs nothing: what it writes wherever it is stopped, and what it
-compiles."""
+"""The training loop with a trivial step: files wherever it is stopped, and compiled programs."""
 
 import json
 import os

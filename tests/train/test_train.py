@@ -1,4 +1,4 @@
-"""The loop as users run it: every config shrunk, every method, killed and resumed."""
+"""Training end to end: every config shrunk, every method, killed and resumed."""
 
 import json
 import pathlib

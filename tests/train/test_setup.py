@@ -1,0 +1,96 @@
+"""Training setup: steps without data, the timeline of phases, run metadata, the metric log."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bljust_jax.monitoring import goodput, metrics, trackers
+from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
+from bljust_jax.monitoring.progress import Progress
+from bljust_jax.parallel.mesh import make_mesh, put_batch
+from bljust_jax.train import setup
+from bljust_jax.train.metric_log import MetricLog
+from bljust_jax.train.run_meta import Best, RunMeta
+from bljust_jax.train.timeline import Timeline
+from tests.helpers.systems import FACTS, build, config_for, make_batch
+
+
+def test_a_step_is_built_and_lowered_without_data():
+    """As benchmarks and ahead-of-time compilation do; its state has shapes and shardings alone."""
+    config, mesh = config_for("bljust"), make_mesh(4, 2)
+    recipe = setup.build_recipe(config, FACTS)
+    system = setup.make_system(config, recipe, mesh)
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(system.state))
+    fsdp = [x for x in jax.tree.leaves(system.shardings) if "fsdp" in x.spec]
+    assert fsdp
+    phase = next(p for p in recipe.phases if p.name == "joint")
+    batch = put_batch({s: make_batch(rows=8) for s in ("labelled", "unlabelled")}, mesh)
+    with jax.set_mesh(mesh):
+        lowered = setup.jit_train_step(config, system, phase).lower(system.state, batch)
+    after, _ = lowered.out_info
+    assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, system.state)
+
+
+def test_a_timeline_gives_the_phase_and_the_streams_of_each_step():
+    recipe = build("bljust")
+    first, second, *_ = recipe.phases
+    phases = (dataclasses.replace(first, steps=3), dataclasses.replace(second, steps=2))
+    timeline = Timeline(dataclasses.replace(recipe, phases=phases))
+    assert timeline.total == 5
+    assert [timeline.phase_at(n).name for n in range(5)] == [first.name] * 3 + [second.name] * 2
+    assert [n for n in range(5) if timeline.starts_phase(n)] == [0, 3]
+    assert [(s.start, s.length) for s in timeline.segments] == [(0, 3), (3, 2)]
+    assert timeline.streams_from(0) == {
+        "explore": ("unlabelled",),
+        "joint": ("labelled", "unlabelled"),
+    }
+    assert list(timeline.streams_from(3)) == ["joint"]
+
+
+def test_run_metadata_survive_json():
+    meta = RunMeta("digest", quarantined=[{"id": "a"}], window={"loss": [1.0, 2.0]})
+    assert RunMeta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
+    assert meta.update_best([0.5, 0.2], 8)
+    assert not meta.update_best([0.5, 0.2], 16)
+    assert meta.update_best([0.5, 0.1], 24)
+    copy = RunMeta.from_json(json.loads(json.dumps(meta.to_json())))
+    assert copy.best == Best([0.5, 0.1], 24)
+    assert set(meta.to_json()) == {
+        *("data", "best", "compute", "window", "skipped", "quarantined", "seconds")
+    }
+
+
+def test_a_window_is_written_after_the_next_step_has_started():
+    written, checked = [], []
+    clock = goodput.Clock()
+    computed = {"compute/audio_hours": 0.0, "compute/encoder_tflop": 0.0}
+
+    class Writer(trackers.MetricWriter):
+        def __init__(self):
+            pass
+
+        def write(self, step, row):
+            written.append((step, row["loss"]))
+
+    progress, alarm = Progress(4, 0, clock, computed, active=False), CollapseAlarm(0.1, 3, True)
+    log = MetricLog(metrics.Window(), Writer(), progress, clock, alarm, checked.append)
+    for step in range(4):
+        log.write_pending()
+        log.add(step, {"loss": (jnp.float32(step), jnp.float32(1))})
+        if step % 2:
+            log.end_window(step + 1, "joint", dict(computed))
+        assert written == [(2, 0.5)] * (step > 1)
+    log.write_pending()
+    log.write_pending()
+    assert written == [(2, 0.5), (4, 2.5)]
+    assert checked == [log.window] * 2
+
+
+def test_a_recipe_without_steps_is_refused():
+    config = config_for("bljust")
+    config.phases.update(explore=0.0, joint=0.0, finetune=0.0)
+    with pytest.raises(setup.UserError, match="every phase has length 0"):
+        setup.build_recipe(config, FACTS)
