@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import goodput, metrics, trackers
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
 from bljust_jax.parallel.mesh import make_mesh, put_batch
-from bljust_jax.train import setup
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import Best, RunMeta
+from bljust_jax.train.system import build_recipe, jit_train_step, make_system
 from bljust_jax.train.timeline import Timeline
 from tests.helpers.systems import FACTS, build, config_for, make_batch
 
@@ -21,15 +22,15 @@ from tests.helpers.systems import FACTS, build, config_for, make_batch
 def test_a_step_is_built_and_lowered_without_data():
     """As benchmarks and ahead-of-time compilation do; its state has shapes and shardings alone."""
     config, mesh = config_for("bljust"), make_mesh(4, 2)
-    recipe = setup.build_recipe(config, FACTS)
-    system = setup.make_system(config, recipe, mesh)
+    recipe = build_recipe(config, FACTS)
+    system = make_system(config, recipe, mesh)
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(system.state))
     fsdp = [x for x in jax.tree.leaves(system.shardings) if "fsdp" in x.spec]
     assert fsdp
     phase = next(p for p in recipe.phases if p.name == "joint")
     batch = put_batch({s: make_batch(rows=8) for s in ("labelled", "unlabelled")}, mesh)
     with jax.set_mesh(mesh):
-        lowered = setup.jit_train_step(config, system, phase).lower(system.state, batch)
+        lowered = jit_train_step(config, system, phase).lower(system.state, batch)
     after, _ = lowered.out_info
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, system.state)
 
@@ -92,5 +93,5 @@ def test_a_window_is_written_after_the_next_step_has_started():
 def test_a_recipe_without_steps_is_refused():
     config = config_for("bljust")
     config.phases.update(explore=0.0, joint=0.0, finetune=0.0)
-    with pytest.raises(setup.UserError, match="every phase has length 0"):
-        setup.build_recipe(config, FACTS)
+    with pytest.raises(UserError, match="every phase has length 0"):
+        build_recipe(config, FACTS)
