@@ -114,7 +114,7 @@ def test_rates_fall_over_all_stretches_of_a_name_and_heads_have_their_own(name):
 
 
 def test_each_phase_has_its_own_rate():
-    for n, name in enumerate(phases.PHASES):
+    for n, name in enumerate(LEVELS):
         methods = {"supervised": "supervised", "pretrain": "ptft"}
         method = methods.get(name, "alternating" if name.startswith("turn") else "bljust")
         rate = defaults.schedule("constant", 0.1 + n, 0)
