@@ -196,7 +196,7 @@ def make_mesh(row: Row) -> jax.sharding.Mesh:
 
 def largest_buckets(config: Any, streams: Sequence[str], multiple: int) -> dict[str, Any]:
     """{stream: bucket of its longest rows}, for streams with equal shares of a batch."""
-    from bljust_jax.data.batch_plan import bucket_table
+    from bljust_jax.data.buckets import bucket_table
 
     data, found = config.data, {}
     for name in streams:

@@ -1,4 +1,4 @@
-"""What the command lines share: mistakes that are told in one line, and exit codes."""
+"""Command-line base of all commands: parser, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 def run(
     parser: Parser, body: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:
-    """`body` on the parsed flags; returns the exit code."""
+    """Call `body` with the parsed arguments; returns the exit code."""
 
     def parsed() -> int:
         body(parser.parse_args(argv))
@@ -40,9 +40,9 @@ def run(
 
 
 def guard(body: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """What `body` returns, or the exit code of a mistake or an interrupt, told in one line."""
-    logging.basicConfig()  # warnings of the data layer
-    for handler in logging.getLogger().handlers:  # libraries may have made one before
+    """What `body` returns, or the exit code of an error or an interrupt, printed in one line."""
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:  # libraries may have added some
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
     try:
         return body()

@@ -1,17 +1,16 @@
-"""The one exception that stands for a mistake of the user's: `main` prints it as a single line and
-exits with 2."""
+"""`UserError`: wrong input, which the commands print as one line with exit code 2."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the file, the line or the field, and the
+    """Wrong input. The message is one line that names the file and line, or the field, and the
     cure."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """How the message on an unknown name ends: the nearest of the known, if one is, and all."""
+    """End of the message on an unknown name: the nearest known name, if any, and all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."

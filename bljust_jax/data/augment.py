@@ -1,4 +1,4 @@
-"""Waveform augmentation: int16 in and out, saturating; draws come from the caller's generator."""
+"""Waveform augmentation: speed perturbation, added noise and concatenation of int16 audio."""
 
 import functools
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ NOISE_SAMPLES = 1 << 19
 
 
 def generator(seed: int, key: int, draw: int) -> np.random.Generator:
-    """The generator of one row: a pure function of the run's seed, the item and the draw number."""
+    """Random generator of one row: a function of the run's seed, the item and the draw number."""
     return np.random.default_rng([seed, key, draw])
 
 
 def speed(audio: Int16[np.ndarray, "s"], factor: float) -> Int16[np.ndarray, "r"]:
-    """Played `factor` times as fast, pitch included: R = about S / factor samples (resampling)."""
+    """Speed perturbation by resampling, which changes the pitch: R = about S / factor samples."""
     if factor == 1.0:
         return audio
     return to_int16(soxr.resample(audio.astype(np.float32), factor, 1.0, quality="MQ"))
@@ -27,24 +27,25 @@ def speed(audio: Int16[np.ndarray, "s"], factor: float) -> Int16[np.ndarray, "r"
 def noise(
     audio: Int16[np.ndarray, "s"], snr_db: float, rng: np.random.Generator
 ) -> Int16[np.ndarray, "s"]:
-    """Mixed with white or pink noise (even odds) at `snr_db` over the mean power of the audio.
+    """Add white or pink noise (with equal probability) at an SNR of `snr_db` dB, relative to the
+    mean power of the audio; saturates.
 
-    The noise is a stretch, from a drawn place on, of a fixed recording of half a minute.
+    The noise is cut, at a random place, from a fixed recording of half a minute.
     """
     signal = audio.astype(np.float32)
     kind, start = int(rng.integers(2)), int(rng.integers(NOISE_SAMPLES))
-    places = np.arange(start, start + len(audio))
-    hiss = np.take(_noises()[kind], places, mode="wrap")
-    power = np.mean(np.square(signal)) / max(float(np.mean(np.square(hiss))), 1e-12)
-    return to_int16(signal + hiss * np.float32(np.sqrt(power * 10 ** (-snr_db / 10))))
+    indices = np.arange(start, start + len(audio))
+    added = np.take(_noises()[kind], indices, mode="wrap")
+    power = np.mean(np.square(signal)) / max(float(np.mean(np.square(added))), 1e-12)
+    return to_int16(signal + added * np.float32(np.sqrt(power * 10 ** (-snr_db / 10))))
 
 
 @functools.cache
 def _noises() -> np.ndarray:
-    """White and pink (1 / f power) noise [2, NOISE_SAMPLES], float32; the ends meet."""
+    """White and pink (1 / f power) noise [2, NOISE_SAMPLES], float32, periodic."""
     white = np.random.default_rng(0).standard_normal(NOISE_SAMPLES)
     bins = np.arange(NOISE_SAMPLES // 2 + 1)
-    # Below the 64th of some 260,000 bins pink noise is flat: nothing audible is there.
+    # Pink noise is flat below the 64th of about 260,000 bins, which is inaudible.
     pink = np.fft.irfft(np.fft.rfft(white) / np.sqrt(np.maximum(bins, 64)), NOISE_SAMPLES)
     return np.stack([white, pink / np.std(pink)]).astype(np.float32)
 
@@ -55,8 +56,8 @@ def join(
     gains_db: tuple[float, float],
     rng: np.random.Generator,
 ) -> Int16[np.ndarray, "s"]:
-    """Parts one after another, each at a gain drawn from `gains_db` (dB) and, from the second on,
-    after a silence drawn from `gaps` (samples, both ends included)."""
+    """Concatenate parts, each at a gain drawn from `gains_db` (dB) and, from the second on, after a
+    silence drawn from `gaps` (samples, both ends included)."""
     pieces = []
     for n, part in enumerate(parts):
         if n:

@@ -1,12 +1,10 @@
-"""Which utterances stand in which batch: a pure function of durations, buckets, seed and epoch.
+"""Batch plan: the utterances of every batch, a pure function of durations, buckets, seed and epoch.
 
-Batches an epoch, and batches of each bucket, are those of epoch 0 for the whole run, so the
-position in the data is arithmetic on the step, and any batch can be made without those before it.
+The number of batches per epoch and per bucket is that of epoch 0 for the whole run. The position in
+the data is thus arithmetic on the step, and any batch can be computed without those before it.
 """
 
 import collections
-import dataclasses
-import math
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,92 +13,50 @@ from typing import NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data.buckets import Bucket
+from bljust_jax.data.filters import describe_skipped
 
 SLACK = 1e-6  # seconds: sums of durations are rounded
 
 
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """One batch shape: `batch_size` rows of `seconds` of audio and at most `max_labels` labels."""
-
-    seconds: float
-    batch_size: int
-    max_labels: int
-
-
 class Item(NamedTuple):
-    """One row: utterance indices played one after another, their speed, and crc32 of their ids."""
+    """One row of a batch: indices of the utterances that are concatenated, their speed factor, and
+    crc32 of their ids."""
 
     members: tuple[int, ...]
     speed: float
     key: int
 
 
-def bucket_table(
-    seconds: Sequence[float], batch_seconds: float, labels_per_second: float, multiple: int = 1
-) -> tuple[Bucket, ...]:
-    """Buckets whose batches hold at most `batch_seconds` of padded audio.
-
-    batch_size = batch_seconds / seconds, rounded down to a multiple of `multiple` (at least one);
-    max_labels = ceil(seconds * labels_per_second).
-    """
-    table = []
-    for length in seconds:
-        rows = int(batch_seconds / length + 1e-9) // multiple * multiple
-        labels = math.ceil(length * labels_per_second - 1e-9)
-        table.append(Bucket(float(length), max(multiple, rows), labels))
-    return tuple(table)
-
-
 def shares(hours: Sequence[float], temperature: float) -> np.ndarray:
-    """Parts of 1 by temperature T, p_i = hours_i ^ (1/T) / sum_j hours_j ^ (1/T): [N].
+    """Temperature sampling: p_i = hours_i ^ (1/T) / sum_j hours_j ^ (1/T), [N], sum 1.
 
-    T = 1 is in proportion to size; the higher T, the more even; 0 stands for its limit, 1/N each.
+    T = 1 is proportional to size; a higher T is more even; T = 0 stands for its limit, 1/N each.
     """
     sizes = np.asarray(hours, np.float64)
     weights = (sizes / sizes.max()) ** (1 / temperature) if temperature else np.ones(len(sizes))
     return weights / weights.sum()
 
 
-def evaluation_batches(
-    durations: Sequence[float], seconds: Sequence[float], batch_seconds: float, multiple: int = 1
-) -> list[tuple[Bucket, list[int]]]:
-    """Each utterance exactly once: (bucket, at most batch_size indices) a batch.
-
-    An utterance goes to the first length of `seconds` that holds it; beyond the last, to the first
-    of last * 1.5 ** n, n = 1, 2, ..., so that few shapes exist. max_labels is 0.
-    """
-    lengths = [float(length) for length in seconds]
-    while lengths[-1] < max(durations, default=0.0):
-        lengths.append(1.5 * lengths[-1])
-    first = np.searchsorted(lengths, durations)
-    batches = []
-    for k, bucket in enumerate(bucket_table(lengths, batch_seconds, 0.0, multiple)):
-        members = np.flatnonzero(first == k).tolist()
-        starts = range(0, len(members), bucket.batch_size)
-        batches += [(bucket, members[i : i + bucket.batch_size]) for i in starts]
-    return batches
-
-
 class Plan:
     """Epochs of batches of items over utterances 0..N-1.
 
-    durations: seconds; labels: label lengths, None for an unlabelled plan; speakers, texts, ids: a
-    string an utterance; buckets: ascending; join: least and greatest length of a string of one
-    speaker's utterances, made with probability `join_share`, with gaps of at most `max_gap` s;
-    balance: share of draws that are uniform over the speaker's distinct texts; speed: range of the
-    playing speed, drawn an item in hundredths; crop: longer utterances go into the last bucket (and
-    are cropped by whoever loads them) instead of being left out; languages: one an utterance;
-    temperature: an epoch holds as much audio as there is, but shared among the languages by
-    `shares`, for which their utterances are repeated or left out, in turns by epoch.
+    durations: seconds; labels: label lengths, None for an unlabelled plan; speakers, texts, ids,
+    languages: one string per utterance; buckets: ascending.
+    join: least and greatest number of utterances of one speaker that are joined into one item, with
+    probability `join_share` and gaps of at most `max_gap` s.
+    balance: share of draws that are uniform over the speaker's distinct texts.
+    speed: range of the speed factor, drawn per item in hundredths.
+    crop: longer utterances go into the last bucket, for the loader to crop; else they are skipped.
+    temperature: an epoch holds as much audio as there is, divided among the languages by `shares`:
+    utterances are repeated or skipped, other ones per epoch.
 
-    With balance 0 and temperature 1 each utterance is in exactly one item an epoch (`items`). An
-    item's bucket is the first with seconds >= sum(durations) / speed + (n - 1) * max_gap and
+    With balance 0 and temperature 1 each utterance is in exactly one item per epoch (`items`). The
+    bucket of an item is the first with seconds >= sum(durations) / speed + (n - 1) * max_gap and
     max_labels >= the labels of its texts joined by spaces; an utterance that fits only as recorded
-    keeps speed 1. The last
-    batch of a bucket is filled by repeating items; later epochs, whose draws differ, drop or repeat
-    some to keep epoch 0's number of batches. A bucket without items in epoch 0 never occurs in the
-    plan's own order; another plan that leads there (`batch_in_bucket`) gets items of the next
+    keeps speed 1. The last batch of a bucket is filled by repeating items; later epochs, whose
+    draws differ, drop or repeat items to keep epoch 0's number of batches. A bucket without items
+    in epoch 0 never occurs in the plan's own order; `nth_batch_of_bucket` takes items of the next
     shorter bucket, or with `crop` of the next longer.
 
     Raises UserError if no utterance fits. `excluded` lists (index, reason).
@@ -144,10 +100,10 @@ class Plan:
         self._limit = (float(self._seconds[-1]), int(self._max_labels[-1]))
         self.excluded = self._exclude()
         self._speakers = self._group(speakers, texts)
-        self.languages = self._share_out(languages, temperature) if temperature != 1 else {}
-        # A follower's buckets drift apart, each in an epoch of its own.
-        self._epochs = _Recent(self._make_epoch, len(buckets) + 2)
-        self._orders = _Recent(self._make_order, 3)
+        self.languages = self._language_sizes(languages, temperature) if temperature != 1 else {}
+        # Buckets led by another plan advance at rates of their own, each in an epoch of its own.
+        self._epochs = _Cache(self._make_epoch, len(buckets) + 2)
+        self._orders = _Cache(self._make_order, 3)
         self._first = self._make_items(0)
         self.counts, self._supply = self._count()
         self.batches_per_epoch = sum(self.counts)
@@ -160,35 +116,35 @@ class Plan:
         return int(self._orders.get(epoch)[0][position])
 
     def count(self, k: int, n: int) -> int:
-        """How many of batches 0..n-1 are of bucket k."""
+        """Number of the batches 0..n-1 that are of bucket k."""
         epoch, position = divmod(n, self.batches_per_epoch)
         return epoch * self.counts[k] + int(self._orders.get(epoch)[1][position, k])
 
     def batch(self, n: int) -> tuple[int, list[Item]]:
-        """Bucket and items of batch n: (k, batch_in_bucket(k, count(k, n)))."""
+        """Bucket and items of batch n: (k, nth_batch_of_bucket(k, count(k, n)))."""
         k = self.bucket_of(n)
-        return k, self.batch_in_bucket(k, self.count(k, n))
+        return k, self.nth_batch_of_bucket(k, self.count(k, n))
 
-    def batch_in_bucket(self, k: int, m: int) -> list[Item]:
-        """The items of the m-th batch ever of bucket k (m from 0); always a full batch."""
-        if not self.supplies(k):
+    def nth_batch_of_bucket(self, k: int, m: int) -> list[Item]:
+        """Items of the m-th batch of bucket k over all epochs (m from 0); always a full batch."""
+        if not self.has_items(k):
             raise UserError(
                 f"no utterance fits {self.buckets[k].seconds:g} s; drop it from data.buckets"
             )
         epoch, position = divmod(m, self._supply[k][1])
         items, rows = self._epochs.get(epoch)
-        if not len(rows[k]):  # the draws of this epoch left the bucket empty
+        if not len(rows[k]):  # this epoch's draws put no item in the bucket
             items, rows = self._epochs.get(0)
         size = self.buckets[k].batch_size
         chosen = rows[k][position * size : (position + 1) * size]
         return [self._item(items, i) for i in chosen.tolist()]
 
     def items(self, epoch: int) -> list[Item]:
-        """All items of an epoch, before they are put into batches."""
+        """All items of an epoch, in no batches yet."""
         made = self._make_items(epoch)
         return [self._item(made, i) for i in range(len(made.speeds))]
 
-    def supplies(self, k: int) -> bool:
+    def has_items(self, k: int) -> bool:
         """Whether there are items for batches of bucket k."""
         return self._supply[k][0] >= 0
 
@@ -197,17 +153,17 @@ class Plan:
     def _exclude(self) -> list[tuple[int, str]]:
         last = self.buckets[-1]
         long = (self._durations > self._seconds[-1]) & (not self.crop)
-        wordy = self._labels > self._max_labels[-1]
+        dense = self._labels > self._max_labels[-1]
         return [(int(i), f"longer than {last.seconds:g} s") for i in np.flatnonzero(long)] + [
-            (int(i), f"more than {last.max_labels} labels") for i in np.flatnonzero(wordy & ~long)
+            (int(i), f"more than {last.max_labels} labels") for i in np.flatnonzero(dense & ~long)
         ]
 
     def _group(self, speakers: Sequence[str], texts: Sequence[str]) -> list["_Speaker"]:
-        """Utterances by speaker, and by text within a speaker, in an order that names decide."""
-        left_out = {i for i, _ in self.excluded}
+        """Utterances by speaker, and by text within a speaker, sorted by name."""
+        excluded = {i for i, _ in self.excluded}
         groups: dict[str, dict[str, list[int]]] = {}
         for i, (speaker, text) in enumerate(zip(speakers, texts, strict=True)):
-            if i not in left_out:
+            if i not in excluded:
                 groups.setdefault(speaker, {}).setdefault(text, []).append(i)
         made = []
         for _, by_text in sorted(groups.items()):
@@ -217,25 +173,27 @@ class Plan:
             made.append(_Speaker(utterances, np.cumsum(sizes) - sizes, sizes))
         return made
 
-    def _share_out(self, languages: Sequence[str], temperature: float) -> dict[str, "_Language"]:
-        """The utterances of each language, and how many of them an epoch holds."""
-        left_out = {i for i, _ in self.excluded}
-        spoken: dict[str, list[int]] = {}
+    def _language_sizes(
+        self, languages: Sequence[str], temperature: float
+    ) -> dict[str, "_Language"]:
+        """Utterances of each language, and their number per epoch."""
+        excluded = {i for i, _ in self.excluded}
+        members: dict[str, list[int]] = {}
         for i, language in enumerate(languages):
-            if i not in left_out:
-                spoken.setdefault(language, []).append(i)
-        names = sorted(spoken)
+            if i not in excluded:
+                members.setdefault(language, []).append(i)
+        names = sorted(members)
         if not names:
             return {}
-        seconds = np.array([self._durations[spoken[name]].sum() for name in names])
+        seconds = np.array([self._durations[members[name]].sum() for name in names])
         factors = shares(seconds.tolist(), temperature) * seconds.sum() / seconds
         return {
-            name: _Language(np.array(spoken[name]), max(1, round(factor * len(spoken[name]))))
+            name: _Language(np.array(members[name]), max(1, round(factor * len(members[name]))))
             for name, factor in zip(names, factors, strict=True)
         }
 
-    def _times(self, epoch: int) -> np.ndarray:
-        """How often an epoch holds each utterance: [N], those of a language alike but for one."""
+    def _repeats(self, epoch: int) -> np.ndarray:
+        """Times that an epoch holds each utterance, [N]: equal within a language, or 1 apart."""
         rng = np.random.default_rng([self.seed, epoch, 3])
         times = np.full(len(self._ids), 0 if self.languages else 1)
         for utterances, wanted in self.languages.values():
@@ -245,9 +203,9 @@ class Plan:
         return times
 
     def _make_items(self, epoch: int) -> "_Items":
-        """Each speaker's utterances permuted and cut into singles and strings."""
+        """Permute each speaker's utterances and cut them into items of one or several."""
         rng = np.random.default_rng([self.seed, epoch, 0])
-        times = self._times(epoch)
+        times = self._repeats(epoch)
         durations, labels = self._durations.tolist(), self._labels.tolist()
         members: list[int] = []
         starts: list[int] = []
@@ -256,21 +214,23 @@ class Plan:
             order, wanted, drawn = self._draw(speaker, times, rng)
             position = piece = 0
             while position < len(order):
-                string, fast = order[position : position + wanted[piece]], drawn[piece]
-                fit = self._fitting(string, fast, durations, labels)
+                joined, factor = order[position : position + wanted[piece]], drawn[piece]
+                fit = self._count_fitting(joined, factor, durations, labels)
                 if fit == 0:  # fits only as recorded, or is cropped
-                    fit, fast = 1, fast if self.crop else 1.0
+                    fit, factor = 1, factor if self.crop else 1.0
                 starts.append(len(members))
-                speeds.append(fast)
-                members += string[:fit]
+                speeds.append(factor)
+                members += joined[:fit]
                 position += fit
                 piece += 1
-        return self._place(np.array(members, int), np.array(starts, int), np.array(speeds, float))
+        return self._bucket_items(
+            np.array(members, int), np.array(starts, int), np.array(speeds, float)
+        )
 
     def _draw(
         self, speaker: "_Speaker", times: np.ndarray, rng: np.random.Generator
     ) -> tuple[list[int], list[int], list[float]]:
-        """A speaker's utterances in a new order, lengths of the pieces to cut, and their speeds."""
+        """A speaker's utterances in random order, wanted sizes of the items, and their speeds."""
         order = rng.permutation(np.repeat(speaker.utterances, times[speaker.utterances]))
         n = len(order)
         if self._balance:
@@ -283,19 +243,21 @@ class Plan:
         drawn = np.round(rng.uniform(*self._speed, size=n), 2).clip(*self._speed)
         return order.tolist(), wanted.tolist(), drawn.tolist()
 
-    def _fitting(
-        self, string: list[int], speed: float, durations: list[float], labels: list[int]
+    def _count_fitting(
+        self, members: list[int], speed: float, durations: list[float], labels: list[int]
     ) -> int:
-        """How many of the first members fit the last bucket together."""
+        """Number of the first members that fit the last bucket together."""
         seconds, length = -self.max_gap, -1
-        for n, i in enumerate(string):
+        for n, i in enumerate(members):
             seconds += durations[i] / speed + self.max_gap
             length += labels[i] + 1
             if seconds > self._limit[0] or length > self._limit[1]:
                 return n
-        return len(string)
+        return len(members)
 
-    def _place(self, members: np.ndarray, starts: np.ndarray, speeds: np.ndarray) -> "_Items":
+    def _bucket_items(
+        self, members: np.ndarray, starts: np.ndarray, speeds: np.ndarray
+    ) -> "_Items":
         """The bucket of each item."""
         if not len(starts):
             return _Items(members, np.zeros(1, int), speeds, starts)
@@ -303,24 +265,24 @@ class Plan:
         seconds = np.add.reduceat(self._durations[members], starts) / speeds
         seconds += (sizes - 1) * self.max_gap
         labels = np.add.reduceat(self._labels[members], starts) + sizes - 1
-        fit = np.maximum(
+        first = np.maximum(
             np.searchsorted(self._seconds, seconds), np.searchsorted(self._max_labels, labels)
         )
-        buckets = np.minimum(fit, len(self.buckets) - 1)
+        buckets = np.minimum(first, len(self.buckets) - 1)
         return _Items(members, np.append(starts, len(members)), speeds, buckets)
 
     def _count(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """Batches an epoch of each bucket, and for each (the bucket its items are taken from, how
-        many batches of it those make an epoch)."""
+        """Batches of each bucket per epoch; and per bucket (the bucket that its items come from, -1
+        without one; batches that those items fill per epoch)."""
         items = np.bincount(self._first.buckets, minlength=len(self.buckets)).tolist()
         sizes = [bucket.batch_size for bucket in self.buckets]
         counts = [-(-n // size) for n, size in zip(items, sizes, strict=True)]
         if not sum(counts):
             counted = collections.Counter(reason for _, reason in self.excluded)
-            reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
+            reasons = describe_skipped(counted) if counted else "the set is empty"
             raise UserError(
-                f"no utterance is left to train on: {reasons or 'the set is empty'}; check"
-                " config.data.buckets and config.data.labels_per_second"
+                f"no utterance is left to train on: {reasons}; check config.data.buckets and"
+                " config.data.labels_per_second"
             )
         supply = []
         for k, size in enumerate(sizes):
@@ -331,7 +293,7 @@ class Plan:
         return counts, supply
 
     def _make_epoch(self, epoch: int) -> tuple["_Items", list[np.ndarray]]:
-        """The items of an epoch and, a bucket, their order, cut or repeated to full batches."""
+        """Items of an epoch and, per bucket, their order, cut or repeated to full batches."""
         items = self._make_items(epoch) if epoch else self._first
         rng = np.random.default_rng([self.seed, epoch, 1])
         rows = []
@@ -341,7 +303,7 @@ class Plan:
         return items, rows
 
     def _make_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The bucket of each batch of an epoch [N]; batches a bucket before each [N + 1, K]."""
+        """Bucket of each batch of an epoch [N]; batches per bucket before each [N + 1, K]."""
         rng = np.random.default_rng([self.seed, epoch, 2])
         order = rng.permutation(np.repeat(np.arange(len(self.buckets)), self.counts))
         hits = order[:, None] == np.arange(len(self.buckets))[None, :]
@@ -362,7 +324,7 @@ class _Speaker(NamedTuple):
 
 
 class _Language(NamedTuple):
-    """Utterance indices, and how many of them an epoch holds."""
+    """Utterance indices, and their number per epoch."""
 
     utterances: np.ndarray
     wanted: int
@@ -377,8 +339,8 @@ class _Items(NamedTuple):
     buckets: np.ndarray
 
 
-class _Recent:
-    """The last few results of a function of an epoch; each is made once, whatever the threads."""
+class _Cache:
+    """Thread-safe cache of the `size` most recently used results of a function of the epoch."""
 
     def __init__(self, make: Callable, size: int):
         self._make, self._size = make, size

@@ -1,7 +1,6 @@
-"""From `config.data` to batches: streams, their plans, and arrays of fixed shapes through grain.
+"""Training corpus: batches of fixed shapes from `config.data`, loaded by grain.
 
-The step alone says where the data stand: a batch is a function of (config, seed, step), whatever
-the number of threads, of hosts, and of restarts.
+A batch is a function of (config, seed, step), for any number of threads, hosts and restarts.
 """
 
 import dataclasses
@@ -19,11 +18,12 @@ import numpy as np
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import augment, settings, streams, summary
-from bljust_jax.data.batch_plan import Item, Plan, bucket_table, shares
-from bljust_jax.data.filters import timely
+from bljust_jax.data.batch_plan import Item, Plan, shares
+from bljust_jax.data.buckets import bucket_table
+from bljust_jax.data.filters import of_usable_length
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, hours, open_source
-from bljust_jax.data.splits import Batch, Splits, empty_batch, fill, open_split
+from bljust_jax.data.splits import Batch, Splits, empty_batch, fill_row, open_split
 from bljust_jax.data.streams import UNLABELLED
 from bljust_jax.data.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ GAIN_DB = (-3.0, 3.0)  # of each joined utterance
 
 
 class Segment(NamedTuple):
-    """Steps start..start + length - 1 need these streams, by name."""
+    """Steps start..start + length - 1, and the names of the streams that they read."""
 
     start: int
     length: int
@@ -40,11 +40,11 @@ class Segment(NamedTuple):
 
 
 class Corpus(Splits):
-    """Streams for training, and splits for evaluation; made by `load`.
+    """Streams for training, and splits for evaluation; made by `load_corpus`.
 
-    plans: {stream: Plan}, the labelled ones in the order of their names, then "unlabelled". A
-    stream's batch is that of `empty_batch`, filled from its first row to its last; only a labelled
-    one has labels. All streams have as many buckets, or the unlabelled one has one.
+    plans: {stream: Plan}, the labelled ones sorted by name, then "unlabelled". A batch has the
+    arrays of `empty_batch`, all rows filled; only labelled streams have labels. All streams have
+    equally many buckets, or the unlabelled one has one.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Corpus(Splits):
         multiple: int,
         tokenizers: Mapping[str, Tokenizer],
         utterances: dict[str, list[Utterance]],
-        left_out: dict[str, Counter],
+        skipped: dict[str, Counter],
         quarantined: Quarantine,
     ):
-        super().__init__(data, multiple, tokenizers, utterances, left_out, quarantined)
+        super().__init__(data, multiple, tokenizers, utterances, skipped, quarantined)
         self._seed = seed
         self._unjoinable: list[str] = []
         self._labels = {name: self._count_labels(name) for name in self.streams}
@@ -67,12 +67,12 @@ class Corpus(Splits):
         audio[UNLABELLED] = data.unlabelled_batch_seconds or data.batch_seconds
         self.plans = {}
         for name, seconds in audio.items():
-            with streams.blaming(name):
+            with streams.error_prefix(name):
                 self.plans[name] = self._plan(name, seconds)
         self._check_buckets()
 
     def _count_labels(self, stream: str) -> np.ndarray:
-        """Labels, and repeats of one label after itself, of each utterance: [2, N]."""
+        """Number of labels, and of labels equal to the one before, per utterance: [2, N]."""
         encode = self.tokenizers[stream].encode
         encoded = (encode(u.text or "") for u in self._utterances[stream])
         counts = [(len(ids), np.sum(ids[1:] == ids[:-1])) for ids in encoded]
@@ -88,7 +88,7 @@ class Corpus(Splits):
         table = bucket_table(lengths, batch_seconds, data.labels_per_second, multiple)
         join = tuple(data.join if paired else data.unlabelled_join)
         share = float(data.join_share if paired else data.unlabelled_join_share)
-        # names of speakers are of one source, and streams together have several
+        # speaker names are unique within one source, and several streams have several sources
         speakers = [f"{u.lang}/{u.speaker}" if data.streams else u.speaker for u in utterances]
         if share > 0 and join[1] > 1:
             self._check_speakers(stream, share, len(set(speakers)))
@@ -111,10 +111,10 @@ class Corpus(Splits):
         )
 
     def _check_buckets(self) -> None:
-        """UserError where a stream has nothing for a bucket that another may lead it to."""
+        """UserError if a stream has no utterance for a bucket that another stream can choose."""
         for leader, name in itertools.permutations(self.streams, 2):
             led = self.buckets_in_use([leader]) if self.driver([leader, name]) == leader else []
-            for k in (k for k in led if not self.plans[name].supplies(k)):
+            for k in (k for k in led if not self.plans[name].has_items(k)):
                 own, other = self.streams[name], self.streams[leader]
                 raise UserError(
                     f"{own.where}.buckets: no utterance of {name} is within {own.buckets[k]:g} s,"
@@ -122,7 +122,8 @@ class Corpus(Splits):
                 )
 
     def _check_speakers(self, stream: str, share: float, speakers: int) -> None:
-        """Strings are of one speaker: notes where there can be none; raises if nothing else is."""
+        """Joined utterances are of one speaker: note, or UserError with a share of 1, if no two
+        utterances share a speaker."""
         if speakers < max(1, len(self._utterances[stream])):
             return
         problem = "strings cannot be joined: no two utterances share a speaker"
@@ -134,10 +135,11 @@ class Corpus(Splits):
         self._unjoinable.append(f"{stream}: {problem}")
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that a run must share with a checkpoint to resume exactly.
+        """Fingerprint of the training data, 16 hexadecimal digits: equal in a checkpoint and in the
+        run that resumes from it.
 
-        They are of the tokenizers and, for each plan, ids, durations, bucket table and seed; of the
-        labels too where streams may differ in them alone.
+        It covers the tokenizers and, per plan, ids, durations, bucket table and seed; with several
+        streams also the labels, as streams may differ in them alone.
         """
         facts: list[Any] = [tokenizer.to_json() for tokenizer in self.tokenizers.values()]
         for stream, plan in self.plans.items():
@@ -151,10 +153,10 @@ class Corpus(Splits):
     # Training
 
     def driver(self, needed: Sequence[str]) -> str:
-        """The stream whose plan decides the bucket of a step that needs these.
+        """The stream whose plan decides the bucket of a step that reads the streams `needed`.
 
-        It is the labelled one with the most batches an epoch, the first of them by name, or else
-        the unlabelled one.
+        It is the labelled one with the most batches per epoch, the first by name of several, or
+        else the unlabelled one.
         """
         labelled = [name for name in self.streams if name in needed]
         batches = {name: self.plans[name].batches_per_epoch for name in labelled}
@@ -163,9 +165,9 @@ class Corpus(Splits):
     def draws(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, int]]:
         """{stream: (bucket, batch number within the bucket)} of a step.
 
-        The driver's n-th batch is the step's, n the number of earlier steps that it drove. Every
-        other stream takes its own batches of the driver's bucket, by the driver's count, or batch n
-        where it has one bucket.
+        The step takes the driver's n-th batch, n the number of earlier steps with this driver.
+        Every other stream takes its own batches of the driver's bucket, by the driver's count, or
+        batch n if it has one bucket.
         """
         n = 0
         for segment in segments:
@@ -179,42 +181,42 @@ class Corpus(Splits):
                 n += min(max(step - earlier.start, 0), earlier.length)
         k = self.plans[leader].bucket_of(n)
         m = self.plans[leader].count(k, n)
-        return {s: (0, n) if self._alone(s, leader) else (k, m) for s in segment.streams}
+        return {s: (0, n) if self._has_one_bucket(s, leader) else (k, m) for s in segment.streams}
 
-    def _alone(self, stream: str, leader: str) -> bool:
-        """Whether a stream has one bucket of its own, whatever the leader's."""
+    def _has_one_bucket(self, stream: str, leader: str) -> bool:
+        """Whether a stream has a single bucket, used with every bucket of the leader."""
         return stream != leader and len(self.plans[stream].buckets) == 1
 
-    def names_at(self, segments: Sequence[Segment], step: int) -> list[str]:
-        """ "id (file:line)" of each utterance that a step hears, once, by stream and row."""
-        heard = [
+    def utterances_at(self, segments: Sequence[Segment], step: int) -> list[str]:
+        """ "id (file:line)" of each utterance in the batches of a step, by stream and row."""
+        read = [
             self._utterances[stream][i]
             for stream, (k, m) in self.draws(segments, step).items()
-            for item in self.plans[stream].batch_in_bucket(k, m)
+            for item in self.plans[stream].nth_batch_of_bucket(k, m)
             for i in item.members
         ]
-        return list(dict.fromkeys(f"{u.id} ({u.line or u.path})" for u in heard))
+        return list(dict.fromkeys(f"{u.id} ({u.line or u.path})" for u in read))
 
     def buckets_in_use(self, needed: Sequence[str]) -> list[int]:
-        """Indices of the buckets that steps of these streams have, the largest last."""
+        """Buckets of the steps that read these streams, the largest last."""
         counts = self.plans[self.driver(needed)].counts
         return [k for k, count in enumerate(counts) if count]
 
-    def blank_batch(
+    def empty_batches(
         self, needed: Sequence[str], k: int, *, shard: tuple[int, int] = (0, 1)
     ) -> dict[str, Batch]:
-        """{stream: batch of empty rows} of the shapes that a step has in the driver's bucket k."""
+        """{stream: batch of empty rows} in the shapes of a step in the driver's bucket k."""
         rate = self._data.sample_rate
-        blank = {}
+        batches = {}
         for stream in needed:
-            alone = self._alone(stream, self.driver(needed))
+            alone = self._has_one_bucket(stream, self.driver(needed))
             bucket = self.plans[stream].buckets[0 if alone else k]
             rows = bucket.batch_size // shard[1]
-            blank[stream] = empty_batch(bucket, rows, rate, labelled=stream in self.streams)
-        return blank
+            batches[stream] = empty_batch(bucket, rows, rate, labelled=stream in self.streams)
+        return batches
 
     def shape_at(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, float]]:
-        """{stream: (rows, seconds a row)} of a step, padding included; reads no audio."""
+        """{stream: (rows, seconds per row)} of a step, padding included; reads no audio."""
         buckets = {s: self.plans[s].buckets[k] for s, (k, _) in self.draws(segments, step).items()}
         return {stream: (b.batch_size, b.seconds) for stream, b in buckets.items()}
 
@@ -224,9 +226,8 @@ class Corpus(Splits):
         """{stream: batch} of each step from `start` to the end of the segments.
 
         shard: (index, count): only the index-th of `count` equal runs of rows is loaded. A row with
-        audio that cannot be read is quarantined when its step comes: it has no audio and no labels,
-        and so no part in any loss. UserError once more than `data.max_bad_fraction` of a stream's
-        utterances proved bad.
+        corrupt audio has no audio and no labels, so no loss, and its utterance is quarantined at
+        that step. UserError once more than `data.max_bad_fraction` of a stream is quarantined.
         """
         if self._multiple % shard[1]:
             raise ValueError(f"batches of a multiple of {self._multiple} rows in {shard[1]} shards")
@@ -239,12 +240,12 @@ class Corpus(Splits):
             }
 
         def admit(loaded: dict[str, _Loaded]) -> dict[str, Batch]:
-            return {stream: self._admit(stream, made) for stream, made in loaded.items()}
+            return {stream: self._quarantine_bad(stream, made) for stream, made in loaded.items()}
 
         return map(admit, self._parallel(load_step, start, total))
 
-    def sample_audio(self, batches: int) -> Iterator[Batch]:
-        """The first batches of the unlabelled plan's own order, for feature statistics."""
+    def unlabelled_batches(self, batches: int) -> Iterator[Batch]:
+        """The first batches of the unlabelled plan, for feature statistics."""
         plan = self.plans[UNLABELLED]
 
         def load_batch(n: int) -> _Loaded:
@@ -252,17 +253,17 @@ class Corpus(Splits):
             return self._train_batch(UNLABELLED, k, plan.count(k, n), (0, 1))
 
         loaded = self._parallel(load_batch, 0, batches)
-        return map(functools.partial(self._admit, UNLABELLED), loaded)
+        return map(functools.partial(self._quarantine_bad, UNLABELLED), loaded)
 
-    def _admit(self, stream: str, loaded: "_Loaded") -> Batch:
-        """The batch, its bad utterances quarantined: in order of steps, whatever the threads."""
+    def _quarantine_bad(self, stream: str, loaded: "_Loaded") -> Batch:
+        """The batch, its corrupt utterances quarantined: in order of steps, in the main thread."""
         for u, reason in loaded.bad:
             self.quarantined.add(stream, u, reason)
         return loaded.batch
 
     def _train_batch(self, stream: str, k: int, m: int, shard: tuple[int, int]) -> "_Loaded":
         plan, utterances = self.plans[stream], self._utterances[stream]
-        bucket, items = plan.buckets[k], plan.batch_in_bucket(k, m)
+        bucket, items = plan.buckets[k], plan.nth_batch_of_bucket(k, m)
         rows = len(items) // shard[1]
         items = items[shard[0] * rows : (shard[0] + 1) * rows]
         tokenizer = self.tokenizers.get(stream)
@@ -277,13 +278,13 @@ class Corpus(Splits):
                 batch["ids"][row] = item.key
                 continue
             texts = " ".join(u.text or "" for u in members)
-            fill(batch, row, item.key, audio, tokenizer.encode(texts) if tokenizer else None)
+            fill_row(batch, row, item.key, audio, tokenizer.encode(texts) if tokenizer else None)
         return _Loaded(batch, bad)
 
     def _waveform(
         self, members: Sequence[Utterance], item: Item, seconds: float, draw: int
     ) -> np.ndarray:
-        """The augmented audio of an item, at most `seconds` long; raises _BadAudio."""
+        """The augmented audio of an item, int16 [S], at most `seconds` long; raises _BadAudio."""
         rate = self._data.sample_rate
         rng = augment.generator(self._seed, item.key, draw)
         parts = []
@@ -298,26 +299,26 @@ class Corpus(Splits):
                 raise _BadAudio(u, str(error)) from error
         gaps = (round(GAP[0] * rate), math.floor(GAP[1] * rate))
         audio = augment.join(parts, gaps, GAIN_DB, rng) if len(parts) > 1 else parts[0]
-        audio = audio[: round(seconds * rate)]  # speed rounds lengths
+        audio = audio[: round(seconds * rate)]  # resampling rounds lengths
         if self._data.noise_snr:
             audio = augment.noise(audio, rng.uniform(*self._data.noise_snr), rng)
         return audio
 
-    # Words for people
+    # Reports
 
     def summary(self) -> list[str]:
-        """Lines on sizes, what was left out and why, bucket tables, how labels cover the texts."""
+        """Lines on sizes, skipped utterances, bucket tables, and how labels cover the texts."""
         sizes, plans = summary.sizes(self), summary.plans(self.plans)
         return [*self._unjoinable, *sizes, *plans, *summary.texts(self)]
 
     def infeasible(
         self, frames: Callable[[int], int], needed: Sequence[str] | None = None
     ) -> list[str]:
-        """A line a labelled stream on utterances that CTC cannot align, none where it can.
+        """One line per labelled stream with utterances that CTC cannot align.
 
-        They have fewer frames than labels and repeats: T < U + repeats, which costs them any part
-        in the loss. frames: samples -> frames of the encoder's output, at the speed as recorded;
-        needed: the streams that CTC is to learn, by default all.
+        They have fewer frames than labels and repeated labels, T < U + repeats, and give no loss.
+        frames: samples -> frames of the encoder's output, at the recorded speed; needed: the
+        streams with a CTC loss, by default all.
         """
         lines = []
         for stream in self.streams if needed is None else needed:
@@ -336,7 +337,7 @@ class Corpus(Splits):
 
 
 class _Loaded(NamedTuple):
-    """A batch, and the utterances that it had to do without, with the reasons."""
+    """A batch, and its utterances of corrupt audio with the reasons."""
 
     batch: Batch
     bad: list[tuple[Utterance, str]]
@@ -349,37 +350,37 @@ class _BadAudio(Exception):
 def load_corpus(
     data: Any, *, seed: int, multiple: int = 1, tokenizers: Mapping[str, Tokenizer] | None = None
 ) -> Corpus:
-    """The corpus that `config.data` describes; batch sizes are multiples of `multiple`.
+    """The corpus of `config.data`; batch sizes are multiples of `multiple`.
 
-    `tokenizers` {labelled stream: Tokenizer} replace those made from the training texts (resumed
-    and exported runs). Raises UserError for sources that cannot be read and settings that leave
-    nothing to train on or to score.
+    `tokenizers` {labelled stream: Tokenizer} replace those learned from the training texts (of
+    resumed and exported runs). Raises UserError for sources that cannot be read, and fields that
+    leave nothing to train on or to score.
     """
     if seed < 0:
         raise UserError(f"config.seed is {seed}; it must be 0 or above")
     settings.check(data)
-    bad, described = Quarantine(data.max_bad_fraction), streams.described(data)
-    opened = streams.open_once(described.values(), data.root)
-    audio = streams.all_audio(opened.values())
+    bad, described = Quarantine(data.max_bad_fraction), streams.labelled_streams(data)
+    opened = streams.open_training_sources(described.values(), data.root)
+    audio = streams.unique_utterances(opened.values())
     if data.unlabelled:
         audio = open_source(data.unlabelled, data.root)
     found = {name: bad.sift(name, opened[s.uris["train"]]) for name, s in described.items()}
     audio = bad.sift(UNLABELLED, audio)
-    left_out = {name: Counter() for name in (*described, UNLABELLED)}
-    spelt = {}
+    skipped = {name: Counter() for name in (*described, UNLABELLED)}
+    made = {}
     for name, stream in described.items():
         given = tokenizers[name] if tokenizers else None
-        found[name], spelt[name] = streams.label(
-            stream, found[name], data, seed, given, left_out[name]
+        found[name], made[name] = streams.label(
+            stream, found[name], data, seed, given, skipped[name]
         )
     if data.overfit:
-        found = streams.few(found, described, data.overfit, bad)
-        return Corpus(data, seed, multiple, spelt, found, left_out, bad)
-    audio = timely(audio, data, left_out[UNLABELLED])
-    found[UNLABELLED] = streams.required(audio, left_out[UNLABELLED], "config.data.unlabelled")
+        found = streams.overfit_splits(found, described, data.overfit, bad)
+        return Corpus(data, seed, multiple, made, found, skipped, bad)
+    audio = of_usable_length(audio, data, skipped[UNLABELLED])
+    found[UNLABELLED] = streams.require_any(audio, skipped[UNLABELLED], "config.data.unlabelled")
     for split in ("dev", "test"):
         for name, stream in described.items():
             part = streams.split_name(split, name)
             uri = stream.uris[split]
-            found[part], left_out[part] = open_split(part, uri, stream, data, bad)
-    return Corpus(data, seed, multiple, spelt, found, left_out, bad)
+            found[part], skipped[part] = open_split(part, uri, stream, data, bad)
+    return Corpus(data, seed, multiple, made, found, skipped, bad)

@@ -1,8 +1,8 @@
-"""Which utterances of a source train: those of usable length, low-resource subsets by seed."""
+"""Select training utterances: by length, and low-resource subsets of the labels by seed."""
 
-import collections
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,41 +12,39 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance
 
 
-def keep(
+def keep_if(
     utterances: list[Utterance],
-    left_out: collections.Counter,
+    skipped: Counter,
     reason: str,
     condition: Callable[[Utterance], object],
 ) -> list[Utterance]:
-    """The utterances that meet a condition; the others are counted in `left_out` under `reason`."""
+    """The utterances that meet a condition; the others are counted in `skipped` under `reason`."""
     kept = [u for u in utterances if condition(u)]
     if len(kept) < len(utterances):
-        left_out[reason] += len(utterances) - len(kept)
+        skipped[reason] += len(utterances) - len(kept)
     return kept
 
 
-def timely(
-    utterances: list[Utterance], data: Any, left_out: collections.Counter
-) -> list[Utterance]:
-    """Those of data.min_seconds to data.max_seconds (0: no limit)."""
+def of_usable_length(utterances: list[Utterance], data: Any, skipped: Counter) -> list[Utterance]:
+    """Utterances of data.min_seconds to data.max_seconds (0: no limit)."""
     low, high = data.min_seconds, data.max_seconds or math.inf
     short = f"shorter than {low:g} s (config.data.min_seconds)"
     long = f"longer than {high:g} s (config.data.max_seconds)"
-    kept = keep(utterances, left_out, short, lambda u: u.duration >= low)
-    return keep(kept, left_out, long, lambda u: u.duration <= high)
+    kept = keep_if(utterances, skipped, short, lambda u: u.duration >= low)
+    return keep_if(kept, skipped, long, lambda u: u.duration <= high)
 
 
-def reasons(left_out: Mapping[str, int]) -> str:
+def describe_skipped(skipped: Mapping[str, int]) -> str:
     """ "3 longer than 40 s, 2 without a text"."""
-    return ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "all are quarantined"
+    return ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "all are quarantined"
 
 
-def low_resource(
+def labelled_subset(
     utterances: list[Utterance], data: Any, seed: int, source: str = "config.data.train"
 ) -> list[Utterance]:
-    """data.labelled_speakers (0: all) speakers, then data.labelled_fraction of their utterances.
+    """Utterances of data.labelled_speakers speakers (0: all), data.labelled_fraction of them.
 
-    Both are the first of a permutation by seed, so a smaller set is part of a larger one, and
+    Both are the first of a permutation by seed: a smaller subset is part of a larger one, and
     neither depends on the order of the source. `source` names it in messages.
     """
     rng = np.random.default_rng([seed, zlib.crc32(b"labelled")])
@@ -56,8 +54,8 @@ def low_resource(
             f"config.data.labelled_speakers: {data.labelled_speakers} of {len(speakers)} speakers"
             f" of {source}"
         )
-    heard = set(speakers[: data.labelled_speakers or None])
-    utterances = [u for u in utterances if u.speaker in heard]
+    chosen_speakers = set(speakers[: data.labelled_speakers or None])
+    utterances = [u for u in utterances if u.speaker in chosen_speakers]
     ids = rng.permutation(sorted(u.id for u in utterances)).tolist()
     chosen = set(ids[: math.ceil(data.labelled_fraction * len(ids))])
     return [u for u in utterances if u.id in chosen]

@@ -1,7 +1,7 @@
-"""How a transcript is spelled before it is split into labels: named steps in a given order.
+"""Text normalisation of transcripts and references: named steps in a given order.
 
-References and training texts pass through the same steps, so hypotheses are scored against what
-the model was taught. Every result is in NFC, with one space between words and none at the ends.
+Training texts and references pass the same steps, so hypotheses are scored in the spelling of the
+labels. Every result is in NFC, with one space between words and none at the ends.
 """
 
 import re
@@ -21,11 +21,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def punctuation(text: str) -> str:
-    """Unicode punctuation and symbols (categories P and S) become a space.
+    """Replace Unicode punctuation and symbols (categories P and S) by a space.
 
     Apostrophes (' ’) and hyphens (- and its Unicode forms) between two letters or digits stay, as '
-    and -: "don’t" gives "don't", "(well-known)" gives "well-known". Everything else parts words:
-    "yes—no" gives "yes no", "U.S." gives "U S".
+    and -: "don’t" gives "don't", "(well-known)" gives "well-known". Everything else separates
+    words: "yes—no" gives "yes no", "U.S." gives "U S".
     """
     return _NOT_WORD.sub(_spell_mark, text)
 
@@ -42,13 +42,13 @@ def _spell_mark(match: re.Match) -> str:
 
 
 def alef(text: str) -> str:
-    """The Arabic alef with madda, with hamza above or below, and wasla (U+0622, 0623, 0625, 0671)
-    become the bare alef, U+0627."""
+    """Replace the Arabic alef with madda, with hamza above or below, and wasla (U+0622, 0623, 0625,
+    0671) by the bare alef, U+0627."""
     return text.translate(_ALEF)
 
 
 def diacritics(text: str) -> str:
-    """Drops Arabic harakat (U+064B to 0652, 0670) and tatweel (0640); accents of other scripts
+    """Remove Arabic harakat (U+064B to 0652, 0670) and tatweel (0640); accents of other scripts
     stay."""
     return text.translate(_DIACRITICS)
 
@@ -63,11 +63,11 @@ NORMALISERS: dict[str, Normaliser] = {
 
 
 def make(names: Sequence[str]) -> Normaliser:
-    """NFC, the named steps of NORMALISERS in the given order, white space collapsed.
+    """Function that applies NFC, the steps of NORMALISERS in the given order, and collapses space.
 
-    NFC follows every step, and all is repeated until nothing changes (a dropped tatweel can leave a
-    hamza on an alef), so the result is a fixed point. A lone surrogate, which no file can hold,
-    becomes U+FFFD. Raises UserError for an unknown name.
+    NFC follows every step, and all steps repeat until nothing changes (a removed tatweel can leave
+    a hamza on an alef), so the result is a fixed point. A lone surrogate becomes U+FFFD. Raises
+    UserError for an unknown name.
     """
     for name in names:
         if name not in NORMALISERS:

@@ -1,4 +1,4 @@
-"""Utterances whose audio cannot be used: left out, counted, listed, and refused when too many."""
+"""Quarantine of utterances with corrupt audio: skipped, counted, listed, and limited in number."""
 
 import json
 import logging
@@ -10,10 +10,10 @@ from bljust_jax.data.sources import Utterance
 
 
 class Quarantine:
-    """Bad utterances, each once, in the order in which training or evaluation met them.
+    """Utterances of corrupt audio, each once, in the order in which they were read.
 
-    An entry is {id, path, line ("file:line" that declared it), reason, splits (where it was met)}.
-    `max_fraction` is the share of a split's utterances that may be bad.
+    An entry is {id, path, line ("file:line" that declared it), reason, splits}. `max_fraction`: the
+    largest share of a split's utterances that may be corrupt.
     """
 
     def __init__(self, max_fraction: float):
@@ -28,11 +28,11 @@ class Quarantine:
         return iter(self._entries.values())
 
     def count(self, split: str) -> int:
-        """How many utterances of a split are bad, as far as is known."""
+        """Number of quarantined utterances of a split."""
         return sum(split in entry["splits"] for entry in self)
 
     def sift(self, split: str, utterances: Sequence[Utterance]) -> list[Utterance]:
-        """Opens a split: the utterances against which nothing is known; lists the others."""
+        """Open a split: returns its utterances without a known fault and lists the others."""
         self._sizes[split] = len(utterances)
         for u in utterances:
             if u.fault:
@@ -40,9 +40,9 @@ class Quarantine:
         return [u for u in utterances if not u.fault]
 
     def add(self, split: str, u: Utterance, reason: str) -> None:
-        """Lists an utterance of an open split, and says so when it is new.
+        """List an utterance of an open split; log a warning if it is new.
 
-        Raises UserError once more than `max_fraction` of the split is bad.
+        Raises UserError once more than `max_fraction` of the split is listed.
         """
         entry = {"id": u.id, "path": u.path, "line": u.line, "reason": reason, "splits": []}
         new = (u.id, u.path) not in self._entries
@@ -65,14 +65,14 @@ class Quarantine:
         return [{**entry, "splits": list(entry["splits"])} for entry in self]
 
     def restore(self, state: list[dict]) -> None:
-        """Takes up what `state` gave, besides what loading has found anew."""
+        """Load entries of `state`; entries found by this process come after them."""
         found, self._entries = self._entries, {}
         for entry in [*state, *found.values()]:
             known = self._entries.setdefault((entry["id"], entry["path"]), {**entry, "splits": []})
             known["splits"] += [s for s in entry["splits"] if s not in known["splits"]]
 
     def write(self, path: pathlib.Path) -> None:
-        """One JSON object a line; replaces the file at once, or removes it where none is bad."""
+        """Write one JSON object per line, atomically; without entries the file is removed."""
         if not self._entries:
             path.unlink(missing_ok=True)
             return

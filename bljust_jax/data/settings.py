@@ -1,4 +1,4 @@
-"""Whether `config.data` can work: its fields in range, its sources there. Reads no data."""
+"""Check `config.data` before data are read: ranges, stream names, and sources that exist."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from bljust_jax.data import sources, streams
 
 
 def check(data: Any) -> None:
-    """Raises UserError naming a field of `config.data` that is out of range or names no source."""
+    """UserError naming a field of `config.data` that is out of range or names no source."""
     _check_fields_of_streams(data)
     config_schema.check(data, "config.data")
     if len(data.unlabelled_buckets) > 1 and tuple(data.unlabelled_buckets) != tuple(data.buckets):
@@ -19,13 +19,13 @@ def check(data: Any) -> None:
     if data.streams:
         _check_streams(data)
     needed = ("train",) if data.streams else ("train", "dev")
-    for stream in streams.described(data).values():
+    for stream in streams.labelled_streams(data).values():
         for split in needed:
             if not stream.uris[split]:
                 raise UserError(f"{stream.where}.{split} is empty; name a manifest or SCHEME:REST")
         for split, uri in stream.uris.items():
             if uri:
-                with streams.blaming(f"{stream.where}.{split}"):
+                with streams.error_prefix(f"{stream.where}.{split}"):
                     sources.check(uri)
     if data.unlabelled:
         sources.check(data.unlabelled)
@@ -37,7 +37,7 @@ NAME = re.compile(
 
 
 def _check_streams(data: Any) -> None:
-    """Raises UserError naming a field of `config.data.streams` that is missing or out of range."""
+    """UserError for a stream's name or number of buckets, and for sources outside the streams."""
     for name in ("train", "dev", "test"):
         if data[name]:
             raise UserError(
@@ -59,7 +59,7 @@ def _check_streams(data: Any) -> None:
 
 
 def _check_fields_of_streams(data: Any) -> None:
-    """Raises UserError for a field that a stream or its tokenizer lacks or that none has."""
+    """UserError for a field that a stream or its tokenizer lacks, and for an unknown field."""
     stream, text = (config_schema.GROUPS[f"config.data.streams.*{s}"] for s in ("", ".text"))
     for name, settings in sorted(data.streams.items()):
         where = f"config.data.streams.{name}"

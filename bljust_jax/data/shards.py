@@ -1,9 +1,8 @@
-"""Utterances in ArrayRecord shards: a TFDS folder of ours, written and read without TensorFlow.
+"""ArrayRecord shards of a corpus, written, read and verified without TensorFlow.
 
 OUT/SPLIT is one TFDS version folder with one split: records of encoded audio, and an index
-`utterances-SPLIT.jsonl` with what is known of each utterance, in the order of the records. It
-appears by one rename when all of it is written; until then everything lies in
-OUT/.SPLIT.incomplete.
+`utterances-SPLIT.jsonl` with the labels of each utterance in the order of the records. It is
+written as OUT/.SPLIT.incomplete and renamed when complete.
 """
 
 import collections
@@ -30,18 +29,18 @@ import soundfile
 from jaxtyping import Int16
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, read_audio, read_lines
+from bljust_jax.data.sources import Utterance, encode_audio, read_audio, read_lines
 
 NAME, VERSION = "bljust_speech", "1.0.0"
 SHARD_BYTES = 256 << 20
 
-# Told (done, total, seconds of audio so far) after each utterance.
+# Called with (done, total, seconds of audio done) after each utterance.
 Progress = Callable[[int, int, float], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What was written or verified: `seconds` of audio in `bytes` on disk; `bad`: left out."""
+    """Utterances written or verified, `seconds` of audio in `bytes` on disk; `bad`: skipped."""
 
     folder: str
     utterances: int
@@ -51,7 +50,7 @@ class Summary:
 
 
 def tfds() -> Any:
-    """tensorflow_datasets that asks no network and shows no bars of its own."""
+    """The module tensorflow_datasets, without network access and progress bars."""
     import tensorflow_datasets
     from tensorflow_datasets.core.utils import gcs_utils
 
@@ -61,7 +60,7 @@ def tfds() -> Any:
 
 
 def index_path(folder: str | os.PathLike, split: str) -> pathlib.Path:
-    """Where a folder of ours keeps its index."""
+    """Path of the index of a folder written by `write`."""
     return pathlib.Path(folder, f"utterances-{split}.jsonl")
 
 
@@ -78,23 +77,22 @@ def write(
     max_bad_fraction: float = 0.01,
     progress: Progress = lambda done, total, seconds: None,
 ) -> Summary:
-    """Stores `read_audio(u, sample_rate)` of each utterance as FLAC, in order, as OUT/SPLIT.
+    """Write `read_audio(u, sample_rate)` of each utterance as FLAC, in order, as OUT/SPLIT.
 
-    id, duration, text, lang and speaker are stored as they are, so that training from the shards
-    gives the same bits as from the source. `offset` becomes what is left of it after rounding to a
-    sample, so that a crop rounds to the same samples as before. (Only crops of WAV or FLAC that had
-    to be resampled differ: there the source resamples each crop alone.)
-    shards: number of files, at most; None: as many as keep each near SHARD_BYTES.
-    Audio that cannot be read is left out and listed in OUT/quarantine-SPLIT.jsonl. Raises UserError
-    where OUT/SPLIT exists, for a bad name, or when more than `max_bad_fraction` is bad, and OSError
-    where OUT cannot be written; then no OUT/SPLIT is left.
+    Training from the shards gives the same bits as from the source: id, duration, text, lang and
+    speaker are unchanged, and `offset` keeps its fraction of a sample, so that crops round to the
+    same samples. (Crops of resampled WAV or FLAC differ: the source resamples each crop alone.)
+    shards: largest number of files; None: as many as keep each near SHARD_BYTES.
+    Corrupt audio is skipped and listed in OUT/quarantine-SPLIT.jsonl. Raises UserError if OUT/SPLIT
+    exists, for a wrong name, or if more than `max_bad_fraction` is corrupt, and OSError if OUT
+    cannot be written; no OUT/SPLIT remains then.
     """
     if not re.fullmatch(r"\w[\w-]*", split, re.ASCII) or split == "all":
         raise UserError(f"split {split!r} must be of letters, digits, - and _, and not 'all'")
     final = pathlib.Path(out, split).absolute()
     if final.exists():
         raise UserError(f"{final} exists already; remove it, or choose another --split or --out")
-    job = _Job(utterances, sample_rate, max_bad_fraction, progress)
+    job = _Encoder(utterances, sample_rate, max_bad_fraction, progress)
     files = shards or math.ceil(job.bytes / SHARD_BYTES)
     try:
         with _scratch(final.with_name(f".{split}.incomplete")) as work:
@@ -103,13 +101,14 @@ def write(
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in job.index)
             work.rename(final)
     finally:
-        _list_bad(final.with_name(f"quarantine-{split}.jsonl"), job.bad)
+        _write_bad(final.with_name(f"quarantine-{split}.jsonl"), job.bad)
     return dataclasses.replace(_summary(final, job.index), bad=len(job.bad))
 
 
 @contextlib.contextmanager
 def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder, this process's alone and removed at the end, whatever a killed run left."""
+    """An empty folder, locked by this process and removed at the end; what a killed run left in it
+    is deleted."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -127,10 +126,9 @@ def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _store(records: Iterable[dict], split: str, folder: pathlib.Path, per_shard: int) -> None:
-    """Streams records into ArrayRecord files and TFDS's description of them.
+    """Stream records into ArrayRecord files and write TFDS's description of them.
 
-    (The writer of GeneratorBasedBuilder needs TensorFlow above 1 GB, to shuffle; this one does
-    not.)
+    (TFDS's GeneratorBasedBuilder needs TensorFlow above 1 GB, to shuffle.)
     """
     api = tfds()
     text, number = api.features.Text(), np.int64
@@ -156,8 +154,8 @@ def _store(records: Iterable[dict], split: str, folder: pathlib.Path, per_shard:
         raise OSError(_one_line(error)) from error
 
 
-class _Job:
-    """Iterates over the records, audio read by threads; fills `index` and `bad` on the way."""
+class _Encoder:
+    """Iterator over encoded records, read by threads, which appends to `index` and `bad`."""
 
     def __init__(
         self,
@@ -168,7 +166,7 @@ class _Job:
     ):
         self._utterances, self._rate = utterances, sample_rate
         self._limit, self._progress = max_bad_fraction, progress
-        # an estimate: FLAC takes some 9 bits of 16 a sample
+        # an estimate: FLAC takes about 9 of 16 bits per sample
         self.bytes = 9 / 8 * sample_rate * sum(u.duration for u in utterances) + 1
         self.index: list[dict] = []
         self.bad: list[dict] = []
@@ -178,20 +176,20 @@ class _Job:
         encoded = _in_order(functools.partial(_encode, sample_rate=self._rate), self._utterances)
         for done, (u, found) in enumerate(zip(self._utterances, encoded, strict=True), start=1):
             if isinstance(found, UserError):
-                self._refuse(u, found)
+                self._record_bad(u, found)
             else:
                 audio, samples, sha256 = found
-                known = {"id": u.id, "text": u.text, "lang": u.lang, "speaker": u.speaker}
+                labels = {"id": u.id, "text": u.text, "lang": u.lang, "speaker": u.speaker}
                 offset = u.offset - round(u.offset * self._rate) / self._rate
                 times = {"offset": offset, "duration": u.duration, "sha256": sha256}
-                self.index.append({**known, **times})
-                yield {**known, "text": u.text or "", "audio": audio, "samples": samples}
+                self.index.append({**labels, **times})
+                yield {**labels, "text": u.text or "", "audio": audio, "samples": samples}
             seconds += u.duration
             self._progress(done, total, seconds)
         if not self.index:
             raise UserError(f"none of {total} utterances can be decoded")
 
-    def _refuse(self, u: Utterance, error: UserError) -> None:
+    def _record_bad(self, u: Utterance, error: UserError) -> None:
         self.bad.append({"id": u.id, "path": u.path, "line": u.line, "reason": str(error)})
         if len(self.bad) > self._limit * len(self._utterances):
             raise UserError(
@@ -201,16 +199,14 @@ class _Job:
 
 
 def _encode(u: Utterance, *, sample_rate: int) -> tuple[bytes, int, str] | UserError:
-    """(FLAC, samples, sha256 of the samples) of an utterance, or why there is none."""
+    """(FLAC file, number of samples, sha256 of the samples), or the error for corrupt audio."""
     if u.fault:
         return UserError(u.fault)
     try:
         samples = read_audio(u, sample_rate)
     except UserError as error:
         return error
-    file = io.BytesIO()
-    soundfile.write(file, samples, sample_rate, format="FLAC", subtype="PCM_16")
-    return file.getvalue(), len(samples), checksum(samples)
+    return encode_audio(samples, sample_rate, "FLAC"), len(samples), checksum(samples)
 
 
 def checksum(samples: Int16[np.ndarray, "s"]) -> str:
@@ -219,7 +215,7 @@ def checksum(samples: Int16[np.ndarray, "s"]) -> str:
 
 
 def _in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """function(item) for each item, by threads, a bounded number of results ahead."""
+    """function(item) for each item in order, by threads, with a bounded number of results ahead."""
     threads = os.cpu_count() or 1
     ahead: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -231,7 +227,7 @@ def _in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[
             yield ahead.popleft().result()
 
 
-def _list_bad(path: pathlib.Path, bad: list[dict]) -> None:
+def _write_bad(path: pathlib.Path, bad: list[dict]) -> None:
     path.unlink(missing_ok=True)
     if bad:
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
@@ -247,7 +243,7 @@ def _summary(folder: pathlib.Path, index: list[dict]) -> Summary:
 
 
 class Records:
-    """The records of one split of a TFDS folder; opened at the first read, safe among threads."""
+    """Thread-safe access to the records of one split of a TFDS folder; opened at the first read."""
 
     def __init__(self, folder: str, split: str):
         self.folder, self.split = folder, split
@@ -258,11 +254,11 @@ class Records:
         return len(self._open())
 
     def sample_rate(self, feature: str) -> int | None:
-        """Of the samples of a feature, in Hz, where the folder declares it."""
+        """Sample rate of a feature in Hz, if the folder declares it."""
         return getattr(self._open().dataset_info.features[feature], "sample_rate", None)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """The i-th record; raises OSError where its shard is damaged or missing."""
+        """The i-th record; OSError if its shard is damaged or missing."""
         source = self._open()
         try:
             return source[i]
@@ -280,7 +276,8 @@ class Records:
         return self._source
 
     def encoded(self, i: int, identity: str) -> bytes:
-        """The audio file in the i-th record of a folder of ours, which must be of that id."""
+        """The audio file in the i-th record of a folder written by `write`; UserError for a record
+        of another id."""
         record = self[i]
         found = record["id"].decode()
         if found != identity:
@@ -292,7 +289,7 @@ class Records:
 
 
 def explain(what: str, error: Exception) -> str:
-    """One line on why TFDS cannot open a folder or a data set, with the cure."""
+    """Message with the cure for a folder or data set that TFDS cannot open."""
     reason = _one_line(error)[:200]
     if isinstance(error, ImportError) and "tensorflow" in reason.lower():
         return (
@@ -312,9 +309,9 @@ def _one_line(error: Exception) -> str:
 
 
 def read(folder: str, split: str) -> list[Utterance]:
-    """The utterances of a folder of ours, from its index; no audio is touched.
+    """The utterances of a folder written by `write`, from its index alone; reads no audio.
 
-    Raises UserError naming the line where the index is damaged.
+    Raises UserError naming a damaged line of the index.
     """
     records, found = Records(folder, split), []
     for i, (row, where) in enumerate(_rows(folder, split)):
@@ -344,7 +341,7 @@ def _rows(folder: str, split: str) -> Iterator[tuple[dict, str]]:
 def verify(
     folder: str, split: str, progress: Progress = lambda done, total, seconds: None
 ) -> Summary:
-    """Decodes every record of a folder of ours and compares its samples with the index.
+    """Decode every record of a folder written by `write` and compare checksums with the index.
 
     Raises UserError naming the first record that differs, cannot be read or is missing.
     """
@@ -367,7 +364,7 @@ def verify(
 
 
 def _stored_checksum(u: Utterance) -> str:
-    """checksum of all that is stored of an utterance, or the reason why it cannot be read."""
+    """Checksum of the stored samples of an utterance, or the reason why it cannot be read."""
     try:
         samples, _ = soundfile.read(io.BytesIO(u.fetch()), dtype="int16")
     except (soundfile.SoundFileError, OSError) as error:

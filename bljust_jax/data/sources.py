@@ -1,13 +1,15 @@
-"""Where utterances come from: a URI names a corpus, a reader module knows its layout."""
+"""Audio sources: utterances of a corpus by URI, and their decoded audio."""
 
 import collections
 import concurrent.futures
 import dataclasses
 import io
 import itertools
+import math
 import os
 import pathlib
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -20,24 +22,23 @@ from bljust_jax.common.errors import UserError
 
 READERS = "bljust_jax.data.readers"
 
-# Formats whose seeking is sample-exact; Opus, Vorbis, MP3 are decoded whole and sliced.
+# Formats with sample-exact seeking; Opus, Vorbis and MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
 # Manifests round durations; a file that ends this much (seconds) before its utterance is damaged.
 DURATION_SLACK = 0.1
-# Lossy files decode slowly (some 400 times real time a core), so these stay: 9 hours at 16 kHz.
+# Cache of decoded lossy files, 9 hours at 16 kHz: a core decodes only 400 times real time.
 DECODED_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Utterance:
-    """A stretch of one audio file and what is known of it.
+    """A segment of one audio file, with its labels.
 
-    id: unique in a corpus; path: absolute; offset, duration: seconds; text: None where unlabelled;
-    line: "file:line" that declared it, for messages; part: which of several joined sources it comes
-    from, "" where there is one; fetch: the encoded file where it lies in a shard or is made on
-    demand, and `path`, another for each, only names it; fault: why the audio is known to be
-    unusable, "" where nothing is known against it; translation: the text in another language, None
-    where there is none.
+    id: unique in a corpus; path: absolute; offset, duration: seconds; text: None if unlabelled;
+    line: "file:line" that declared it, for messages; part: the one of several joined sources that
+    it comes from, "" for a single source; fetch: returns the encoded file, for audio in a shard or
+    made on demand (`path` is then a name, unique per utterance); fault: the reason why the audio is
+    known to be unusable, or ""; translation: the text in another language, or None.
     """
 
     id: str
@@ -58,9 +59,9 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
     """The utterances of a URI: `*.jsonl` (a manifest), `scheme:REST`, or several joined by "+".
 
     A scheme is the name of a module in `bljust_jax/data/readers` with `read(rest, root)`; `root` is
-    the folder that audio paths must not leave ("" for the reader's own default). Each of several
-    sources gives its utterances its name as `part`: the last component of its path without
-    extension, with "-2", "-3" after it where a name returns.
+    the folder that must hold all audio ("" for the reader's default). The utterances of several
+    sources have their source's name as `part`: the last component of its path without extension,
+    followed by "-2", "-3" if the name repeats.
     Raises UserError for an unknown scheme, an empty corpus or an id that occurs twice.
     """
     check(uri)
@@ -81,7 +82,7 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
 
 
 def _part_names(uris: Sequence[str]) -> list[str]:
-    """A name of its own for each of several sources; "" for a single one."""
+    """A unique name for each of several sources; "" for a single one."""
     if len(uris) == 1:
         return [""]
     names: list[str] = []
@@ -93,7 +94,10 @@ def _part_names(uris: Sequence[str]) -> list[str]:
 
 
 def inside(path: str | os.PathLike, root: str, where: str) -> str:
-    """The path without symbolic links; raises UserError, naming `where`, if it leaves `root`."""
+    """The path with symbolic links resolved; UserError, naming `where`, if it is outside `root`.
+    Without a root, the path as it is."""
+    if not root:
+        return str(path)
     root, found = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath([found, root]) != root:
         raise UserError(
@@ -104,7 +108,7 @@ def inside(path: str | os.PathLike, root: str, where: str) -> str:
 
 
 def check(uri: str) -> None:
-    """Raises UserError, before anything is read, where `open_source` would find nothing to read."""
+    """UserError for an unknown scheme or a missing manifest; reads nothing."""
     for part in _parts(uri):
         scheme, rest = _locate(part)
         if scheme == "manifest" and not os.path.isfile(rest):
@@ -142,9 +146,9 @@ def _read_part(uri: str, root: str) -> list[Utterance]:
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """("path:number", line) of each line of a UTF-8 text file that is not blank.
+    """("path:number", line) of each non-blank line of a UTF-8 text file.
 
-    A byte order mark and CRLF are accepted. Raises UserError naming the line that is not UTF-8.
+    A byte order mark and CRLF are accepted. Raises UserError naming a line that is not UTF-8.
     """
     with open(path, "rb") as file:
         for number, encoded in enumerate(file, start=1):
@@ -159,10 +163,10 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
 
 
 def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """The utterances, a duration of 0 replaced by the rest of the file from its offset on.
+    """Replace durations of 0 by the length of the file from the offset on.
 
-    Lengths come from the files' headers, read by threads. Where a header cannot be read the
-    duration stays 0 and `fault` says why. Raises UserError for an offset past the end.
+    Lengths come from the files' headers, read by threads. If a header cannot be read the duration
+    stays 0 and `fault` has the reason. Raises UserError for an offset past the end.
     """
 
     def complete(u: Utterance) -> Utterance:
@@ -184,8 +188,21 @@ def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
         return list(pool.map(complete, utterances))
 
 
+def nfc(text: str) -> str:
+    """The text in Unicode normal form C."""
+    return unicodedata.normalize("NFC", text)
+
+
+def to_seconds(text: str) -> float:
+    """The number that a text spells; NaN, which no range holds, for another text."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _why(error: Exception) -> str:
-    """The reason alone: libsndfile says it after the path, with a full stop."""
+    """The reason alone: libsndfile appends it to the path, with a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.rpartition("': ")[2].rstrip(".")
 
@@ -193,8 +210,8 @@ def _why(error: Exception) -> str:
 def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]:
     """Mono int16 samples [S] of an utterance at `sample_rate`, S = round(duration * sample_rate).
 
-    A pure function of the file: channels are averaged, then resampled (soxr HQ), then rounded and
-    saturated. Raises UserError naming line and file if it cannot be decoded or ends too early.
+    Channels are averaged, resampled (soxr HQ), rounded and saturated. Raises UserError naming line
+    and file if the audio cannot be decoded or ends too early.
     """
     try:
         samples = _decode(u, sample_rate)
@@ -212,12 +229,12 @@ def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]
 
 
 def _decode(u: Utterance, sample_rate: int) -> np.ndarray:
-    """The stretch of `u`, a few samples more or less at its end."""
+    """The samples of `u`, a few more or fewer at its end."""
     key = (u.path, sample_rate)
     whole = _decoded.get(key)
     if whole is None:
-        source = io.BytesIO(u.fetch()) if u.fetch else u.path  # no turn yet: fetch may decode too
-        with _decoded.turn(key), soundfile.SoundFile(source) as file:
+        source = io.BytesIO(u.fetch()) if u.fetch else u.path  # fetch may decode, too: no lock
+        with _decoded.lock(key), soundfile.SoundFile(source) as file:
             if file.format in SEEKABLE:
                 start = min(round(u.offset * file.samplerate), file.frames)
                 file.seek(start)
@@ -248,7 +265,7 @@ def to_int16(samples: Float[np.ndarray, "s"]) -> Int16[np.ndarray, "s"]:
 
 
 class _Decoded:
-    """Decoded files, least recently used first out, bounded by bytes; safe among threads."""
+    """Thread-safe LRU cache of decoded files, limited in bytes."""
 
     def __init__(self, limit: int):
         self._limit, self._bytes = limit, 0
@@ -256,11 +273,11 @@ class _Decoded:
             collections.OrderedDict()
         )
         self._lock = threading.Lock()
-        self._turns = [threading.Lock() for _ in range(256)]
+        self._file_locks = [threading.Lock() for _ in range(256)]
 
-    def turn(self, key: tuple[str, int]) -> threading.Lock:
-        """Held while a file is decoded, so that threads do not do so twice."""
-        return self._turns[hash(key) % len(self._turns)]
+    def lock(self, key: tuple[str, int]) -> threading.Lock:
+        """The lock to hold while decoding a file, so that no file is decoded twice."""
+        return self._file_locks[hash(key) % len(self._file_locks)]
 
     def get(self, key: tuple[str, int]) -> np.ndarray | None:
         with self._lock:
@@ -279,6 +296,13 @@ class _Decoded:
 
 
 _decoded = _Decoded(DECODED_BYTES)
+
+
+def encode_audio(samples: Int16[np.ndarray, "s"], sample_rate: int, container: str) -> bytes:
+    """A mono 16-bit audio file, "WAV" or "FLAC"."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, sample_rate, format=container, subtype="PCM_16")
+    return file.getvalue()
 
 
 def hours(utterances: Iterable[Utterance]) -> float:

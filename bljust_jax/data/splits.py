@@ -1,4 +1,4 @@
-"""Splits as they are scored: utterances, references, and batches that see each exactly once."""
+"""Evaluation splits: utterances, references, and batches that hold each utterance exactly once."""
 
 import zlib
 from collections import Counter
@@ -10,24 +10,24 @@ import numpy as np
 from bljust_jax.common import timeout
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise
-from bljust_jax.data.batch_plan import Bucket, evaluation_batches
-from bljust_jax.data.filters import keep, reasons
+from bljust_jax.data.buckets import Bucket, evaluation_batches
+from bljust_jax.data.filters import describe_skipped, keep_if
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source, read_audio
-from bljust_jax.data.streams import Stream, described, stream_of, taught
+from bljust_jax.data.streams import Stream, labelled_streams, stream_of, with_labels
 from bljust_jax.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
 
 class Splits:
-    """Utterances by the name of their split, and a tokenizer a labelled stream; by `load_splits`.
+    """Utterances by split, and one tokenizer per labelled stream; made by `load_splits`.
 
-    A split is of one stream, which its name ends with: dev/asr/en is of asr/en; where there is one
-    stream alone, dev is of that. The `text` of its utterances is what the stream's labels are.
+    The name of a split ends with its stream: dev/asr/en is of asr/en; with a single stream, dev is
+    of that. The `text` of its utterances is the stream's label.
 
-    streams: {stream: Stream}; tokenizers: {stream: Tokenizer}; quarantined: what turned out to have
-    bad audio; left_out: {split: {reason: count}}.
+    streams: {stream: Stream}; tokenizers: {stream: Tokenizer}; quarantined: utterances of corrupt
+    audio; skipped: {split: {reason: count}}.
     """
 
     def __init__(
@@ -36,27 +36,27 @@ class Splits:
         multiple: int,
         tokenizers: Mapping[str, Tokenizer],
         utterances: dict[str, list[Utterance]],
-        left_out: dict[str, Counter],
+        skipped: dict[str, Counter],
         quarantined: Quarantine,
     ):
-        self.streams, self.tokenizers = described(data), dict(tokenizers)
-        self.quarantined, self.left_out = quarantined, left_out
+        self.streams, self.tokenizers = labelled_streams(data), dict(tokenizers)
+        self.quarantined, self.skipped = quarantined, skipped
         self._data, self._multiple, self._utterances = data, multiple, utterances
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The only one; ValueError where there are several, see `tokenizer_of`."""
+        """The tokenizer of the only stream; ValueError if there are several, see `tokenizer_of`."""
         if len(self.tokenizers) > 1:
-            raise ValueError(f"a tokenizer each of {', '.join(self.tokenizers)}, not one for all")
+            raise ValueError(f"one tokenizer per stream: {', '.join(self.tokenizers)}")
         return next(iter(self.tokenizers.values()))
 
     def tokenizer_of(self, name: str) -> Tokenizer:
-        """That of a labelled stream or of a split; UserError for an unknown name."""
+        """The tokenizer of a labelled stream or of a split; UserError for an unknown name."""
         return self.tokenizers[stream_of(name, self.streams)]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The splits, in the order in which they were loaded."""
+        """The splits in the order of loading."""
         return tuple(self._utterances)
 
     def utterances(self, split: str) -> list[Utterance]:
@@ -66,14 +66,14 @@ class Splits:
         return self._utterances[split]
 
     def references(self, split: str) -> list[str]:
-        """Normalised texts of `utterances(split)`, "" where one is missing."""
+        """Normalised texts of `utterances(split)`, "" for an utterance without a text."""
         normalise = self.tokenizer_of(split).normalise
         return [normalise(u.text or "") for u in self.utterances(split)]
 
     def parts(self, split: str) -> dict[str, list[int]]:
         """{name: indices into `utterances(split)`} of the sources that a split joins by "+".
 
-        The names are those of `open_source`; {} where the split is of one source.
+        The names are those of `open_source`; {} for a split of one source.
         """
         found: dict[str, list[int]] = {}
         for i, u in enumerate(self.utterances(split)):
@@ -82,11 +82,12 @@ class Splits:
         return found
 
     def eval_batches(self, split: str) -> Iterator[tuple[Batch, list[Utterance]]]:
-        """{audio, audio_lengths, ids} and the utterances of the first rows, each exactly once.
+        """({audio, audio_lengths, ids}, utterances of the first rows) per batch, without
+        augmentation; each utterance appears exactly once.
 
-        No augmentation and no joining; a bucket's last batch is padded with rows of length 0. The
-        shapes are those of `evaluation_batches`. Utterances whose audio is bad are quarantined and
-        occur in no batch; UserError where they are more than `data.max_bad_fraction`.
+        The shapes are those of `evaluation_batches`; a bucket's last batch is padded with rows of
+        length 0. Utterances of corrupt audio are quarantined and appear in no batch; UserError for
+        more than `data.max_bad_fraction` of them.
         """
         data, utterances = self._data, self.utterances(split)
         seconds = self.streams[stream_of(split, self.streams)].buckets
@@ -100,7 +101,7 @@ class Splits:
             members, bad = [], []
             for u in (utterances[i] for i in indices):
                 try:
-                    fill(batch, len(members), zlib.crc32(u.id.encode()), self._audio(u))
+                    fill_row(batch, len(members), zlib.crc32(u.id.encode()), self._audio(u))
                     members.append(u)
                 except UserError as error:
                     bad.append((u, str(error)))
@@ -121,8 +122,8 @@ class Splits:
             raise
 
     def _parallel(self, make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-        """make(start), ..., make(stop - 1), in order, by grain's threads; timeout.Unreachable where
-        one does not come within `data.timeout` seconds."""
+        """make(start), ..., make(stop - 1) in order, by grain's threads; timeout.Unreachable if one
+        takes longer than `data.timeout` seconds."""
         import grain
 
         data = self._data
@@ -130,9 +131,9 @@ class Splits:
         options = grain.ReadOptions(threads, max(buffer, threads))
         made = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
         for _ in range(start, stop):
-            yield timeout.call_with_timeout(data.timeout, lambda: next(made), self._silent)
+            yield timeout.call_with_timeout(data.timeout, lambda: next(made), self._timeout_message)
 
-    def _silent(self) -> str:
+    def _timeout_message(self) -> str:
         return (
             f"no batch came within {self._data.timeout:g} s (config.data.timeout): the disk or the "
             "network folder with the audio does not answer; start again when it does"
@@ -156,10 +157,10 @@ def empty_batch(bucket: Bucket, rows: int, sample_rate: int, *, labelled: bool =
     return batch
 
 
-def fill(
+def fill_row(
     batch: Batch, row: int, key: int, audio: np.ndarray, labels: np.ndarray | None = None
 ) -> None:
-    """Writes one utterance into a row of an empty batch; `key` is crc32 of its id."""
+    """Write one utterance into a row of an empty batch; `key` is crc32 of its id."""
     batch["ids"][row] = key
     batch["audio"][row, : len(audio)] = audio
     batch["audio_lengths"][row] = len(audio)
@@ -171,50 +172,53 @@ def fill(
 def load_splits(
     data: Any, uris: Mapping[str, str], tokenizers: Mapping[str, Tokenizer], *, multiple: int = 1
 ) -> Splits:
-    """What evaluation needs of `config.data`, and no training data: {split: URI} to be scored.
+    """The splits {name: URI} to evaluate, by `config.data`; reads no training data.
 
-    tokenizers: {labelled stream: Tokenizer}, of the streams of these splits at least. The name of a
-    split says its stream, see `Splits`. Raises UserError for a name of no stream, and for sources
-    that cannot be read, or that have no text to score.
+    tokenizers: {labelled stream: Tokenizer}, at least those of these splits; `Splits` explains the
+    names. Raises UserError for a name of no stream, and for sources that cannot be read or have no
+    text to score.
     """
-    quarantined, streams = Quarantine(data.max_bad_fraction), described(data)
+    quarantined, streams = Quarantine(data.max_bad_fraction), labelled_streams(data)
     opened = {
         name: open_split(name, uri, streams[stream_of(name, streams)], data, quarantined)
         for name, uri in uris.items()
     }
     utterances = {name: found for name, (found, _) in opened.items()}
-    left_out = {name: counts for name, (_, counts) in opened.items()}
-    return Splits(data, multiple, tokenizers, utterances, left_out, quarantined)
+    skipped = {name: counts for name, (_, counts) in opened.items()}
+    return Splits(data, multiple, tokenizers, utterances, skipped, quarantined)
 
 
 def open_split(
     split: str, uri: str, stream: Stream, data: Any, quarantined: Quarantine
 ) -> tuple[list[Utterance], Counter]:
-    """(utterances to score, {reason: how many are not}) of a split of a stream; nothing for "".
+    """(utterances to score, {reason: number of those skipped}) of a stream's split; none for "".
 
-    Raises UserError if the texts of the split, or of one of the sources that it joins, are all
-    blank.
+    Raises UserError if all texts of the split, or of one of the sources that it joins, are blank.
     """
-    left_out: Counter = Counter()
+    skipped: Counter = Counter()
     if not uri:
-        return [], left_out
-    utterances = quarantined.sift(split, taught(open_source(uri, data.root), stream.field))
+        return [], skipped
+    utterances = quarantined.sift(split, with_labels(open_source(uri, data.root), stream.field))
     if data.max_seconds:
         reason = f"longer than config.data.max_seconds={data.max_seconds:g}, so not scored"
-        utterances = keep(utterances, left_out, reason, lambda u: u.duration <= data.max_seconds)
+        utterances = keep_if(utterances, skipped, reason, lambda u: u.duration <= data.max_seconds)
     if not utterances:
         where = f"{stream.where}.{split.removesuffix(f'/{stream.name}')}"
-        raise UserError(f"{where}: {uri}: no utterance is left: {reasons(left_out)}")
+        raise UserError(f"{where}: {uri}: no utterance is left: {describe_skipped(skipped)}")
+    _require_texts(uri, utterances, stream)
+    return utterances, skipped
+
+
+def _require_texts(uri: str, utterances: list[Utterance], stream: Stream) -> None:
+    """UserError if no utterance of a source that a split joins has a text."""
     spell = normalise.make(stream.text.normalise)
-    silent: dict[str, Utterance] = {}
+    first: dict[str, Utterance] = {}
     for u in utterances:
-        silent.setdefault(u.part, u)
-    for part in {u.part for u in utterances if spell(u.text or "")}:
-        del silent[part]
-    for part, u in silent.items():
-        where = f"{part} in {uri}" if part else uri
+        first.setdefault(u.part, u)
+    with_text = {u.part for u in utterances if spell(u.text or "")}
+    for part in first.keys() - with_text:
+        u, where = first[part], f"{part} in {uri}" if part else uri
         raise UserError(
             f"{u.line or uri}: no utterance of {where} has a {stream.field} to score; give each its"
             f' "{stream.field}"'
         )
-    return utterances, left_out

@@ -1,8 +1,8 @@
-"""Labelled streams: what `config.data` says of each, and the utterances and labels that it teaches.
+"""Labelled streams of training data: their sources, labels and tokenizers, from `config.data`.
 
-A system of one task has the stream "labelled", described by data.{train, dev, test, text}; one of
-several has a stream a task, described by data.streams. A stream's utterances have its labels as
-their `text`, be they transcripts or translations.
+A system of one task has the stream "labelled", from data.{train, dev, test, text}; a system of
+several tasks has one stream per task, from data.streams. The labels of a stream, transcripts or
+translations, are the `text` of its utterances.
 """
 
 import contextlib
@@ -13,22 +13,22 @@ from typing import Any, NamedTuple
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise
-from bljust_jax.data.filters import keep, low_resource, reasons, timely
+from bljust_jax.data.filters import describe_skipped, keep_if, labelled_subset, of_usable_length
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source
 from bljust_jax.data.tokenizer import Tokenizer, make_tokenizer
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 FIELDS = ("text", "translation")
-SHOWN = 5  # characters without a label that a message lists
+LISTED = 5  # characters without a label that a message lists
 
 
 class Stream(NamedTuple):
     """One labelled stream.
 
-    where: the part of the config that describes it; uris: {"train", "dev", "test": URI}, "" where
-    there is none; field: which of an utterance's texts are the labels, one of FIELDS; buckets:
-    lengths in seconds; text: the settings of its tokenizer.
+    where: its group in the config, for messages; uris: {"train", "dev", "test": URI}, "" without
+    one; field: the text of an utterance that is the label, one of FIELDS; buckets: lengths in
+    seconds; text: the config of its tokenizer.
     """
 
     name: str
@@ -39,29 +39,30 @@ class Stream(NamedTuple):
     text: Any
 
 
-def described(data: Any) -> dict[str, Stream]:
-    """{name: labelled stream} of `config.data`, in the order of their names."""
+def labelled_streams(data: Any) -> dict[str, Stream]:
+    """{name: labelled stream} of `config.data`, sorted by name."""
     if not data.streams:
         return {LABELLED: _stream(LABELLED, "config.data", data, data, "text")}
     return {
-        name: _stream(name, f"config.data.streams.{name}", settings, data, settings.field)
-        for name, settings in sorted(data.streams.items())
+        name: _stream(name, f"config.data.streams.{name}", config, data, config.field)
+        for name, config in sorted(data.streams.items())
     }
 
 
-def _stream(name: str, where: str, settings: Any, data: Any, field: str) -> Stream:
-    uris = {split: settings[split] for split in ("train", "dev", "test")}
-    buckets = tuple(settings.buckets or data.buckets)
-    return Stream(name, where, uris, field, buckets, settings.text)
+def _stream(name: str, where: str, config: Any, data: Any, field: str) -> Stream:
+    uris = {split: config[split] for split in ("train", "dev", "test")}
+    buckets = tuple(config.buckets or data.buckets)
+    return Stream(name, where, uris, field, buckets, config.text)
 
 
 def split_name(split: str, stream: str) -> str:
-    """What a stream's part of a split is called: dev/asr/en, or dev where it is the only stream."""
+    """Name of a stream's part of a split: dev/asr/en, or dev with a single stream."""
     return split if stream == LABELLED else f"{split}/{stream}"
 
 
 def stream_of(name: str, streams: Collection[str]) -> str:
-    """Which of the labelled streams a name is of: its own, or that of one of its splits."""
+    """The labelled stream that a name belongs to: the stream's own or that of one of its splits.
+    UserError for another name."""
     if set(streams) == {LABELLED}:
         return LABELLED
     for candidate in (name, name.partition("/")[2]):
@@ -72,34 +73,34 @@ def stream_of(name: str, streams: Collection[str]) -> str:
 
 
 @contextlib.contextmanager
-def blaming(where: str) -> Iterator[None]:
-    """Puts the name of a setting before the message of a UserError."""
+def error_prefix(where: str) -> Iterator[None]:
+    """Prefix the message of a UserError with the name of a config field."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def taught(utterances: Iterable[Utterance], field: str) -> list[Utterance]:
-    """The utterances with the labels of a stream as their `text`: `text` itself, or translations"""
+def with_labels(utterances: Iterable[Utterance], field: str) -> list[Utterance]:
+    """The utterances with a stream's labels as their `text`: `text` itself, or `translation`."""
     if field == "text":
         return list(utterances)
     return [dataclasses.replace(u, text=u.translation) for u in utterances]
 
 
-def open_once(streams: Iterable[Stream], root: str) -> dict[str, list[Utterance]]:
-    """{URI: its utterances} of what the streams train on, each read once."""
+def open_training_sources(streams: Iterable[Stream], root: str) -> dict[str, list[Utterance]]:
+    """{URI: its utterances} of the streams' training data, each URI read once."""
     opened: dict[str, list[Utterance]] = {}
     for stream in streams:
         uri = stream.uris["train"]
         if uri not in opened:
-            with blaming(f"{stream.where}.train"):
+            with error_prefix(f"{stream.where}.train"):
                 opened[uri] = open_source(uri, root)
     return opened
 
 
-def all_audio(sources: Iterable[list[Utterance]]) -> list[Utterance]:
-    """The utterances of several sources, each stretch of audio once."""
+def unique_utterances(sources: Iterable[list[Utterance]]) -> list[Utterance]:
+    """The utterances of several sources; those of the same audio and id appear once."""
     once = {(u.path, u.offset, u.duration, u.id): u for source in sources for u in source}
     return list(once.values())
 
@@ -110,24 +111,25 @@ def label(
     data: Any,
     seed: int,
     tokenizer: Tokenizer | None,
-    left_out: Counter,
+    skipped: Counter,
 ) -> tuple[list[Utterance], Tokenizer]:
-    """The utterances of a source that teach a stream, their labels as `text`, and what spells them.
+    """(training utterances of a stream with their labels as `text`, tokenizer).
 
-    Without a tokenizer one is made of their texts. `left_out` counts the others by reason. Raises
-    UserError where none is left, and for a tokenizer that cannot be made or lacks the space that
-    joins texts.
+    Without a tokenizer one is learned from their texts. `skipped` counts the other utterances by
+    reason. Raises UserError if none remains, and for a tokenizer that cannot be made or lacks the
+    space that joins texts.
     """
+    where = f"{stream.where}.train"
     spell = normalise.make(stream.text.normalise)
-    missing = f"without a {stream.field}"
-    found = keep(taught(source, stream.field), left_out, missing, lambda u: spell(u.text or ""))
-    found = required(timely(found, data, left_out), left_out, f"{stream.where}.train")
-    found = low_resource(found, data, seed, f"{stream.where}.train")
+    found = with_labels(source, stream.field)
+    found = keep_if(found, skipped, f"without a {stream.field}", lambda u: spell(u.text or ""))
+    found = require_any(of_usable_length(found, data, skipped), skipped, where)
+    found = labelled_subset(found, data, seed, where)
     joins = data.join_share > 0 and data.join[1] > 1
     if tokenizer is None:
         texts = (u.text or "" for u in found)
         tokenizer = make_tokenizer(stream.text, texts, joined=joins, where=stream.where)
-    found = required(_spelt(found, tokenizer, left_out), left_out, f"{stream.where}.train")
+    found = require_any(_encodable(found, tokenizer, skipped), skipped, where)
     if joins and not tokenizer.covers(f"{found[0].text} {found[0].text}"):
         raise UserError(
             f"config.data.join_share joins texts by a space, which the tokenizer of {stream.name}"
@@ -136,40 +138,43 @@ def label(
     return found, tokenizer
 
 
-def _spelt(utterances: list[Utterance], tokenizer: Tokenizer, left_out: Counter) -> list[Utterance]:
-    """Those whose labels the tokenizer can write."""
-    known = [u for u in utterances if tokenizer.covers(u.text or "")]
-    if len(known) < len(utterances):
-        unknown = list(tokenizer.uncovered(u.text or "" for u in utterances))
-        shown = ", ".join(map(repr, unknown[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
-        left_out[f"with unknown characters: {shown}"] += len(utterances) - len(known)
-    return known
-
-
-def required(
-    utterances: list[Utterance], left_out: Mapping[str, int], where: str
+def _encodable(
+    utterances: list[Utterance], tokenizer: Tokenizer, skipped: Counter
 ) -> list[Utterance]:
-    """The utterances; UserError where there are none, with the reasons."""
+    """Utterances whose texts have a label for every character."""
+    unknown = list(tokenizer.uncovered(u.text or "" for u in utterances))
+    if not unknown:
+        return utterances
+    listed = ", ".join(map(repr, unknown[:LISTED])) + (", ..." if len(unknown) > LISTED else "")
+    reason = f"with unknown characters: {listed}"
+    return keep_if(utterances, skipped, reason, lambda u: tokenizer.covers(u.text or ""))
+
+
+def require_any(
+    utterances: list[Utterance], skipped: Mapping[str, int], where: str
+) -> list[Utterance]:
+    """The utterances; UserError if there are none, with the reasons."""
     if not utterances:
-        raise UserError(f"{where}: no utterance is left to train on: {reasons(left_out)}")
+        reasons = describe_skipped(skipped)
+        raise UserError(f"{where}: no utterance is left to train on: {reasons}")
     return utterances
 
 
-def few(
+def overfit_splits(
     found: Mapping[str, list[Utterance]],
-    described: Mapping[str, Stream],
+    streams: Mapping[str, Stream],
     most: int,
-    bad: Quarantine,
+    quarantined: Quarantine,
 ) -> dict[str, list[Utterance]]:
-    """The streams and splits of `data.overfit`: the first `most` utterances that teach a stream are
-    all that is heard, and its dev."""
+    """Streams and splits for `data.overfit`: the first `most` labelled utterances of each stream
+    are its training data, its dev split, and the unlabelled audio."""
     kept = {}
-    for name, stream in described.items():
+    for name, stream in streams.items():
         last = stream.buckets[-1]
         short = [u for u in found[name] if u.duration <= last]
         long = {f"longer than {last:g} s": len(found[name]) - len(short)}
-        kept[name] = required(short[:most], long, f"{stream.where}.train")
+        kept[name] = require_any(short[:most], long, f"{stream.where}.train")
     dev = {split_name("dev", name): kept[name] for name in kept}
     test: dict[str, list[Utterance]] = {split_name("test", name): [] for name in kept}
-    dev = {part: bad.sift(part, utterances) for part, utterances in dev.items()}
-    return kept | {UNLABELLED: all_audio(kept.values())} | dev | test
+    dev = {part: quarantined.sift(part, utterances) for part, utterances in dev.items()}
+    return kept | {UNLABELLED: unique_utterances(kept.values())} | dev | test

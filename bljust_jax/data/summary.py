@@ -1,4 +1,4 @@
-"""What a run says of its data before it starts."""
+"""Summary of the data at the start of a run: sizes, skipped utterances, buckets, label coverage."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from bljust_jax.data.tokenizer import coverage
 
 
 def sizes(splits: Splits) -> list[str]:
-    """Utterances, hours and speakers of each split, and what is left out of it."""
+    """Utterances, hours and speakers of each split, and the utterances skipped."""
     lines = []
     for split in splits.names:
         utterances = splits.utterances(split)
@@ -21,20 +21,20 @@ def sizes(splits: Splits) -> list[str]:
         lines.append(f"{split}: {size}, {len({u.speaker for u in utterances})} speakers")
         bad = splits.quarantined.count(split)
         known = Counter({"quarantined, their audio cannot be read": bad} if bad else {})
-        for reason, n in (splits.left_out.get(split, Counter()) + known).items():
-            lines.append(f"{split}: {n} utterances left out: {reason}")
+        for reason, n in (splits.skipped.get(split, Counter()) + known).items():
+            lines.append(f"{split}: {n} utterances skipped: {reason}")
     return lines
 
 
 def plans(plans: Mapping[str, Plan]) -> list[str]:
-    """The batches of each stream, the utterances that fit none, and how languages are shared."""
+    """Batches of each stream, utterances that fit no bucket, and utterances per language."""
     lines = []
     for stream, plan in plans.items():
         for reason, n in Counter(reason for _, reason in plan.excluded).items():
-            lines.append(f"{stream}: {n} utterances left out: {reason}")
+            lines.append(f"{stream}: {n} utterances skipped: {reason}")
         for bucket, batches in zip(plan.buckets, plan.counts, strict=True):
             lines.append(
-                f"{stream}: {batches} batches an epoch of {bucket.batch_size} x "
+                f"{stream}: {batches} batches per epoch of {bucket.batch_size} x "
                 f"{bucket.seconds:g} s, at most {bucket.max_labels} labels"
             )
         for name, language in plan.languages.items():
@@ -46,7 +46,7 @@ def plans(plans: Mapping[str, Plan]) -> list[str]:
 
 
 def texts(splits: Splits) -> list[str]:
-    """The labels, and how they cover the texts of the splits that are scored."""
+    """Vocabulary size of each stream, and how labels cover the references of each split."""
     lines = []
     for stream, tokenizer in splits.tokenizers.items():
         of = "" if stream == LABELLED else f"{stream}: "

@@ -1,8 +1,8 @@
-"""The quickstart corpus: spoken commands, synthesised once and cached.
+"""Synthetic speech corpora of spoken commands, made by eSpeak NG once and cached.
 
-The voice is eSpeak NG, loaded through the wheel `espeakng-loader`. eSpeak NG is licensed under
-GPL-3.0-or-later; it serves this demonstration only and is imported nowhere else. It speaks in a
-process of its own, because it is not thread safe and keeps state from one utterance to the next.
+eSpeak NG comes with the wheel `espeakng-loader`. It is licensed under GPL-3.0-or-later, serves the
+demonstration and the tests only, and is imported nowhere else. It runs in a process of its own, as
+it is not thread safe and keeps state between utterances.
 """
 
 import ctypes
@@ -26,9 +26,10 @@ import soxr
 from jaxtyping import Float, Int16
 
 from bljust_jax.common.console import StatusLine
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import UserError, nearest
+from bljust_jax.data.sources import to_int16
 
-FORMAT = 1  # raise it whenever the same settings would give other audio
+FORMAT = 1  # increase it when the same settings give other audio
 SPLITS = ("train", "dev", "test")
 
 WORDS = {
@@ -50,14 +51,13 @@ COMMANDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that decides the audio and the manifests; the cache folder is named by a hash of it.
+    """Settings of a corpus; a hash of them is part of the name of its folder.
 
-    A template is a sentence whose words may be alternatives (`on|off`) or a class of `WORDS`.
-    `utterances` and `variants` are per split, in the order of `SPLITS`; a speaker is a voice with a
-    variant, `en-us+f1`. `held_out` are the shares of the sentences that only dev and only test say;
-    with `same`, dev and test are train itself. Rates are in words a minute, pitches on eSpeak's
-    scale of 0 to 99, the SNR in dB, the largest sample of the speech in full scales, the silence at
-    either end in seconds.
+    templates: sentences whose words may be alternatives (`on|off`) or a class of `WORDS`;
+    utterances, variants: per split, in the order of `SPLITS` (a speaker is a voice with a variant,
+    `en-us+f1`); held_out: shares of the sentences that only dev and only test contain; same: dev
+    and test are train itself; rate: words per minute; pitch: 0 to 99; snr_db: dB; peak: largest
+    sample over full scale; silence: seconds at either end.
     """
 
     templates: tuple[str, ...] = COMMANDS
@@ -88,7 +88,7 @@ CORPORA = {
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One utterance to be spoken."""
+    """One utterance to synthesise."""
 
     id: str
     text: str
@@ -98,24 +98,21 @@ class Line:
 
 
 def make_corpus(name: str = "commands", *, cache: str | os.PathLike | None = None) -> pathlib.Path:
-    """Returns the folder of a synthetic corpus, made first where the cache lacks these settings.
+    """Folder of a synthetic corpus, which is made if the cache lacks it.
 
-    The folder holds `{train,dev,test}.jsonl` (one JSON object a line, see `readers/manifest.py`)
-    and one FLAC file an utterance (mono, 16 kHz, 16 bit). Dev and test have sentences and voices
-    that train has not, except in `overfit`. The same settings give the same bytes. The folder is
-    made aside and renamed, so that several processes may ask for it at once.
+    It holds `{train,dev,test}.jsonl` (see `readers/manifest.py`) and one FLAC file per utterance
+    (mono, 16 kHz, 16 bit). Dev and test have sentences and voices that train lacks, except in
+    `overfit`. The same settings give the same bytes. The folder is renamed when complete, so
+    several processes may make it at once.
 
-    Args:
-      name: `commands` (1,500 / 90 / 180 utterances of 5 to 7 words), `tiny` (48 / 8 / 8 of two
-        words) or `overfit` (eight of the `commands`, the same in all three splits).
-      cache: the folder that holds the corpora; by default `$XDG_CACHE_HOME/bljust_jax/synthetic`,
-        where `$XDG_CACHE_HOME` is `~/.cache` if unset.
+    name: `commands` (1,500 / 90 / 180 utterances of 5 to 7 words), `tiny` (48 / 8 / 8 of two words)
+    or `overfit` (eight of the `commands`, the same in all splits); cache: parent folder, by default
+    `$XDG_CACHE_HOME/bljust_jax/synthetic`, with `~/.cache` if unset.
 
-    Raises:
-      UserError: `name` is unknown, or eSpeak NG is not installed, cannot be loaded or fails.
+    Raises UserError for another name, and if eSpeak NG is not installed, cannot be loaded or fails.
     """
     if name not in CORPORA:
-        raise UserError(f"synthetic:{name}: no such corpus; there are {', '.join(CORPORA)}")
+        raise UserError(f"synthetic:{name}: no such corpus{nearest(name, CORPORA)}")
     settings = CORPORA[name]
     parent = pathlib.Path(cache) if cache is not None else cache_folder()
     folder = parent / f"{name}-{fingerprint(settings)}"
@@ -129,19 +126,19 @@ def make_corpus(name: str = "commands", *, cache: str | os.PathLike | None = Non
         try:
             made.rename(folder)
         except OSError:
-            if not folder.is_dir():  # otherwise another process was first, with the same bytes
+            if not folder.is_dir():  # else another process made it, with the same bytes
                 raise
     return folder
 
 
 def cache_folder() -> pathlib.Path:
-    """Where corpora are kept: `bljust_jax/synthetic` in the user's cache folder."""
+    """Folder of all corpora: `bljust_jax/synthetic` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(cache) / "bljust_jax" / "synthetic"
 
 
 def fingerprint(settings: Settings) -> str:
-    """Sixteen hexadecimal digits of the settings, the words, the format and eSpeak NG's version."""
+    """Hash of settings, words, format and eSpeak NG's version, 16 hexadecimal digits."""
     try:
         voice = importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError as error:
@@ -160,35 +157,38 @@ def sentences(template: str) -> list[str]:
 
 
 def script(settings: Settings, split: str) -> list[Line]:
-    """What a split says and who says it.
+    """Texts and speakers of a split.
 
-    Templates take turns; the sentences of each, and the speakers, come in random order and repeat
+    Templates alternate; the sentences of each, and the speakers, come in random order and repeat
     only when all have been used.
     """
     n = SPLITS.index(split)
     rng = np.random.default_rng([settings.seed, zlib.crc32(split.encode())])
     pairs = itertools.product(settings.voices, settings.variants[n].split())
     speakers = ["+".join(pair) for pair in pairs]
-    texts = [_cycle(_share(settings, template)[n], rng) for template in settings.templates]
-    who = _cycle(speakers, rng)
+    texts = [
+        _shuffled_forever(_split_sentences(settings, template)[n], rng)
+        for template in settings.templates
+    ]
+    speaker = _shuffled_forever(speakers, rng)
     lines = []
     for i in range(settings.utterances[n]):
         rate = int(rng.integers(settings.rate[0], settings.rate[1] + 1))
         pitch = int(rng.integers(settings.pitch[0], settings.pitch[1] + 1))
         text = next(texts[i % len(texts)])
-        lines.append(Line(f"{split}-{i:05d}", text, next(who), rate, pitch))
+        lines.append(Line(f"{split}-{i:05d}", text, next(speaker), rate, pitch))
     return lines
 
 
-def _share(settings: Settings, template: str) -> tuple[list[str], list[str], list[str]]:
-    """A template's sentences cut into those of train, dev and test."""
+def _split_sentences(settings: Settings, template: str) -> tuple[list[str], list[str], list[str]]:
+    """A template's sentences of train, of dev and of test."""
     everything = sentences(template)
     np.random.default_rng([settings.seed, zlib.crc32(template.encode())]).shuffle(everything)
     dev, test = (max(1, round(share * len(everything))) for share in settings.held_out)
     return everything[dev + test :], everything[:dev], everything[dev : dev + test]
 
 
-def _cycle(values: list[str], rng: np.random.Generator) -> Iterator[str]:
+def _shuffled_forever(values: list[str], rng: np.random.Generator) -> Iterator[str]:
     while True:
         yield from (values[i] for i in rng.permutation(len(values)))
 
@@ -197,9 +197,9 @@ def _make(settings: Settings, folder: pathlib.Path, title: str) -> None:
     splits = SPLITS[:1] if settings.same else SPLITS
     scripts = {split: script(settings, split) for split in splits}
     lines = [line for split in splits for line in scripts[split]]
-    voices = _speak(lines, settings.sample_rate, folder)
+    voices = _synthesise(lines, settings.sample_rate, folder)
     status, done = StatusLine(redraw=0.2), 0
-    status.log(f"{title}: speaking {len(lines)} utterances, once")
+    status.log(f"{title}: synthesising {len(lines)} utterances, once")
     for split in splits:
         (folder / split).mkdir()
         rows = []
@@ -223,20 +223,17 @@ def _make(settings: Settings, folder: pathlib.Path, title: str) -> None:
         for target in SPLITS if settings.same else (split,):
             (folder / f"{target}.jsonl").write_text(text, encoding="utf-8")
     status.clear()
-    next(voices, None)  # lets the speaking process end and its exit code be read
+    next(voices, None)  # the process ends, and its exit code is checked
 
 
 def record(
     speech: Float[np.ndarray, " n"], settings: Settings, key: int
 ) -> Int16[np.ndarray, " s"]:
-    """Speech as a microphone would have it: level and silence at either end drawn, noise added.
+    """Simulate a recording: random level, random silence at either end, added noise.
 
-    Silence is what lies more than 40 dB below the largest sample. The noise has a random tilt
-    between white and pink, and the drawn SNR against the mean power of the trimmed speech.
-
-    Args:
-      speech: samples in [-1, 1] at `settings.sample_rate`.
-      key: with `settings.seed`, decides all draws.
+    Speech is first trimmed to the samples less than 40 dB below the largest. The noise has a random
+    tilt between white and pink, and a random SNR relative to the mean power of the trimmed speech.
+    speech: samples in [-1, 1] at `settings.sample_rate`; key: seeds the draws, with settings.seed.
     """
     rng = np.random.default_rng([settings.seed, key])
     loud = np.flatnonzero(np.abs(speech) > 0.01 * np.abs(speech).max())
@@ -245,16 +242,16 @@ def record(
     power = np.mean(speech**2) * 10 ** (-rng.uniform(*settings.snr_db) / 10)
     margins = [round(rng.uniform(*settings.silence) * settings.sample_rate) for _ in range(2)]
     speech = np.pad(speech, margins)
-    size = 1 << len(speech).bit_length()  # a power of two: other lengths make the transform slow
+    size = 1 << len(speech).bit_length()  # the transform is fast for powers of two
     spectrum = np.fft.rfft(rng.standard_normal(size))
     spectrum *= np.maximum(np.arange(len(spectrum)), 1.0) ** -rng.uniform(0.0, 0.5)
     noise = np.fft.irfft(spectrum, size)[: len(speech)]
     noise *= np.sqrt(power / np.mean(noise**2))
-    return np.clip(np.rint((speech + noise) * 32767), -32768, 32767).astype(np.int16)
+    return to_int16((speech + noise) * 32767)
 
 
-def _speak(lines: list[Line], rate: int, scratch: pathlib.Path) -> Iterator[np.ndarray]:
-    """Runs this module as a process that speaks; yields float32 audio at `rate`, by line."""
+def _synthesise(lines: list[Line], rate: int, scratch: pathlib.Path) -> Iterator[np.ndarray]:
+    """Run this module as a process; yields float32 audio [S] at `rate` Hz per line."""
     requests = scratch / "script.jsonl"
     requests.write_text("".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in lines))
     package = pathlib.Path(__file__).parents[2]
@@ -278,9 +275,9 @@ def _speak(lines: list[Line], rate: int, scratch: pathlib.Path) -> Iterator[np.n
 
 
 class Espeak:
-    """eSpeak NG's C interface (`speak_lib.h`): text in, int16 samples at `sample_rate` out."""
+    """eSpeak NG's C interface (`speak_lib.h`): text to int16 samples at `sample_rate`."""
 
-    RETRIEVAL, DONT_EXIT, UTF8 = 2, 0x8000, 1  # synchronous output to the callback
+    RETRIEVAL, DONT_EXIT, UTF8 = 2, 0x8000, 1  # RETRIEVAL: synchronous output to the callback
     RATE, PITCH = 1, 3
 
     def __init__(self):
@@ -302,7 +299,7 @@ class Espeak:
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
         self.chunks: list[bytes] = []
-        self.callback = signature(self._receive)  # kept: the library holds only its address
+        self.callback = signature(self._receive)  # a reference: the library holds only its address
         self.espeak.espeak_SetSynthCallback(self.callback)
 
     def _receive(self, samples, count: int, events) -> int:
@@ -311,11 +308,11 @@ class Espeak:
         return 0
 
     def speak(self, text: str, speaker: str, rate: int, pitch: int, seed: int) -> bytes:
-        """The bytes of int16 samples; UserError for an unknown voice or variant, or silence."""
+        """Bytes of int16 samples; UserError for an unknown voice or variant, and without output."""
         variant = speaker.partition("+")[2]
         if variant and not os.path.exists(os.path.join(self.data, "voices", "!v", variant)):
             raise UserError(f"eSpeak NG has no voice variant {variant}")
-        self.espeak.espeak_ng_SetRandSeed(seed)  # breath; by default the clock is its seed
+        self.espeak.espeak_ng_SetRandSeed(seed)  # of breath noise; the clock by default
         self.chunks.clear()
         library, encoded = self.espeak, text.encode()
         size = len(encoded) + 1
@@ -328,12 +325,12 @@ class Espeak:
             if code:
                 raise UserError(f"eSpeak NG cannot {action}: error {code}")
         if not self.chunks:
-            raise UserError(f"eSpeak NG says nothing for {text!r}")
+            raise UserError(f"eSpeak NG makes no audio for {text!r}")
         return b"".join(self.chunks)
 
 
 def _serve(requests: pathlib.Path, out: BinaryIO) -> None:
-    """Speaks each line of a script: int32 samples a second, int32 samples, then int16 samples."""
+    """Write each line's audio: int32 sample rate, int32 number of samples, int16 samples."""
     espeak = Espeak()
     for request in requests.read_text(encoding="utf-8").splitlines():
         line = Line(**json.loads(request))

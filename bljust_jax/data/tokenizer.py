@@ -1,7 +1,7 @@
-"""Text units: what a transcript is to the network, characters or SentencePiece's pieces.
+"""Tokenizers: texts to label ids and back, by characters or SentencePiece pieces.
 
-Id 0 is the CTC blank and padding; `symbols[n]` has id n + 1. No id stands for "unknown": an
-utterance with a character that has no label is not covered, and is left out of training.
+Id 0 is the CTC blank and padding; `symbols[n]` has id n + 1. There is no id for unknown characters:
+training skips utterances with a character that has no label.
 """
 
 import collections
@@ -19,18 +19,18 @@ from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import normalise as spelling
 
 UNITS = ("characters", "unigram", "bpe")
-SPACE = "\u2581"  # stands for a space inside pieces; in a text it is read as one
-RESERVED = frozenset("\0\u2585")  # that SentencePiece keeps for itself: no piece holds them
-LONGEST = 1 << 20  # bytes of a text that SentencePiece learns from; beyond, it would skip it
+SPACE = "\u2581"  # the space inside pieces; in a text it counts as a space
+RESERVED = frozenset("\0\u2585")  # reserved by SentencePiece: in no piece
+LONGEST = 1 << 20  # bytes; SentencePiece skips longer texts
 SHOWN = 30  # characters without an id that `coverage` lists
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Texts to labels and back: decode(encode(text)) == normalise(text) for all that it covers.
+    """Texts to labels and back: decode(encode(text)) == normalise(text) for covered texts.
 
-    symbols: the units, id = index + 1; unit: what one is called in messages; sha256: of the
-    SentencePiece model, "" without one.
+    symbols: the units, id = index + 1; unit: "character" or "piece", for messages; sha256: checksum
+    of the SentencePiece model, "" without one.
     """
 
     symbols: tuple[str, ...]
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
         """Symbols and the blank: the size of a CTC head."""
 
     def normalise(self, text: str) -> str:
-        """The text as it is learned and scored, see `data/normalise.py`; a fixed point."""
+        """The text in the spelling of training and scoring, a fixed point (`data/normalise.py`)."""
 
     def encode(self, text: str) -> Int32[np.ndarray, "u"]:
         """Ids [U] of the normalised text. Raises UserError naming the characters without an id."""
@@ -57,10 +57,10 @@ class Tokenizer(Protocol):
         """Characters without an id and how often each occurs, the most frequent first."""
 
     def to_json(self) -> dict:
-        """What identifies the tokenizer, as JSON types: the content of `tokenizer.json`."""
+        """The content of `tokenizer.json`, which identifies the tokenizer."""
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes what `load` needs into an existing folder."""
+        """Write the files that `load_tokenizer` reads into an existing folder."""
 
 
 class CharTokenizer:
@@ -84,7 +84,7 @@ class CharTokenizer:
     def encode(self, text: str) -> Int32[np.ndarray, "u"]:
         normal = self.normalise(text)
         if not self._ids.keys() >= set(normal):
-            raise _without_id(normal, self.uncovered([text]))
+            raise _no_id_error(normal, self.uncovered([text]))
         return np.array([self._ids[character] for character in normal], np.int32)
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
@@ -105,10 +105,10 @@ class CharTokenizer:
 
 
 class PieceTokenizer:
-    """A `Tokenizer` of SentencePiece's pieces (Kudo and Richardson 2018), from a model's bytes.
+    """A `Tokenizer` of SentencePiece pieces (Kudo and Richardson 2018), from a model's bytes.
 
-    Unknown, control and unused pieces are no labels: the head has no output for them. A model's own
-    normalisation follows the named steps. Raises ValueError if the bytes are no model.
+    Unknown, control and unused pieces have no label. The model's own normalisation follows the
+    named steps. Raises ValueError if the bytes are no model.
     """
 
     unit = "piece"
@@ -119,7 +119,7 @@ class PieceTokenizer:
         self.sha256 = hashlib.sha256(model).hexdigest()
         self._spell = spelling.make(self.steps)
         self._pieces = p = _processor(model)
-        self._numbers = [  # of the labels, in the model
+        self._numbers = [  # the labels' ids in the model
             n for n in range(len(p)) if not (p.is_unknown(n) or p.is_control(n) or p.is_unused(n))
         ]
         self.symbols = tuple(p.id_to_piece(n) for n in self._numbers)
@@ -139,7 +139,7 @@ class PieceTokenizer:
         normal = self.normalise(text)
         ids = self._ids[np.array(self._pieces.encode(normal), np.int32)]
         if not ids.all():
-            raise _without_id(normal, self.uncovered([text]))
+            raise _no_id_error(normal, self.uncovered([text]))
         return ids
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
@@ -174,14 +174,13 @@ class PieceTokenizer:
 def make_tokenizer(
     settings: Any, texts: Iterable[str], *, joined: bool = False, where: str = "config.data"
 ) -> Tokenizer:
-    """The tokenizer that `<where>.text` describes, read from `settings.model` or learned.
+    """The tokenizer of the config group `<where>.text`, read from `settings.model` or learned.
 
-    `joined`: texts will also be strung together, parted by spaces, so the space needs an id (pieces
-    always have one). Characters are sorted. Pieces are learned without randomness: exactly
-    `settings.vocab_size` of them, every character that occurs among them. With a model,
-    `vocab_size` is the model's own.
-    Raises UserError for unknown units, a size that the texts do not allow (naming the bounds), a
-    model that cannot be read and one whose sha256 is not `settings.sha256` ("": any).
+    `joined`: texts will also be joined by spaces, so the space needs an id (pieces always have
+    one). Characters are sorted. Pieces are learned without randomness: exactly
+    `settings.vocab_size`, every character of the texts among them. A given model has its own size.
+    Raises UserError for unknown units, a size that the texts do not allow (naming the bounds), and
+    a model that cannot be read or has another checksum than `settings.sha256` ("": any).
     """
     if settings.units not in UNITS:
         near = nearest(settings.units, sorted(UNITS))
@@ -209,7 +208,7 @@ def make_tokenizer(
 def learn_characters(
     texts: Iterable[str], steps: Sequence[str], *, joined: bool = False
 ) -> CharTokenizer:
-    """The characters of the normalised texts, sorted; `joined` adds the space."""
+    """Tokenizer of the characters of the normalised texts; `joined` adds the space."""
     symbols = set(" ") if joined else set()
     return CharTokenizer(sorted(symbols.union(*map(spelling.make(steps), texts))), steps)
 
@@ -217,10 +216,10 @@ def learn_characters(
 def learn_pieces(
     texts: Iterable[str], steps: Sequence[str], kind: str, size: int, *, where: str = "config.data"
 ) -> PieceTokenizer:
-    """`size` pieces of SentencePiece's model type `kind` ("unigram" or "bpe").
+    """Tokenizer of `size` pieces, by SentencePiece's model type `kind` ("unigram" or "bpe").
 
-    Texts with a character of RESERVED teach nothing, since no pieces could write them.
-    Raises UserError if the texts have more characters than that or give fewer pieces.
+    Texts with a character of RESERVED are skipped, as no pieces can write them. Raises UserError if
+    the texts have more characters than `size` or give fewer pieces.
     """
     spell = spelling.make(steps)
     normal = [spell(text.replace(SPACE, " ")) for text in texts]
@@ -233,7 +232,7 @@ def learn_pieces(
             f"{where}.text.vocab_size is {size}; the texts need at least {least} pieces, one"
             " for each character: set that or more, or units characters"
         )
-    made = PieceTokenizer(_trained(normal, kind, size), steps)
+    made = PieceTokenizer(_train_sentencepiece(normal, kind, size), steps)
     if len(made.symbols) != size:
         raise UserError(
             f"{where}.text.vocab_size is {size}; the texts give at most {len(made.symbols)}"
@@ -242,8 +241,8 @@ def learn_pieces(
     return made
 
 
-def _trained(texts: Sequence[str], kind: str, size: int) -> bytes:
-    """A model of at most `size` pieces, beside the <unk> that SentencePiece cannot do without."""
+def _train_sentencepiece(texts: Sequence[str], kind: str, size: int) -> bytes:
+    """A SentencePiece model of at most `size` pieces and the <unk> that it requires."""
     import sentencepiece
 
     written = io.BytesIO()
@@ -252,7 +251,7 @@ def _trained(texts: Sequence[str], kind: str, size: int) -> bytes:
         model_writer=written,
         model_type=kind,
         vocab_size=size + 1,
-        hard_vocab_limit=False,  # a size beyond what the texts give is not an error, but not met
+        hard_vocab_limit=False,  # fewer pieces are no error here
         character_coverage=1.0,
         normalization_rule_name="identity",
         bos_id=-1,
@@ -268,7 +267,7 @@ def _trained(texts: Sequence[str], kind: str, size: int) -> bytes:
 def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
     """The tokenizer that `save` wrote into a folder.
 
-    Raises UserError if it is not there, or its model is not the one that was saved.
+    Raises UserError if it is missing or damaged, or its model has another checksum.
     """
     path = folder / "tokenizer.json"
     try:
@@ -286,13 +285,13 @@ def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
     if made.sha256 != sha256:
         raise UserError(
             f"{folder / 'tokenizer.model'} is not the model that was saved (sha256 {made.sha256},"
-            f" {path.name} says {sha256}); restore it"
+            f" {path.name} has {sha256}); restore it"
         )
     return made
 
 
 def coverage(tokenizer: Tokenizer, references: Sequence[str]) -> list[str]:
-    """Lines for people on how well labels can write the references; blank ones are ignored."""
+    """Log lines on how labels cover the references; blank ones are ignored."""
     texts = [text for text in map(tokenizer.normalise, references) if text]
     if not texts:
         return []
@@ -310,7 +309,7 @@ def coverage(tokenizer: Tokenizer, references: Sequence[str]) -> list[str]:
     if covered:
         labels = sum(len(tokenizer.encode(text)) for text in covered)
         words = sum(len(text.split()) for text in covered)
-        lines.append(f"{labels / words:.2f} {tokenizer.unit}s a word")
+        lines.append(f"{labels / words:.2f} {tokenizer.unit}s per word")
     return lines
 
 
@@ -335,14 +334,14 @@ def _processor(model: bytes) -> Any:
 
 
 def _labels(ids: Sequence[int] | Int[np.ndarray, "u"], vocab_size: int) -> list[int]:
-    """The ids without blanks; ValueError where one is not an id."""
+    """The ids without blanks; ValueError for a number that is no id."""
     ids = [int(i) for i in ids]
     if any(not 0 <= i < vocab_size for i in ids):
         raise ValueError(f"ids must be in 0..{vocab_size - 1}")
     return [i for i in ids if i]
 
 
-def _without_id(text: str, characters: Iterable[str]) -> UserError:
+def _no_id_error(text: str, characters: Iterable[str]) -> UserError:
     listed = ", ".join(map(repr, characters))
     return UserError(f"the tokenizer has no id for {listed} of {text!r}; leave the text out")
 

@@ -1,5 +1,5 @@
-"""The tokenizers of a run in its workdir: in the workdir itself where the run has one task, else
-each in a folder of its own, tokenizers/asr_en for the stream asr/en."""
+"""Tokenizer files of a run: in its workdir for a run of one task, else one folder per stream,
+tokenizers/asr_en for asr/en."""
 
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ def folder_of(workdir: pathlib.Path, stream: str) -> pathlib.Path:
 
 
 def save(workdir: pathlib.Path, tokenizers: Mapping[str, Tokenizer]) -> None:
-    """Writes {labelled stream: its tokenizer}."""
+    """Write {labelled stream: its tokenizer}."""
     for stream, tokenizer in tokenizers.items():
         folder = folder_of(workdir, stream)
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,12 +24,12 @@ def save(workdir: pathlib.Path, tokenizers: Mapping[str, Tokenizer]) -> None:
 
 
 def load(workdir: pathlib.Path, streams: Iterable[str]) -> dict[str, Tokenizer]:
-    """{stream: what `save` wrote}; UserError where one is missing or damaged."""
+    """{stream: its saved tokenizer}; UserError for a missing or damaged one."""
     return {stream: load_tokenizer(folder_of(workdir, stream)) for stream in streams}
 
 
 def load_one(workdir: pathlib.Path, task: str) -> Tokenizer:
-    """That of one task, as `choose` finds it."""
+    """The tokenizer of one task, "" for the only one."""
     there = [p.name.replace("_", "/", 1) for p in (workdir / FOLDER).glob("*")]
     return load_tokenizer(
         folder_of(workdir, choose(workdir, task, sorted(there) or [""]) or LABELLED)
@@ -37,8 +37,8 @@ def load_one(workdir: pathlib.Path, task: str) -> Tokenizer:
 
 
 def choose(workdir: pathlib.Path, task: str, there: Iterable[str]) -> str:
-    """The task of a run that --task names, "" the only one; UserError lists those that there are,
-    of which one without a name stands alone."""
+    """The task named by --task, or the only one for ""; UserError listing the tasks `there`. The
+    task of a run with a single stream has the name ""."""
     there = list(there)
     if not task and len(there) == 1:
         return there[0]

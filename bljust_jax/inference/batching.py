@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.batch_plan import evaluation_batches
-from bljust_jax.data.splits import Batch, empty_batch, fill
+from bljust_jax.data.buckets import evaluation_batches
+from bljust_jax.data.splits import Batch, empty_batch, fill_row
 from bljust_jax.decoding import greedy
 from bljust_jax.inference.alignment import power_of_two
 from bljust_jax.inference.recognizer import Recognizer, Translator
@@ -75,7 +75,7 @@ class BatchDecoder:
             count = multiple * power_of_two(-(-len(members) // multiple))
             batch = empty_batch(bucket, min(count, bucket.batch_size), rate)
             for place, n in enumerate(members):
-                fill(batch, place, 0, rows[n].audio)
+                fill_row(batch, place, 0, rows[n].audio)
             paths, log_probs = self._run(batch)
             for place, n in enumerate(members):
                 real = paths[place] != greedy.PADDING

@@ -79,7 +79,7 @@ class TrainedRun(NamedTuple):
         if not uri and split not in known:
             raise UserError(f"no split {split!r}: there are {', '.join(known)}, or give --data URI")
         if not uri and not known[split]:
-            where = streams.described(self.config.data)[self.task.stream].where
+            where = streams.labelled_streams(self.config.data)[self.task.stream].where
             raise UserError(f"{where}.{split} of {self.workdir} is empty: give --data URI")
         uris = {self.task.split(split): uri or known[split]}
         return load_splits(self.config.data, uris, self.tokenizers, multiple=self.mesh.size)
@@ -102,7 +102,7 @@ def load_trained_run(
     try:
         config = ConfigDict(read_config(path))
         change(config)
-        tokenizers = tokenizer_files.load(workdir, streams.described(config.data))
+        tokenizers = tokenizer_files.load(workdir, streams.labelled_streams(config.data))
         sizes = {stream: tokenizer.vocab_size for stream, tokenizer in tokenizers.items()}
         # phases are not used: any number of steps per epoch will do
         facts = recipes.Facts(sizes, dict.fromkeys((*sizes, streams.UNLABELLED), 1))

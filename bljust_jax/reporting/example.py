@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bljust_jax.bilevel.types import Weights
-from bljust_jax.data.batch_plan import Bucket
+from bljust_jax.data.buckets import Bucket
 from bljust_jax.data.sources import read_audio
-from bljust_jax.data.splits import Batch, empty_batch, fill
+from bljust_jax.data.splits import Batch, empty_batch, fill_row
 from bljust_jax.decoding import greedy
 from bljust_jax.ops.ctc import ctc_align
 
@@ -50,7 +50,7 @@ def make(
     reference = tokenizer.normalise(utterance.text or "")
     audio = read_audio(utterance, sample_rate)
     batch = one_row(-(-len(audio) // sample_rate), sample_rate)
-    fill(batch, 0, 0, audio)
+    fill_row(batch, 0, 0, audio)
     labels = tokenizer.encode(reference)[None]
 
     @jax.jit

@@ -40,7 +40,7 @@ def make_state(
         check_same_encoder(config, opened, name)
         state.frozen[name] = encoder_weights(opened)
         lines.append(f"{name}: the encoder of {workdir}, checkpoint {opened.step}")
-    measured = recipe.statistics(corpus.sample_audio(20))
+    measured = recipe.statistics(corpus.unlabelled_batches(20))
     return state._replace(stats=state.stats | measured), lines
 
 

@@ -223,7 +223,7 @@ def compile_steps(
     shard = (jax.process_index(), jax.process_count())
     for name, streams in timeline.streams_from(int(state.step)).items():
         largest = corpus.buckets_in_use(streams)[-1]
-        batch = corpus.blank_batch(streams, largest, shard=shard)
+        batch = corpus.empty_batches(streams, largest, shard=shard)
         steps.compile(name, state, put_batch(batch, system.mesh))
     return steps
 
@@ -277,7 +277,7 @@ def check_finite(
         return
     last = window.last_skipped
     steps = range(last - window.longest_skip + 1, last + 1)
-    read = {now: corpus.names_at(timeline.segments, now) for now in steps if now >= 0}
+    read = {now: corpus.utterances_at(timeline.segments, now) for now in steps if now >= 0}
     path = workdir / "not_finite.json"
     if jax.process_index() == 0:
         path.write_text(json.dumps(read, ensure_ascii=False, indent=2) + "\n")

@@ -108,7 +108,7 @@ def saved_tokenizers(config: Any, workdir: pathlib.Path) -> dict[str, Tokenizer]
     """{labelled stream: its tokenizer} of the run to resume; None if there is no checkpoint."""
     if not has_checkpoint(workdir):
         return None
-    return tokenizer_files.load(workdir, streams.described(config.data))
+    return tokenizer_files.load(workdir, streams.labelled_streams(config.data))
 
 
 def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokenizer]) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.batch_plan import Bucket, Plan, bucket_table, evaluation_batches, shares
+from bljust_jax.data.batch_plan import Plan, shares
+from bljust_jax.data.buckets import Bucket, bucket_table, evaluation_batches
 
 TABLE = (Bucket(1.0, 6, 12), Bucket(2.0, 3, 24), Bucket(4.0, 2, 48))
 
@@ -106,7 +107,7 @@ def test_random_access_equals_sequence_and_counts_agree(settings):
     seen = [0] * len(TABLE)
     for n, (k, items) in enumerate(sequence):
         assert [plan.count(j, n) for j in range(len(TABLE))] == seen
-        assert plan.batch_in_bucket(k, seen[k]) == items
+        assert plan.nth_batch_of_bucket(k, seen[k]) == items
         seen[k] += 1
     for n in np.random.default_rng(0).permutation(total).tolist():
         assert other.batch(n) == sequence[n]
@@ -200,11 +201,11 @@ def test_an_utterance_that_fits_only_as_recorded_keeps_its_speed():
 def test_empty_buckets_borrow_shorter_then_longer_items():
     short = make(durations=[0.5] * 10)
     assert short.counts == [2, 0, 0]
-    assert len(short.batch_in_bucket(2, 3)) == TABLE[2].batch_size
+    assert len(short.nth_batch_of_bucket(2, 3)) == TABLE[2].batch_size
     long = make(durations=[3.5] * 10, labels=False, crop=True)
-    assert len(long.batch_in_bucket(0, 5)) == TABLE[0].batch_size
+    assert len(long.nth_batch_of_bucket(0, 5)) == TABLE[0].batch_size
     with pytest.raises(UserError, match=r"data\.buckets"):
-        make(durations=[3.5] * 10).batch_in_bucket(0, 0)
+        make(durations=[3.5] * 10).nth_batch_of_bucket(0, 0)
 
 
 def test_a_bucket_empty_in_a_later_epoch_reuses_the_first():
@@ -224,7 +225,7 @@ def test_a_followers_buckets_may_each_be_in_an_epoch_of_their_own(monkeypatch):
     places = [(0, 0), (0, 1), (1, 3), (1, 4), (2, 6)]
     for position in range(3):
         for k, epoch in places:
-            plan.batch_in_bucket(k, epoch * plan._supply[k][1] + position % plan._supply[k][1])
+            plan.nth_batch_of_bucket(k, epoch * plan._supply[k][1] + position % plan._supply[k][1])
     assert made == [0, 1, 3, 4, 6], "each is made once"
 
 

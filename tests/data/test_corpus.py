@@ -153,7 +153,7 @@ def test_long_unlabelled_audio_is_cropped_at_places_that_move(folder):
         zlib.crc32(u.id.encode()): read_audio(u, RATE) for u in corpus.utterances("unlabelled")
     }
     places = {}
-    for batch in corpus.sample_audio(3):
+    for batch in corpus.unlabelled_batches(3):
         assert batch["audio"].shape == (40, 2400)
         for key, audio, n in zip(
             *(batch[k] for k in ("ids", "audio", "audio_lengths")), strict=True
@@ -213,14 +213,14 @@ def test_settings_that_cannot_work_are_named(folder, changes, complaint):
 def test_what_is_left_out_is_counted(folder):
     corpus = load(folder, min_seconds=0.3, max_seconds=1.0, tokenizer=CharTokenizer(" ab01"))
     lines = "\n".join(corpus.summary())
-    assert "labelled: 8 utterances left out: without a text" in lines
+    assert "labelled: 8 utterances skipped: without a text" in lines
     short = "shorter than 0.3 s (config.data.min_seconds)"
-    assert f"unlabelled: 4 utterances left out: {short}" in lines
-    assert "unlabelled: 13 utterances left out: longer than 1 s" in lines
+    assert f"unlabelled: 4 utterances skipped: {short}" in lines
+    assert "unlabelled: 13 utterances skipped: longer than 1 s" in lines
     assert "with unknown characters" in lines
     assert "dev: 7 utterances, 0.00 h, 1 speakers" in lines
     reason = "longer than config.data.max_seconds=1, so not scored"
-    assert f"dev: 4 utterances left out: {reason}" in lines
+    assert f"dev: 4 utterances skipped: {reason}" in lines
     lines = load(folder, tokenizer=CharTokenizer(" ab012")).summary()
     assert "dev: characters without a label: '!' x 1" in lines
     assert "dev: 11 utterances, 0.00 h, 2 speakers" in lines
@@ -255,11 +255,11 @@ def test_audio_samples_come_one_by_one(folder, monkeypatch):
     made = []
     make = corpus._train_batch
     monkeypatch.setattr(corpus, "_train_batch", lambda *args: made.append(args) or make(*args))
-    batches = corpus.sample_audio(30)
+    batches = corpus.unlabelled_batches(30)
     first = next(batches)
     assert len(made) < 10  # the first, and a few read ahead
     assert len(list(batches)) == 29
-    again = next(load(folder, num_threads=0).sample_audio(1))
+    again = next(load(folder, num_threads=0).unlabelled_batches(1))
     assert_equal({"unlabelled": first}, {"unlabelled": again})
 
 
@@ -267,14 +267,14 @@ def test_the_utterances_of_a_step_are_named(folder):
     corpus = load(folder)
     segments = [Segment(0, 4, JOINT)]
     for step, batch in enumerate(corpus.train_batches(segments, 0)):
-        names = corpus.names_at(segments, step)
+        names = corpus.utterances_at(segments, step)
         assert len(set(names)) == len(names)
         assert all(re.fullmatch(r"u\d+ \(\S+train\.jsonl:\d+\)", name) for name in names)
         ids = {name.split()[0] for name in names}
         singles = {zlib.crc32(identity.encode()) for identity in ids}
         assert set(batch["unlabelled"]["ids"].tolist()) <= singles  # never joined here
         k, m = corpus.draws(segments, step)["labelled"]
-        items = corpus.plans["labelled"].batch_in_bucket(k, m)
+        items = corpus.plans["labelled"].nth_batch_of_bucket(k, m)
         assert {f"u{i}" for i in range(40)} >= ids
         assert {corpus.utterances("labelled")[i].id for item in items for i in item.members} <= ids
 
@@ -285,7 +285,7 @@ def test_blank_batches_have_the_shapes_of_the_steps(folder):
         for streams in (JOINT, ("labelled",), ("unlabelled",)):
             blank = {}
             for k in corpus.buckets_in_use(streams):
-                batch = corpus.blank_batch(streams, k)
+                batch = corpus.empty_batches(streams, k)
                 key = {stream: rows["audio"].shape for stream, rows in batch.items()}
                 blank[json.dumps(key)] = batch
             for batch in corpus.train_batches([Segment(0, 20, streams)], 0):

@@ -89,7 +89,7 @@ def test_a_model_that_lacks_characters_leaves_utterances_out(folder, tmp_path):
         if left:
             corpus = load(folder, edit=edit)
             assert len(corpus.utterances("asr/en")) == left
-            assert "asr/en: 4 utterances left out: with unknown characters: '2'" in corpus.summary()
+            assert "asr/en: 4 utterances skipped: with unknown characters: '2'" in corpus.summary()
             continue
         with pytest.raises(UserError, match=r"asr/en\.train: no utterance is left .*: 14 with unk"):
             load(folder, edit=edit)

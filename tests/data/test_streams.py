@@ -57,7 +57,7 @@ def test_streams_and_their_splits_are_in_the_order_of_their_names(folder):
     assert corpus.tokenizer_of("test/st/ar-en").symbols == tuple(" 012xy")
     assert corpus.references("dev/asr/ar") == ["bb", "bb"]
     assert corpus.references("dev/st/ar-en") == ["x1 y", "x2 y"]
-    with pytest.raises(ValueError, match="a tokenizer each of asr/ar, asr/en, st/ar-en"):
+    with pytest.raises(ValueError, match="one tokenizer per stream: asr/ar, asr/en, st/ar-en"):
         _ = corpus.tokenizer
     for unknown in ("dev", "dev/asr/de", "unlabelled"):
         with pytest.raises(UserError, match=f"'{unknown}' is of no stream; .* asr/ar, asr/en, st/"):
@@ -79,7 +79,7 @@ def test_a_stream_teaches_its_field_and_counts_what_lacks_it(folder):
     assert len(corpus.utterances("st/ar-en")) == 18
     assert {u.text for u in corpus.utterances("st/ar-en")} == {"x0 Y", "x1 Y", "x2 Y"}
     lines = corpus.summary()
-    assert "st/ar-en: 6 utterances left out: without a translation" in lines
+    assert "st/ar-en: 6 utterances skipped: without a translation" in lines
     assert "asr/en: tokenizer: 5 characters and the blank" in lines
     assert any(line.startswith("dev/st/ar-en: 2 of 2 texts (100.0 %)") for line in lines)
     assert not any(line.startswith(("test/asr/en", "dev:")) for line in lines)
@@ -116,7 +116,7 @@ def test_translations_of_one_speakers_utterances_join_by_spaces(folder):
         k, m = corpus.draws(segments, step)["st/ar-en"]
         utterances = corpus.utterances("st/ar-en")
         made = batch["st/ar-en"]
-        for n, item in enumerate(corpus.plans["st/ar-en"].batch_in_bucket(k, m)):
+        for n, item in enumerate(corpus.plans["st/ar-en"].nth_batch_of_bucket(k, m)):
             members = [utterances[i] for i in item.members]
             labels = made["labels"][n, : made["label_lengths"][n]]
             text = " ".join(u.text.lower() for u in members)
@@ -196,7 +196,7 @@ def test_an_epoch_that_a_stream_drives_has_each_of_its_utterances(folder, stream
     segments = [Segment(0, 2 * plan.batches_per_epoch, (stream,))]
     for epoch in range(2):
         steps = range(epoch * plan.batches_per_epoch, (epoch + 1) * plan.batches_per_epoch)
-        names = {name.split()[0] for step in steps for name in corpus.names_at(segments, step)}
+        names = {name.split()[0] for step in steps for name in corpus.utterances_at(segments, step)}
         assert names == ids(corpus.utterances(stream))
 
 
@@ -214,7 +214,7 @@ def test_a_follower_goes_through_each_bucket_in_its_own_order(folder):
             numbers = [m for bucket, m in drawn if bucket == k]
             assert numbers == list(range(len(numbers)))
             per_epoch = max(1, plan.counts[k])
-            batches = [plan.batch_in_bucket(k, m) for m in range(per_epoch)]
+            batches = [plan.nth_batch_of_bucket(k, m) for m in range(per_epoch)]
             heard = {i for items in batches for item in items for i in item.members}
             low = plan.buckets[k - 1].seconds if k else 0.0
             own = [u.duration for u in corpus.utterances(stream)]
@@ -251,7 +251,7 @@ def test_rows_are_multiples_and_there_is_always_one(folder):
 def test_blank_batches_have_the_shapes_of_the_steps(folder):
     corpus = load(folder, unlabelled_buckets=(1.0,))
     for needed in (ALL, ("asr/en", "unlabelled"), ("unlabelled",)):
-        blank = [corpus.blank_batch(needed, k) for k in corpus.buckets_in_use(needed)]
+        blank = [corpus.empty_batches(needed, k) for k in corpus.buckets_in_use(needed)]
         shapes = [
             {s: {n: a.shape for n, a in b.items()} for s, b in made.items()} for made in blank
         ]
@@ -292,7 +292,7 @@ def test_given_tokenizers_replace_those_of_the_texts(folder):
     corpus = load(folder, tokenizers=given)
     assert corpus.tokenizers == given
     assert len(corpus.utterances("asr/en")) == 10
-    assert "asr/en: 4 utterances left out: with unknown characters: '2'" in corpus.summary()
+    assert "asr/en: 4 utterances skipped: with unknown characters: '2'" in corpus.summary()
 
 
 def test_splits_load_without_training_data(folder):

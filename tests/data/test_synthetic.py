@@ -212,7 +212,7 @@ def test_the_library_is_loaded_in_the_speaking_process_only():
     root = pathlib.Path(synthetic.__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == "synthetic:overfit: speaking 8 utterances, once\n"
+    assert result.stderr == "synthetic:overfit: synthesising 8 utterances, once\n"
 
 
 @pytest.mark.parametrize("name", ["tiny", "overfit"])

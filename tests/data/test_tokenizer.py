@@ -319,7 +319,7 @@ def test_coverage_counts_texts_characters_and_labels(made):
     assert lines == [
         "characters without a label: '!' x 3, '?' x 1",
         "1 of 3 texts (33.3 %) have a label for every character",
-        "4.00 characters a word",
+        "4.00 characters per word",
     ]
     assert (
         coverage(made["bpe"], ["zero"])[0]

@@ -131,16 +131,16 @@ def test_very_short_and_very_long_utterances_are_left_out_or_cut(tmp_path):
     summary = "\n".join(corpus.summary())
     for stream in ("labelled", "unlabelled"):
         assert (
-            f"{stream}: 1 utterances left out: shorter than 0.1 s (config.data.min_seconds)"
+            f"{stream}: 1 utterances skipped: shorter than 0.1 s (config.data.min_seconds)"
             in summary
         )
-        assert f"{stream}: 1 utterances left out: longer than 40 s" in summary
-    assert "dev: 1 utterances left out: longer than config.data.max_seconds=40" in summary
+        assert f"{stream}: 1 utterances skipped: longer than 40 s" in summary
+    assert "dev: 1 utterances skipped: longer than config.data.max_seconds=40" in summary
     assert {b["audio"].shape[1] for b, _ in corpus.eval_batches("dev")} == {RATE // 2}
     unlimited = load(tmp_path, dev=write(tmp_path, "dev", entries[1:2]), **PLAIN)
     assert [len(unlimited.utterances(s)) for s in ("labelled", "unlabelled")] == [4, 4]
-    assert "labelled: 1 utterances left out: longer than 1.5 s" in "\n".join(unlimited.summary())
-    lengths = {b["audio"].shape[1] for b in unlimited.sample_audio(4)}
+    assert "labelled: 1 utterances skipped: longer than 1.5 s" in "\n".join(unlimited.summary())
+    lengths = {b["audio"].shape[1] for b in unlimited.unlabelled_batches(4)}
     assert lengths <= {RATE // 2, 3 * RATE // 2}  # the long one is cropped
 
 
@@ -148,6 +148,6 @@ def test_characters_outside_the_vocabulary_are_scored_and_named(folder):
     """F10: in dev they count as errors, in training they occur with a given tokenizer alone."""
     corpus = load(folder, tokenizer=CharTokenizer(" ab01"))
     summary = "\n".join(corpus.summary())
-    assert re.search(r"labelled: \d+ utterances left out: with unknown characters", summary)
+    assert re.search(r"labelled: \d+ utterances skipped: with unknown characters", summary)
     assert re.search(r"dev: characters without a label: '!' x 1", summary)
     assert corpus.references("dev")[-1] == "ab!"

@@ -44,7 +44,7 @@ def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):
     assert len([r for r in caplog.records if "6.flac" in r.getMessage()]) == 1
     (entry,) = corpus.quarantined
     assert entry["splits"] == ["labelled", "unlabelled", "dev"]
-    assert "dev: 1 utterances left out: quarantined" in "\n".join(corpus.summary())
+    assert "dev: 1 utterances skipped: quarantined" in "\n".join(corpus.summary())
 
 
 def test_what_is_quarantined_is_a_function_of_the_steps_taken(damaged):

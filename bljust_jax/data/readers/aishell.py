@@ -1,4 +1,4 @@
-"""AISHELL-1: `aishell:ROOT/SPLIT`, for instance aishell:ROOT/train; splits: train, dev, test.
+"""Reader of AISHELL-1: `aishell:ROOT/SPLIT`, splits train, dev, test.
 
 The published layout, in ROOT/data_aishell or in ROOT itself (Bu et al., AISHELL-1, O-COCOSDA 2017):
 
@@ -8,14 +8,13 @@ The published layout, in ROOT/data_aishell or in ROOT itself (Bu et al., AISHELL
 
 import pathlib
 import re
-import unicodedata
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
 
 SPLITS = ("train", "dev", "test")
 TRANSCRIPT = "transcript/aishell_transcript_v0.8.txt"
-# The transcript parts all words by spaces; beside a Chinese character they are not written.
+# The transcript separates all words by spaces; spaces beside a Chinese character are removed.
 _HAN = "[\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 _NO_SPACE = re.compile(f"(?<={_HAN}) | (?={_HAN})")
 
@@ -23,11 +22,10 @@ _NO_SPACE = re.compile(f"(?<={_HAN}) | (?={_HAN})")
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The recordings of one split, ordered by speaker and id.
 
-    text: the words of the transcript, NFC, without spaces but for those between words of Latin
-    letters; None for a recording that the transcript does not list, as there are some; lang: zh;
-    speaker: the folder, S0002. Lines without a recording are those of other splits. Raises
-    UserError for another split, a missing folder or transcript, a bad or repeated line, or, where
-    `root` is given, a folder or recording outside it.
+    text: the words of the transcript, NFC, with spaces only between words of Latin letters; None
+    for a recording without a line in the transcript; lang: zh; speaker: the folder, S0002. Lines
+    without a recording belong to other splits. Raises UserError for another split, a missing folder
+    or transcript, a malformed or repeated line, or a folder or recording outside a given `root`.
     """
     top, split = _locate(rest, root)
     transcript, folder = top / TRANSCRIPT, top / "wav" / split
@@ -42,7 +40,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     found = []
     for recording in sorted(folder.glob("*/*.wav")):
         text, where = lines.get(recording.stem, (None, str(recording)))
-        path = inside(recording, root, where) if root else str(recording)
+        path = inside(recording, root, where)
         speaker = recording.parent.name
         found.append(Utterance(recording.stem, path, 0.0, 0.0, text, "zh", speaker, where))
     return with_durations(found)
@@ -58,8 +56,7 @@ def _locate(rest: str, root: str) -> tuple[pathlib.Path, str]:
         )
     top = path.parent / "data_aishell"
     top = top if top.is_dir() else path.parent
-    if root:
-        inside(top, root, f"aishell:{rest}")
+    inside(top, root, f"aishell:{rest}")
     return top, path.name
 
 
@@ -80,4 +77,4 @@ def _transcripts(path: pathlib.Path) -> dict[str, tuple[str, str]]:
 
 def spell(words: list[str]) -> str:
     """The text of a line's words: 播放 iron man 的 歌 gives 播放iron man的歌."""
-    return unicodedata.normalize("NFC", _NO_SPACE.sub("", " ".join(words)))
+    return nfc(_NO_SPACE.sub("", " ".join(words)))

@@ -1,4 +1,4 @@
-"""The AMI meetings: `ami:ROOT/ihm/SPLIT`, headsets; `ami:ROOT/sdm/SPLIT`, one distant microphone.
+"""Reader of the AMI meetings: `ami:ROOT/ihm/SPLIT`, headsets; `ami:ROOT/sdm/SPLIT`, far field.
 
 ROOT holds the recordings as published, MEETING/audio/MEETING.Headset-0.wav and .Array1-01.wav, and
 the manual annotations (release 1.6.2), words, segments and corpusResources; either may also lie in
@@ -10,7 +10,6 @@ import logging
 import math
 import pathlib
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -18,7 +17,7 @@ from xml.parsers import expat
 import soundfile
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside
+from bljust_jax.data.sources import Utterance, inside, nfc, to_seconds
 
 MICROPHONES = ("ihm", "sdm")
 SPLITS = ("train", "dev", "eval")
@@ -36,14 +35,14 @@ _RANGE = re.compile(r"(?P<file>[^#]+)#id\((?P<first>[^()]+)\)(?:\.\.id\((?P<last
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The segments of a split's meetings, by meeting, speaker and time.
 
-    A segment is one of the transcribers': their times, the words in its range. Left out, and
-    counted in a warning: segments without words (laughter, coughs, a range that is not in the words
-    file), those that begin after their recording's end, and repeated ones; a segment that ends
-    after it is cut there. text: the words, without punctuation; spelled letters, L_C_D_, stand
-    apart. With sdm the two meetings that have no such recording are left out. id:
-    MEETING-SPEAKER-MIC-BEGIN-END in milliseconds; speaker: the name that a person has in all
-    meetings. Raises UserError for a missing folder, recording or annotation, XML that cannot be
-    read, or, where `root` is given, a folder or recording outside it.
+    Segments are the transcribers', with their times and the words in their range. Skipped, and
+    counted in a warning: segments without words (laughter, coughs, a range outside the words file),
+    segments that begin after the end of the recording, and repeated ones. A segment that ends after
+    the recording is cut. text: the words without punctuation; spelled letters, L_C_D_, are
+    separated. With sdm the two meetings without such a recording are skipped. id:
+    MEETING-SPEAKER-MIC-BEGIN-END in milliseconds; speaker: the person's name in all meetings.
+    Raises UserError for a missing folder, recording or annotation, XML that cannot be read, or a
+    folder or recording outside a given `root`.
     """
     top, microphone, split = _locate(rest, root)
     audio, notes = (
@@ -53,7 +52,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     if not audio or not notes:
         missing = "MEETING/audio" if not audio else "words, segments and corpusResources"
         raise UserError(f"ami:{rest}: no folder {missing} in {top}; unpack the corpus there")
-    for folder in (audio, notes) if root else ():
+    for folder in (audio, notes):
         inside(folder, root, f"ami:{rest}")
     speakers = _speakers(notes / "corpusResources" / "meetings.xml")
     found, skipped = [], 0
@@ -72,15 +71,14 @@ def read(rest: str, root: str = "") -> list[Utterance]:
         skipped += left
     if skipped:
         logging.warning(
-            "ami:%s: %d segments left out: without words, after the end, or repeated", rest, skipped
+            "ami:%s: %d segments skipped: without words, after the end, or repeated", rest, skipped
         )
     return found
 
 
 def words(tokens: Iterable[str]) -> str:
-    """The words as they are spoken: spelled letters, L_C_D_, apart; NFC."""
-    spoken = " ".join(tokens).replace("_", " ")
-    return unicodedata.normalize("NFC", " ".join(spoken.split()))
+    """The text of word tokens: spelled letters, L_C_D_, are separated; NFC."""
+    return nfc(" ".join(" ".join(tokens).replace("_", " ").split()))
 
 
 def _locate(rest: str, root: str) -> tuple[pathlib.Path, str, str]:
@@ -98,7 +96,7 @@ def _locate(rest: str, root: str) -> tuple[pathlib.Path, str, str]:
 def _files(
     folder: pathlib.Path, split: str, microphone: str
 ) -> Iterator[tuple[pathlib.Path, str, str]]:
-    """(segments file, meeting, speaker's letter) of what a split's microphone has heard."""
+    """(segments file, meeting, speaker's letter) of a split's meetings with that microphone."""
     for path in sorted(folder.iterdir()):
         named = _NAME.fullmatch(path.name)
         if named and SESSIONS.get(named[1][:6], "train") == split:
@@ -108,16 +106,16 @@ def _files(
 
 
 def _folder(top: pathlib.Path, name: str, content: str) -> pathlib.Path | None:
-    """ROOT, or its folder `name`, whichever has `content`."""
+    """ROOT or its folder `name`: the first that has `content`."""
     places = [top, *sorted(top.glob(name))]
     return next((place for place in places if any(place.glob(content))), None)
 
 
 def _recording(path: pathlib.Path, segments: pathlib.Path, root: str) -> tuple[str, float]:
-    """(path, seconds) of the recording that the segments lie in."""
+    """(path, seconds) of the recording of a segments file."""
     if not path.is_file():
         raise UserError(f"{segments}: its recording is missing: {path}; download it")
-    found = inside(path, root, str(segments)) if root else str(path)
+    found = inside(path, root, str(segments))
     try:
         info = soundfile.info(found)
     except soundfile.SoundFileError as error:
@@ -126,7 +124,7 @@ def _recording(path: pathlib.Path, segments: pathlib.Path, root: str) -> tuple[s
 
 
 def _speakers(path: pathlib.Path) -> dict[tuple[str, str], tuple[str, str]]:
-    """(meeting, letter) -> the person's name and headset, "" where it does not say."""
+    """(meeting, letter) -> the person's name and headset, "" without one."""
     return {
         (meeting.get("observation", ""), speaker.get("nxt_agent", "")): (
             speaker.get("global_name", ""),
@@ -140,9 +138,9 @@ def _speakers(path: pathlib.Path) -> dict[tuple[str, str], tuple[str, str]]:
 def _utterances(
     segments: pathlib.Path, folder: pathlib.Path, prefix: str, path: str, length: float, name: str
 ) -> tuple[list[Utterance], int]:
-    """The segments of one speaker in one meeting, and how many were left out."""
-    spoken = folder / segments.name.replace(".segments.", ".words.")
-    tokens = list(_parse(spoken))
+    """(segments of one speaker in one meeting, number of segments skipped)."""
+    words_file = folder / segments.name.replace(".segments.", ".words.")
+    tokens = list(_parse(words_file))
     places = {token.get("nite:id", ""): i for i, token in enumerate(tokens)}
     found: dict[str, Utterance] = {}
     rows = list(_parse(segments).iter("segment"))
@@ -150,8 +148,9 @@ def _utterances(
         begin, end = (_seconds(row, f"transcriber_{side}", segments) for side in ("start", "end"))
         end = min(end, length)
         ranges = [_attribute(child, "href", segments) for child in row.iter("nite:child")]
-        heard = [t for href in ranges for t in tokens[_span(href, spoken.name, places, segments)]]
-        text = words(t.text or "" for t in heard if t.tag == "w" and t.get("punc") != "true")
+        spans = [_span(href, words_file.name, places, segments) for href in ranges]
+        inner = [token for span in spans for token in tokens[span]]
+        text = words(t.text or "" for t in inner if t.tag == "w" and t.get("punc") != "true")
         identity = f"{prefix}-{round(1000 * begin):07d}-{round(1000 * end):07d}"
         if text and begin < end and identity not in found:
             where = f"{segments}: {row.get('nite:id', '')}"
@@ -161,7 +160,7 @@ def _utterances(
 
 
 def _span(href: str, name: str, places: dict[str, int], where: pathlib.Path) -> slice:
-    """Tokens of `FILE#id(FIRST)..id(LAST)` or `FILE#id(ONLY)`; none where the file lacks one."""
+    """Tokens of `FILE#id(FIRST)..id(LAST)` or `FILE#id(ONLY)`; empty if the file lacks an end."""
     parts = _RANGE.fullmatch(href)
     if not parts or parts["file"] != name:
         raise UserError(f"{where}: {href!r} is no range of {name}; unpack the annotations again")
@@ -171,10 +170,7 @@ def _span(href: str, name: str, places: dict[str, int], where: pathlib.Path) -> 
 
 def _seconds(element: ElementTree.Element, name: str, path: pathlib.Path) -> float:
     text = _attribute(element, name, path)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
+    seconds = to_seconds(text)
     if not 0 <= seconds < math.inf:
         raise UserError(f"{path}: {name}={text!r} must be seconds, 0 or above")
     return seconds
@@ -190,7 +186,7 @@ def _attribute(element: ElementTree.Element, name: str, path: pathlib.Path) -> s
 def _parse(path: pathlib.Path) -> ElementTree.Element:
     """The root element of an XML file; names keep their prefixes, as in nite:id.
 
-    A document type is refused: it is where entities are declared, and AMI has none.
+    A document type, which may declare entities, is refused: AMI's files have none.
     """
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
 

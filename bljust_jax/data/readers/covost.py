@@ -1,10 +1,10 @@
-"""CoVoST v2 over Common Voice 4: `covost:ROOT/SRC_TGT/SPLIT`, for instance covost:ROOT/nl_en/train.
+"""Reader of CoVoST v2 on Common Voice 4: `covost:ROOT/SRC_TGT/SPLIT`, such as nl_en/train.
 
 ROOT/SRC is Common Voice's folder of the spoken language, with clips/*.mp3 and validated.tsv (path,
 sentence, client_id and others); `covost_v2.SRC_TGT.tsv` (path, translation, split) lies in it or in
-ROOT. Where the split's own table, `covost_v2.SRC_TGT.SPLIT.tsv` (path, sentence, translation,
-client_id), was made, it is read instead of both. Columns are found by their names in the header:
-their order has changed among releases.
+ROOT. A table of the split, `covost_v2.SRC_TGT.SPLIT.tsv` (path, sentence, translation, client_id),
+is read instead of both if it exists. Columns are found by name, as their order differs between
+releases.
 """
 
 import csv
@@ -13,11 +13,10 @@ import logging
 import os
 import pathlib
 import re
-import unicodedata
 from collections.abc import Iterator
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
 
 SPLITS = ("train", "dev", "test")
 _LANGUAGE = r"[a-z]{2,3}(?:-[A-Z]{2})?"
@@ -26,12 +25,12 @@ _LANGUAGE = r"[a-z]{2,3}(?:-[A-Z]{2})?"
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The utterances of one split, in the order of the table that holds their sentences.
 
-    text: the sentence that was read, in SRC; translation: that in TGT; lang: SRC; speaker:
-    client_id; id: the clip's name without extension. Both texts are NFC. The split is CoVoST's:
-    train holds its own additions to Common Voice's. Each clip's length is read from its MP3
-    headers, a fifth of a millisecond or more. A clip that is missing or no MP3 has a `fault`.
-    Raises UserError for a name that is not SRC_TGT/SPLIT, a language or table that is not there, a
-    missing column, a bad line, or, where `root` is given, a folder or clip outside it.
+    text: the sentence in SRC; translation: the sentence in TGT, both NFC; lang: SRC; speaker:
+    client_id; id: the clip's name without extension. Splits are CoVoST's, whose train has
+    additions to Common Voice's. Durations come from the MP3 headers, a fifth of a millisecond or
+    more per clip. A clip that is missing or no MP3 has a `fault`. Raises UserError for a name that
+    is not SRC_TGT/SPLIT, a missing language, table or column, a malformed line, or a folder or clip
+    outside a given `root`.
     """
     pair, split = pathlib.PurePath(rest).parts[-2:] if rest.count("/") else ("", "")
     named = re.fullmatch(f"({_LANGUAGE})_{_LANGUAGE}", pair)
@@ -43,8 +42,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     lang = named[1]
     top = pathlib.Path(root, rest).absolute().parents[1]
     clips = top / lang / "clips"
-    if root:
-        inside(clips, root, f"covost:{rest}")
+    inside(clips, root, f"covost:{rest}")
     if not clips.is_dir():
         raise UserError(
             f"covost:{rest}: no such folder: {clips}; unpack Common Voice 4's archive of {lang!r}"
@@ -54,30 +52,27 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     for row, where in _rows(top, lang, pair, split, rest):
         if not row["path"] or row["path"] != pathlib.PurePath(row["path"]).name:
             raise UserError(f"{where}: {row['path']!r} is no file name; write it without a path")
-        path = str(clips / row["path"])
-        if root:
-            path = inside(path, root, where)
         found.append(
             Utterance(
                 id=pathlib.PurePath(row["path"]).stem,
-                path=path,
+                path=inside(clips / row["path"], root, where),
                 offset=0.0,
                 duration=0.0,
-                text=unicodedata.normalize("NFC", row["sentence"]),
+                text=nfc(row["sentence"]),
                 lang=lang,
                 speaker=row["client_id"],
                 line=where,
-                translation=unicodedata.normalize("NFC", row["translation"]),
+                translation=nfc(row["translation"]),
             )
         )
-    return [_explained(u) for u in with_durations(found)]
+    return [_with_clear_fault(u) for u in with_durations(found)]
 
 
 def _rows(
     top: pathlib.Path, lang: str, pair: str, split: str, rest: str
 ) -> Iterator[tuple[dict[str, str], str]]:
-    """Rows with path, sentence, client_id and translation of the split's clips, each with the
-    "file:line" of its sentence."""
+    """(row with path, sentence, client_id and translation, "file:line" of the sentence) of each
+    clip of the split."""
     columns = ("path", "sentence", "client_id")
     whole = _find(top, lang, f"covost_v2.{pair}.{split}.tsv")
     if whole:
@@ -111,8 +106,8 @@ def _find(top: pathlib.Path, lang: str, name: str) -> pathlib.Path | None:
 
 
 def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str], str]]:
-    """The named columns of each row of a TSV file with a header; quotes mean nothing, a backslash
-    escapes."""
+    """The named columns of each row of a TSV file with a header; quotes are ordinary characters, a
+    backslash escapes."""
     lines = read_lines(path)
     header = next(((_fields(line, where), where) for where, line in lines), None)
     if header is None:
@@ -143,8 +138,8 @@ def _fields(line: str, where: str) -> list[str]:
         raise UserError(f"{where}: is no row of a TSV file: {error}; remove it") from error
 
 
-def _explained(u: Utterance) -> Utterance:
-    """libsndfile says of any file that is no MP3 that it does not exist."""
+def _with_clear_fault(u: Utterance) -> Utterance:
+    """Correct libsndfile's reason, which is "no such file" for any file that is no MP3."""
     if not u.fault or not u.fault.startswith(f"{u.line}: cannot read"):
         return u
     why = "does not decode as MP3" if os.path.isfile(u.path) else "is missing from the folder"

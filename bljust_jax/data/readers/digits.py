@@ -1,45 +1,43 @@
-"""Spoken digits with their translations: `digits:ROOT/SET/SPLIT`, SET digits_ar or digits_en.
+"""Reader of spoken digits with translations: `digits:ROOT/SET/SPLIT`, SET digits_ar or digits_en.
 
 ROOT/SET/SPLIT.jsonl is a manifest of isolated words; those that are one of the ten digits are read,
 each with the digit's word in the other language as its translation. `digits:ROOT/SET/SPLIT/strings`
-are connected strings of them, rendered on demand.
+are connected strings of them, concatenated on demand.
 """
 
 import dataclasses
 import functools
-import io
 import logging
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import soundfile
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.readers import manifest
-from bljust_jax.data.sources import Utterance, inside, read_audio
+from bljust_jax.data.sources import Utterance, encode_audio, inside, read_audio
 
 WORDS = {
     "ar": ["صفر", "واحد", "اثنان", "ثلاثة", "أربعة", "خمسة", "ستة", "سبعة", "ثمانية", "تسعة"],
     "en": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
 }
 OTHER = {"ar": "en", "en": "ar"}
-LENGTHS = (3, 7)  # digits a string
-PASSES = 2  # strings that each digit is in
+LENGTHS = (3, 7)  # digits per string
+PASSES = 2  # strings per digit
 PAUSE = (0.02, 0.15)  # seconds between the digits of a string
-RATE = 16000  # Hz, of rendered strings
+RATE = 16000  # Hz, of strings
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The digits of a split, in the manifest's order, or strings of them, by speaker.
 
-    A string has 3 to 7 digits of one speaker, and each digit is in PASSES of them; which, and the
-    pauses, follow from the ids alone, not from their order. text and translation: the digits'
-    words, joined by spaces; id: SPEAKER-PASS.NUMBER-NUMERALS, for instance
-    fsdd_george-1.042-30714; line: that of its first digit. Speakers of fewer than 3 digits have no
-    strings, and a warning. Raises UserError for a name that is not SET/SPLIT, a missing manifest, a
-    bad line, or a manifest or recording outside the root (without a `root`: the manifest's folder).
+    A string has 3 to 7 digits of one speaker, and each digit is in PASSES of them; strings and
+    pauses are a function of the ids, not of their order. text and translation: the digits' words,
+    joined by spaces; id: SPEAKER-PASS.NUMBER-NUMERALS, for instance fsdd_george-1.042-30714; line:
+    that of the first digit. Speakers of fewer than 3 digits have no strings, with a warning. Raises
+    UserError for a name that is not SET/SPLIT, a missing manifest, a malformed line, or a manifest
+    or recording outside `root` (by default the manifest's folder).
     """
     path = pathlib.Path(root, rest).absolute()
     path, strings = (path.parent, True) if path.name == "strings" else (path, False)
@@ -50,8 +48,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
             f" ROOT/digits_ar/train; sets are {', '.join(f'digits_{known}' for known in WORDS)}"
         )
     path = path.with_name(f"{path.name}.jsonl")
-    if root:
-        inside(path, root, f"digits:{rest}")
+    inside(path, root, f"digits:{rest}")
     if not path.is_file():
         raise UserError(f"digits:{rest}: no such manifest: {path}")
     words = dict(zip(WORDS[lang], WORDS[OTHER[lang]], strict=True))
@@ -82,7 +79,7 @@ def _strings(digits: Sequence[Utterance], path: pathlib.Path) -> Iterator[Uttera
 
 
 def _cut(spoken: Sequence[Utterance], rng: np.random.Generator) -> Iterator[list[Utterance]]:
-    """A permutation in pieces of 3 to 7, drawn among those that leave none or enough."""
+    """Cut a permutation into pieces of 3 to 7, drawn so that the rest is empty or at least 3."""
     low, high = LENGTHS
     order = [spoken[i] for i in rng.permutation(len(spoken))]
     while order:
@@ -95,7 +92,7 @@ def _cut(spoken: Sequence[Utterance], rng: np.random.Generator) -> Iterator[list
 def _string(
     digits: Sequence[Utterance], name: str, path: pathlib.Path, rng: np.random.Generator
 ) -> Utterance:
-    """Digits one after another, with pauses."""
+    """The utterance of several digits with pauses between them."""
     low, high = (round(seconds * RATE) for seconds in PAUSE)
     lengths = np.array([round(u.duration * RATE) for u in digits])
     pauses = rng.integers(low, high + 1, len(digits) - 1)
@@ -111,17 +108,15 @@ def _string(
         duration=samples / RATE,
         text=" ".join(u.text for u in digits),
         translation=" ".join(u.translation for u in digits),
-        fetch=functools.partial(_render, digits, starts, samples),
+        fetch=functools.partial(_concatenate, digits, starts, samples),
         fault=next((u.fault for u in digits if u.fault), ""),
     )
 
 
-def _render(digits: Sequence[Utterance], starts: Sequence[int], samples: int) -> bytes:
-    """A WAV file of S `samples` at RATE, each digit at its start and silence between them."""
+def _concatenate(digits: Sequence[Utterance], starts: Sequence[int], samples: int) -> bytes:
+    """A WAV file of S `samples` at RATE: each digit at its start, silence between them."""
     audio = np.zeros(samples, np.int16)
     for u, start in zip(digits, starts, strict=True):
-        heard = read_audio(u, RATE)
-        audio[start : start + len(heard)] = heard
-    file = io.BytesIO()
-    soundfile.write(file, audio, RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+        digit = read_audio(u, RATE)
+        audio[start : start + len(digit)] = digit
+    return encode_audio(audio, RATE, "WAV")

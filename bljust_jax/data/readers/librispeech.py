@@ -1,22 +1,20 @@
-"""The LibriSpeech layout: ROOT/split/speaker/chapter/*.flac with one *.trans.txt a chapter."""
+"""Reader of LibriSpeech: ROOT/split/speaker/chapter/*.flac with one *.trans.txt per chapter."""
 
 import pathlib
-import unicodedata
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:
-    """The utterances of a split folder (`rest`, relative to `root` where given), ordered by id.
+    """The utterances of a split folder (`rest`, relative to a given `root`), ordered by id.
 
-    ids, speakers and chapters come from the file names, texts from the transcripts, durations from
-    the FLAC headers. Raises UserError for a missing folder, a bad transcript line, a transcript
-    without its recording, or, where `root` is given, a split or a recording that is not in it.
+    Ids and speakers come from the file names, texts from the transcripts, durations from the FLAC
+    headers. Raises UserError for a missing folder, a malformed transcript line, a transcript
+    without its recording, or a split or recording outside a given `root`.
     """
     split = pathlib.Path(root, rest).absolute()
-    if root:
-        inside(split, root, f"librispeech:{rest}")
+    inside(split, root, f"librispeech:{rest}")
     if not split.is_dir():
         raise UserError(
             f"librispeech:{rest}: no such folder: {split}; name one as LibriSpeech/train-clean-100"
@@ -32,7 +30,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
 def _utterance(
     line: str, where: str, folder: pathlib.Path, recordings: set[str], root: str
 ) -> Utterance:
-    """One transcript line `ID TEXT`; its duration is not known yet."""
+    """The utterance of one transcript line `ID TEXT`, without its duration."""
     identity, space, text = line.strip().partition(" ")
     if not space:
         raise UserError(f"{where}: expected an id and its text, separated by a space")
@@ -41,8 +39,5 @@ def _utterance(
             f"{where}: its recording {identity}.flac is missing from the folder; unpack the archive"
             " again"
         )
-    path = str(folder / f"{identity}.flac")
-    if root:
-        path = inside(path, root, where)
-    text = unicodedata.normalize("NFC", text)
-    return Utterance(identity, path, 0.0, 0.0, text, "en", identity.split("-")[0], where)
+    path = inside(folder / f"{identity}.flac", root, where)
+    return Utterance(identity, path, 0.0, 0.0, nfc(text), "en", identity.split("-")[0], where)

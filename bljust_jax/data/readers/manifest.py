@@ -1,12 +1,11 @@
-"""NeMo-style JSONL manifests: one JSON object a line, audio_filepath relative to the manifest."""
+"""Reader of JSONL manifests as NeMo's: one JSON object per line, paths relative to the file."""
 
 import difflib
 import json
 import os
-import unicodedata
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, read_lines, with_durations
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
 
 LONGEST = 1e9  # seconds
 
@@ -14,10 +13,10 @@ LONGEST = 1e9  # seconds
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The utterances of the manifest at path `rest`, in its order.
 
-    Fields: audio_filepath; optional duration (else the rest of the file, from its header), offset,
-    text, translation (the text in another language), lang, speaker (else the id: such utterances
-    are never joined), id (else path and offset). Texts become NFC. Audio must lie in `root`, by
-    default the manifest's folder. Raises UserError with file:line.
+    Fields: audio_filepath; optional duration (by default the rest of the file), offset, text,
+    translation (the text in another language), lang, speaker (by default the id: such utterances
+    are never joined), id (by default path and offset). Texts become NFC. Audio must lie in `root`,
+    by default the manifest's folder. Raises UserError with file:line.
     """
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
     root = root or folder
@@ -27,7 +26,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
 
 
 def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
-    """One line; duration is 0 where the line has none."""
+    """The utterance of one line; its duration is 0 without the field."""
     entry = _entry(line, where)
     named = entry["audio_filepath"]
     path = inside(os.path.join(folder, named), root, where)
@@ -59,7 +58,7 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
 
 
 def _entry(line: str, where: str) -> dict:
-    """The JSON object of a line, with the one field that must be there."""
+    """The JSON object of a line, with its required field."""
     try:
         entry = json.loads(line.strip())
         json.dumps(entry, ensure_ascii=False).encode()
@@ -84,11 +83,11 @@ def _text(entry: dict, field: str, where: str) -> str | None:
     text = entry.get(field)
     if not isinstance(text, str | None):
         raise UserError(f"{where}: {field} must be a string, not {text!r}; put it in quotes")
-    return None if text is None else unicodedata.normalize("NFC", text)
+    return None if text is None else nfc(text)
 
 
 def _name(value: object, default: str) -> str:
-    """What a field calls something, numbers as text; `default` where it says nothing."""
+    """The value of a field as text; `default` for none or an empty one."""
     return default if value is None or value == "" else str(value)
 
 

@@ -1,4 +1,4 @@
-"""`synthetic:NAME/SPLIT`: the spoken commands of `data/synthetic.py`, made on first use."""
+"""Reader of synthetic speech: `synthetic:NAME/SPLIT`, made by `data/synthetic.py` on first use."""
 
 import dataclasses
 
@@ -9,14 +9,10 @@ from bljust_jax.data.sources import Utterance
 
 
 def read(rest: str, root: str) -> list[Utterance]:
-    """The utterances of one split; to translate a command is to say its words in reverse order.
+    """The utterances of one split of a corpus in the user's cache folder, whatever the `root`.
 
-    Args:
-      rest: what follows `synthetic:`, for instance `commands/train`.
-      root: not used, the corpus lies in the user's cache folder.
-
-    Raises:
-      UserError: no such corpus or split, or eSpeak NG fails.
+    The translation of a command is its words in reverse order. Raises UserError for an unknown
+    corpus or split, or if eSpeak NG fails.
     """
     name, _, split = rest.partition("/")
     if split not in synthetic.SPLITS:
@@ -25,8 +21,8 @@ def read(rest: str, root: str) -> list[Utterance]:
             f"{', '.join(synthetic.CORPORA)}, SPLIT one of {', '.join(synthetic.SPLITS)}"
         )
     found = manifest.read(str(synthetic.make_corpus(name) / f"{split}.jsonl"), "")
-    return [dataclasses.replace(u, translation=backwards(u.text or "")) for u in found]
+    return [dataclasses.replace(u, translation=reverse_words(u.text or "")) for u in found]
 
 
-def backwards(text: str) -> str:
+def reverse_words(text: str) -> str:
     return " ".join(reversed(text.split()))

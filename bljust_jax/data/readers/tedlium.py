@@ -1,6 +1,7 @@
-"""The TED-LIUM layout: ROOT/train|dev|test with sph/TALK.sph and stm/TALK.stm.
+"""Reader of TED-LIUM: ROOT/train|dev|test with sph/TALK.sph and stm/TALK.stm.
 
-An .stm file (NIST's segment time marks) holds a segment a line, times in seconds, `;;` a comment:
+An .stm file (NIST's segment time marks) holds one segment per line, times in seconds; a line that
+starts with `;;` is a comment:
 
     TALK CHANNEL SPEAKER BEGIN END <LABEL> TEXT
 """
@@ -9,19 +10,18 @@ import logging
 import math
 import pathlib
 import re
-import unicodedata
 from typing import NamedTuple
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, read_lines
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, to_seconds
 
 IGNORED = "ignore_time_segment_in_scoring"
-UNKNOWN = "<unk>"  # stands for a word that the aligner's vocabulary lacked
+UNKNOWN = "<unk>"  # a word outside the aligner's vocabulary
 # Marks that are no words: <sil>, {NOISE}, [BREATH], the pronunciation in A(2), a segment's (id).
 _MARK = re.compile(r"<[^<>\s]*>|\{[^{}\s]*\}|\[[^\[\]\s]*\]|\([^()\s]*\)")
-# The release parts "it 's", "don 't", "parents '"; other words in ', as 'em, stand alone.
+# The release separates "it 's", "don 't", "parents '"; other words with ', as 'em, stand alone.
 _CLITIC = re.compile(r"(?<=\w) (?='(?:s|t|m|d|re|ve|ll)?(?: |$))", re.IGNORECASE)
-_SUFFIXES = (".flac", ".wav", ".sph")  # a converted recording goes before its original
+_SUFFIXES = (".flac", ".wav", ".sph")  # a converted recording is preferred to its original
 
 
 class _Segment(NamedTuple):
@@ -34,16 +34,16 @@ class _Segment(NamedTuple):
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:
-    """The segments of a split folder (`rest`, relative to `root` where given), by talk, then line.
+    """The segments of a split folder (`rest`, relative to a given `root`), by talk, then line.
 
-    `rest` is ROOT/SPLIT; where that is missing, as in release 3, ROOT/legacy/SPLIT. The audio of
-    TALK is TALK.flac, TALK.wav or TALK.sph in the split's sph folder. id: TALK-BEGIN-END in
-    milliseconds. Segments marked ignore_time_segment_in_scoring are left out, and their number is
-    logged. text: lower case as in the release, marks dropped, clitics joined to their word ("it 's"
-    gives "it's"). A segment of the split `train` with <unk> has no text: its label would lack a
-    spoken word; in other splits <unk> is dropped, as scoring tools do. Raises UserError for a
-    missing folder, a bad line, a missing or shorten-compressed recording, or, where `root` is
-    given, a split or recording outside it.
+    `rest` is ROOT/SPLIT, or ROOT/legacy/SPLIT if that is missing (release 3). The audio of TALK is
+    TALK.flac, TALK.wav or TALK.sph in the split's sph folder. id: TALK-BEGIN-END in milliseconds.
+    Segments marked ignore_time_segment_in_scoring are skipped, and their number is logged. text:
+    lower case as in the release, marks removed, clitics joined to their word ("it 's" gives
+    "it's"). A segment of the split `train` with <unk> has no text, as its label would lack a word;
+    in other splits <unk> is removed, as scoring tools do. Raises UserError for a missing folder, a
+    malformed line, a missing or shorten-compressed recording, or a split or recording outside a
+    given `root`.
     """
     split = _folder(rest, root)
     audio = {}
@@ -62,7 +62,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     if ignored:
         hours = sum(s.end - s.begin for s in ignored) / 3600
         logging.warning(
-            "tedlium:%s: %d segments (%.2f h) left out: %s", rest, len(ignored), hours, IGNORED
+            "tedlium:%s: %d segments (%.2f h) skipped: %s", rest, len(ignored), hours, IGNORED
         )
     return utterances
 
@@ -72,8 +72,7 @@ def _folder(rest: str, root: str) -> pathlib.Path:
     if not split.is_dir():
         legacy = split.parent / "legacy" / split.name
         split = legacy if legacy.is_dir() else split
-    if root:
-        inside(split, root, f"tedlium:{rest}")
+    inside(split, root, f"tedlium:{rest}")
     for folder in (split, split / "stm", split / "sph"):
         if not folder.is_dir():
             raise UserError(
@@ -99,10 +98,7 @@ def _segment(line: str, where: str) -> _Segment:
         raise UserError(f"{where}: is of channel {channel}; only mono recordings, 1 or A, are read")
     if talk != pathlib.PurePath(talk).name:
         raise UserError(f"{where}: {talk!r} is no file name; write the talk's name without a path")
-    try:
-        begin, end = map(float, times)
-    except ValueError:
-        begin = end = math.nan
+    begin, end = map(to_seconds, times)
     if not 0 <= begin < end < math.inf:
         raise UserError(
             f"{where}: a segment from {times[0]} to {times[1]}; write seconds, 0 <= BEGIN < END"
@@ -121,7 +117,7 @@ def _recording(segment: _Segment, audio: dict[str, pathlib.Path], root: str) -> 
             " sph; unpack the release again"
         )
     found = str(audio[segment.talk])
-    path = inside(found, root, segment.where) if root else found
+    path = inside(found, root, segment.where)
     with open(path, "rb") as file:
         header = file.read(1024)
     if header.startswith(b"NIST_1A") and b"shorten" in header:
@@ -148,9 +144,7 @@ def _utterance(segment: _Segment, path: str, training: bool) -> Utterance:
 
 
 def words(text: str) -> str:
-    """The words of a segment's text as they are scored: marks dropped, clitics joined, NFC.
-
-    A mark glued to a word, as in `the(2)`, goes and leaves the word.
-    """
+    """The words of a segment's text: marks removed, also within a word as in `the(2)`, clitics
+    joined, NFC."""
     bare = " ".join(_MARK.sub(" ", text).split())
-    return unicodedata.normalize("NFC", _CLITIC.sub("", bare))
+    return nfc(_CLITIC.sub("", bare))

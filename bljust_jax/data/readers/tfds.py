@@ -1,8 +1,8 @@
-"""`tfds:DIR/SPLIT`, a TFDS folder of ArrayRecord files; `tfds:NAME/SPLIT`, an official data set.
+"""Reader of TFDS: `tfds:DIR/SPLIT`, a folder of ArrayRecord files; `tfds:NAME/SPLIT`, a data set.
 
-A folder made by `python -m bljust_jax.prepare` needs no TensorFlow and lists its utterances from an
-index. Other folders are read through once to learn durations. Official speech sets, whose audio
-feature needs TensorFlow, must have been built (`tfds build NAME --file_format=array_record`).
+A folder made by `python -m bljust_jax.prepare` needs no TensorFlow and lists its utterances in an
+index. Other folders are read once for their durations. Official speech data sets, whose audio
+feature needs TensorFlow, must be built (`tfds build NAME --file_format=array_record`).
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import io
 import os
 import pathlib
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,10 +19,10 @@ import soundfile
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import shards
-from bljust_jax.data.sources import Utterance, inside
+from bljust_jax.data.sources import Utterance, encode_audio, inside, nfc
 
 NAME = r"[a-z]\w*(/[\w.+-]+)?"  # of a data set, with its configuration
-# The names that data sets give to what we ask for, in order of preference.
+# Names of the features in public data sets, in order of preference.
 AUDIO = ("audio", "speech")
 TEXT = ("text", "transcript", "transcription", "sentence")
 IDENTITY = ("id", "utterance_id", "utt_id")
@@ -34,17 +33,16 @@ LANG = ("lang", "language", "locale")
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The utterances of DIR/SPLIT or NAME/SPLIT, in the order of their records.
 
-    DIR is relative to `root` where given; for NAME `root` is the folder of built data sets
-    (default: TFDS's own). Features are found by the names above; audio is integer samples (16 bit)
-    or an encoded file; without an id it is SPLIT-NUMBER. Raises UserError for a folder, split,
-    feature or data set that cannot be used.
+    DIR is relative to a given `root`; for NAME `root` is the folder of built data sets (by default
+    TFDS's). Features have one of the names above; audio is integer samples (16 bit) or an encoded
+    file; the default id is SPLIT-NUMBER. Raises UserError for a folder, split, feature or data set
+    that cannot be used.
     """
     parent, _, split = rest.rstrip("/").rpartition("/")
     folder = pathlib.Path(root, parent).absolute()
     for candidate in (folder / split, folder):
         if (candidate / "dataset_info.json").is_file():
-            if root:
-                inside(candidate, root, f"tfds:{rest}")
+            inside(candidate, root, f"tfds:{rest}")
             if shards.index_path(candidate, split).is_file():
                 return shards.read(str(candidate), split)
             return _scan(str(candidate), split)
@@ -59,8 +57,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
 
 
 def _built(name: str, root: str) -> str:
-    """The version folder of an official data set that was built on this machine; "" if there is no
-    such data set."""
+    """The version folder of an official data set built on this machine; "" for an unknown name."""
     api = shards.tfds()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a banner about TensorFlow
@@ -77,7 +74,7 @@ def _built(name: str, root: str) -> str:
 
 
 def _scan(folder: str, split: str) -> list[Utterance]:
-    """Utterances of a folder of others: every record is read once for its duration."""
+    """Utterances of a TFDS folder without an index: every record is read once for its duration."""
     records = shards.Records(folder, split)
     with contextlib.redirect_stdout(io.StringIO()):  # the same banner
         size = len(records)
@@ -95,7 +92,7 @@ def _utterance(records: shards.Records, i: int) -> Utterance:
         path=f"{records.folder}#{i}",
         offset=0.0,
         duration=info.frames / info.samplerate,
-        text=None if text is None else unicodedata.normalize("NFC", text),
+        text=None if text is None else nfc(text),
         lang=_text(record, LANG) or "",
         speaker=_text(record, SPEAKER) or identity,
         line=where,
@@ -108,7 +105,7 @@ def _fetch(records: shards.Records, i: int, where: str) -> bytes:
 
 
 def _file(records: shards.Records, record: Mapping[str, Any], where: str) -> bytes:
-    """The audio of a record as an encoded file; samples become a WAV file."""
+    """The audio of a record as an encoded file: samples are written as WAV."""
     name = next((name for name in AUDIO if name in record), None)
     if name is None:
         raise UserError(f"{where}: has none of the features {', '.join(AUDIO)}")
@@ -120,9 +117,7 @@ def _file(records: shards.Records, record: Mapping[str, Any], where: str) -> byt
     rate = record.get("sample_rate", records.sample_rate(name))
     if rate is None:
         raise UserError(f"{where}: neither the record nor the feature {name} has a sample_rate")
-    file = io.BytesIO()
-    soundfile.write(file, audio.astype(np.int16), int(rate), format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    return encode_audio(audio.astype(np.int16), int(rate), "WAV")
 
 
 def _text(record: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""YODAS: `yodas:ROOT/en000`, all shards of a subset, or `yodas:ROOT/en000/00000000`, one of them.
+"""Reader of YODAS: `yodas:ROOT/en000`, a subset, or `yodas:ROOT/en000/00000000`, one shard.
 
 The published layout, under ROOT or ROOT/data (Li et al., YODAS, ASRU 2023):
 
@@ -6,9 +6,8 @@ The published layout, under ROOT or ROOT/data (Li et al., YODAS, ASRU 2023):
     en000/text/00000000.txt         ID TEXT
     en000/duration/00000000.txt     ID SECONDS
 
-with ID = VIDEO-NUMBER-START-END in hundredths of a second. gzip cannot be read from the middle, so
-a shard is unpacked once to a plain tar file (`gunzip`); recordings then are read at their places in
-it and nothing more is unpacked.
+with ID = VIDEO-NUMBER-START-END in hundredths of a second. gzip has no random access: a shard must
+be unpacked to a plain tar file (`gunzip`), in which recordings are read at their offsets.
 """
 
 import concurrent.futures
@@ -18,21 +17,19 @@ import math
 import pathlib
 import re
 import tarfile
-import unicodedata
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, read_lines
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, to_seconds
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:
     """The utterances of a subset's shards, ordered by shard, then as in its text.
 
-    Shards are those whose audio is there. lang: the letters of the subset (en000 gives en; 000 has
-    captions of hand, 100 automatic ones); speaker: the video; a caption without words is no text.
-    The index of a shard is read from its tar headers, its audio only when it is asked for. An
-    utterance that the tar file lacks, as one that was cut off does, has a `fault`. Raises UserError
-    for a missing folder, shard, text or duration file, a shard that is still compressed, a bad
-    line, or, where `root` is given, a folder or shard outside it.
+    Shards are those with audio. lang: the letters of the subset (en000 gives en; 000 has manual
+    captions, 100 automatic ones); speaker: the video; an empty caption is no text. The index of a
+    shard comes from its tar headers. An utterance that the tar file lacks, for instance a truncated
+    one, has a `fault`. Raises UserError for a missing folder, shard, text or duration file, a
+    compressed shard, a malformed line, or a folder or shard outside a given `root`.
     """
     subset, shard = _locate(rest, root)
     names = [shard] if shard else sorted({p.name.split(".")[0] for p in _tars(subset)})
@@ -52,8 +49,7 @@ def _locate(rest: str, root: str) -> tuple[pathlib.Path, str]:
     path, shard = (path.parent, path.name) if path.name.isdigit() else (path, "")
     if not path.is_dir():
         path = path.parent / "data" / path.name
-    if root:
-        inside(path, root, f"yodas:{rest}")
+    inside(path, root, f"yodas:{rest}")
     folders = (path, path / "audio", path / "text", path / "duration")
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing or not re.match("[a-z]", path.name):
@@ -74,7 +70,7 @@ def _tar(subset: pathlib.Path, name: str, rest: str, root: str) -> pathlib.Path:
         packed = tar.with_suffix(".tar.gz")
         cure = f"unpack it once: gunzip {packed}" if packed.is_file() else "download it"
         raise UserError(f"yodas:{rest}: no such file: {tar}; {cure}")
-    return pathlib.Path(inside(tar, root, f"yodas:{rest}")) if root else tar
+    return pathlib.Path(inside(tar, root, f"yodas:{rest}"))
 
 
 def _shard(subset: pathlib.Path, tar: pathlib.Path) -> list[Utterance]:
@@ -85,7 +81,7 @@ def _shard(subset: pathlib.Path, tar: pathlib.Path) -> list[Utterance]:
     places = _index(tar)
     utterances = []
     for (identity, *text), where in _lines(subset / "text" / f"{tar.stem}.txt"):
-        caption = unicodedata.normalize("NFC", " ".join(text).strip())
+        caption = nfc(" ".join(text).strip())
         fault, place = "", places.get(identity)
         if place is None:
             fault = f"{where}: {tar} lacks {identity}.wav: it is damaged; fetch it again"
@@ -109,7 +105,7 @@ def _shard(subset: pathlib.Path, tar: pathlib.Path) -> list[Utterance]:
 
 
 def _lines(path: pathlib.Path) -> list[tuple[list[str], str]]:
-    """("ID", rest of the line) of each line, with its "file:line"."""
+    """([ID, rest of the line], "file:line") of each line."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; download it with the shard's audio")
     found = []
@@ -122,20 +118,16 @@ def _lines(path: pathlib.Path) -> list[tuple[list[str], str]]:
 
 
 def _seconds(fields: list[str], where: str) -> float:
-    try:
-        seconds = float(fields[-1]) if len(fields) == 2 else math.nan
-    except ValueError:
-        seconds = math.nan
+    seconds = to_seconds(fields[-1]) if len(fields) == 2 else math.nan
     if not 0 < seconds < math.inf:
         raise UserError(f"{where}: expected an id and its seconds, above 0, with a space between")
     return seconds
 
 
 def _index(tar: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Name without extension -> (place, bytes) of each whole file in a plain tar file; UserError
-    for an absolute name or one with "..".
+    """{name without extension: (offset, bytes)} of the complete files in a plain tar file.
 
-    Of a damaged file those before the damage: its other utterances then lack their recordings.
+    In a damaged file, those before the damage. UserError for an absolute name or one with "..".
     """
     size, places = tar.stat().st_size, {}
     with contextlib.suppress(tarfile.ReadError), tarfile.open(tar, "r:") as archive:
@@ -146,7 +138,7 @@ def _index(tar: pathlib.Path) -> dict[str, tuple[int, int]]:
             place, end = member.offset_data, member.offset_data + member.size
             if member.isreg() and not member.issparse() and end <= size:
                 places[path.stem] = place, member.size
-            archive.members.clear()  # else it keeps every header
+            archive.members.clear()  # tarfile keeps every header
     return places
 
 

@@ -72,7 +72,7 @@ def test_segments_of_a_meeting(tmp_path, caplog):
     assert np.array_equal(read_audio(second), SAMPLES[20000:32000])
     assert np.array_equal(read_audio(found[5]), SAMPLES[40000:] + 3)
     assert len(found) == 6
-    assert "2 segments left out" in caplog.text  # a laugh of each
+    assert "2 segments skipped" in caplog.text  # a laugh of each
 
 
 def test_the_distant_microphone_hears_all_speakers(tmp_path):
@@ -110,7 +110,7 @@ def test_repeated_late_and_unknown_segments_are_left_out(tmp_path, caplog):
     rows = [SEGMENTS[0], SEGMENTS[0], (3.0, 3.5, 0, 4), (1.0, 1.0, 0, 4), (1.0, 1.5, 0, 99)]
     meeting(tmp_path, segments=rows)
     assert len(open_source(f"ami:{tmp_path}/ihm/train")) == 2
-    assert "8 segments left out" in caplog.text
+    assert "8 segments skipped" in caplog.text
 
 
 @pytest.mark.parametrize("uri", ["ihm", "mdm/train", "ihm/test", "train"])

@@ -49,7 +49,7 @@ def spoken(audio):
 def test_digits_have_the_other_languages_word_as_translation(tmp_path):
     for lang, other in (("ar", "en"), ("en", "ar")):
         found = open_source(corpus(tmp_path, lang=lang))
-        assert len(found) == 25  # the command is left out
+        assert len(found) == 25  # the command is skipped
         assert {u.lang for u in found} == {lang}
         for u in found:
             assert digits.WORDS[lang].index(u.text) == digits.WORDS[other].index(u.translation)
@@ -139,7 +139,7 @@ def test_strings_of_lossy_files_are_read_within_one_turn(tmp_path, monkeypatch):
     manifest = folder / "train.jsonl"
     manifest.write_text(manifest.read_text().replace("a.flac", "a.opus"))
     kept = sources._Decoded(1 << 20)
-    kept._turns = kept._turns[:1]
+    kept._file_locks = kept._file_locks[:1]
     monkeypatch.setattr(sources, "_decoded", kept)
     strings, heard = open_source(f"{uri}/strings"), []
     assert len({u.path for u in strings}) == len(strings)

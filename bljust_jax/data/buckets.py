@@ -1,0 +1,52 @@
+"""Bucket table: the batch shapes of padded audio, and batches of a split for evaluation."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One batch shape: `batch_size` rows of `seconds` of audio and at most `max_labels` labels."""
+
+    seconds: float
+    batch_size: int
+    max_labels: int
+
+
+def bucket_table(
+    seconds: Sequence[float], batch_seconds: float, labels_per_second: float, multiple: int = 1
+) -> tuple[Bucket, ...]:
+    """Buckets whose batches hold at most `batch_seconds` of padded audio.
+
+    batch_size = batch_seconds / seconds, rounded down to a multiple of `multiple` (at least one);
+    max_labels = ceil(seconds * labels_per_second).
+    """
+    table = []
+    for length in seconds:
+        rows = int(batch_seconds / length + 1e-9) // multiple * multiple
+        labels = math.ceil(length * labels_per_second - 1e-9)
+        table.append(Bucket(float(length), max(multiple, rows), labels))
+    return tuple(table)
+
+
+def evaluation_batches(
+    durations: Sequence[float], seconds: Sequence[float], batch_seconds: float, multiple: int = 1
+) -> list[tuple[Bucket, list[int]]]:
+    """(bucket, at most batch_size indices) per batch; each utterance appears exactly once.
+
+    An utterance goes to the first length of `seconds` that holds it; longer ones to the first of
+    last * 1.5 ** n, n = 1, 2, ..., so that the number of shapes stays small. max_labels is 0.
+    """
+    lengths = [float(length) for length in seconds]
+    while lengths[-1] < max(durations, default=0.0):
+        lengths.append(1.5 * lengths[-1])
+    first = np.searchsorted(lengths, durations)
+    batches = []
+    for k, bucket in enumerate(bucket_table(lengths, batch_seconds, 0.0, multiple)):
+        members = np.flatnonzero(first == k).tolist()
+        starts = range(0, len(members), bucket.batch_size)
+        batches += [(bucket, members[i : i + bucket.batch_size]) for i in starts]
+    return batches
