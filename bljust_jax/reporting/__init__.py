@@ -1,6 +1,6 @@
-"""`report.md` with pictures: what a run did, what it cost and what it reached; and runs compared.
+"""Write report.md and pictures of a training run, and compare several runs.
 
-All of it comes from the files of a run's folder, so a report can be made again at any time.
+A report is made from the files of the run's folder alone, so it can be made again at any time.
 """
 
 from bljust_jax.reporting.page import write

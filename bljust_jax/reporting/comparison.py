@@ -1,4 +1,4 @@
-"""Several runs in one table and one picture."""
+"""Compare runs: one table of scores and costs, one picture of error rate over compute."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 from bljust_jax.reporting import plots
 from bljust_jax.reporting.run_files import RunFiles, costs, score_order
-from bljust_jax.reporting.text import fitted, number, rate
+from bljust_jax.reporting.text import narrow_table, number, rate
 
 
 def write(runs: Sequence[RunFiles], out: pathlib.Path) -> tuple[list[str], pathlib.Path]:
-    """Write `comparison.md` and, where dev was scored, `wer.png` and `bleu.png` into `out`.
+    """Write `comparison.md` and, if dev was scored, `wer.png` and `bleu.png` into `out`.
 
-    Returns the lines of the table, and the path of the former.
+    Returns the lines of the table and the path of `comparison.md`.
     """
     names = distinct_names(runs)
-    compared = fitted(*_cells(names, runs))
+    compared = narrow_table(*_cells(names, runs))
     out.mkdir(parents=True, exist_ok=True)
     lines = ["# Comparison", "", *compared, ""]
     rows = {name: run.rows for name, run in zip(names, runs, strict=True)}
     for measure in ("wer", "bleu"):
         key = f"dev/{measure}"
         if plots.compare(out / f"{measure}.png", rows, key):
-            caption = f"{plots.score_name(key)} over encoder compute, one line a run."
+            caption = f"{plots.score_name(key)} over encoder compute, one line per run."
             lines += [f"![{measure}.png]({measure}.png)", "", caption, ""]
     path = out / "comparison.md"
     path.write_text("\n".join(lines))
@@ -31,7 +31,7 @@ def write(runs: Sequence[RunFiles], out: pathlib.Path) -> tuple[list[str], pathl
 
 
 def _cells(names: Sequence[str], runs: Sequence[RunFiles]) -> tuple[tuple, list[tuple]]:
-    """(head, rows) of the table: every score and every cost that some run has."""
+    """(head, rows) of the table: every score and cost that any run has."""
     scores = sorted({key for run in runs for key in run.scores}, key=score_order)
     labels = dict.fromkeys(label for run in runs for label in costs(run))
     labels = sorted(labels, key=lambda name: (not name.endswith("TFLOP"), "updates" not in name))
@@ -51,7 +51,7 @@ def _cells(names: Sequence[str], runs: Sequence[RunFiles]) -> tuple[tuple, list[
 
 
 def distinct_names(runs: Sequence[RunFiles]) -> list[str]:
-    """The last parts of the folders, as many as tell the runs apart."""
+    """The shortest trailing parts of the folders that differ between the runs."""
     paths = [run.folder.resolve().parts for run in runs]
     for depth in range(1, max(map(len, paths))):
         names = ["/".join(parts[-depth:]) for parts in paths]

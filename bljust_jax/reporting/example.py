@@ -1,6 +1,6 @@
-"""`example.npz`: one utterance as the model sees it, for the pictures of a report.
+"""example.npz: log-mel features, posteriors and alignment of one utterance, for a report.
 
-Features, posteriors and the best alignment of the reference, as plain arrays (no pickle).
+Plain arrays, no pickle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bljust_jax.data.splits import Batch, empty_batch, fill_row
 from bljust_jax.decoding import greedy
 from bljust_jax.ops.ctc import ctc_align
 
-PROBE = (20, 40)  # seconds of audio whose frame counts differ by whole hops
+PROBE = (20, 40)  # seconds of audio; their frame counts differ by whole hops
 
 
 def make(
@@ -32,18 +32,18 @@ def make(
     name: str,
     sample_rate: int,
 ) -> dict[str, np.ndarray]:
-    """Recognise and align the utterance with the id `name` of `split` (see `report.typical`).
+    """Recognise and align the utterance with id `name` of `split` (see `utterances.typical`).
 
-    `predict` is a task's. `log_mel(audio [1, S], lengths [1]) -> (features [1, T, M], frames
+    `predict` is that of a task. `log_mel(audio [1, S], lengths [1]) -> (features [1, T, M], frames
     [1])` does not normalise. The row is padded to whole seconds. Returns
 
-    id, reference, hypothesis       texts, 0-d; the hypothesis is the best path's
+    id, reference, hypothesis       texts, 0-d; the hypothesis is that of the best path
     symbols        [K - 1]          text of class n + 1; class 0 is the blank
     log_mel        [T, M]  float16  natural logarithms of mel energies
     log_probs      [T', K] float16  log softmax of the logits
     labels         [U]     int32    classes of the reference
     starts, ends   [U]     int32    frames of each label on the best path, end exclusive
-    mel_seconds, frame_seconds      the time from one row to the next, 0-d
+    mel_seconds, frame_seconds      seconds between two rows, 0-d
     """
     utterance = next(u for u in corpus.utterances(split) if u.id == name)
     tokenizer = corpus.tokenizer_of(split)
@@ -54,14 +54,14 @@ def make(
     labels = tokenizer.encode(reference)[None]
 
     @jax.jit
-    def look(weights, batch):
+    def align(weights, batch):
         logits, lengths = predict(weights.params, weights.stats, batch)
         aligned = ctc_align(logits, lengths, labels, jnp.array([labels.shape[1]]))
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         mel, mel_lengths = log_mel(batch["audio"], batch["audio_lengths"])
         return log_probs[0], lengths[0], mel[0], mel_lengths[0], aligned
 
-    log_probs, frames, mel, mel_frames, aligned = jax.device_get(look(weights, batch))
+    log_probs, frames, mel, mel_frames, aligned = jax.device_get(align(weights, batch))
     path = np.argmax(log_probs[:frames], axis=1)
     return {
         "id": np.array(name),
@@ -83,7 +83,7 @@ def make(
 
 
 def write(path: pathlib.Path, example: dict[str, np.ndarray]) -> None:
-    """Store what `make` returned; `np.load(path, allow_pickle=False)` reads it."""
+    """Write the arrays of `make`; read them with `np.load(path, allow_pickle=False)`."""
     scratch = path.with_suffix(".tmp")
     with scratch.open("wb") as file:
         np.savez_compressed(file, **example)
@@ -96,7 +96,7 @@ def one_row(seconds: int, rate: int) -> Batch:
 
 
 def frame_seconds(function: Callable[[dict], tuple[Any, Any]], rate: int) -> float:
-    """Seconds from one frame to the next of `function(batch) -> (x [B, T, ...], lengths)`, from
-    the shapes of its results for two lengths of audio; nothing is computed."""
+    """Seconds between two frames of `function(batch) -> (x [B, T, ...], lengths)`, from the shapes
+    of its results for two lengths of audio; nothing is computed."""
     frames = [jax.eval_shape(function, one_row(seconds, rate))[0].shape[1] for seconds in PROBE]
     return (PROBE[1] - PROBE[0]) / (frames[1] - frames[0])

@@ -1,4 +1,4 @@
-"""`report.md` of one run."""
+"""report.md of one run: scores, costs, phases, pictures, course and worst utterances."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from bljust_jax.common.errors import UserError
 from bljust_jax.reporting import plots
 from bljust_jax.reporting.run_files import MEASURES, RunFiles, costs, read_run_files
-from bljust_jax.reporting.text import fitted, number, rate, table
+from bljust_jax.reporting.text import narrow_table, number, rate, table
 from bljust_jax.reporting.utterances import worst
 
-WORST = 12  # utterances shown of a split
+WORST = 12  # utterances shown per split
 POINTS = 12  # rows of the course table
-PAIRS = 3  # most cosines in the course table: of many objectives, pictures tell more
+PAIRS = 3  # maximum number of cosines in the course table; pictures show more
 COURSE = ("train/.+/loss", r"penalty/\d+", "moo/weight/.+")
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
-    """Write `workdir/report.md` and `workdir/plots/*.png`; returns the path of the former.
+    """Write `workdir/report.md` and `workdir/plots/*.png`; returns the path of report.md.
 
-    Read are config.json and metrics.jsonl, and where they are present run.json (phases, command,
-    versions), samples/*-best.jsonl and example.npz. Raises UserError where `workdir` is no run.
+    Reads config.json and metrics.jsonl, and if present run.json (phases, command, versions),
+    samples/*-best.jsonl and example.npz. Raises UserError if `workdir` is not a run.
     """
     run = read_run_files(workdir)
     lines = [*summary(run), ""]
@@ -38,7 +38,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def summary(run: RunFiles) -> list[str]:
-    """What a reader asks first: which run, how good, at which cost."""
+    """Name, scores and costs of the run."""
     config = run.config
     title = f"# {run.name}: {config['recipe']}, method {config['method']}, seed {config['seed']}"
     state = [] if run.final else ["", f"**{run.state}**; the scores are the last ones logged."]
@@ -85,12 +85,12 @@ def _cost(run: RunFiles) -> list[str]:
 
 NOTE = (
     "Compute counts encoder FLOPs (forward 1, backward 2) over padded audio; audio hours are",
-    "padded as well; training hours leave out evaluation and saving.",
+    "padded as well; training hours exclude evaluation and saving.",
 )
 
 
 def _phases(run: RunFiles) -> list[str]:
-    """Phases of one name in one line, in the order of first appearance."""
+    """A row per phase name, in the order of first appearance."""
     merged: dict[str, list] = {}
     for phase in run.facts.get("phases", []):
         entry = merged.setdefault(phase["name"], [0, 0, phase["levels"]])
@@ -119,7 +119,7 @@ def _pictures(run: RunFiles) -> list[str]:
 
 
 def read_example(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an example.npz; UserError for a damaged file, or one that would run code."""
+    """The arrays of an example.npz; UserError for a damaged file or one with pickled objects."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -128,13 +128,13 @@ def read_example(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def losses_of(levels: str) -> tuple[tuple[str, ...], ...]:
-    """The losses of each level of a phase as run.json has them: "a+b > c"."""
+    """The losses per level of a phase, parsed from "a+b > c" of run.json."""
     return tuple(tuple(level.split("+")) for level in levels.split(" > "))
 
 
 def _course(run: RunFiles) -> list[str]:
-    """`POINTS` evenly spaced stretches of the run, each with the last value of every measure; those
-    without any are left out. Of cosines, those of all shared parameters, if they are few."""
+    """The last value of every measure in `POINTS` equal intervals of steps; intervals without one
+    are omitted. Cosines are those over all shared parameters, if at most `PAIRS`."""
     keys = sorted({key for row in run.rows for key in row})
     cosines = [layers[""] for layers in plots.cosine_keys(run.rows).values() if "" in layers]
     shown = [key for pattern in COURSE for key in keys if re.fullmatch(pattern, key)]
@@ -147,12 +147,12 @@ def _course(run: RunFiles) -> list[str]:
         values = [number(logged.get(key, "")) for key in shown]
         if any(values):
             rows.append((end, *values))
-    return fitted(("step", *shown), rows) if shown else []
+    return narrow_table(("step", *shown), rows) if shown else []
 
 
 def _worst(run: RunFiles) -> list[str]:
-    """The utterances with most errors, each hypothesis under its reference: in words, in characters
-    for a task that is measured by CER."""
+    """The utterances with the most errors, each hypothesis under its reference: word errors, or
+    character errors for a task measured by CER."""
     parts = {
         f"{split}-{task.replace('/', '_')}": (f"{split}/{task}", settings["measure"])
         for task, settings in run.tasks.items()
@@ -176,8 +176,8 @@ def _worst(run: RunFiles) -> list[str]:
 
 
 TRANSLATED = (
-    "A translation may differ from its reference and be right: the words that differ only choose",
-    "what is shown here.",
+    "A correct translation may differ from its reference: the number of different words only",
+    "selects the utterances shown here.",
 )
 
 

@@ -1,4 +1,4 @@
-"""What a run's folder says."""
+"""Read the files of a run's folder: config, run.json and metrics; its scores and costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bljust_jax.reporting.plots import MEASURES
 
 
 class RunFiles(NamedTuple):
-    """What a run's folder says: config, facts of `run.json`, rows of `metrics.jsonl`."""
+    """Config, content of `run.json` and rows of `metrics.jsonl`."""
 
     folder: pathlib.Path
     config: dict[str, Any]
@@ -35,23 +35,23 @@ class RunFiles(NamedTuple):
 
     @property
     def tasks(self) -> dict[str, dict[str, Any]]:
-        """{task: its part of the config}, sorted; empty where the run has one task alone."""
+        """{task: its part of the config}, sorted; empty for a run with one unnamed task."""
         return dict(sorted(self.config.get("data", {}).get("streams", {}).items()))
 
     @property
     def scores(self) -> dict[str, float]:
-        """{split/.../measure: value}, best weights' or, while unfinished, the last ones logged."""
+        """{split/.../measure: value} of the best weights, or the last ones logged if unfinished."""
         logged = self.final or {k: v for row in self.rows for k, v in row.items()}
         keys = [key for key in logged if key.split("/")[-1] in MEASURES]
         return {key: logged[key] for key in sorted(keys, key=score_order)}
 
     def last(self, key: str) -> Any:
-        """The value logged last, None if never."""
+        """The value logged last; None if never logged."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
 
 def read_run_files(folder: pathlib.Path) -> RunFiles:
-    """Read a run's folder; UserError where it is none, or where a file of it is damaged."""
+    """Read a run's folder; UserError if it is not one or a file of it is damaged."""
     for name in ("config.json", "metrics.jsonl"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is no run: it has no {name}; name the --workdir of a run")
@@ -89,8 +89,8 @@ def costs(run: RunFiles) -> dict[str, float]:
 
 
 def training_hours(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Hours spent in training steps and waits for their input: the sum over log windows of their
-    steps over `perf/steps_per_s`."""
+    """Hours of training steps and waits for their input: steps / `perf/steps_per_s`, summed over
+    log windows."""
     seconds, before = 0.0, 0
     for row in rows:
         if "perf/steps_per_s" in row:
@@ -100,13 +100,13 @@ def training_hours(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def as_json(run: RunFiles) -> dict[str, Any]:
-    """One run's figures: {"run", "recipe", "method", "seed", "finished", "step", scores, costs}."""
+    """Figures of a run: {"run", "recipe", "method", "seed", "finished", "step", scores, costs}."""
     config = {key: run.config[key] for key in ("recipe", "method", "seed")}
     state = {"finished": bool(run.final), "step": run.step}
     return {"run": str(run.folder), **config, **state, "scores": run.scores, "costs": costs(run)}
 
 
 def score_order(key: str) -> tuple[str, int, str]:
-    """dev before test, a split before its parts, WER before CER."""
+    """Sort key: dev before test, a split before its parts, WER before CER."""
     split, *_, measure = key.split("/")
     return split, key.count("/"), f"{list(MEASURES).index(measure)}{key}"

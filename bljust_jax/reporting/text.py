@@ -1,4 +1,4 @@
-"""Tables that are Markdown and line up in a terminal."""
+"""Markdown tables whose columns are aligned in a terminal; numbers as text."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import Any
 
 from bljust_jax.reporting.plots import MEASURES
 
-WIDEST = 180  # columns of a table that is not turned
+MAX_COLUMNS = 180  # of a table that is not transposed
 
 
-def fitted(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A table that is turned, its head the first column, where it would be wider than `WIDEST`
-    columns and turning makes it narrower."""
+def narrow_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A table, transposed if it is wider than `MAX_COLUMNS` and transposing makes it narrower."""
     plain = table(head, rows)
-    if columns(plain[0]) <= WIDEST:
+    if columns(plain[0]) <= MAX_COLUMNS:
         return plain
     first, *others = zip(head, *rows, strict=True)
     return min(plain, table(first, others), key=lambda lines: columns(lines[0]))
 
 
 def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A Markdown table whose columns line up in a terminal."""
+    """A Markdown table with aligned columns."""
     cells = [tuple(str(c).replace("|", "/") for c in row) for row in [head, *rows]]
     widths = [max(columns(row[n]) for row in cells) for n in range(len(head))]
     lines = [
@@ -36,11 +35,12 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def number(value: Any) -> str:
+    """Four significant digits of a float; anything else unchanged."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def rate(measure: str, value: float | None) -> str:
-    """A score as it is printed: WER and CER in per cent, BLEU and chrF from 0 to 100."""
+    """A score as text: WER and CER in per cent, BLEU and chrF from 0 to 100; "" for None."""
     if value is None:
         return ""
     unit = MEASURES[measure].unit
@@ -48,6 +48,6 @@ def rate(measure: str, value: float | None) -> str:
 
 
 def columns(text: str) -> int:
-    """Columns that a text takes in a terminal: 2 for wide characters, 0 for combining marks."""
+    """Width of a text in a terminal: 2 for wide characters, 0 for combining marks."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)

@@ -1,4 +1,4 @@
-"""Which utterances to show."""
+"""Select the utterances that a report shows: a typical one, and those with the most errors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 import jiwer
 import numpy as np
 
-SECONDS = (2.0, 6.0)  # of the pictured utterance, where the split has such
+SECONDS = (2.0, 6.0)  # preferred duration of the pictured utterance
 
 
 def word_errors(reference: str, hypothesis: str) -> int:
-    """Substitutions, deletions and insertions that turn one into the other."""
+    """Number of word substitutions, deletions and insertions."""
     return _errors(jiwer.process_words(reference, hypothesis))
 
 
 def character_errors(reference: str, hypothesis: str) -> int:
-    """`word_errors`, of characters."""
+    """Number of character substitutions, deletions and insertions."""
     return _errors(jiwer.process_characters(reference, hypothesis))
 
 
@@ -34,11 +34,11 @@ def typical(
     seconds: Mapping[str, float],
     covers: Callable[[str], bool],
 ) -> str | None:
-    """The id of the utterance to picture: of the word error rate nearest the median.
+    """The id of the utterance whose word error rate is nearest the median; None without candidates.
 
-    Candidates last 2 to 6 s (any, where none does) and have a reference that `covers` accepts;
-    None where there are none. Ties go to the longer one, then to the first. `pairs` holds id,
-    reference, hypothesis; `seconds` durations by id.
+    Candidates last 2 to 6 s (any duration if none does) and have a reference that `covers` accepts.
+    Ties go to the longer one, then to the first. `pairs` holds id, reference, hypothesis; `seconds`
+    durations by id.
     """
     usable = [p for p in pairs if p["reference"] and covers(p["reference"])]
     low, high = SECONDS
@@ -57,8 +57,8 @@ def typical(
 def worst(
     samples: pathlib.Path, most: int, unit: str = "words"
 ) -> list[tuple[int, dict[str, str]]]:
-    """(errors, pair) of the `most` worst pairs of a file that `evaluate.write_samples` wrote, those
-    without an error left out; `unit`: words or characters."""
+    """(errors, pair) of the `most` pairs with the most errors, at least one, of a file of samples;
+    `unit`: words or characters."""
     pairs = [json.loads(line) for line in samples.read_text().splitlines()]
     counted = [(COUNTED[unit](p["reference"], p["hypothesis"]), p) for p in pairs]
     counted = [(n, p) for n, p in counted if n]

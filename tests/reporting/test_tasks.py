@@ -7,7 +7,7 @@ from bljust_jax import reporting
 from bljust_jax.reporting import comparison, page
 from bljust_jax.reporting.plots import series
 from bljust_jax.reporting.run_files import read_run_files
-from bljust_jax.reporting.text import WIDEST, columns, fitted, rate, table
+from bljust_jax.reporting.text import MAX_COLUMNS, columns, narrow_table, rate, table
 from bljust_jax.reporting.utterances import worst
 from tests.helpers.logs import ASR, LEVELS, ST, moo_rows, score_rows
 
@@ -106,7 +106,7 @@ def test_the_course_leaves_layers_out_and_is_turned(tmp_path):
     assert course["moo/cos/asr/ar/asr/en"][-1] == "-0.25"  # a bar would part cells
     assert course["dev/bleu"][-1] == "30.5"
     assert not any("encoder" in name for name in course)
-    assert max(map(columns, lines)) <= WIDEST
+    assert max(map(columns, lines)) <= MAX_COLUMNS
 
 
 def test_many_cosines_are_left_out_of_the_course(tmp_path):
@@ -119,12 +119,12 @@ def test_many_cosines_are_left_out_of_the_course(tmp_path):
 
 def test_a_wide_table_is_turned_if_that_helps():
     head, rows = ("run", *("score " * 3 + str(n) for n in range(20))), [range(21), range(21)]
-    assert fitted(head, rows) == table(
+    assert narrow_table(head, rows) == table(
         ("run", 0, 0), [(name, n + 1, n + 1) for n, name in enumerate(head[1:])]
     )
-    assert fitted(head[:3], [range(3)]) == table(head[:3], [range(3)])
+    assert narrow_table(head[:3], [range(3)]) == table(head[:3], [range(3)])
     long = ("a", "b"), [("x" * 90, "y" * 90)] * 3
-    assert fitted(*long) == table(*long)
+    assert narrow_table(*long) == table(*long)
 
 
 def test_levels_are_read_from_run_json():

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn with matplotlib into PNG files of 1000 pixels' width."""
+"""Draw the pictures of a run with matplotlib: PNG files, 1000 pixels wide."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ORDER = (
 
 
 class Picture(NamedTuple):
-    """A file in the folder of pictures, and what it shows in a sentence."""
+    """A file in the folder of pictures, and a sentence on its content."""
 
     file: str
     caption: str
@@ -38,10 +38,8 @@ def draw(
     phases: Sequence[Span],
     example: Mapping[str, np.ndarray] | None = None,
 ) -> list[Picture]:
-    """Draw all that `rows` (of `metrics.jsonl`) and `example` (see `example.make`) hold.
-
-    Writes PNG files of 1000 pixels' width into `folder` and returns them in the order of a report.
-    """
+    """Draw every picture that `rows` (of `metrics.jsonl`) and `example` (see `example.make`) have
+    data for; write them to `folder` and return them in the order of a report."""
     rows = [row for row in rows if "final" not in row]
     with matplotlib.rc_context(STYLE):
         drawn = [(name, *OVER_STEPS[name]) for name in ORDER]
@@ -56,14 +54,15 @@ def draw(
 
 
 def compare(path: pathlib.Path, runs: Mapping[str, Sequence[Row]], measure: str) -> bool:
-    """Draw `measure` (such as `dev/wer`) over compute into `path`, one line a run, `runs` being
-    {name: rows}. Returns whether any run has it; without one nothing is written."""
+    """Draw `measure` (such as `dev/wer`) over compute into `path`, one line per run of {name:
+    rows}. Returns whether any run has it; otherwise nothing is written."""
     with matplotlib.rc_context(STYLE):
         return _save(compute_figure(runs, measure), path)
 
 
 def _save(figure: Figure | None, path: pathlib.Path) -> bool:
-    """Write the picture; without a figure the one of an earlier call goes. Whether there is one."""
+    """Write the figure, or delete the file of an earlier call if it is None. Returns whether there
+    is a figure."""
     if figure is None:
         path.unlink(missing_ok=True)
         return False

@@ -1,6 +1,6 @@
-"""Curves of a run over steps and over compute, from the rows of `metrics.jsonl`.
+"""Curves of losses, scores, gradients, schedules and codebooks over steps and compute.
 
-A series that a run did not log is simply absent, and so is a panel without a series.
+Series that a run did not log are absent, and so are panels without a series.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from bljust_jax.reporting.plots.series import (
 )
 from bljust_jax.reporting.plots.style import WIDTH, title
 
-PAIRS = 6  # cosines in one panel
+PAIRS = 6  # maximum number of cosines in one panel
 
 
 def _losses(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    """A panel a kind of loss: those of the tasks asr/ar and asr/en are one kind."""
+    """A panel per kind of loss; asr/ar and asr/en are of one kind."""
     kinds: dict[str, Lines] = {}
     for name, line in matching(rows, r"train/(.+)/loss").items():
         kinds.setdefault(name.split("/")[0], {})[name] = line
@@ -90,8 +90,8 @@ def _codebooks(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
 
 
 def _scores(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    """Scores of dev, a row a measure: over compute at the left, over steps right. Where tasks are
-    scored, each has the colour of its loss and their mean is bold."""
+    """Scores of dev, a row per measure: over compute on the left, over steps on the right. A task
+    has the colour of its loss; the mean of tasks is bold."""
     kinds = {kind: list(matching(rows, rf"(dev(?:/.+)?)/{kind}")) for kind in MEASURES}
     kinds = {kind: names for kind, names in kinds.items() if names}
     if not kinds:
@@ -118,7 +118,7 @@ def _score_row(left: Axes, right: Axes, kind: str, names: list[str], rows: Seque
     called = {f"dev/{name}": name for name in losses(rows)}
     tasks = [name for name in names if name in called]
     if len(tasks) == 1:
-        names = [name for name in names if name != "dev"]  # its score is the mean
+        names = [name for name in names if name != "dev"]  # the mean of one task is its score
     order = list(dict.fromkeys([*called, *names])) if tasks else names
     called = {name: called.get(name, "mean" if tasks else name) for name in names}
     labels = {n: _valued(called[n], kind, series(rows, f"{n}/{kind}")) for n in names}
@@ -131,7 +131,7 @@ def _score_row(left: Axes, right: Axes, kind: str, names: list[str], rows: Seque
 
 
 def compute_figure(runs: Mapping[str, Sequence[Row]], measure: str) -> Figure | None:
-    """One measure over compute, one line a run of {name: rows}."""
+    """A measure over compute, one line per run of {name: rows}."""
     found = {name: over_compute(rows, measure) for name, rows in runs.items()}
     found = sorted((item for item in found.items() if len(item[1][0])), key=lambda i: -i[1][1][-1])
     if not found:
@@ -156,7 +156,7 @@ def _rates(
     labels: Mapping[str, str] = MappingProxyType({}),
     bold: str = "",
 ) -> None:
-    """Scores up to 100: error rates in per cent above that are the start of training."""
+    """Draw scores, cut at 100: error rates above 100 % occur at the start of training."""
     scale = MEASURES[kind].scale
     shown = {name: (x, scale * y) for name, (x, y) in lines.items()}
     draw_lines(axes, shown, order, labels=labels, bold=bold)
@@ -182,7 +182,7 @@ def _label(key: str) -> str:
 
 
 def _valued(name: str, kind: str, line: Line) -> str:
-    """A line's name and last value, for a legend."""
+    """Name and last value of a line, for a legend."""
     measure = MEASURES[kind]
     return f"{name}  {measure.scale * line[1][-1]:.1f}{measure.unit}"
 
@@ -192,7 +192,7 @@ CURVES = {
     "scores": (_scores, "Development set over encoder compute and over steps, greedy decoding."),
     "gradients": (
         _gradients,
-        "Gradients on the shared encoder: the norm of each objective's, and the cosine between two "
+        "Gradients on the shared encoder: norm per objective, and cosine between two objectives "
         "(below 0 they conflict).",
     ),
     "schedules": (
@@ -201,6 +201,6 @@ CURVES = {
     ),
     "codebooks": (
         _codebooks,
-        "Codebook perplexity: how many codes are in use, and the share of those that could be.",
+        "Codebook perplexity: effective number of codes in use, and its share of all codes.",
     ),
 }

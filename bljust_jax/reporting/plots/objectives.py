@@ -1,5 +1,4 @@
-"""How several objectives meet on the shared parameters: their weights inside a level, and where
-their gradients agree or conflict."""
+"""Heat maps and areas of several objectives: weights per level, cosines of gradients per layer."""
 
 from __future__ import annotations
 
@@ -31,10 +30,10 @@ from bljust_jax.reporting.plots.series import (
 )
 from bljust_jax.reporting.plots.style import CONFLICT, WIDTH, area_colours, legible, title
 
-CELL = 0.26  # inches that a row of a heat map is high, at least
-LETTER = 0.085  # inches that a character of a label takes
-BAR = 0.18  # inches that the bar of colours is wide
-STRIPES = 120  # most stretches of steps in a heat map over time
+CELL = 0.26  # minimum height of a row of a heat map, inches
+LETTER = 0.085  # width of a character of a label, inches
+BAR = 0.18  # width of the colour bar, inches
+STRIPES = 120  # maximum number of intervals in a heat map over time
 ALL = "all"  # the column of all shared parameters
 
 
@@ -42,7 +41,7 @@ ALL = "all"  # the column of all shared parameters
 
 
 def _weights(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    """A panel a level of several objectives: their weights, one upon the other."""
+    """A panel per level with several objectives: their weights, stacked."""
     logged = list(matching(rows, r"moo/weight/(.+)"))
     panels = []
     for label, level, members in _levels(_with(rows, "moo/weight/"), phases, logged):
@@ -81,7 +80,7 @@ def _with(rows: Sequence[Row], prefix: str) -> list[Row]:
 def _levels(
     rows: Sequence[Row], phases: Sequence[Span], names: Sequence[str]
 ) -> list[tuple[str, tuple[str, ...], list[Row]]]:
-    """(name, its objectives, its rows) of each level of the phases; without phases, one of all."""
+    """(name, objectives, rows) of each level of the phases; without phases, one level of all."""
     if not any(phase.levels for phase in phases):
         return [("inside a level", tuple(names), list(rows))]
     return [
@@ -94,7 +93,7 @@ def _levels(
 
 
 class Heat(NamedTuple):
-    """Cosines of `rows` and `columns`, NaN where none was logged."""
+    """Cosines by row and column, NaN where none was logged."""
 
     matrix: Float[np.ndarray, "r c"]
     rows: list[str]
@@ -102,8 +101,8 @@ class Heat(NamedTuple):
 
 
 def by_layer(rows: Sequence[Row]) -> Heat | None:
-    """Pairs x layers, each the mean of the last third of what was logged; the last column, "", is
-    of all shared parameters. None where no layer has a cosine."""
+    """Pairs x layers, means over the last third of the logged values; the last column, "", is over
+    all shared parameters. None if no layer has a cosine."""
     keys = {pair: found for pair, found in cosine_keys(rows).items() if set(found) != {""}}
     layers = in_network_order({layer for found in keys.values() for layer in found} - {""})
     if not layers:
@@ -114,14 +113,14 @@ def by_layer(rows: Sequence[Row]) -> Heat | None:
 
 
 def objectives_of(pair: str) -> set[str]:
-    """The losses of "a|b": those of one forward pass are joined by a plus."""
+    """The losses of "a|b"; losses of one forward pass are joined by a plus."""
     return {name for side in pair.split("|") for name in side.split("+")}
 
 
 def over_time(rows: Sequence[Row], level: Sequence[str]) -> Heat | None:
-    """Layers x stretches of steps, each the mean over the pairs of `level` of what was logged in
-    the stretch; the columns are the C + 1 steps between which the stretches lie. A stretch is one
-    log line, or as many as leave at most `STRIPES` stretches. None where no layer has a cosine."""
+    """Layers x intervals of steps, means over the pairs of `level` and the log lines of the
+    interval; `columns` are the C + 1 bounds of the C intervals. An interval is one log line, or as
+    many as give at most `STRIPES` intervals. None if no layer has a cosine."""
     inside = [
         found for pair, found in cosine_keys(rows).items() if objectives_of(pair) <= set(level)
     ]
@@ -173,7 +172,7 @@ def _cosines(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
 
 
 def _layers(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    """Layers x time, a panel a level."""
+    """Layers x steps, a panel per level."""
     names = sorted({name for pair in cosine_keys(rows) for name in objectives_of(pair)})
     levels = _levels(_with(rows, "moo/cos/"), phases, names)
     found = [(label, over_time(members, level)) for label, level, members in levels]
@@ -206,7 +205,7 @@ def _colour_bar(
 
 
 def _limit(matrices: Sequence[np.ndarray]) -> float:
-    """The largest magnitude, at least 0.1: the two ends of the colours."""
+    """The largest magnitude, at least 0.1: the ends of the colour scale."""
     return max(0.1, *(float(np.nanmax(np.abs(m), initial=0.0)) for m in matrices))
 
 
@@ -230,8 +229,8 @@ def _write_values(axes: Axes, matrix: np.ndarray, image: AxesImage, width: float
 
 
 def short_names(layers: Sequence[str]) -> tuple[list[str], str]:
-    """The last parts of names of layers, "" as "all"; and what stands before the numbers among
-    them, "" where that is not one name for all."""
+    """(last parts of the names of layers, with "all" for ""; the common parent of numbered layers,
+    "" if they differ)."""
     parents = {name.rpartition("/")[0] for name in layers if name.rpartition("/")[2].isdigit()}
     if len(parents) > 1:
         return [name or ALL for name in layers], ""
@@ -241,17 +240,17 @@ def short_names(layers: Sequence[str]) -> tuple[list[str], str]:
 OBJECTIVES = {
     "weights": (
         _weights,
-        "Weights that the objectives of a level have in its common direction; level 0 is the "
-        "upper one.",
+        "Weights of the objectives in the common direction of their level; level 0 is the upper "
+        "one.",
     ),
     "cosines": (
         _cosines,
-        "Cosine of the gradients of two objectives in each layer of the shared parameters, mean "
-        "over the last third of the log lines that have it; "
-        '"all": over all of them together. Below 0 they conflict.',
+        "Cosine of the gradients of two objectives per layer of the shared parameters, mean over "
+        'the last third of the log lines that have it; "all": over all layers together. Below 0 '
+        "they conflict.",
     ),
     "layers": (
         _layers,
-        "The same over steps: in each layer the mean over the pairs of a level.",
+        "The same over steps: mean per layer over the pairs of a level.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Panels over steps: lines in the same colours everywhere, phases shaded behind them."""
+"""Panels of lines over steps with shaded phases, legends and equal colours in all panels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bljust_jax.reporting.plots.series import Lines, Row, Span, bands, last_step
 from bljust_jax.reporting.plots.style import COLOURS, DASHES, WIDTH, legible, title
 
-ENTRY = 0.24  # inches of height that a line of a legend takes
+ENTRY = 0.24  # height of a line of a legend, inches
 
 
 class Panel(NamedTuple):
@@ -23,14 +23,14 @@ class Panel(NamedTuple):
     lines: Lines
     log: bool = False
     zero: bool = False  # a line at 0
-    nested: bool = False  # lines often coincide: later ones are drawn thinner, inside earlier ones
+    nested: bool = False  # draw later lines thinner, because lines often coincide
 
 
 def stack(
     heading: str, panels: Sequence[Panel], rows: Sequence[Row], phases: Sequence[Span]
 ) -> Figure | None:
-    """Panels under one another over the same steps, a name of one colour in all of them; None where
-    none has a line."""
+    """A column of panels over the same steps, each name in one colour; None if no panel has a
+    line."""
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         return None
@@ -55,8 +55,7 @@ def stack(
 
 
 def column_of_panels(entries: Sequence[int]) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes, one a panel, each with room for its number of `entries` in a
-    legend."""
+    """(figure, axes per panel), each panel high enough for its number of legend `entries`."""
     heights = [max(2.3, ENTRY * number) for number in entries]
     figure = Figure((WIDTH, 1.0 + sum(heights)))
     ratios = {"height_ratios": heights}
@@ -72,8 +71,8 @@ def draw_lines(
     labels: Mapping[str, str] = MappingProxyType({}),
     bold: str = "",
 ) -> None:
-    """Lines in the colours of their places in `names` (default: their own order), in a legend by
-    `labels` where they have one; the line `bold` is thick, grey and behind the others."""
+    """Draw lines in the colours of their positions in `names` (default: their own order); `labels`
+    replace names in the legend; the line `bold` is thick, grey and behind the others."""
     order = list(names) or list(lines)
     for n, (name, (x, y)) in enumerate(lines.items()):
         place = 0 if name == bold else order.index(name)
@@ -90,12 +89,12 @@ def draw_lines(
 
 
 def legend_beside(axes: Axes, reverse: bool = False) -> None:
-    """A legend on the right of the axes; `reverse` for areas, which are stacked upwards."""
+    """Put a legend on the right of the axes; `reverse` for stacked areas."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=reverse)
 
 
 def shade(axes: Axes, phases: Sequence[Span], last: int, named: bool) -> None:
-    """Every other phase up to step `last` in grey, and their names above the axes."""
+    """Shade every other phase up to step `last`; if `named`, write names above the axes."""
     axes.set_xlim(0, last)
     for n, (name, start, end) in enumerate(bands(phases, last)):
         if n % 2 == 0:
@@ -114,7 +113,7 @@ def shade(axes: Axes, phases: Sequence[Span], last: int, named: bool) -> None:
 
 
 def merge_equal(lines: Lines, few: int = 4) -> Lines:
-    """Where there are more than `few` lines, equal ones become one: "a, b" or "a and 4 more"."""
+    """Merge equal lines if there are more than `few`: "a, b" or "a and 4 more"."""
     if len(lines) <= few:
         return lines
     groups: list[tuple[list[str], Lines]] = []

@@ -1,4 +1,4 @@
-"""What the rows of `metrics.jsonl` hold, as series over steps and over compute."""
+"""Series over steps and over compute, read from the rows of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Level = tuple[str, ...]  # the losses of one level
 
 
 class Span(NamedTuple):
-    """A stretch of `steps` training steps from `start` in the phase `name`; `levels` lists its
-    losses, upper level first."""
+    """`steps` training steps from `start` in the phase `name`; `levels` lists its losses, upper
+    level first."""
 
     name: str
     start: int
@@ -28,14 +28,14 @@ class Span(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """How a score is written: its name, what a logged value is multiplied by, and the unit."""
+    """Name, factor of logged values and unit of a score."""
 
     name: str
     scale: float
     unit: str = ""
 
 
-# Error rates are logged as shares; BLEU and chrF on sacreBLEU's scale, 0 to 100.
+# Error rates are logged as fractions; BLEU and chrF from 0 to 100 as by sacreBLEU.
 MEASURES = {
     "wer": Measure("WER", 100.0, "%"),
     "cer": Measure("CER", 100.0, "%"),
@@ -52,8 +52,8 @@ def score_name(key: str) -> str:
 
 
 def series(rows: Sequence[Row], key: str) -> Line:
-    """(steps `[N]`, values `[N]`) of one metric, float64; a NaN parts stretches between which it
-    was not logged, such as the turns of alternating training."""
+    """(steps [N], values [N]) of a metric, float64; NaN separates intervals in which it was not
+    logged, such as the turns of alternating training."""
     points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
     if not points:
         return np.zeros(0), np.zeros(0)
@@ -64,15 +64,15 @@ def series(rows: Sequence[Row], key: str) -> Line:
 
 
 def matching(rows: Sequence[Row], pattern: str) -> Lines:
-    """{first group of `pattern`: its series} of all metrics whose whole name matches, sorted."""
+    """{first group of `pattern`: series} of all metrics whose full name matches, sorted."""
     keys = {key for row in rows for key in row}
     found = {m[1]: key for key in keys if (m := re.fullmatch(pattern, key))}
     return {name: series(rows, found[name]) for name in sorted(found)}
 
 
 def over_compute(rows: Sequence[Row], key: str) -> Line:
-    """(encoder TFLOP `[N]`, values `[N]`): compute is logged at other steps than scores are, so it
-    is interpolated between them from 0 at step 0."""
+    """(encoder TFLOP [N], values [N]); compute is interpolated from the steps where it was logged,
+    starting with 0 at step 0."""
     rows = [row for row in rows if "final" not in row]
     spent = [(0, 0.0)] + [
         (row["step"], row["compute/encoder_tflop"])
@@ -92,14 +92,14 @@ def last_step(rows: Sequence[Row]) -> int:
 
 
 def late_mean(line: Line) -> float:
-    """The mean of the last third of a line's values, rounded up; NaN where there is none."""
+    """Mean of the last ceil(N / 3) finite values of a line; NaN without one."""
     values = line[1][np.isfinite(line[1])]
     return float(np.mean(values[-math.ceil(len(values) / 3) :])) if len(values) else math.nan
 
 
 def bands(phases: Sequence[Span], last: int) -> list[tuple[str, int, int]]:
-    """(name, start, end) of the stretches to shade up to step `last`; neighbours too narrow to
-    carry a name are put together, "a + b, 12 turns"."""
+    """(name, start, end) of the phases up to step `last`; neighbours too narrow for a name are
+    merged into "a + b, 12 turns"."""
     cut = [(p.name, p.start, min(p.start + p.steps, last)) for p in phases if p.start < last]
     merged: list[tuple[str, int, int]] = []
     for narrow, group in itertools.groupby(cut, key=lambda band: band[2] - band[1] < last / 12):
@@ -125,8 +125,8 @@ def cosine_keys(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """{pair "a|b": {layer: metric}} of the metrics `moo/cos/<a>|<b>[/<layer>]`, sorted; layer "" is
     all shared parameters.
 
-    Objectives and layers may both have slashes in their names, so the second objective is the
-    longest that was logged by that name (all that follows the bar, where none was).
+    Names of objectives and layers may contain slashes: the second objective is the longest logged
+    name that matches, or all text after the bar if none does.
     """
     keys = sorted({key for row in rows for key in row})
     known = {*losses(rows), *matching(rows, r"moo/norm/(.+)")}
@@ -157,8 +157,8 @@ def distinct_levels(phases: Sequence[Span]) -> list[tuple[str, Level]]:
 
 
 def in_level(rows: Sequence[Row], phases: Sequence[Span], level: Level) -> list[Row]:
-    """The rows that tell of a phase with this level: each tells of the steps since the one before,
-    as many as there usually are."""
+    """The rows whose log window, the usual number of steps before the row, overlaps a phase with
+    this level."""
     if not rows:
         return []
     gap = usual_gap([row["step"] for row in rows])
@@ -171,5 +171,5 @@ def in_level(rows: Sequence[Row], phases: Sequence[Span], level: Level) -> list[
 
 
 def usual_gap(steps: Sequence[int]) -> float:
-    """The median of the steps between log lines; the first step, where there is one alone."""
+    """Median number of steps between log lines; the step itself if there is one line."""
     return float(np.median(np.diff(steps))) if len(steps) > 1 else float(steps[0])

@@ -1,4 +1,4 @@
-"""Pictures of one utterance (`example.npz`, see `example.make`): posteriors and spectrogram."""
+"""Pictures of one utterance of example.npz: CTC posteriors with alignment, and spectrogram."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from matplotlib.patches import Rectangle
 
 from bljust_jax.reporting.plots.style import RED, WIDTH, legible, title
 
-DECIBELS = 10 / math.log(10)  # a natural logarithm of an energy, times this, is in dB
+DECIBELS = 10 / math.log(10)  # dB per natural logarithm of an energy
 BLANK = "blank"
 LANES = 3  # lines of text above the bars of words
-CHARACTER = 0.0095  # of the width of the axes that a character takes
+CHARACTER = 0.0095  # width of a character as a fraction of the axes
 Timed = tuple[str, float, float]  # word, start, end in seconds
-MARK = "\u2581"  # begins a word in SentencePiece's pieces
+MARK = "\u2581"  # start of a word in SentencePiece's pieces
 
 
 def _alignment(example: Mapping[str, np.ndarray]) -> Figure:
-    """P(symbol | frame) of the symbols that matter, with the best path of the reference boxed."""
+    """P(symbol | frame) of the symbols of `_shown_ids`, with boxes on the best path of the
+    reference."""
     posterior = np.exp(example["log_probs"].astype(np.float32)).T  # [K, T']
     frame = float(example["frame_seconds"])
     ids = _shown_ids(posterior, example["labels"])
@@ -54,17 +55,17 @@ def _alignment(example: Mapping[str, np.ndarray]) -> Figure:
 def _shown_ids(
     posterior: Float[np.ndarray, "k t"], labels: np.ndarray, most: int = 40
 ) -> list[int]:
-    """Classes in the order in which the reference needs them, then those that the model believes
-    in at some frame, then the blank."""
+    """Classes in the order of the reference, then those with a posterior above 0.3 in some frame,
+    then the blank."""
     needed = dict.fromkeys(int(k) for k in labels)
     peaks = posterior.max(axis=1)
-    believed = [int(k) for k in np.argsort(-peaks) if peaks[k] > 0.3 and k != 0]
-    return [*list(needed | dict.fromkeys(believed))[: max(most, len(needed))], 0]
+    likely = [int(k) for k in np.argsort(-peaks) if peaks[k] > 0.3 and k != 0]
+    return [*list(needed | dict.fromkeys(likely))[: max(most, len(needed))], 0]
 
 
 def _spectrogram(example: Mapping[str, np.ndarray]) -> Figure:
-    """Log-mel energies; under them the words of the reference where the alignment puts them, and
-    those of the best path where it emits them."""
+    """Log-mel energies; below them the words of the reference at their aligned times, and those of
+    the best path at the times of its labels."""
     log_mel, hop = example["log_mel"].astype(np.float32), float(example["mel_seconds"])
     figure = Figure((WIDTH, 5.6))
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1.0))
@@ -78,12 +79,12 @@ def _spectrogram(example: Mapping[str, np.ndarray]) -> Figure:
     figure.colorbar(image, ax=top, label="energy (dB)", pad=0.01)
     frame = float(example["frame_seconds"])
     names = ["", *example["symbols"].tolist()]
-    heard = best_path_spans(example["log_probs"])
+    best = best_path_spans(example["log_probs"])
     spans = zip(example["labels"], example["starts"], example["ends"], strict=True)
     true_words = timed([(names[int(k)], *times) for k, *times in spans], frame)
-    heard_words = timed([(names[k], *times) for k, *times in heard], frame)
+    best_words = timed([(names[k], *times) for k, *times in best], frame)
     known = {word for word, _, _ in true_words}
-    for y, found in ((1, true_words), (0, heard_words)):
+    for y, found in ((1, true_words), (0, best_words)):
         _word_row(below, y, found, known, letter=CHARACTER * extent[1])
     below.set_yticks([1, 0], ["reference", "hypothesis"])
     below.set_ylim(-0.3, 1.9)
@@ -97,8 +98,8 @@ def _spectrogram(example: Mapping[str, np.ndarray]) -> Figure:
 
 
 def _word_row(axes: Axes, y: int, found: list[Timed], known: set[str], letter: float) -> None:
-    """Words over bars of their time, those that `known` lacks in orange and bold; a word that has
-    no room beside the last one, at `letter` seconds a character, goes a line up."""
+    """Words above bars of their times, those not in `known` in orange and bold; a word that would
+    overlap the last one, at `letter` seconds per character, moves up a line."""
     until = [0.0] * LANES
     for word, start, end in found:
         half = letter * len(word) / 2
@@ -120,19 +121,19 @@ def _word_row(axes: Axes, y: int, found: list[Timed], known: set[str], letter: f
 SPEECH = {
     "alignment": (
         _alignment,
-        "One utterance of the development set: posterior of each symbol (dark = certain), and in "
-        "boxes the best alignment of the reference.",
+        "One utterance of the development set: posterior per symbol (dark = certain), and the best "
+        "alignment of the reference (boxes).",
     ),
     "spectrogram": (
         _spectrogram,
-        "The same utterance: log-mel energies, the words of the reference where they are aligned, "
-        "and the words recognised; orange ones are not in the reference.",
+        "The same utterance: log-mel energies, the words of the reference at their aligned times, "
+        "and the recognised words; orange ones are not in the reference.",
     ),
 }
 
 
 def best_path_spans(log_probs: Float[np.ndarray, "t k"]) -> list[tuple[int, int, int]]:
-    """(class, start, end) of the runs of equal best classes over `[T, K]`, blanks left out; frames,
+    """(class, start, end) of the runs of equal best classes over [T, K], without blanks; in frames,
     end exclusive."""
     found, start = [], 0
     for k, run in itertools.groupby(np.argmax(log_probs, axis=1).tolist()):
@@ -144,8 +145,8 @@ def best_path_spans(log_probs: Float[np.ndarray, "t k"]) -> list[tuple[int, int,
 
 
 def timed(spans: Sequence[tuple[str, Any, Any]], frame: float) -> list[Timed]:
-    """(word, start, end) in seconds from (symbol, start, end) in frames of `frame` seconds: a space
-    parts words, and so does the mark U+2581 with which SentencePiece begins one."""
+    """(word, start, end) in seconds from (symbol, start, end) in frames of `frame` seconds. A space
+    or SentencePiece's mark U+2581 separates words."""
     found: list[Timed] = []
     begins = True
     for symbol, start, end in spans:

@@ -1,7 +1,7 @@
-"""How pictures look: colours, sizes, titles, and text that can be drawn.
+"""Colours, sizes, titles and drawable text of the pictures.
 
-Colours are those of Okabe and Ito ("Color Universal Design", 2008), told apart by every kind of
-colour vision; lines differ in their dashes as well once colours run out.
+Colours are those of Okabe and Ito ("Color Universal Design", 2008), which every kind of colour
+vision distinguishes; beyond their number lines differ in their dashes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ WIDTH = 10.0  # inches, 1000 pixels
 
 
 def title(figure: Figure, text: str) -> None:
+    """Set the title of a figure."""
     figure.suptitle(legible(text), x=0.01, ha="left", fontsize=13, fontweight="bold")
 
 
 def area_colours(number: int) -> list[tuple[float, float, float]]:
-    """Colours of areas, those of lines but for the black one; pale ones once they run out."""
+    """Colours of areas: those of lines without black, then paler ones."""
     bright = [to_rgb(colour) for colour in COLOURS[:-1]]
     rounds = -(-number // len(bright))
     paleness = [0.7 * n / max(rounds - 1, 1) for n in range(rounds)]
@@ -49,13 +50,13 @@ def area_colours(number: int) -> list[tuple[float, float, float]]:
 
 
 def legible(text: str) -> str:
-    """What can be drawn: a box for a character without a glyph, and no mathematics."""
+    """The text with a box for each character without a glyph, and "$" escaped."""
     drawn = "".join(c if ord(c) in _glyphs() else "\u25a1" for c in text)
     return drawn.replace("$", r"\$")
 
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """The characters of matplotlib's own font."""
+    """The characters of matplotlib's default font."""
     font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
     return frozenset(font.get_charmap())
