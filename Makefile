@@ -14,7 +14,7 @@ endif
 ifeq ($(filter cpu cuda tpu,$(ACCEL)),)
   $(error ACCEL=$(ACCEL) is not one of cpu, cuda, tpu)
 endif
-EXTRA := $(wildcard requirements-$(ACCEL).txt)
+EXTRA := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])
 STAMP := $(VENV)/.installed-$(ACCEL)
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest
@@ -27,12 +27,12 @@ help: ## list the targets
 setup: $(STAMP) ## make the environment in .venv and nothing else
 	@[ "$(origin PYTHON)" = file ] || [ "$$($(PYTHON) -c '$(VERSION)')" = "$$($(PY) -c '$(VERSION)')" ] \
 	  || { echo "$(VENV) was made with another Python than $(PYTHON): run 'make clean', or choose another VENV=" >&2; exit 1; }
-$(STAMP): requirements.lock $(EXTRA)
+$(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is missing or older than 3.11: choose a newer one, make PYTHON=python3.12" >&2; exit 1; }
 	@[ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv $(VENV)
 	@echo "installing requirements.lock into $(VENV) for $(ACCEL), once" >&2
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock $(addprefix -r ,$(EXTRA))
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock $$($(PY) -c '$(EXTRA)' $(ACCEL))
 	@touch $@
 quickstart: setup ## synthesise a small speech corpus and train on it: a few minutes on two cores
 	$(PY) -m bljust_jax.main --config=configs/quickstart.py --workdir=$(RUNS)/quickstart $(ARGS)
@@ -43,7 +43,7 @@ lint: setup ## check the sources and their format with ruff
 	$(PY) -m ruff check bljust_jax configs tests
 	$(PY) -m ruff format --check bljust_jax configs tests
 docs: setup ## build docs/ and the API reference as a site in build/docs; warnings are errors
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock $$($(PY) -c '$(EXTRA)' docs)
 	JAX_PLATFORMS=cpu $(PY) -m sphinx -W --keep-going -q -c docs . build/docs
 
 nightly: ## slow tests, another Python, quickstart with three seeds, real digits, more of aot (PYTHON2, SPEECH)
@@ -61,10 +61,10 @@ aot-kernels: ## make the environment for aot and compile the kernels only
 aot-cuda: aot-kernels ## add the compiler for NVIDIA GPUs, without NVIDIA's libraries, to that environment
 	v=$$(.venv-aot/bin/python -c 'import jaxlib; print(jaxlib.__version__)'); \
 	.venv-aot/bin/python -m pip install --quiet --no-deps jax-cuda13-plugin==$$v jax-cuda13-pjrt==$$v
-peers: requirements-peers.txt ## compare with torch and transformers in another environment (TRANSFORMERS=4.57.6)
+peers: ## compare with torch and transformers in another environment (TRANSFORMERS=4.57.6)
 	$(MAKE) setup VENV=.venv-peers ACCEL=cpu
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -r $< $(addprefix transformers==,$(TRANSFORMERS))
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock $$($(PY) -c '$(EXTRA)' peers)
+	[ -z "$(TRANSFORMERS)" ] || .venv-peers/bin/python -m pip install --quiet "transformers==$(TRANSFORMERS)"
 	JAX_PLATFORMS=cpu .venv-peers/bin/python -m pytest -n 2 -m "not slow" tests/peers $(ARGS)
 
 faults: setup ## inject faults: kills, lost hosts, bad files; print the figures of results/reliability.md

@@ -1,11 +1,12 @@
 """python -m bljust_jax.main --config=configs/X.py[:variant,...] [--workdir=DIR] [--config.a.b=value
 ...]
 
-Train and evaluate the system of a config; everything is written to DIR (default:
-runs/<config>-<variant>). --help_config prints every field of the config: value, type, range or
-choices, meaning. The last line on stdout is one JSON object with the final metrics; logs go to
-stderr. Exit 0: done; 75: preempted, run the same command again; 2: a mistake in config or data, in
-one line; 69: other hosts, or a disk, did not answer.
+X.py is a file, or the name of a shipped config (--config=quickstart:smoke, from any folder). Train
+and evaluate the system of a config; everything is written to DIR (default: runs/<config>-<variant>).
+--help_config prints every field of the config: value, type, range or choices, meaning. The last
+line on stdout is one JSON object with the final metrics; logs go to stderr. Exit 0: done; 75:
+preempted, run the same command again; 2: a mistake in config or data, in one line; 69: other hosts,
+or a disk, did not answer.
 
 A run resumes from the newest valid checkpoint of DIR. If DIR holds a run of another config, the
 command is refused with the difference; --allow_config_change resumes nevertheless.
@@ -39,7 +40,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bljust_jax.common import config_schema
+from bljust_jax.common import config_schema, shipped_configs
 from bljust_jax.common.cli import DONE, PREEMPTED, guard
 from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import settings
@@ -109,10 +110,12 @@ CRASHED = 1
 
 def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
     """(config, workdir) from the command line; UserError for wrong flags."""
+    argv = shipped_configs.resolve_flag(argv)
     given = config_flag(argv)
     if not given and any(arg.startswith("--config.") for arg in argv):
         raise UserError(NO_CONFIG)
     name = pathlib.Path(given.partition(":")[0])
+    shipped_configs.bind(name)
     try:
         rest = FLAGS(argv)
     except (SyntaxError, ImportError) as error:
@@ -162,6 +165,7 @@ def config_flag(argv: list[str]) -> str:
     if not os.path.isfile(path):
         there = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
         there = [p for p in there if not p.endswith(("common.py", "defaults.py", "__init__.py"))]
+        there = there or shipped_configs.names()
         raise UserError(f"--config={given}: no such config file{nearest(path, there)}")
     return given
 

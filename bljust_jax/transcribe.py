@@ -18,8 +18,9 @@ import os
 import pathlib
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 from bljust_jax.common import cli
 from bljust_jax.common.console import StatusLine
@@ -223,6 +224,20 @@ def body(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(parser(), body, argv)
 
+
+class _CallableModule(types.ModuleType):
+    """`bljust_jax.transcribe` is this command and, when called, the function of the Python API."""
+
+    def __call__(
+        self, path: str | os.PathLike, audio: Any, sample_rate: int | None = None, task: str = ""
+    ) -> Transcript:
+        """`load_recognizer(path, task).transcribe(audio, sample_rate)`."""
+        from bljust_jax.inference.api import load_recognizer
+
+        return load_recognizer(path, task).transcribe(audio, sample_rate)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -47,8 +47,8 @@ case "$action" in
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     folder="$(mktemp -d)"
     trap 'rm -rf "$folder"' EXIT
-    run tar -czf "$folder/$bundle" bljust_jax configs launch Makefile pyproject.toml README.md \
-      requirements*.txt requirements.lock
+    run tar -czf "$folder/$bundle" bljust_jax configs launch Makefile pyproject.toml setup.py \
+      README.md requirements.txt requirements.lock
     tpus tpu-vm scp "$folder/$bundle" "$TPU_NAME:$bundle" --worker=all
     on_hosts all "mkdir -p bljust_jax && tar -xzf $bundle -C bljust_jax && \
 make -C bljust_jax setup ACCEL=tpu PYTHON=$(quoted "${REMOTE_PYTHON:-python3}")"

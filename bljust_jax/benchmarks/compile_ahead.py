@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import pathlib
 import re
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from bljust_jax import recipes
 from bljust_jax.benchmarks.chips import CHIPS, GIB, ctc_implementation, devices
 from bljust_jax.bilevel.types import Phase, Recipe, TrainState
+from bljust_jax.common import shipped_configs
 from bljust_jax.common.errors import UserError
 from bljust_jax.parallel.mesh import batch_devices, batch_sharding, lay_out
 from bljust_jax.train.system import jit_train_step, make_system
@@ -171,7 +171,7 @@ def make_recipe(row: Row) -> tuple[Any, Recipe]:
     """(config, recipe) of a row, with a vocabulary size and steps per epoch that a run would
     have."""
     file, _, variants = row.config.partition(":")
-    path = pathlib.Path("configs") / file
+    path = shipped_configs.FOLDER / file
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

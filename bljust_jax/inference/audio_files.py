@@ -37,16 +37,19 @@ class Failure(NamedTuple):
     reason: str
 
 
-def read_all(paths: Iterable[str], sample_rate: int) -> Iterator[Recording | Failure]:
-    """Each file by `read`, in order; at most `AHEAD` decoded files wait in memory."""
+def read_all(sources: Iterable[str | Recording], sample_rate: int) -> Iterator[Recording | Failure]:
+    """Each file by `read`, in order; at most `AHEAD` decoded files wait in memory. A recording is
+    passed on as it is."""
 
-    def attempt(path: str) -> Recording | Failure:
+    def attempt(path: str | Recording) -> Recording | Failure:
+        if isinstance(path, Recording):
+            return path
         try:
             return Recording(path, read(path, sample_rate))
         except UserError as error:
             return Failure(path, str(error))
 
-    paths = iter(paths)
+    paths = iter(sources)
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
         while True:
@@ -103,3 +106,20 @@ def _blocks(file: soundfile.SoundFile, sample_rate: int) -> Iterator[Int16[np.nd
         if not np.isfinite(audio).all():
             raise soundfile.SoundFileError("it has samples that are not finite")
         yield to_int16((resample.resample_chunk(audio, ended) if resample else audio) * 32768)
+
+
+def resample(
+    samples: Float[np.ndarray, "s c"] | Int16[np.ndarray, "s c"], rate: int, sample_rate: int
+) -> Int16[np.ndarray, "_"]:
+    """Samples [S, channels] in memory as mono int16 at `sample_rate`, with the steps of `read`."""
+    import soxr
+
+    if samples.dtype == np.int16 and samples.shape[1] == 1 and rate == sample_rate:
+        return samples[:, 0]
+    scale = 32768 if samples.dtype == np.int16 else 1
+    audio = (samples.astype(np.float32) / scale).mean(axis=1)
+    if not np.isfinite(audio).all():
+        raise UserError("the audio has samples that are not finite")
+    if rate != sample_rate:
+        audio = soxr.resample(audio, rate, sample_rate)
+    return to_int16(audio * 32768)

@@ -56,12 +56,12 @@ def no_progress(seconds: float) -> None:
 
 def transcribe(
     recognizer: Recognizer,
-    paths: Iterable[str],
+    sources: Iterable[str | Recording],
     options: WindowOptions,
     search: BeamSearch | None = None,
     progress: Callable[[float], None] = no_progress,
 ) -> Iterator[Transcript | Failure]:
-    """The transcript of each file, in the order of the paths, which are read lazily.
+    """The transcript of each file or recording, in order; files are read lazily.
 
     Without `search` the text is that of the best path. With one, each window is searched on its
     own, from the start state of the language model; times are those of the best alignment. Calls
@@ -77,7 +77,7 @@ def transcribe(
         return windows.cut(samples, length, overlap, hop)
 
     limit = round(ROUND * options.batch_seconds * rate)
-    for found, cuts, rows in _decoded(read_all(paths, rate), limit, cut, decode, rate, progress):
+    for found, cuts, rows in _decoded(read_all(sources, rate), limit, cut, decode, rate, progress):
         if isinstance(found, Failure):
             yield found
         else:
@@ -87,12 +87,12 @@ def transcribe(
 
 def translate(
     translator: Translator,
-    paths: Iterable[str],
+    sources: Iterable[str | Recording],
     options: WindowOptions,
     beam: int,
     progress: Callable[[float], None] = no_progress,
 ) -> Iterator[Transcript | Failure]:
-    """The translation of each file by beam search of width `beam`, in the order of the paths: texts
+    """The translation of each file or recording by beam search of width `beam`, in order: texts
     without words, as a translation has no times.
 
     A file longer than a window is cut into equal parts, whose translations are joined by spaces;
@@ -111,7 +111,7 @@ def translate(
 
     decode = BatchDecoder(decoder, translator, length, options.batch_seconds)
     limit = round(ROUND * options.batch_seconds * rate)
-    for found, _, rows in _decoded(read_all(paths, rate), limit, cut, decode, rate, progress):
+    for found, _, rows in _decoded(read_all(sources, rate), limit, cut, decode, rate, progress):
         if isinstance(found, Failure):
             yield found
         else:

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 
 from tests.helpers.documents import ROOT, makefile_targets
 
@@ -56,7 +57,10 @@ def test_an_accelerator_that_is_unknown_is_refused():
 
 
 def requirement_names(file: str) -> set[str]:
-    lines = (ROOT / file).read_text().splitlines()
+    return names_of((ROOT / file).read_text().splitlines())
+
+
+def names_of(lines: list[str]) -> set[str]:
     names = (re.match(r"[A-Za-z0-9._-]+", line) for line in lines if not line.startswith("-"))
     return {re.sub(r"[-_.]+", "-", name[0]).lower() for name in names if name}
 
@@ -65,9 +69,9 @@ def test_the_lock_holds_pins_and_covers_the_requirements():
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line) for line in lines)
     locked = requirement_names("requirements.lock")
-    assert (
-        requirement_names("requirements.txt") | requirement_names("requirements-dev.txt") <= locked
-    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    development = project["optional-dependencies"]["dev"]
+    assert requirement_names("requirements.txt") | names_of(development) <= locked
 
 
 def test_the_licence_is_apache_2():

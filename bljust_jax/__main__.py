@@ -1,0 +1,61 @@
+"""bljust COMMAND [ARGUMENTS ...]: the commands of bljust_jax as one console script.
+
+Also `python -m bljust_jax COMMAND ...`. Each command is a module of the package; `bljust COMMAND
+--help` prints its options.
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": ("main", "train, evaluate and write a run; --config=quickstart, or a file of yours"),
+    "prepare": ("prepare", "write a corpus as ArrayRecord shards"),
+    "evaluate": ("evaluate", "score a run: beam search, language model, WER, BLEU"),
+    "transcribe": ("transcribe", "audio files to text with word times"),
+    "report": ("report", "write report.md and plots of a run"),
+    "export": ("export_checkpoint", "write a run for transformers or PyTorch"),
+    "compare": ("report", "runs side by side: a table and a plot"),
+    "bench": ("bench", "measure speed against public peers"),
+    "compile-ahead": ("aot", "compile training steps for devices that are not here"),
+    "ngram": ("ngram", "estimate an n-gram language model"),
+}
+MISTAKE = 2
+
+
+def usage() -> str:
+    """The text of --help."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
+    options = [f"  {'--help':<{width}}print this", f"  {'--version':<{width}}print the version"]
+    return "\n".join(["bljust COMMAND [ARGUMENTS ...]", "", *lines, "", *options])
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("--help", "-h"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from bljust_jax import __version__
+
+        print(__version__)
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        from bljust_jax.common.errors import nearest
+
+        print(f"error: no command {command!r}{nearest(command, COMMANDS)}", file=sys.stderr)
+        return MISTAKE
+    if command in ("bench", "compile-ahead"):  # these import configs
+        from bljust_jax.common import shipped_configs
+
+        shipped_configs.bind()
+    module = importlib.import_module(f"bljust_jax.{COMMANDS[command][0]}")
+    if command == "train":  # absl reads sys.argv
+        sys.argv = [f"{sys.argv[0]} train", *rest]
+        return module.main()
+    return module.main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
