@@ -36,9 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 0
     if argv[0] == "--version":
-        from bljust_jax import __version__
-
-        print(__version__)
+        print(importlib.import_module("bljust_jax").__version__)
         return 0
     command, *rest = argv
     if command not in COMMANDS:
