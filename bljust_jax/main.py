@@ -2,7 +2,7 @@
 ...]
 
 X.py is a file, or the name of a shipped config (--config=quickstart:smoke, from any folder). Train
-and evaluate the system of a config; everything is written to DIR (default: runs/<config>-<variant>).
+and evaluate the system of a config; all output goes to DIR (default: runs/<config>-<variant>).
 --help_config prints every field of the config: value, type, range or choices, meaning. The last
 line on stdout is one JSON object with the final metrics; logs go to stderr. Exit 0: done; 75:
 preempted, run the same command again; 2: a mistake in config or data, in one line; 69: other hosts,
