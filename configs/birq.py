@@ -1,33 +1,33 @@
-"""BiRQ: an encoder that labels the speech it learns from, held to BEST-RQ's labels; then CTC.
+"""BiRQ: self-labelling pre-training with BEST-RQ as the lower level, then CTC fine-tuning.
 
 Paper: Jiang, Cui, Kingsbury, Chen, Chen, "BiRQ: bi-level self-labeling random quantization for
 self-supervised speech recognition", ICASSP 2026, arXiv 2509.15430. One run has two phases:
-`pretrain`, both self-supervised levels on the audio, and `finetune`, CTC on the labelled part.
+`pretrain`, both self-supervised levels on all audio, and `finetune`, CTC on the labelled part.
 
     python -m bljust_jax.main --config=configs/birq.py --config.data.root=/data/LibriSpeech
     python -m bljust_jax.main --config=configs/birq.py:tiny \
         --config.data.train=train.jsonl --config.data.dev=dev.jsonl
 
-Variants. Corpora: `librispeech` (the default: 960 h heard, 100 h labelled, 10 blocks, 153.9 M
-parameters), `ami` (the same encoder on AMI's close-talking microphones), `yodas` (10 blocks, 273.3
-M, attention to 200 frames; YODAS heard, AMI labelled), `tiny` (0.9 M, two CPU cores, your own
-manifests). Methods: `birq` (the default), `best_rq`, the baseline of one level; `relabel`, offline
-relabelling: the labels are those of a finished run's layer k, `--config.teacher_from=RUN`, made
-inside the step; `supervised`, CTC alone. A tenth of the labels with `tiny`:
+Variants. Corpora: `librispeech` (the default: 960 h of audio, 100 h labelled, 10 blocks, 153.9 M
+parameters), `ami` (the same encoder on AMI's headset microphones), `yodas` (10 blocks, 273.3 M,
+attention over 200 frames; audio of YODAS, labels of AMI), `tiny` (0.9 M, two CPU cores, your own
+manifests). Methods: `birq` (the default); `best_rq`, the baseline of one level; `relabel`, offline
+relabelling: labels from layer k of a finished run, `--config.teacher_from=RUN`, computed inside the
+step; `supervised`, CTC alone. A tenth of the labels with `tiny`:
 `--config.data.labelled_fraction=0.1`.
 
-Scores of the paper, word error rate of test-clean / test-other with a 4-gram: supervised 7.4 /
-20.5, BEST-RQ 6.8 / 19.6, BiRQ 5.0 / 12.6; AMI, close-talking / distant (`yodas`): 25.7 / 47.0, 18.4
-/ 37.2, 16.3 / 34.0. We have run none of these; what we have run is in results/README.md.
-
-Cost, estimated from FLOPs of the encoder, not measured. A step of BEST-RQ is one pass forward and
-one backward. BiRQ adds a pass over the clean features up to layer k = 7 of 10, with its backward
-pass: 1.80 times the compute. `--config.birq.label_gradient=False` makes that 1.27, and so does
-`relabel`, besides its teacher's own run. 100 epochs of 960 h are 11 EFLOP with BEST-RQ and 20 EFLOP
+Cost, estimated from FLOPs of the encoder, not measured. A step of BEST-RQ is one forward and one
+backward pass. BiRQ adds a pass of the clean features through the first k = 7 of 10 layers, with its
+backward pass: 1.80 times the compute. `--config.birq.label_gradient=False` makes that 1.27, as does
+`relabel`, besides its teacher's run. 100 epochs of 960 h are 11 EFLOP with BEST-RQ and 20 EFLOP
 with BiRQ, fine-tuning 0.35 EFLOP: on one H200 at 35 % of its 989 TFLOP/s 16 hours of arithmetic for
 BiRQ. `yodas`: 100 epochs of 5,000 h are 181 EFLOP, six days of that device.
 
-What the paper leaves unknown is a field below whose comment says "ours".
+Expected scores, the paper's, not reproduced by us; WER of test-clean / test-other with a 4-gram:
+supervised 7.4 / 20.5, BEST-RQ 6.8 / 19.6, BiRQ 5.0 / 12.6; AMI, headset / distant microphone
+(`yodas`): 25.7 / 47.0, 18.4 / 37.2, 16.3 / 34.0. Our runs are in results/README.md.
+
+Below, "ours" marks our choice where the paper gives no value.
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +39,7 @@ METHODS = ("birq", "best_rq", "relabel")
 
 
 def fields(c):
-    """What this system has beside the fields of `defaults.base`."""
+    """Fields of BiRQ in addition to `defaults.base`."""
     c.recipe = "birq"
     c.method = "birq"  # birq | best_rq | relabel | supervised
     c.teacher_from = ""  # method relabel: workdir of a finished run of the same c.model
@@ -47,26 +47,26 @@ def fields(c):
     c.birq = ConfigDict()
     c.birq.enhanced_weight = 0.1  # w1 of the upper level: the paper
     c.birq.anchor_weight = 2.4  # w2 of the lower level: the paper
-    # k, whose output on the clean features makes the enhanced label; 0 = round(0.7 blocks): the
-    # paper, which compares 2, 3, 4 of 5 and takes 7 of 10
+    # k: its output on the clean features is quantised into the enhanced label; 0 = round(0.7
+    # blocks): the paper, which compares 2, 3, 4 of 5 and takes 7 of 10
     c.birq.layer = 0
-    # the gradient of the enhanced loss also passes through its labels: the paper. False: cheaper
+    # gradient of the enhanced loss through its labels, too: the paper. False: cheaper
     c.birq.label_gradient = True
-    c.birq.label_dropout = False  # dropout in the pass that makes labels: ours
-    c.birq.normalise = "feature"  # z a feature over time, as BEST-RQ its input, or a "frame": ours
-    c.birq.score = "cosine"  # of A' z and a code, or minus their "distance": ours
-    # the score is multiplied by this before the noise is added. Cosines alone differ by less than
-    # the noise: labels would be nearly uniform draws. At 20 a draw is one of the nearest few: ours
+    c.birq.label_dropout = False  # dropout in the pass that computes labels: ours
+    c.birq.normalise = "feature"  # z over time, as BEST-RQ's input; or per "frame": ours
+    c.birq.score = "cosine"  # of A' z and a code; or minus their "distance": ours
+    # factor of the score, before noise: ours. At 1 cosines differ less than the noise, and labels
+    # are nearly uniform draws; at 20 a draw is one of the nearest few codes
     c.birq.sharpness = 20.0
-    c.birq.noise = True  # on the scores: the paper's Gumbel softmax; kept all along: ours
-    c.birq.hard = False  # soft labels; True = one-hot, gradient straight through: ours
-    c.birq.tau_start = 0.5  # temperature: the paper
+    c.birq.noise = True  # Gumbel noise on the scores: the paper; in all steps: ours
+    c.birq.hard = False  # soft labels; True = one-hot, straight-through gradient: ours
+    c.birq.tau_start = 0.5  # temperature at step 0: the paper
     c.birq.tau_end = 0.5  # tau = max(tau_end, tau_start * tau_decay^step); constant: ours
-    c.birq.tau_decay = 1.0
+    c.birq.tau_decay = 1.0  # per step
     # one softmax head for both losses ("its prediction head"), or one each: "separate"
     c.birq.head = "shared"
-    # one codebook for both labels ("a fixed codebook"), or one each: "separate"; two projections
-    # always, as their inputs differ in width
+    # one codebook for both labels ("a fixed codebook"), or one each: "separate"; each label has a
+    # projection of its own, as the inputs differ in width
     c.birq.codebook = "shared"
 
     c.phases = ConfigDict({"unit": "epoch"})  # of the stream that a phase reads; or "step"
@@ -76,14 +76,14 @@ def fields(c):
 
 
 def librispeech(c):
-    """960 h heard, train-clean-100 labelled; the corpus of configs/librispeech.py."""
+    """960 h of audio, train-clean-100 labelled; the corpus of configs/librispeech.py."""
     size(768, 12, 576)(c)
     # 64 utterances of 12.3 s on average: the paper's batch
     c.data.unlabelled_batch_seconds = 800.0
     c.data.batch_seconds = 800.0  # ours
-    c.data.speed = (1.0, 1.0)  # none named in the paper
-    c.lr.pretrain = defaults.schedule("constant", 1e-4, 10000)  # the paper's peak; warm-up ours
-    # warm-up, hold, anneal: the paper; a tenth of the steps, four tenths, the rest, and peak: ours
+    c.data.speed = (1.0, 1.0)  # none in the paper
+    c.lr.pretrain = defaults.schedule("constant", 1e-4, 10000)  # peak: the paper; warm-up: ours
+    # warm-up, hold, anneal: the paper; their lengths (1, 4, 5 tenths) and peak: ours
     c.lr.finetune = defaults.schedule("hold", 1e-4, 1400, moments="reset")
     c.lr.supervised = defaults.schedule("hold", 1e-3, 1400)  # ours
     c.lr.heads = 1.0
@@ -91,26 +91,26 @@ def librispeech(c):
 
 
 def ami(c):
-    """AMI, individual headset microphones, heard and labelled; the distant microphone is
-    `ami:sdm/train` and so on."""
+    """AMI, individual headset microphones, all labelled; the distant microphone is `ami:sdm/train`
+    and so on."""
     c.data.update(root="/data/ami", train="ami:ihm/train", unlabelled="")
     c.data.update(dev="ami:ihm/dev", test="ami:ihm/eval")
-    c.data.buckets = (2.0, 4.0, 8.0, 16.0, 32.0)  # segments are short: 2.6 s on average
+    c.data.buckets = (2.0, 4.0, 8.0, 16.0, 32.0)  # segments are short: mean 2.6 s
     c.data.labels_per_second = 30.0  # spontaneous speech is fast
 
 
 def yodas(c):
-    """5,000 h of English YODAS heard, AMI labelled; `root` holds both, as /data/{yodas,ami}."""
+    """5,000 h of English YODAS without labels, AMI labelled; `root` has both: /data/{yodas,ami}."""
     ami(c)
     size(1024, 16, 768)(c)
-    c.model.window = 200  # frames that attention sees: the paper
+    c.model.window = 200  # frames that attention covers: the paper
     c.data.update(root="/data", unlabelled="yodas:yodas/en000")  # which 5,000 h: not known
     c.data.update(train="ami:ami/ihm/train", dev="ami:ami/ihm/dev", test="ami:ami/ihm/eval")
     c.data.unlabelled_batch_seconds = 1000.0  # 128 utterances: the paper's batch, of 8 s
 
 
 def size(dim, heads, channels):
-    """10 Conformer blocks: the paper gives depth and parameters; width, heads, front end: ours."""
+    """10 Conformer blocks: depth and parameters are the paper's; width, heads, front end ours."""
 
     def variant(c):
         c.model.update(dim=dim, layers=10, heads=heads, channels=channels, kernel=31)
@@ -122,10 +122,10 @@ def size(dim, heads, channels):
 def tiny(c):
     """0.9 M parameters on two CPU cores; read sentences of 1-10 s, a few hours."""
     common.tiny_model(c)
-    # a batch has 300 masked frames: most of 8,192 codes would never be seen, and their head would
-    # be as large as the encoder
+    # a batch has 300 masked frames, so most of 8,192 codes would never occur, and the head would be
+    # as large as the encoder
     c.best_rq.codes = 512
-    # at 20 the gradient through the labels draws them all to one code within 100 steps
+    # at 20 the gradient through the labels collapses them to one code within 100 steps
     c.birq.sharpness = 5.0
     c.data.update(root="", train="", unlabelled="", dev="", test="")
     c.data.update(buckets=(3.0, 5.0, 8.0), batch_seconds=40.0, unlabelled_batch_seconds=40.0)
@@ -146,7 +146,7 @@ def smoke(c):
 
 
 def overfit(c):
-    """`common.overfit`: method supervised."""
+    """`common.overfit` with method supervised."""
     common.overfit(c)
     in_steps(c, pretrain=0, finetune=0, supervised=400)
 
@@ -172,7 +172,7 @@ def get_config(arg=None):
     fields(c)
     librispeech(c)
     c = common.apply_variants(c, arg, VARIANTS)
-    for name in ("ssl", "cpc", "penalty", "gradients", "share_forward"):  # BL-JUST's alone
+    for name in ("ssl", "cpc", "penalty", "gradients", "share_forward"):  # of BL-JUST only
         del c[name]
     for name in ("explore", "joint", "turn_ctc", "turn_ssl"):
         del c.lr[name]

@@ -1,4 +1,4 @@
-"""What every config shares: the variants after the colon, and smoke-sized copies.
+"""Variants of all configs: methods, encoders, and the small copies `smoke` and `overfit`.
 
 `--config=configs/X.py:a,b` calls `X.get_config("a,b")`; each name is a variant of X's or one of
 `COMMON`.
@@ -19,8 +19,9 @@ FIRST, LAST = ("lstm", "gru", "parakeet"), ("smoke", "overfit")
 
 
 def apply_variants(config: ConfigDict, arg: str | None, own: Mapping[str, Variant]) -> ConfigDict:
-    """Apply the comma-separated variants in order, but encoders first, as sizes are of an encoder,
-    and smoke and overfit last. ValueError with the nearest name for one that is unknown."""
+    """Apply the comma-separated variants: encoders first, as sizes depend on them, then the others
+    in the given order, smoke and overfit last. ValueError with the nearest name for an unknown
+    one."""
     known = {**COMMON, **own}
     names = [name for name in (arg or "").split(",") if name]
     for name in sorted(names, key=lambda name: (name in LAST) - (name in FIRST)):
@@ -34,7 +35,7 @@ def apply_variants(config: ConfigDict, arg: str | None, own: Mapping[str, Varian
 
 
 def set_all_lr(c: ConfigDict, peak: float, warmup: int) -> None:
-    """One peak for every phase: constant while the encoder is shaped, then a cosine down to 0."""
+    """One peak for every phase: constant rates before fine-tuning, then a cosine down to 0."""
     for name in ("explore", "joint", "pretrain", "turn_ctc", "turn_ssl"):
         c.lr[name] = schedule("constant", peak, warmup)
     c.lr.finetune = schedule("cosine", peak, 0)
@@ -49,8 +50,7 @@ def method(name: str) -> Variant:
     return variant
 
 
-# What two CPU cores train in minutes, about a million parameters, and what a smoke test trains;
-# by encoder.
+# Fields of c.model by encoder: of `tiny_model` and of the variant smoke.
 TINY = {
     "conformer": {"dim": 96, "layers": 4, "heads": 4, "kernel": 15, "channels": 32},
     "wav2vec2": {"dim": 96, "layers": 4, "heads": 4, "ff_dim": 384, "conv_dim": (64,) * 7}
@@ -68,27 +68,27 @@ SMOKE = {
 
 
 def tiny_model(c: ConfigDict) -> None:
-    """About a million parameters: what two CPU cores train in minutes."""
+    """About a million parameters, for two CPU cores."""
     c.features.n_mels = 40
     c.model.update(**TINY[c.encoder], dropout=0.0, dtype="float32")
-    # on CPU an unrolled stack runs 15 % faster for 2 s more of compiling
+    # on CPUs unrolled layers run 15 % faster and compile 2 s longer
     c.model.scan_unroll = 4 if c.encoder != "cnn_rnn" else 1
     c.specaugment.update(freq_masks=2, freq_width=6, time_masks=2, time_width=20)
     c.cpc.update(steps=4, width=64, negatives=0)
     if "remat" in c.model:
         c.model.remat = "none"
-    # a batch has a few hundred masked frames: most of 8,192 codes would never be seen, and their
+    # a batch has a few hundred masked frames, so most of 8,192 codes would never occur, and the
     # head would be as large as the encoder
     c.best_rq.codes = 512
     if "wav2vec2" in c:
         c.wav2vec2.update(codes=64, code_dim=64, width=64, negatives=50, tau_decay=0.999)
-        # from scratch all latents fall on one code while CTC says blank alone; at 0.1 they stay
+        # ours: from scratch with 0.1 the codebook collapses to one code, and CTC outputs blanks
         c.wav2vec2.diversity = 1.0
 
 
 def join_words(c: ConfigDict) -> None:
-    """Isolated words of many speakers, 0.3-1 s each: 40 % single words, 60 % strings of 2-5 of one
-    speaker's; the lower level hears strings alone, as single words are too short for it."""
+    """Isolated words of many speakers, 0.3-1 s each: 40 % single words, 60 % strings of 2-5 words
+    of one speaker. The lower level reads strings only, as single words are too short for it."""
     c.data.update(join=(2, 5), join_share=0.6)
     c.data.balance = 0.5  # commands are ten times rarer than digits
     c.data.update(buckets=(1.0, 2.2, 4.0), batch_seconds=27.0)
@@ -98,8 +98,8 @@ def join_words(c: ConfigDict) -> None:
 
 
 def steps(c: ConfigDict, gradients: int, explore: float = 0.12) -> None:
-    """Phases of `gradients` encoder gradients in all: 65 % explore and joint (two a step), 35 %
-    finetune; the penalty reaches its cap after 80 % of the joint phase."""
+    """Phases of `gradients` encoder gradients in total: 65 % explore and joint (two per step), 35 %
+    finetune. The penalty reaches its cap after 80 % of the joint phase."""
     joint = round((0.65 - explore) * gradients / 2)
     c.phases.update(unit="step", explore=round(explore * gradients), joint=joint)
     c.phases.finetune = gradients - c.phases.explore - 2 * joint
@@ -107,8 +107,8 @@ def steps(c: ConfigDict, gradients: int, explore: float = 0.12) -> None:
 
 
 def shrink(c: ConfigDict) -> None:
-    """Variant `smoke`: the same recipe, about a minute on two cores; synthetic speech unless data
-    are named."""
+    """Variant `smoke`: the same recipe in about a minute on two cores, on synthetic speech unless
+    data are named."""
     synthetic(c, "tiny")
     tiny_model(c)
     c.model.update(**SMOKE[c.encoder], scan_unroll=1)
@@ -125,8 +125,8 @@ def shrink(c: ConfigDict) -> None:
 
 
 def overfit(c: ConfigDict) -> None:
-    """Variant `overfit`: eight utterances to WER 0, the first thing to try with a new set-up: the
-    first eight of data.train where that is named, else synthetic ones."""
+    """Variant `overfit`: eight utterances to WER 0, a first check of new data: the first eight of
+    data.train if that is named, else synthetic ones."""
     synthetic(c, "overfit")
     c.data.update(test="", overfit=8)
     tiny_model(c)
@@ -143,7 +143,7 @@ def overfit(c: ConfigDict) -> None:
 
 
 def synthetic(c: ConfigDict, name: str) -> None:
-    """Synthetic speech for every split; data named on the command line still win."""
+    """Synthetic speech for every split; the command line may name other data."""
     c.data.text.update(units="characters", model="")
     c.data.update(train=f"synthetic:{name}/train", dev=f"synthetic:{name}/dev")
     c.data.update(test=f"synthetic:{name}/test", unlabelled="", root="")
@@ -158,25 +158,25 @@ def parakeet(c: ConfigDict) -> None:
 
 
 def lstm(c: ConfigDict) -> None:
-    """Variant `lstm`: the encoder of LSTM-JUST (Chen and Saif, 2024) as its text says, a CNN with
-    LSTM layers, and its learning rates."""
+    """Variant `lstm`: the encoder in the text of LSTM-JUST (Chen and Saif, 2024), a CNN with LSTM
+    layers, and its learning rates."""
     c.encoder = "cnn_rnn"
     c.model = ConfigDict({"kind": "lstm", "cnn_layers": 3, "rnn_layers": 5, "channels": 32})
-    # 256 units a direction: the paper; no layer between them and the head
+    # 256 units per direction: the paper; no layer before the head
     c.model.update(latent_dim=512, units=256, proj=0, heads=8, dropout=0.1)
     c.model.update(dtype="float32", scan_unroll=1)
     c.best_rq.stack = 2
-    c.cpc.context = "chunked"  # a bidirectional encoder has seen what it would predict
+    c.cpc.context = "chunked"  # a bidirectional encoder sees the frames to predict
     # one frequency mask of 27 bands and 10 time masks of 15 frames: the paper
     c.specaugment.update(freq_masks=1, freq_width=27, time_masks=10, time_width=15)
-    # the best pair of the paper's table 1: the lower level's alpha, the upper one's beta; in the
-    # joint phase one optimiser moves the encoder, at beta
+    # the best pair of the paper's table 1: alpha of the lower level, beta of the upper one; in the
+    # joint phase one optimizer trains the encoder, at beta
     c.lr.explore = schedule("constant", 1e-3, 1000)
     c.lr.joint = schedule("constant", 1e-4, 1000)
 
 
 def gru(c: ConfigDict) -> None:
-    """Variant `gru`: the other network of LSTM-JUST, which has its published parameter counts."""
+    """Variant `gru`: the network with the published parameter count of LSTM-JUST."""
     lstm(c)
     c.model.update(kind="gru", units=512, proj=2048)
 

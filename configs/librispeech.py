@@ -1,4 +1,4 @@
-"""BL-JUST on LibriSpeech: 100 h labelled, all 960 h heard by the lower level.
+"""BL-JUST on LibriSpeech: 100 h labelled, all 960 h for the self-supervised lower level.
 
 Papers: Saif et al., "Joint unsupervised and supervised training for automatic speech recognition
 via bilevel optimization", ICASSP 2024, arXiv 2401.06980; Cui et al., the journal version, arXiv
@@ -6,30 +6,30 @@ via bilevel optimization", ICASSP 2024, arXiv 2401.06980; Cui et al., the journa
 
     python -m bljust_jax.main --config=configs/librispeech.py --config.data.root=/data/LibriSpeech
 
-expects the unpacked corpus of openslr.org/12 (SPLIT/SPEAKER/CHAPTER/*.flac and *.trans.txt). `root`
-is named once; the splits below are relative to it.
+expects the unpacked corpus of openslr.org/12 (SPLIT/SPEAKER/CHAPTER/*.flac and *.trans.txt). The
+splits below are relative to `root`.
 
-Sizes (variants `S`, `M`, `L`): Conformer encoders of 144 x 16, 256 x 16 and 512 x 17 blocks (Gulati
-et al. 2020). The papers use about 8 blocks of width 512: `--config.model.dim=512
---config.model.layers=8 --config.model.heads=8`. Methods: `bljust` (default), `ptft`, `supervised`,
-`weighted_sum`, `alternating`, at equal encoder compute. Splits: `h960` makes all 960 h labelled;
-`rest860` keeps the labelled 100 h out of the lower level's audio. Other encoders: `lstm` and `gru`,
-the two networks of LSTM-JUST.
+Variants. Sizes `S`, `M` (default), `L`: Conformer encoders of 16 x 144, 16 x 256 and 17 x 512
+(blocks x width; Gulati et al. 2020). The papers use about 8 blocks of width 512:
+`--config.model.dim=512 --config.model.layers=8 --config.model.heads=8`. Methods: `bljust`
+(default), `ptft`, `supervised`, `weighted_sum`, `alternating`, at equal encoder compute. Data:
+`h960` labels all 960 h; `rest860` removes the labelled 100 h from the lower level's audio. Lower
+level: `chunked` (CPC as published), `best_rq`. Encoders: `lstm` and `gru`, the two networks of
+LSTM-JUST.
 
-Cost, estimated, not measured. An encoder gradient costs 2.0, 6.0, 24 GFLOP a second of audio for S,
-M, L. The default phases take 5 passes of 960 h, then 100 epochs of 100 h with two gradients a step,
-then 5 epochs of 100 h: 25,300 h of audio, so S 0.18, M 0.55, L 2.2 EFLOP, or on one H200 at 15, 25,
-35 % of its 989 TFLOP/s about 20 minutes, 37 minutes, 1.8 hours of arithmetic; expect several times
-that where reading FLAC is the bottleneck (S and M ask for 10-20 h of audio a second). On disk: 60
-GB of FLAC for the 960 h, 0.7 GB for the dev and test splits.
+Cost, estimated, not measured. An encoder gradient costs 2.0, 6.0, 24 GFLOP per second of audio for
+S, M, L. The default phases are 5 passes of 960 h, 100 epochs of 100 h with two gradients per step,
+and 5 epochs of 100 h: 25,300 h of audio. S 0.18, M 0.55, L 2.2 EFLOP; on one H200 at 15, 25, 35 %
+of its 989 TFLOP/s about 20 minutes, 37 minutes, 1.8 hours of arithmetic. Expect several times that
+if reading FLAC is the bottleneck (S and M read 10-20 h of audio per second). On disk: 60 GB of FLAC
+for the 960 h, 0.7 GB for the dev and test splits.
 
-What the papers leave unknown. Neither the WER tables nor the journal's learning rates, batch sizes,
-penalty cap and phase lengths could be read by us, so no score is promised here. Known: the penalty
-rises by 0.002 an epoch from 0 towards 1 in the authors' public script, which at 200 epochs never
-passes 0.4; a third-party account of a 115 M FastConformer with a contrastive lower level on
-train-other-500, greedy and without a language model, gives test-clean / test-other WER 8.7 / 23.0
-supervised, 7.4 / 19.5 PT+FT, 7.0 / 17.1 BL-JUST from 100 h of labels. Everything else below is our
-choice and says so.
+Expected score: none; we could not read the WER tables, nor the journal's learning rates, batch
+sizes, penalty cap and phase lengths. Known: in the authors' public script the penalty rises by
+0.002 per epoch from 0 towards 1, so it ends below 0.4 after 200 epochs. A third-party account of a
+115 M FastConformer with a contrastive lower level on train-other-500, greedy and without a language
+model, has test-clean / test-other WER 8.7 / 23.0 supervised, 7.4 / 19.5 PT+FT, 7.0 / 17.1 BL-JUST
+from 100 h of labels. Below, a comment "ours" marks our choice, "script" the authors' script.
 """
 
 from configs import common, defaults
@@ -57,21 +57,21 @@ def rest860(c):
 
 
 def chunked(c):
-    """The lower level as published: 2 s of context and the next 1 s encoded apart."""
+    """CPC as published: 2 s of context and the next 1 s, encoded separately."""
     c.cpc.context = "chunked"
 
 
 def lstm(c):
     """LSTM-JUST on LibriSpeech: 100 h for both levels, test-clean. The paper's test WER with 3 + 5
-    layers: PT+FT 11.6, BL-JUST 10.0, counted as configs/wav2vec2_just.py warns."""
+    layers: PT+FT 11.6, BL-JUST 10.0; configs/wav2vec2_just.py explains how it is counted."""
     common.lstm(c)
     c.data.update(unlabelled="", test="librispeech:test-clean")
-    c.data.text.update(units="unigram", vocab_size=1022)  # and the blank: the paper's 1,023
+    c.data.text.update(units="unigram", vocab_size=1022)  # with the blank 1,023: the paper
     c.data.batch_seconds = c.data.unlabelled_batch_seconds = 400.0
 
 
 def gru(c):
-    """The same with the network of the published counts, 27,257,631 parameters: its attention is
+    """LSTM-JUST with the network of its published parameter count, 27,257,631. Its attention is
     quadratic in frames times bands, so batches are small."""
     lstm(c)
     common.gru(c)
@@ -101,36 +101,35 @@ def get_config(arg=None):
     c.data.root = "/data/LibriSpeech"
     c.data.train = LABELLED  # 100.6 h, 251 speakers
     c.data.unlabelled = f"{LABELLED}+{CLEAN_REST}+{OTHER}"  # 961 h, 2,338 speakers
-    c.data.dev = "librispeech:dev-other"  # chooses the best weights
-    # scored as a whole and apart: test/test-clean/wer, test/test-other/wer
+    c.data.dev = "librispeech:dev-other"  # chooses the best parameters
+    # scored together and separately: test/test-clean/wer, test/test-other/wer
     c.data.test = "librispeech:test-clean+librispeech:test-other"
-    # padding stays under 10 %; the longest training utterance has 24.5 s (35 s in the dev and test
-    # splits)
+    # under 10 % of padding; the longest training utterance lasts 24.5 s (35 s in dev and test)
     c.data.buckets = (4.0, 8.0, 12.0, 14.0, 16.0, 25.0)
-    c.data.labels_per_second = 22.0  # characters; the densest tenth of a percent moves up a bucket
+    c.data.labels_per_second = 22.0  # characters; 0.1 % of the utterances are denser
     c.data.speed = (0.9, 1.1)  # ours
     c.data.num_threads = 16
     c.data.prefetch = 32
-    size(256, 16, 4, 256, 1200.0)(c)  # M; 20 minutes of padded audio a batch, ours
+    size(256, 16, 4, 256, 1200.0)(c)  # M; 20 minutes of padded audio per batch: ours
     c.model.dtype = "bfloat16"
     c.model.remat = "full"
-    # after the script
+    # the script
     c.specaugment.update(freq_masks=1, freq_width=27, time_masks=10, time_width=40)
     c.specaugment.max_time_share = 0.05
 
-    # CPC: one linear map a step; ours where the published recipe rolls one map out
+    # one linear map per step: ours; the published recipe applies one map repeatedly
     c.cpc.update(steps=12, first_step=2, width=256, negatives=100, temperature=0.1)
 
-    # the script: 0.002; ours reaches its cap
+    # ours reaches its cap; the script has slope 0.002
     c.penalty.update(start=0.0, slope=0.02, cap=1.0, per="epoch")
-    # joint: papers; others ours
+    # joint: the papers; explore, finetune: ours
     c.phases.update(unit="epoch", explore=5.0, joint=100.0, finetune=5.0)
     c.lr.explore = defaults.schedule("constant", 1e-3, 2000)  # rho: the script
     c.lr.joint = defaults.schedule("constant", 1e-4, 2000)  # alpha: the script
-    c.lr.finetune = defaults.schedule("linear", 1e-5, 0)  # tau: the script's peak, our shape
+    c.lr.finetune = defaults.schedule("linear", 1e-5, 0)  # tau: the script; shape: ours
     c.lr.supervised = defaults.schedule("cosine", 1e-3, 2000)  # ours
     c.lr.pretrain = defaults.schedule("constant", 1e-3, 2000)  # as rho
-    c.lr.heads = 10.0  # ours: heads start from nothing when the encoder has been explored
+    c.lr.heads = 10.0  # ours: heads start untrained after exploration
     c.ema_decay = 0.9998
     c.update(eval_every=500, save_every=500, log_every=50)
     return common.apply_variants(c, arg, VARIANTS)

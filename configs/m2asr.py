@@ -1,5 +1,4 @@
-"""M2ASR and the Objective Soups: many languages and tasks on one encoder, without their gradients
-fighting.
+"""M2ASR and Objective Soups: multilingual recognition and translation by multi-objective training.
 
 Papers: Saif, Chen, Cui, Lu, Kingsbury, Chen, "M2ASR: multilingual multi-task automatic speech
 recognition via multi-objective optimization", Interspeech 2024; "Objective Soups", NeurIPS 2025,
@@ -8,16 +7,16 @@ arXiv 2508.09228.
     python -m bljust_jax.main --config=configs/m2asr.py --config.data.root=/data
     python -m bljust_jax.main --config=configs/m2asr.py:digits,vm_uas --config.data.root=SPEECH
 
-Each labelled stream is an objective: `asr/LANG` (CTC, a head and a tokenizer of its own) and
-`st/SRC-TGT` (speech translation by an attention decoder of its own). All share the encoder with the
-self-supervised loss `config.ssl`, which hears every language.
+Each labelled stream is an objective: `asr/LANG` (CTC with a head and a tokenizer of its own) or
+`st/SRC-TGT` (speech translation with an attention decoder of its own). All share the encoder with
+the self-supervised loss `config.ssl` on the audio of all languages.
 
 Corpora: `librispeech_aishell` (the default; recognition of English and Mandarin, below `root` the
 unpacked LibriSpeech/ and data_aishell/), `covost` (recognition of en fr de es ca, translation of
-the last four into English, below `root` a folder a language), `digits` (spoken Arabic and English
-digit strings, whose translations are known; below `root` digits_ar/ and digits_en/; two CPU cores).
+the last four into English, below `root` one folder per language), `digits` (spoken Arabic and
+English digit strings with translations; below `root` digits_ar/ and digits_en/; two CPU cores).
 
-Methods (`vc` is the default), as levels from the top down with the weights of the levels:
+Methods (`vc` is the default): levels from the upper to the lowest, and the weights of the levels:
 
     vs         [asr..., st..., ssl]          1                                VS-MSP
     vc         [asr..., st...] [ssl]         1, eta                           VC-MSP = M2ASR
@@ -26,24 +25,24 @@ Methods (`vc` is the default), as levels from the top down with the weights of t
     joint      [asr..., st...] [ssl]         1, a constant; equal fixed weights inside
     two_stage  pretrain: [ssl], then supervised: [asr..., st...], equal fixed weights
 
-Inside a level of several losses the weights lie on the simplex and are found at each step by MoDo
-(`config.moo.method="modo"`) or MGDA (`"mgda"`). UAS and USA name the levels from the bottom up, as
-the authors' code has it: in UAS the recognition losses are the ones without a penalty.
+In a level of several losses the weights lie on the simplex and are computed per step by MoDo
+(`config.moo.method="modo"`) or MGDA (`"mgda"`). UAS and USA name the levels from the lowest up, as
+in the authors' code: in UAS the recognition losses have no penalty.
 
-Scores of the papers: M2ASR 7.3 % WER on LibriSpeech and 6.2 % CER on AISHELL-1 (100 h + 178 h,
-conventional multilingual training 11.8 and 10.2), as a later work of the same authors reports them;
-of Objective Soups we know relative figures alone, as others summarise it: VS-MSP over two-stage
-training 9.8 % WER and 8.6 % BLEU, VM over VC 4.2 % and 2.8 %. We have run neither; what we have run
-is in results/README.md.
-
-Cost, estimated from FLOPs of the encoder (58.2 M parameters), not measured. A joint step takes a
-gradient of each objective, 15.7 GFLOP a second of audio: for `librispeech_aishell` three, 5.1 EFLOP
+Cost, estimated from FLOPs of the encoder (58.2 M parameters), not measured. A joint step takes one
+gradient per objective, 15.7 GFLOP per second of audio: for `librispeech_aishell` three, 5.1 EFLOP
 for 200 epochs of AISHELL's 150 h and as much of the other two, 4 hours of arithmetic on one H200 at
-35 % of its 989 TFLOP/s. The gradients of all objectives of a level are kept until their weights are
-known: 222 MiB a tree, two trees an objective with MoDo, sharded as the parameters are.
+35 % of its 989 TFLOP/s. Memory: the gradients of all objectives of a level are kept until their
+weights are known, 222 MiB per tree, two trees per objective with MoDo, sharded like the parameters.
 
-What the papers leave unknown is a field below whose comment says "ours"; so is every number without
-a comment, and all of `digits`.
+Expected scores, the papers', not reproduced by us: M2ASR 7.3 % WER on LibriSpeech and 6.2 % CER on
+AISHELL-1 (100 h + 178 h; conventional multilingual training 11.8 and 10.2), as reported in a later
+work of the same authors. Of Objective Soups we know relative figures from summaries by others:
+VS-MSP over two-stage training 9.8 % WER and 8.6 % BLEU, VM over VC 4.2 % and 2.8 %. Our runs are in
+results/README.md.
+
+Below, "ours" marks our choice where the papers give no value, as do all numbers without a comment
+and all of `digits`.
 """
 
 from ml_collections import ConfigDict
@@ -54,35 +53,35 @@ METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage")
 
 
 def fields(c):
-    """What this system has beside the fields of `defaults.base`."""
+    """Fields of M2ASR in addition to `defaults.base`."""
     c.recipe = "m2asr"
     c.method = "vc"  # vs | vc | vm_uas | vm_usa | joint | two_stage
 
     c.moo = ConfigDict()  # the weights inside a level of several losses
     c.moo.method = "modo"  # or "mgda"
-    c.moo.rate = 0.01  # step of the weights: Objective Soups; M2ASR 0.1
-    c.moo.rho = 0.001  # pull towards equal weights: Objective Soups; M2ASR 0
+    c.moo.rate = 0.01  # step size of the weights: Objective Soups; M2ASR 0.1
+    c.moo.rho = 0.001  # regularisation towards equal weights: Objective Soups; M2ASR 0
     c.moo.normalise = "none"  # or "norm": gradients of a level scaled to their mean norm
-    # weights from the layers alone whose gradients conflict, mean cosine under the threshold: the
-    # paper's layer selection. Every layer is trained all the same
-    c.moo.layers = "all"  # or "conflicting"
+    # "conflicting": weights from the layers whose gradients have a mean cosine below the threshold,
+    # the paper's layer selection; all layers train in either case
+    c.moo.layers = "all"
     c.moo.threshold = 0.0  # the prototype
     c.moo.every = 50  # steps between selections: ours
 
-    # eta1, of the middle level of vm_uas and vm_usa; eta, of the lowest, is config.penalty. The
-    # lowest level's weight is min(cap, eta1 eta)
+    # eta1 of the middle level of vm_uas and vm_usa; eta of the lowest level is config.penalty, and
+    # the weight of the lowest level is min(cap, eta1 eta)
     c.task_penalty = ConfigDict({"start": 0.1, "slope": 0.02, "cap": 1.5})
 
-    c.decoder = ConfigDict()  # of translations
-    c.decoder.dim = 512
-    c.decoder.layers = 3  # the scripts
-    c.decoder.heads = 8  # the scripts
-    c.decoder.ff_mult = 4
+    c.decoder = ConfigDict()  # attention decoder of translations
+    c.decoder.dim = 512  # width of the blocks
+    c.decoder.layers = 3  # number of blocks: the scripts
+    c.decoder.heads = 8  # attention heads: the scripts
+    c.decoder.ff_mult = 4  # feed-forward width over dim
     c.decoder.dropout = 0.1
-    c.decoder.smoothing = 0.1  # of the labels: ours
-    c.decoder.beam = 4  # of `evaluate`; training scores dev greedily: ours
-    c.decoder.alpha = 0.6  # a text's ln P is divided by ((5 + length) / 6) ** alpha: ours
-    # a text has at most max_ratio tokens a frame and max_extra more: ours
+    c.decoder.smoothing = 0.1  # label smoothing: ours
+    c.decoder.beam = 4  # beam width of `evaluate`, ours; training scores dev greedily
+    c.decoder.alpha = 0.6  # length normalisation ln P / ((5 + length) / 6) ** alpha: ours
+    # a text has at most max_ratio tokens per frame and max_extra more: ours
     c.decoder.max_ratio = 1.0
     c.decoder.max_extra = 10
 
@@ -90,13 +89,13 @@ def fields(c):
     c.penalty.update(start=0.0, slope=0.02, cap=1.5, per="epoch")  # Objective Soups
     c.penalty.constant = 0.3  # of method joint: ours
     c.phases = ConfigDict({"unit": "epoch"})  # of the largest labelled stream; or "step"
-    c.phases.explore = 0.0  # the lower level alone, before
+    c.phases.explore = 0.0  # the lowest level alone, before
     c.phases.joint = 200.0  # Objective Soups; two_stage: 200 of each of its phases
     c.phases.finetune = 0.0  # the labelled losses alone, after
 
 
 def librispeech_aishell(c):
-    """LibriSpeech train-clean-100 and AISHELL-1, each recognised; both are heard below."""
+    """Recognition on LibriSpeech train-clean-100 and AISHELL-1; the lowest level reads both."""
     c.data.root = "/data"
     c.data.streams = ConfigDict()
     c.data.streams["asr/en"] = defaults.stream(
@@ -105,7 +104,7 @@ def librispeech_aishell(c):
         test="librispeech:LibriSpeech/test-clean+librispeech:LibriSpeech/test-other",
         buckets=(10.0, 14.0, 17.0),
         units="unigram",
-        vocab_size=999,  # and the blank: 1,000 classes, the script
+        vocab_size=999,  # with the blank 1,000: the script
     )
     c.data.streams["asr/zh"] = defaults.stream(
         train="aishell:data_aishell/train",
@@ -114,9 +113,9 @@ def librispeech_aishell(c):
         measure="cer",
         buckets=(4.0, 6.0, 15.0),
         units="unigram",
-        vocab_size=4999,  # and the blank: 5,000 classes, the script
+        vocab_size=4999,  # with the blank 5,000: the script
     )
-    c.data.buckets = (6.0, 10.0, 17.0)  # of the audio that the lower level hears
+    c.data.buckets = (6.0, 10.0, 17.0)  # of the unlabelled stream
     c.data.update(batch_seconds=300.0, unlabelled_batch_seconds=300.0, labels_per_second=10.0)
 
 
@@ -138,9 +137,9 @@ def covost(c):
 
 
 def digits(c):
-    """Strings of Arabic and English digits, recognised and translated into each other, on an
-    encoder of half a million parameters. Strings of 1-7 digits are joined on the fly for training;
-    those of dev, of 3-7, are fixed, and there is no test split."""
+    """Recognition of Arabic and English digit strings and translation into each other, with an
+    encoder of half a million parameters. Training joins 1-7 digits into random strings; the strings
+    of dev, 3-7 digits, are fixed, and there is no test split."""
     c.data.root = ""
     c.data.streams = ConfigDict()
     for lang, other in (("ar", "en"), ("en", "ar")):
@@ -154,14 +153,14 @@ def digits(c):
             field="translation",
             measure="bleu",
             units="bpe",
-            vocab_size=60,  # a piece a word
+            vocab_size=60,  # one piece per word
         )
     common.tiny_model(c)
     c.model.update(dim=80, layers=3)
-    c.model.scan_unroll = 1  # the step holds an encoder an objective: unrolled it compiles long
+    c.model.scan_unroll = 1  # a step has one encoder per objective: unrolled layers compile long
     c.decoder.update(dim=80, layers=2, heads=4, dropout=0.0)
-    # MoDo's weights go to where gradients are mostly noise, the translations at the beginning; the
-    # pull keeps recognition alive
+    # MoDo weighs objectives of noisy gradients most, at first the translations; rho keeps the
+    # weights of recognition above 0
     c.moo.update(normalise="norm", rate=0.05, rho=0.1)
     c.data.update(join=(1, 7), join_share=1.0, speed=(0.88, 1.12), noise_snr=(15.0, 40.0))
     c.data.update(unlabelled_join=(4, 5), unlabelled_join_share=1.0)
@@ -174,7 +173,7 @@ def digits(c):
 
 
 def set_lr(c, shape, peak, warmup):
-    """The two losses of two_stage keep apart what the joint phase does at once."""
+    """One schedule for the labelled losses, a constant rate for the lowest level alone."""
     for name in ("joint", "supervised", "finetune"):
         c.lr[name] = defaults.schedule(shape, peak, warmup)
     for name in ("explore", "pretrain"):
@@ -183,7 +182,7 @@ def set_lr(c, shape, peak, warmup):
 
 
 def in_steps(c, **phases):
-    """Phases in steps; the penalties reach their caps after 80 % of the joint phase."""
+    """Phases in steps; penalties reach their caps after 80 % of the joint phase."""
     c.phases = ConfigDict({"unit": "step", **{k: float(v) for k, v in phases.items()}})
     c.penalty.per = "step"
     for penalty, cap in ((c.penalty, 0.3), (c.task_penalty, 1.0)):
@@ -192,8 +191,8 @@ def in_steps(c, **phases):
 
 
 def smoke(c):
-    """`common.shrink` for these streams: synthetic commands in each; to translate them is to say
-    their words in reverse order."""
+    """`common.shrink` for these streams: synthetic commands in each; a translation is the words in
+    reverse order."""
     common.shrink(c)
     synthetic(c, "tiny")
     c.decoder.update(dim=32, layers=1, heads=2)
@@ -201,7 +200,7 @@ def smoke(c):
 
 
 def overfit(c):
-    """`common.overfit`: eight utterances of each stream, without the lower level."""
+    """`common.overfit`: eight utterances of each stream, without the lowest level."""
     common.overfit(c)
     synthetic(c, "overfit")
     c.method = "joint"
@@ -242,7 +241,7 @@ def get_config(arg=None):
     c.ema_decay = 0.9998
     c.update(eval_every=1000, save_every=1000, log_every=50)
     c = common.apply_variants(c, arg, VARIANTS)
-    for name in ("gradients", "share_forward"):  # BL-JUST's alone
+    for name in ("gradients", "share_forward"):  # of BL-JUST only
         del c[name]
     for name in ("turn_ctc", "turn_ssl"):
         del c.lr[name]

@@ -1,4 +1,4 @@
-"""BL-JUST on TED-LIUM release 2: 207 h of talks, labelled for the upper level, heard by the lower.
+"""BL-JUST on TED-LIUM release 2: 207 h of talks, all labelled, read by both levels.
 
 Papers: Saif et al., "Joint unsupervised and supervised training for automatic speech recognition
 via bilevel optimization", ICASSP 2024, arXiv 2401.06980, on LibriSpeech and TED-LIUM v2; the
@@ -8,31 +8,29 @@ more TED talks", LREC 2014.
     python -m bljust_jax.main --config=configs/tedlium.py --config.data.root=/data/TEDLIUM_release2
 
 expects openslr.org/19 unpacked: train, dev and test, each with sph/TALK.sph and stm/TALK.stm. The
-root of release 3 does too: its folder `legacy` holds release 2's dev and test and more training
-talks. What the reader leaves out and how it spells texts is said in
-bljust_jax/data/readers/tedlium.py.
+root of release 3 works, too: its folder `legacy` has release 2's dev and test and more training
+talks. bljust_jax/data/readers/tedlium.py lists skipped segments and the spelling of texts.
 
-Variants: sizes `S`, `M` (default), `L` and `chunked` as in configs/librispeech.py, every method
-(`bljust`, `ptft`, `supervised`, `weighted_sum`, `alternating`), and `tenth`: a tenth of the labels,
-all of the audio.
+Variants: sizes `S`, `M` (default), `L` and `chunked` as in configs/librispeech.py; every method
+(`bljust`, `ptft`, `supervised`, `weighted_sum`, `alternating`); `tenth`: a tenth of the labels, all
+of the audio.
 
-Cost, estimated as there, not measured: 5 passes of 207 h, 100 epochs with two gradients a step,
-then 5 epochs are 43,500 h of audio, so S 0.31, M 0.94, L 3.8 EFLOP, or on one H200 at 15, 25, 35 %
-of its 989 TFLOP/s about 35 minutes, 1.1 hours, 3 hours of arithmetic, if reading keeps up. On disk:
-about 40 GB unpacked (uncompressed 16-bit SPHERE of whole talks, of which the segments are half),
-and as much for the archive until it is removed; as shards of `bljust_jax.prepare` about 13 GB.
+Cost, estimated as in configs/librispeech.py, not measured: 5 passes of 207 h, 100 epochs with two
+gradients per step, and 5 epochs are 43,500 h of audio. S 0.31, M 0.94, L 3.8 EFLOP; on one H200 at
+15, 25, 35 % of its 989 TFLOP/s about 35 minutes, 1.1 hours, 3 hours of arithmetic, if reading keeps
+up. On disk: about 40 GB unpacked (16-bit SPHERE of whole talks, half of it segments), the same for
+the archive until it is removed; about 13 GB as shards of `bljust_jax.prepare`.
 
-What the papers leave unknown. How the ICASSP paper splits the corpus into labels and unlabelled
-audio, its learning rates, batch sizes, penalty and WER table could not be read by us, so no score
-is promised here. 100 joint epochs are the papers'; the rest is configs/librispeech.py's, whose
-comments say what comes from the authors' script, and what is set below is our choice.
+Expected score: none; we could not read the paper's split into labelled and unlabelled audio, its
+learning rates, batch sizes, penalty and WER table. 100 joint epochs are the papers'. All else is
+configs/librispeech.py's, whose comments name the source, or our choice if set below.
 """
 
 from configs import common, librispeech
 
 
 def tenth(c):
-    """Labels for a tenth of the utterances; the lower level hears all of them."""
+    """Labels for a tenth of the utterances; the lower level reads all of them."""
     c.data.labelled_fraction = 0.1
 
 
@@ -43,10 +41,10 @@ VARIANTS["tenth"] = tenth
 def get_config(arg=None):
     c = librispeech.get_config()
     c.data.root = "/data/TEDLIUM_release2"
-    c.data.train = "tedlium:train"  # 207 h, 93,000 segments of 8 s on average
+    c.data.train = "tedlium:train"  # 207 h, 93,000 segments, mean 8 s
     c.data.unlabelled = ""  # the same audio
-    c.data.dev = "tedlium:dev"  # 1.6 h, 8 talks; chooses the best weights
+    c.data.dev = "tedlium:dev"  # 1.6 h, 8 talks; chooses the best parameters
     c.data.test = "tedlium:test"  # 2.6 h, 11 talks
     c.data.buckets = (4.0, 7.0, 10.0, 13.0, 16.0, 20.5)  # the longest segment has 20.3 s
-    c.data.labels_per_second = 25.0  # characters: 16 on average, talks run faster than books
+    c.data.labels_per_second = 25.0  # characters; the mean is 16
     return common.apply_variants(c, arg, VARIANTS)
