@@ -1,14 +1,14 @@
-# Shared by the launchers, which source it.
+# Functions of the launchers: dry run, restarts, forwarded signals. To be sourced.
 #
 #   DRY_RUN=1         print every command, run none
-#   MAX_RESTARTS=20   restarts at most
-#   PAUSE=10          seconds before the first restart; doubled each time, up to ten minutes
+#   MAX_RESTARTS=20   maximum number of restarts
+#   PAUSE=10          seconds before the first restart, doubled each time up to ten minutes
 # shellcheck shell=bash
 
 : "${DRY_RUN:=}" "${MAX_RESTARTS:=20}" "${PAUSE:=10}"
 LONGEST_PAUSE=600
-child=""   # the process that `supervise` waits for
-stopped="" # the signal that has told us to stop
+child=""   # process group that `supervise` waits for
+stopped="" # TERM or INT once it was received
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -17,7 +17,7 @@ die() {
   exit 2
 }
 
-# need NAME...: one line for the environment variables that are not set.
+# need NAME...: end with one line that names the environment variables that are not set.
 need() {
   local name missing=()
   for name in "$@"; do
@@ -26,31 +26,31 @@ need() {
   [ "${#missing[@]}" -eq 0 ] || die "set ${missing[*]}, as in: ${missing[0]}=... $0 ..."
 }
 
-# quoted WORD...: one line that a shell reads as the same words.
+# quoted WORD...: print the words on one line, quoted for a shell.
 quoted() {
   local line
   printf -v line ' %q' "$@"
   printf '%s\n' "${line# }"
 }
 
-# run COMMAND...: runs it, or prints it in a dry run.
+# run COMMAND...: run it, or print it in a dry run.
 run() {
   if [ -n "$DRY_RUN" ]; then quoted "$@"; else "$@"; fi
 }
 
-# may_restart CODE: whether the same command may go on after it ended with CODE. Not when it is done
-# (0), met a mistake in config or data (2) or was interrupted (130). After a preemption (75), with
-# missing hosts (69) or a host that died it may.
+# may_restart CODE: whether to restart a command that ended with CODE: not when it is done (0), found
+# a mistake in config or data (2) or was interrupted (130); after a preemption (75), with missing
+# hosts (69) and after the death of a host.
 may_restart() {
   case "$1" in 0 | 2 | 130) return 1 ;; esac
 }
 
-# supervise COMMAND...: runs it again, after a pause, as long as it may go on. TERM and INT are
-# handed on to the command; it ends as it likes, and is not run again.
+# supervise COMMAND...: run it and restart it, after a pause, as `may_restart` decides. TERM and INT
+# are forwarded to the command, which is then not restarted.
 supervise() {
   local code restarts=0 pause="$PAUSE"
-  trap 'hand_on TERM' TERM
-  trap 'hand_on INT' INT
+  trap 'forward TERM' TERM
+  trap 'forward INT' INT
   while true; do
     code=0
     in_own_group "$@" || code=$?
@@ -68,8 +68,8 @@ supervise() {
   done
 }
 
-# A process group of its own, so that a signal reaches what the command has started, too. The shell
-# between (where COMMAND is a function) waits for the command's end instead of dying first.
+# in_own_group COMMAND...: run it in its own process group, so that a signal also reaches its
+# children. The subshell (COMMAND may be a function) ignores signals until the command has ended.
 in_own_group() {
   local code=0 again=0
   set -m
@@ -80,14 +80,14 @@ in_own_group() {
   child=$!
   set +m
   wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal has ended `wait`
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal ends `wait`
   wait "$child" || again=$?
-  [ "$again" -eq 127 ] || code="$again" # what the shell remembers of the command
+  [ "$again" -eq 127 ] || code="$again" # 127: the shell no longer has the exit code
   child=""
   return "$code"
 }
 
-hand_on() {
+forward() {
   stopped="$1"
   [ -z "$child" ] || kill "-$1" -- "-$child" 2>/dev/null || true
 }

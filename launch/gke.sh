@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A JobSet on TPUs in GKE (gke_jobset.yaml), in the cluster that kubectl points at.
+# Train on TPUs in GKE by a JobSet (gke_jobset.yaml), in the cluster of the current kubectl context.
 #
 #   launch/gke.sh submit --config=... --workdir=/runs/...
 #   launch/gke.sh status | logs | stop
 #
-#   JOB_NAME                           of the JobSet
-#   for submit: IMAGE (of the Dockerfile, ACCEL=tpu), HOSTS, CHIPS (a host), TPU_ACCELERATOR,
-#   TPU_TOPOLOGY, CLAIM (a volume claim that all hosts may write, mounted at /runs), MAX_RESTARTS=20
+#   JOB_NAME     name of the JobSet
+#   for submit: IMAGE (of the Dockerfile, ACCEL=tpu), HOSTS, CHIPS (per host), TPU_ACCELERATOR,
+#   TPU_TOPOLOGY, CLAIM (volume claim writable by all hosts, mounted at /runs), MAX_RESTARTS=20
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -16,7 +16,7 @@ action="$1"
 shift
 need JOB_NAME
 
-# The template with its names replaced: each by a JSON text or number, which YAML reads as such.
+# Print the template with each {NAME} replaced by a JSON string, list or number, which is valid YAML.
 manifest() {
   MAX_RESTARTS="$MAX_RESTARTS" python3 -c '
 import json, os, pathlib, re, sys

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One machine, or one of several that were told of each other: trains, and goes on after a crash.
+# Train on one machine, or on one of several, with restarts after a crash.
 #
 #   launch/local.sh --config=configs/quickstart.py [flags of bljust_jax.main]
 #
 #   PYTHON=.venv/bin/python
-#   FAKE_DEVICES=8   so many CPU devices, to try a mesh without the hardware
+#   FAKE_DEVICES=8   number of CPU devices, to test a mesh without accelerators
 #   and DRY_RUN, MAX_RESTARTS, PAUSE of common.sh
 set -euo pipefail
 # shellcheck source=launch/common.sh

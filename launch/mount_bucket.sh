@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A bucket of Google Cloud Storage as the folder /mnt/BUCKET of this host, which has gcsfuse and
-# whose account may write there.
+# Mount a bucket of Google Cloud Storage at /mnt/BUCKET of this host. The host needs gcsfuse and an
+# account with write access.
 #
-#   mount_bucket.sh BUCKET    does nothing where it is mounted
+#   mount_bucket.sh BUCKET    does nothing if it is mounted
 #
-# The limit is of files in a folder that is renamed, as a checkpoint is when it is whole.
+# --rename-dir-limit: maximum number of files of a folder that is renamed, as checkpoints are.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A command that outlives the connection it was started from.
+# Run a command that continues when the connection to the host is lost.
 #
-#   on_host.sh run FOLDER COMMAND...  starts it unless it runs, follows its log, ends as it ends
-#   on_host.sh stop FOLDER            TERM, and waits for its end
+#   on_host.sh run FOLDER COMMAND...  start it unless it runs, follow its log, return its exit code
+#   on_host.sh stop FOLDER            send TERM and wait for its end
 #
-# After a lost connection `run` again: it finds the running command. FOLDER holds `log`, `pid`,
-# `code`, and `lock`, which is held while the command runs.
+# After a lost connection call `run` again: it attaches to the running command. FOLDER contains
+# `log`, `pid`, `code`, and `lock`, which is held while the command runs.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -36,12 +36,12 @@ case "$action" in
   run)
     mkdir -p "$folder"
     touch "$folder/log"
-    said="$(stat --format=%s "$folder/log")"
+    size="$(stat --format=%s "$folder/log")"
     if ! runs; then start "$@"; fi
-    tail --bytes=+"$((said + 1))" --follow --pid="$(cat "$folder/pid")" "$folder/log"
+    tail --bytes=+"$((size + 1))" --follow --pid="$(cat "$folder/pid")" "$folder/log"
     flock "$folder/lock" true
     if [ -s "$folder/code" ]; then exit "$(cat "$folder/code")"; fi
-    exit 137 # killed, and what watched it
+    exit 137 # the command and the shell around it were killed
     ;;
   stop)
     if runs; then

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on a preemptible TPU to the end: makes the TPU, makes it again when it is taken away, and
-# runs the same command in the same workdir each time.
+# Train on a preemptible TPU to the end: create the TPU, create it again after each preemption, and
+# run the same command in the same workdir each time.
 #
 #   launch/tpu_babysit.sh --config=... --workdir=...
 #
-# The variables are those of tpu_pod.sh. MAX_RESTARTS=100 here: a TPU that cannot be had counts.
+# Variables as for tpu_pod.sh. MAX_RESTARTS=100 by default: a failed request for a TPU counts.
 set -euo pipefail
 : "${MAX_RESTARTS:=100}"
 # shellcheck source=launch/common.sh

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A Cloud TPU VM, of one host or a pod slice.
+# Train on a Cloud TPU VM: one host or a pod slice.
 #
-#   launch/tpu_pod.sh create             ask for the TPU and wait for it
-#   launch/tpu_pod.sh queue              the same as a queued resource, which may wait for days
+#   launch/tpu_pod.sh create             request the TPU and wait for it
+#   launch/tpu_pod.sh queue              request a queued resource, which may wait for days
 #   launch/tpu_pod.sh install            copy this checkout to all hosts and make the environment
-#   launch/tpu_pod.sh run --config=...   train on all hosts, and end as they end
-#   launch/tpu_pod.sh status | logs      state of the TPU; the log of its first host
-#   launch/tpu_pod.sh stop | delete      TERM to the training, which saves; give the TPU back
+#   launch/tpu_pod.sh run --config=...   train on all hosts and return their exit code
+#   launch/tpu_pod.sh status | logs      print the state of the TPU; follow the log of host 0
+#   launch/tpu_pod.sh stop | delete      send TERM to the training, which saves; delete the TPU
 #
-#   TPU_NAME, TPU_ZONE, TPU_PROJECT      which one
+#   TPU_NAME, TPU_ZONE, TPU_PROJECT      the TPU
 #   TPU_TYPE, TPU_VERSION                for create and queue: v5litepod-16, v2-alpha-tpuv5-lite
-#   SPOT=1                               a preemptible one
-#   BUCKET=name                          run mounts it at /mnt/name of every host first
-#   REMOTE_PYTHON=python3                the hosts' interpreter, 3.11 or newer
+#   SPOT=1                               request a preemptible TPU
+#   BUCKET=name                          mounted by `run` at /mnt/name of every host
+#   REMOTE_PYTHON=python3                interpreter of the hosts, 3.11 or newer
 set -euo pipefail
 # shellcheck source=launch/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -26,7 +26,7 @@ bundle=bljust_jax.tgz
 
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 
-# on_hosts WORKERS LINE: a line of shell on some hosts.
+# on_hosts WORKERS LINE: run a line of shell on these hosts.
 on_hosts() { tpus tpu-vm ssh "$TPU_NAME" --worker="$1" --command="$2"; }
 
 spot=()
