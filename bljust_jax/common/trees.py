@@ -20,9 +20,10 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
-    """(path name, leaf) of each leaf."""
-    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """(path name, leaf) of each leaf; `is_leaf` as in `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [(path_name(path), leaf) for path, leaf in leaves]
 
 
 def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:

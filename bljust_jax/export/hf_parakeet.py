@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.trees import named_leaves
 from bljust_jax.export.tensors import Tensors, nested, refuse
 from bljust_jax.models.conformer import Conformer
 
@@ -135,9 +136,7 @@ class Row(NamedTuple):
 
 def rows(shapes: Mapping[str, Any], model: Conformer) -> Iterator[Row]:
     """The tensors behind a tree of our shapes; running moments stand beside the norm's scale."""
-    leaves = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda x: isinstance(x, tuple))
-    for keys, shape in leaves[0]:
-        path = "/".join(key.key for key in keys)
+    for path, shape in named_leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)):
         module, _, leaf = path.rpartition("/")
         stacked = path.startswith("encoder/blocks/")
         for n in range(shape[0]) if stacked else (None,):
@@ -157,8 +156,7 @@ def tensors(params: Mapping[str, Any], stats: Mapping[str, Any], model: Conforme
     {"encoder"}; other heads are left out."""
     kept = {name: params[name] for name in ("encoder", "ctc_head")}
     tree = _whole(kept, stats["encoder"])
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
+    arrays = {path: np.asarray(leaf) for path, leaf in named_leaves(tree)}
     out: Tensors = {}
     for row in rows(jax.tree.map(np.shape, tree), model):
         own = arrays[row.path] if row.block is None else arrays[row.path][row.block]

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.trees import named_leaves
 from bljust_jax.export.tensors import nested, refuse
 from bljust_jax.models.norms import EPSILON
 from bljust_jax.models.wav2vec2 import Wav2Vec2
@@ -98,9 +99,7 @@ class Row(NamedTuple):
 
 def rows(shapes: Mapping[str, Any]) -> Iterator[Row]:
     """The tensors behind a tree of shapes {"encoder", "ctc_head", "wav2vec2_head"}."""
-    leaves = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda x: isinstance(x, tuple))
-    for keys, shape in leaves[0]:
-        path = "/".join(key.key for key in keys)
+    for path, shape in named_leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)):
         stacked = path.startswith("encoder/blocks/")
         own = shape[1:] if stacked else shape
         theirs = own
@@ -127,8 +126,7 @@ def tensors(params: Mapping[str, Any], *, ctc: bool) -> dict[str, np.ndarray]:
     """Float32 tensors of `Wav2Vec2ForCTC`, from params["ctc_head"], or of `Wav2Vec2ForPreTraining`,
     from params["wav2vec2_head"], with params["encoder"]."""
     parts = {name: params[name] for name in ("encoder", "ctc_head" if ctc else "wav2vec2_head")}
-    leaves = jax.tree_util.tree_flatten_with_path(parts)[0]
-    arrays = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
+    arrays = {path: np.asarray(leaf) for path, leaf in named_leaves(parts)}
     out = {}
     for row in rows(jax.tree.map(np.shape, parts)):
         own = arrays[row.path] if row.block is None else arrays[row.path][row.block]

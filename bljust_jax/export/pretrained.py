@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.trees import named_leaves
 from bljust_jax.export import hf_folder, hf_parakeet, hf_tokenizer, hf_wav2vec2, tensors
 from bljust_jax.models import encoders
 from bljust_jax.models.encoders import conformer as conformer_encoder
@@ -207,8 +208,7 @@ def _blank_first(head: Mapping[str, np.ndarray], blank: int) -> dict[str, np.nda
 def _fitting(name: str, ours: Any, theirs: Any, path: pathlib.Path) -> Any:
     """`theirs` as float32, where it has the shapes of `ours`."""
     one, other = (
-        {jax.tree_util.keystr(k, simple=True, separator="/"): np.shape(v) for k, v in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (ours, theirs))
+        {path: np.shape(leaf) for path, leaf in named_leaves(tree)} for tree in (ours, theirs)
     )
     wrong = [k for k in sorted(one | other) if one.get(k) != other.get(k)]
     if wrong:

@@ -61,7 +61,6 @@ class TrainingRun:
 
     config: Any
     workdir: pathlib.Path
-    is_main: bool  # process 0, which writes the files of the workdir
     system: System
     corpus: Corpus
     timeline: Timeline
@@ -81,6 +80,11 @@ class TrainingRun:
     init_optimizer: Callable[[Tree], Tree]  # params -> a fresh optimizer state
     evaluate: Callable[[str, Weights], scoring.Scored]  # of a split, by greedy decoding
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes the files of the workdir."""
+        return jax.process_index() == 0
+
     def reset_moments(self) -> None:
         """Replace the optimizer state by a fresh one."""
         self.state = self.state._replace(opt_state=self.init_optimizer(self.state.params))
@@ -99,7 +103,6 @@ def prepare(
     check_config(config, workdir, options.allow_config_change)
     enable_compile_cache(config.compile_cache)
     stop_requested = preemption.watch_for_sigterm(stack)
-    is_main = jax.process_index() == 0
     mesh = make_mesh(**config.mesh)
     stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
     corpus = load_data(config, workdir, mesh)
@@ -114,37 +117,45 @@ def prepare(
     restored, state, best, meta, origin = restore_or_initialise(
         config, workdir, options, system, corpus, checkpoints
     )
-    start = int(state.step)
-    if is_main:
+    first = jax.process_index() == 0
+    if first:
         write_config(config, workdir, corpus.tokenizers)
-        starts, signatures = [s.start for s in timeline.segments], scoring.signatures(recipe.tasks)
-        write_facts(config, workdir, recipe, starts, mesh, signatures)
+        write_facts(config, workdir, recipe, timeline, mesh)
         stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
-
-    writer = trackers.MetricWriter(workdir, restored, active=is_main)
+    writer = trackers.MetricWriter(workdir, restored, active=first)
     stack.callback(writer.close)
     if restored is not None:
         clock.resume(meta.seconds, writer.dropped)
-    peak = peak_flops.flops([d.device_kind for d in mesh.devices.flat], config.model.dtype)
-    progress = Progress(
-        timeline.total, start, clock, flops.named(meta.compute), peak, active=is_main
-    )
+    progress = make_progress(config, system, timeline, int(state.step), meta, clock)
     for line in [f"workdir: {workdir}", *describe(system, corpus), *origin]:
         progress.log(line)
-
-    shard = (jax.process_index(), jax.process_count())
     return TrainingRun(
-        **{"config": config, "workdir": workdir, "is_main": is_main, "system": system},
-        **{"corpus": corpus, "timeline": timeline, "restored": restored, "state": state},
-        **{"best": best, "meta": meta, "clock": clock, "progress": progress, "tracer": tracer},
-        **{"checkpoints": checkpoints, "stop_requested": stop_requested},
+        config=config,
+        workdir=workdir,
+        system=system,
+        corpus=corpus,
+        timeline=timeline,
+        restored=restored,
+        state=state,
+        best=best,
+        meta=meta,
+        clock=clock,
+        progress=progress,
         log=make_metric_log(config, workdir, meta, corpus, timeline, writer, progress, clock),
+        tracer=tracer,
+        checkpoints=checkpoints,
+        stop_requested=stop_requested,
         steps=compile_steps(config, system, corpus, timeline, state, progress.log, clock),
+        batches=corpus.train_batches(timeline.segments, int(state.step), shard=shard()),
         init_optimizer=jax.jit(system.optimizer.init, out_shardings=system.shardings.opt_state),
         evaluate=make_evaluator(recipe, corpus, mesh),
-        batches=iter(corpus.train_batches(timeline.segments, start, shard=shard)),
         save_timer=SaveTimer(config.save_minutes, config.log_every),
     )
+
+
+def shard() -> tuple[int, int]:
+    """(index, count) of this process's rows of a batch."""
+    return jax.process_index(), jax.process_count()
 
 
 # Data and state
@@ -205,6 +216,16 @@ def describe(system: System, corpus: Corpus) -> list[str]:
 # What the loop calls
 
 
+def make_progress(
+    config: Any, system: System, timeline: Timeline, start: int, meta: RunMeta, clock: goodput.Clock
+) -> Progress:
+    """The progress report from step `start` on; only the first process prints it."""
+    kinds = [device.device_kind for device in system.mesh.devices.flat]
+    peak, computed = peak_flops.flops(kinds, config.model.dtype), flops.named(meta.compute)
+    active = jax.process_index() == 0
+    return Progress(timeline.total, start, clock, computed, peak, active=active)
+
+
 def compile_steps(
     config: Any,
     system: System,
@@ -220,10 +241,9 @@ def compile_steps(
     expected = sum(len(corpus.buckets_in_use(streams)) for streams in phases)
     jitted = {p.name: jit_train_step(config, system, p) for p in system.recipe.phases}
     steps = CompiledSteps(jitted, expected, log, clock)
-    shard = (jax.process_index(), jax.process_count())
     for name, streams in timeline.streams_from(int(state.step)).items():
         largest = corpus.buckets_in_use(streams)[-1]
-        batch = corpus.empty_batches(streams, largest, shard=shard)
+        batch = corpus.empty_batches(streams, largest, shard=shard())
         steps.compile(name, state, put_batch(batch, system.mesh))
     return steps
 

@@ -25,7 +25,9 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.corpus import Corpus
 from bljust_jax.data.tokenizer import Tokenizer
+from bljust_jax.inference import scoring
 from bljust_jax.train.run_meta import RunMeta
+from bljust_jax.train.timeline import Timeline
 
 
 def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False) -> None:
@@ -123,18 +125,13 @@ def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokeniz
 
 
 def write_facts(
-    config: Any,
-    workdir: pathlib.Path,
-    recipe: Recipe,
-    starts: list[int],
-    mesh: Any,
-    signatures: dict,
+    config: Any, workdir: pathlib.Path, recipe: Recipe, timeline: Timeline, mesh: Any
 ) -> None:
-    """Write run.json: command, code version, devices and phases, for reports; `signatures` are
-    sacreBLEU's, by task."""
+    """Write run.json, for reports: command, code version, devices, phases, and the sacreBLEU
+    signatures of translation tasks."""
     phases = [
-        {"name": p.name, "start": start, "steps": p.steps, "levels": p.describe_levels()}
-        for start, p in zip(starts, recipe.phases, strict=True)
+        {"name": p.name, "start": s.start, "steps": p.steps, "levels": p.describe_levels()}
+        for s, p in zip(timeline.segments, recipe.phases, strict=True)
     ]
     kinds = sorted({d.device_kind for d in mesh.devices.flat})
     versions = {"python": platform.python_version()}
@@ -146,7 +143,7 @@ def write_facts(
         "devices": f"{mesh.size} x {', '.join(kinds)}",
         "versions": versions,
         "phases": phases,
-        "signatures": signatures,
+        "signatures": scoring.signatures(recipe.tasks),
     }
     (workdir / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
