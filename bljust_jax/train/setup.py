@@ -19,9 +19,10 @@ from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus, load_corpus
 from bljust_jax.inference import decode_split, scoring
-from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler, trackers
+from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
+from bljust_jax.monitoring.trackers import MetricWriter
 from bljust_jax.parallel import preemption
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import (
@@ -122,8 +123,7 @@ def prepare(
         write_config(config, workdir, corpus.tokenizers)
         write_facts(config, workdir, recipe, timeline, mesh)
         stack.callback(corpus.quarantined.write, workdir / "quarantine.jsonl")
-    writer = trackers.MetricWriter(workdir, restored, active=first)
-    stack.callback(writer.close)
+    writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, restored, active=first)))
     if restored is not None:
         clock.resume(meta.seconds, writer.dropped)
     progress = make_progress(config, system, timeline, int(state.step), meta, clock)
@@ -275,7 +275,7 @@ def make_metric_log(
     meta: RunMeta,
     corpus: Corpus,
     timeline: Timeline,
-    writer: trackers.MetricWriter,
+    writer: MetricWriter,
     progress: Progress,
     clock: goodput.Clock,
 ) -> MetricLog:
