@@ -17,6 +17,7 @@ from bljust_jax.benchmarks import torch_peer
 from bljust_jax.benchmarks.interleave import MIB, interleave, ratios, table
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.types import Phase, Recipe
+from bljust_jax.models import audio_features
 from bljust_jax.models.encoders import conformer
 from bljust_jax.monitoring import peak_flops
 from bljust_jax.parallel.mesh import make_mesh, put_batch
@@ -173,7 +174,7 @@ def supervised(shape: Shape, dtype: str, n: int, log: Callable[[str], None]) -> 
     reason = torch_peer.absent("torch", "transformers")
     if not reason:
         labelled = batch["labelled"]
-        features, _, _ = conformer.make_features(config)(
+        features, _, _ = audio_features.make_features(config)(
             labelled["audio"], labelled["audio_lengths"], keys=None, train=False
         )
         log("building the peer")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import optax
 
@@ -60,35 +60,23 @@ class Aux(NamedTuple):
     stats: dict
 
 
-@dataclass(frozen=True)
-class Objective:
-    """`apply(params, extras, batch, rng) -> ({loss name: (loss_sum, weight)}, Aux)`, pure; a loss
-    is sum / max(weight, 1), float32."""
+@runtime_checkable
+class Objective(Protocol):
+    """One or several named losses of one pure function; a loss is sum / max(weight, 1), float32.
 
-    losses: tuple[str, ...]
-    streams: tuple[str, ...]
-    apply: Callable[..., tuple[dict[str, tuple[Any, Any]], Aux]]
-
-    @property
-    def name(self) -> str:
-        return "+".join(self.losses)
-
-
-class SelfSupervised(NamedTuple):
-    """What `objectives/<name>.py` binds to an encoder: an objective on the stream `unlabelled`, its
-    head and its cost. `bind(config, encoder, encode, linear)` gives it, with
-    encode(params, x, lengths, *, stats, context, hide, upto, train, rng): `Encoder.apply`, which
-        finds its own part of params and stats
-    linear: the linear maps of `models.heads`, init(rng, dim, out) and apply(params, x).
+    name: the names in `losses` joined by "+"
+    losses, streams: names of the losses, and of the batches that `apply` reads
+    apply(params, extras, batch, rng) -> ({loss name: (loss_sum, weight)}, Aux)
     """
 
-    objective: Objective
-    # rng -> (head, frozen): params["<name>_head"] and what no gradient reaches, frozen["<name>"]
-    init: Callable[[Any], tuple[Tree, Tree]]
-    # padded seconds of one row -> encoder FLOPs of one training step (forward 1, backward 2)
-    cost: Callable[[float], float]
-    # for a forward pass that several losses share (`objectives.shared`); None where it cannot be
-    reader: Callable | None = None
+    @property
+    def name(self) -> str: ...
+    @property
+    def losses(self) -> tuple[str, ...]: ...
+    @property
+    def streams(self) -> tuple[str, ...]: ...
+    @property
+    def apply(self) -> Callable[..., tuple[dict[str, tuple[Any, Any]], Aux]]: ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.trees import named_leaves
 from bljust_jax.export.tensors import Tensors, nested, refuse
-from bljust_jax.models.conformer import Conformer
+from bljust_jax.models.encoders.conformer import Conformer
 
 # Field of `Conformer`: name in their encoder_config, value where the file is silent.
 FIELDS = {

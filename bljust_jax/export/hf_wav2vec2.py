@@ -15,8 +15,8 @@ import numpy as np
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.trees import named_leaves
 from bljust_jax.export.tensors import nested, refuse
+from bljust_jax.models.encoders.wav2vec2 import Wav2Vec2
 from bljust_jax.models.norms import EPSILON
-from bljust_jax.models.wav2vec2 import Wav2Vec2
 
 # Field of `Wav2Vec2`: name in config.json, value where the file is silent.
 FIELDS = {

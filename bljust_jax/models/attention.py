@@ -1,4 +1,4 @@
-"""Self-attention with relative positions: over all frames, or over a window at linear cost."""
+"""Self-attention with relative positions (Transformer-XL), full or in a window at linear cost."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ MASKED_SCORE = -1e30
 
 
 def relative_positions(first: int, last: int, dim: int) -> Float[np.ndarray, "r d"]:
-    """Sinusoids of the distances first, first - 1, ..., last from query to key, a row each.
+    """Sinusoids of the distances first, first - 1, ..., last from query to key, one row each.
 
     The row of distance r holds sin(r w) and cos(r w), w = 10000^(-2i/D), in float64 (Dai et al.,
     Transformer-XL, ACL 2019, appendix B).
@@ -28,8 +28,8 @@ def relative_positions(first: int, last: int, dim: int) -> Float[np.ndarray, "r 
 def skew(scores: Float[Array, "*n q r"], first: int, keys: int) -> Float[Array, "*n q k"]:
     """Scores by distance to scores by key: out[i, j] = scores[i, first + j - i], first <= Q.
 
-    A reshape: in rows shorter by one a diagonal becomes a column. Where that column lies outside
-    of `scores` the result is meaningless and must be masked.
+    Implemented as a reshape: in rows shorter by one, a diagonal becomes a column. Entries whose
+    column lies outside `scores` are undefined and must be masked.
     """
     *lead, queries, columns = scores.shape
     if columns <= keys:
@@ -45,8 +45,8 @@ def masked_softmax(
 ) -> Float[Array, "*n q k"]:
     """softmax over the keys where `mask` is True, in float32 or wider, rounded to `dtype`.
 
-    Its derivative is that of the rounded weights w, w (dw - sum w dw), so that a program that takes
-    gradients keeps nothing of size Q x K in another type. A query without a key is finite.
+    The derivative uses the rounded weights w, w (dw - sum w dw), so that the backward pass stores
+    no Q x K array of another type. A query without a key is finite.
     """
     wide = jnp.where(mask, at_least_float32(scores), MASKED_SCORE)
     return jax.nn.softmax(wide).astype(dtype)
@@ -78,7 +78,7 @@ def full_attention(
 ) -> Float[Array, "b t h s"]:
     """softmax_j(content_query_i . key_j + position_query_i . position_{i-j}) value_j.
 
-    `position` holds the distances T - 1 and down, one more than are needed; `mask` `[B, 1 or T, T]`
+    `position` has the distances T - 1 and down, one more than needed; `mask` `[B, 1 or T, T]`
     is True where a key may be attended. A query without a key is finite. Memory grows with T^2.
     """
     frames = key.shape[1]
@@ -100,9 +100,9 @@ def local_attention(
 ) -> Float[Array, "b t h s"]:
     """`full_attention` under the band mask -ahead <= i - j <= reach, in memory that grows with T.
 
-    `position` holds the distances reach, ..., -ahead, ahead = reach or 0; `valid` is True on real
-    frames. Queries are cut into blocks of `reach` frames; the keys of one lie in its own block, the
-    one before and, where ahead > 0, the one after (blocks as in Beltagy et al., Longformer, 2020).
+    `position` has the distances reach, ..., -ahead, ahead = reach or 0; `valid` is True on real
+    frames. Queries are cut into blocks of `reach` frames; their keys lie in the same block, the
+    previous and, if ahead > 0, the next one (blocks as in Beltagy et al., Longformer, 2020).
     """
     batch, frames, heads, size = key.shape
     count, distances = -(-frames // reach), position.shape[0]
@@ -135,8 +135,9 @@ class RelativeAttention(nn.Module):
         score[i, j] = ((q_i + u) . k_j + (q_i + v) . W r_{i-j}) / sqrt(D / H)
 
     with a softmax over the valid keys j; causal: those with j <= i; with a window: those with
-    |i - j| <= window // 2. Only the output map has a bias: those of the projections would cancel in
-    the softmax or repeat u, v and it. The window changes no parameter. Source: Transformer-XL, 3.3.
+    |i - j| <= window // 2. Only the output map has a bias: biases of the projections would cancel
+    in the softmax or duplicate u, v and it. The window adds no parameter. Source: Transformer-XL,
+    section 3.3.
     """
 
     heads: int
@@ -147,10 +148,12 @@ class RelativeAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], causal: bool = False
     ) -> Float[Array, "b t d"]:
-        """`valid` is True on real frames; an utterance without any stays finite."""
+        """`valid` is True on real frames; an utterance without any is finite."""
         frames, dim = x.shape[1:]
         size, reach = dim // self.heads, self.window // 2
-        local = reach > 0 and frames > 3 * reach  # else blocks would hold more scores than all keys
+        local = (
+            reach > 0 and frames > 3 * reach
+        )  # else blocks would need more scores than full attention
 
         def project(name: str, x: Array) -> Array:
             dense = nn.Dense(dim, use_bias=False, dtype=self.dtype, name=name)
@@ -177,7 +180,7 @@ class RelativeAttention(nn.Module):
 
 
 def _band(frames: int, reach: int, causal: bool) -> Bool[Array, "#t t"]:
-    """True where query i may attend key j for the sake of causality and window (reach 0: any)."""
+    """True where causality and window allow query i to attend key j (reach 0: no window)."""
     if not (reach or causal):
         return jnp.ones((1, frames), bool)
     distance = jnp.arange(frames)[:, None] - jnp.arange(frames)[None, :]

@@ -1,4 +1,4 @@
-"""Leaf modules of the Conformer: feed-forward, convolution, block.
+"""Flax modules of the Conformer block: feed-forward, convolution module, block.
 
 Parameters are float32; `dtype` is the dtype of the products. Norms and the softmax run in float32.
 """
@@ -20,12 +20,12 @@ def depthwise_conv(
 ) -> Float[Array, "b t d"]:
     """y[b, t, d] = sum_j kernel[j, d] x[b, t + j - c, d], c = (k - 1) / 2, x = 0 outside.
 
-    A sum of shifted products with its own VJP: no grouped convolution, which inside `lax.scan` is
-    tens of times slower on XLA:CPU. Sums are float32, the result has x's dtype.
+    A sum of shifted products with its own VJP, because a grouped convolution inside `lax.scan` is
+    tens of times slower on XLA:CPU. Sums are float32, the result has the dtype of x.
 
     Args:
       kernel: an odd number of taps `[K, D]`.
-      causal: leaves out the taps j > c, which see the future; their gradient is 0.
+      causal: omit the taps j > c, which read future frames; their gradient is 0.
     """
     return _depthwise_conv(x, kernel, (kernel.shape[0] - 1) // 2 if causal else kernel.shape[0])
 
@@ -97,9 +97,8 @@ class FeedForward(nn.Module):
 class ConvModule(nn.Module):
     """Pointwise to twice the width, GLU, depthwise convolution, norm, SiLU, pointwise.
 
-    The norm is LayerNorm, which needs no statistics, or the paper's BatchNorm where stored ones are
-    given: in training over valid frames, but never in a causal context, where the moments of a
-    batch would tell of the future.
+    The norm is LayerNorm or, if stored statistics are given, the paper's BatchNorm: with moments of
+    the batch in training, except in a causal context, since they depend on future frames.
     """
 
     taps: int
@@ -127,10 +126,10 @@ class ConvModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """x + FF/2, + attention, + convolution, + FF/2, LayerNorm; each branch normed before it.
+    """x + FF/2, + attention, + convolution, + FF/2, LayerNorm; each branch normalised at its input.
 
     Dropout, with rng "dropout", acts on each branch before it is added; `window` is attention's.
-    Returns the statistics of the convolution's BatchNorm, None where none are given. Source: Gulati
+    Returns the statistics of BatchNorm, None if none are given. Source: Gulati
     et al., Conformer, Interspeech 2020, equation 1.
     """
 

@@ -1,6 +1,6 @@
-"""The Transformer decoder: what comes next in a text, given its beginning and an encoder's output.
+"""Transformer decoder: logits of the next token given the previous ones and an encoder's output.
 
-Id 0 begins a text as an input and ends it as an output. Parameters are float32; `dtype` is the
+Id 0 is the first input of a text and its last output. Parameters are float32; `dtype` is the
 dtype of the products. Residual sums, norms, the softmax and the logits are float32.
 """
 
@@ -25,25 +25,25 @@ from bljust_jax.parallel.rules import gathered
 
 
 class KeysValues(NamedTuple):
-    """What attention reads, `[..., keys, H, S]` each, S = D / H."""
+    """Keys and values of attention, `[..., keys, H, S]` each, S = D / H."""
 
     keys: Array
     values: Array
 
 
 class Cache(NamedTuple):
-    """The state of B rows of W texts that grow a token at a time."""
+    """Decoding state of B rows of W texts that grow by one token per call."""
 
-    heard: KeysValues  # of the encoder's output, [L, B, T, H, S]
+    memory: KeysValues  # of the encoder's output, [L, B, T, H, S]
     valid: Bool[Array, "b t"]  # True on its real frames
-    past: KeysValues  # of the tokens so far, [L, B, W, N, H, S], N the most tokens
+    past: KeysValues  # of the tokens so far, [L, B, W, N, H, S], N = the maximum length
 
 
 class Attention(nn.Module):
     """softmax_j(q_i . k_j / sqrt(D / H)) v_j with H heads (Vaswani et al., NeurIPS 2017, 3.2).
 
-    The maps of keys and values have no bias: one would cancel in the softmax, the other repeat the
-    output's.
+    The maps of keys and values have no bias: it would cancel in the softmax or duplicate the bias
+    of the output map.
     """
 
     dim: int
@@ -58,24 +58,24 @@ class Attention(nn.Module):
     def _split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], self.heads, self.dim // self.heads)
 
-    def read(self, x: Float[Array, "b k c"]) -> KeysValues:
+    def keys_values(self, x: Float[Array, "b k c"]) -> KeysValues:
         """Keys and values of `x`, `[B, K, H, S]`."""
         return KeysValues(self._split(self.key(x)), self._split(self.value(x)))
 
     def __call__(
-        self, x: Float[Array, "b q d"], read: KeysValues, mask: Bool[Array, "#b #q k"]
+        self, x: Float[Array, "b q d"], given: KeysValues, mask: Bool[Array, "#b #q k"]
     ) -> Float[Array, "b q d"]:
         """`mask` is True where a key may be attended; a query without a key is finite."""
         query = self._split(self.query(x)) * (self.dim // self.heads) ** -0.5
-        scores = at_least_float32(jnp.einsum("bqhs,bkhs->bhqk", query, read.keys))
+        scores = at_least_float32(jnp.einsum("bqhs,bkhs->bhqk", query, given.keys))
         weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED_SCORE))
-        context = jnp.einsum("bhqk,bkhs->bqhs", weights.astype(self.dtype), read.values)
+        context = jnp.einsum("bhqk,bkhs->bqhs", weights.astype(self.dtype), given.values)
         return self.out(context.reshape(*x.shape[:-1], self.dim))
 
 
 class DecoderBlock(nn.Module):
     """x + causal self-attention, + attention over the encoder's output, + feed-forward, each branch
-    normed before it. Dropout, with rng "dropout", acts on each branch before it is added."""
+    normalised at its input. Dropout, with rng "dropout", acts on each branch before it is added."""
 
     dim: int
     heads: int
@@ -91,9 +91,9 @@ class DecoderBlock(nn.Module):
         self.feed_forward = FeedForward(self.expansion, self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
-    def hear(self, memory: Float[Array, "b t c"]) -> KeysValues:
-        """What the second branch reads of an encoder's output."""
-        return self.cross_attention.read(memory)
+    def project_memory(self, memory: Float[Array, "b t c"]) -> KeysValues:
+        """Keys and values of an encoder's output, for the second branch."""
+        return self.cross_attention.keys_values(memory)
 
     def __call__(
         self,
@@ -105,31 +105,31 @@ class DecoderBlock(nn.Module):
         """All positions of a text at once; `valid` is True on real frames of `memory`."""
         causal = jnp.asarray(np.tri(x.shape[1], dtype=bool)[None])
         normed = self.self_norm(x)
-        branch = self.self_attention(normed, self.self_attention.read(normed), causal)
+        branch = self.self_attention(normed, self.self_attention.keys_values(normed), causal)
         x = x + self.drop(branch, deterministic=not train)
-        return self._finish(x, self.hear(memory), valid, train)
+        return self._finish(x, self.project_memory(memory), valid, train)
 
     def extend(
         self,
         x: Float[Array, "b w d"],
-        heard: KeysValues,
+        memory: KeysValues,
         valid: Bool[Array, "b t"],
         past: KeysValues,
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "b w d"], KeysValues]:
-        """One position of W texts a row; the keys and values that it adds, `[B, W, 1, H, S]`."""
+        """One position of W texts per row; also its keys and values `[B, W, 1, H, S]`."""
         texts = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
         normed = texts(self.self_norm(x))[:, None]
-        new = self.self_attention.read(normed)
+        new = self.self_attention.keys_values(normed)
         write = partial(lax.dynamic_update_slice_in_dim, start_index=position, axis=1)
-        read = jax.tree.map(lambda old, new: write(texts(old), new), past, new)
-        known = jnp.arange(read.keys.shape[1]) <= position
-        branch = self.self_attention(normed, read, known[None, None])
-        x = self._finish(x + branch.reshape(x.shape), heard, valid, False)
+        given = jax.tree.map(lambda old, new: write(texts(old), new), past, new)
+        written = jnp.arange(given.keys.shape[1]) <= position
+        branch = self.self_attention(normed, given, written[None, None])
+        x = self._finish(x + branch.reshape(x.shape), memory, valid, False)
         return x, jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:2], *leaf.shape[1:]), new)
 
-    def _finish(self, x: Array, heard: KeysValues, valid: Array, train: bool) -> Array:
-        branch = self.cross_attention(self.cross_norm(x), heard, valid[:, None])
+    def _finish(self, x: Array, memory: KeysValues, valid: Array, train: bool) -> Array:
+        branch = self.cross_attention(self.cross_norm(x), memory, valid[:, None])
         x = x + self.drop(branch, deterministic=not train)
         branch = self.feed_forward(self.ff_norm(x))
         return x + self.drop(branch, deterministic=not train)
@@ -138,12 +138,15 @@ class DecoderBlock(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """Tokens and an encoder's output to logits of the next token (Vaswani et al., NeurIPS 2017,
-    with norms before the branches: Xiong et al., ICML 2020).
+    with norms at the input of the branches: Xiong et al., ICML 2020).
 
-    Fields: width, blocks, attention heads, classes K (0 begins and ends a text), width of the
-    encoder's output, feed-forward expansion, dropout rate on the embedded tokens and on each
-    branch, dtype of the products ("float32" or "bfloat16"; parameters stay float32), blocks
-    unrolled a scan step.
+    dim, layers, heads: width, blocks, attention heads
+    vocab_size: classes K, with 0 at begin and end of a text
+    memory_dim: width of the encoder's output
+    ff_mult: feed-forward width over `dim`
+    dropout: rate on the embedded tokens and on each branch
+    dtype: of the products, "float32" or "bfloat16"; parameters stay float32
+    scan_unroll: blocks per scan iteration
     """
 
     dim: int
@@ -219,13 +222,13 @@ class Decoder:
         Args:
           memory: an encoder's output `[B, T, C]`; padded frames never matter, NaN included.
           memory_lengths: its real frames `[B]`; 0 is allowed.
-          tokens: inputs `[B, U]`, 0 first; padded ones never matter, whatever they are.
+          tokens: inputs `[B, U]`, 0 first; padded ones never matter.
           token_lengths: real inputs `[B]`; 0 is allowed.
-          train, rng: dropout is active in training and then needs a key.
+          train, rng: dropout is active in training and needs a key.
 
         Returns:
-          float32 `[B, U, K]`, exactly 0 at padded tokens. Logits at position t are a function of
-          tokens 0..t alone, to the last bit.
+          float32 `[B, U, K]`, exactly 0 at padded tokens. Logits at position t depend on tokens
+          0..t only, bit for bit.
 
         Raises:
           ValueError: dropout without `rng`.
@@ -261,17 +264,17 @@ class Decoder:
         max_len: int,
         beam: int = 1,
     ) -> Cache:
-        """The cache of `beam` texts a row, of at most `max_len` inputs each (0 is the first).
+        """The empty cache of `beam` texts per row, of at most `max_len` inputs each, 0 first.
 
-        The encoder's output is projected here, once for all blocks, positions and texts.
+        The encoder's output is projected once for all blocks, positions and texts.
         """
         valid, memory = _clean(memory, memory_lengths)
-        hear = partial(self.block.apply, method="hear")
-        heard = jax.vmap(lambda weights: hear({"params": weights}, memory))(params["blocks"])
-        layers, batch, _, *split = heard.keys.shape
+        project = partial(self.block.apply, method="project_memory")
+        given = jax.vmap(lambda weights: project({"params": weights}, memory))(params["blocks"])
+        layers, batch, _, *split = given.keys.shape
         shape = (layers, batch, beam, max_len, *split)
-        past = KeysValues(*(jnp.zeros(shape, heard.keys.dtype) for _ in KeysValues._fields))
-        return Cache(heard, valid, past)
+        past = KeysValues(*(jnp.zeros(shape, given.keys.dtype) for _ in KeysValues._fields))
+        return Cache(given, valid, past)
 
     def extend(
         self,
@@ -283,8 +286,8 @@ class Decoder:
     ) -> tuple[Float[Array, "b w k"], Cache]:
         """Logits `[B, W, K]` after one more token of each text, at `position`, and the cache.
 
-        parents: text w of a row continues what was its text parents[w]; None: each its own. Equal
-        to `apply` on whole texts but for rounding.
+        parents: text w of a row continues its previous text parents[w]; None: text w. Equal to
+        `apply` on whole texts up to rounding.
         """
         position, past = jnp.asarray(position), cache.past
         if parents is not None:
@@ -295,11 +298,11 @@ class Decoder:
         x, block = self._embed(params, tokens, here[None, None]), self.block
 
         def step(x, layer):
-            weights, heard, past = layer
-            inputs = x, heard, cache.valid, past, position
+            weights, memory, past = layer
+            inputs = x, memory, cache.valid, past, position
             return block.apply({"params": weights}, *inputs, method="extend")
 
-        layers = params["blocks"], cache.heard, past
+        layers = params["blocks"], cache.memory, past
         x, new = lax.scan(step, x, layers, unroll=self.scan_unroll)
         write = partial(lax.dynamic_update_slice_in_dim, start_index=position, axis=3)
         return self._logits(params, x), cache._replace(past=jax.tree.map(write, past, new))
@@ -313,7 +316,7 @@ class Decoder:
 
 
 def _clean(memory: Array, lengths: Array) -> tuple[Array, Array]:
-    """(True on real frames, an encoder's output with 0 in the others)."""
+    """(True on real frames, encoder output with 0 in the others)."""
     valid = valid_frames(memory.shape[1], lengths)
     return valid, jnp.where(valid[..., None], memory, 0.0)
 

@@ -1,4 +1,4 @@
-"""Linear maps on top of an encoder: the CTC head, CPC's projection, its predictor a step ahead."""
+"""Linear heads on an encoder, single or stacked: parameters and application."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Key
 
 
 def init(rng: Key[Array, ""], dim: int, out: int, *, steps: int | None = None) -> dict[str, Array]:
-    """{"kernel": `[dim, out]`, "bias": `[out]`}; with `steps`, one map a step on a leading axis.
+    """{"kernel": `[dim, out]`, "bias": `[out]`}; with `steps`, one map per step on a leading axis.
 
     Kernels are normal with variance 1 / dim, biases 0, float32.
     """

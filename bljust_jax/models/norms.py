@@ -1,4 +1,4 @@
-"""Norms whose result does not depend on padding. Statistics are float32."""
+"""LayerNorm, and BatchNorm over valid frames; both are independent of padding, in float32."""
 
 from functools import partial
 from typing import Any
@@ -22,12 +22,12 @@ def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(var + 1e-5) * scale + bias a channel, moments taken over valid frames.
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias per channel, with moments over valid frames.
 
-    With `batch` the moments are those of the batch and the stored ones move a tenth of the way
-    towards them (the variance unbiased, as in torch); without, the stored ones serve and stay.
-    A batch of no valid frame leaves them as they are. The sums are plain ones over the whole array:
-    under `jit` over a sharded batch they are global. Source: Ioffe and Szegedy, ICML 2015.
+    `batch=True` uses the moments of the batch and moves the stored ones a tenth of the way towards
+    them (with unbiased variance, as torch does); otherwise the stored moments are used, unchanged.
+    A batch without valid frames does not change them. Sums run over the whole array: under `jit`
+    with a sharded batch they are global. Source: Ioffe and Szegedy, ICML 2015.
     """
 
     dtype: Any = jnp.float32
@@ -36,7 +36,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], stats: Stats, batch: bool = False
     ) -> tuple[Float[Array, "b t d"], Stats]:
-        """`stats` is {"mean" `[D]`, "var" `[D]`}; valid: True on frames that count."""
+        """`stats` is {"mean" `[D]`, "var" `[D]`}; valid: True = real frame."""
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         x = at_least_float32(x)
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
 
 
 def _batch_moments(x: Array, valid: Array, stats: Stats) -> tuple[Array, Array, Stats]:
-    """(mean, biased variance, moved stats) of the valid frames; two passes, so no cancellation."""
+    """(mean, biased variance, updated stats) of the valid frames, in two passes for precision."""
     valid = valid[..., None]
     count = jnp.sum(valid, dtype=x.dtype)
     mean = jnp.sum(jnp.where(valid, x, 0.0), (0, 1)) / jnp.maximum(count, 1)

@@ -1,4 +1,4 @@
-"""What of a block's forward pass is kept for its backward pass: memory against time."""
+"""Rematerialisation policies of encoder blocks (gradient checkpointing): memory against time."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ import jax
 
 from bljust_jax.common.errors import UserError
 
-# "none" keeps everything, "full" the block's input alone and computes the rest again; "dots" also
-# keeps the results of products with weights, which cost most to compute again
+# "none" stores all activations; "full" stores the block's input and recomputes the rest; "dots"
+# also stores the results of products with weights, the most expensive to recompute
 POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -16,14 +16,14 @@ POLICIES = {
 
 
 def check(policy: str) -> None:
-    """UserError for a policy of another name."""
+    """Raise UserError for an unknown policy."""
     if policy not in POLICIES:
         raise UserError(f"config.model.remat={policy!r} must be one of {', '.join(POLICIES)}")
 
 
 def wrap(function: Callable, policy: str, unrolled: bool = True) -> Callable:
-    """`function` under a policy. `unrolled`: False in a loop of one call an iteration, where the
-    compiler cannot merge the two computations and need not be kept from it."""
+    """`function` under a policy. `unrolled`: False in a loop with one call per iteration, where the
+    compiler cannot merge both computations, so that no barrier is needed."""
     if policy == "none":
         return function
     return jax.checkpoint(function, policy=POLICIES[policy], prevent_cse=unrolled)

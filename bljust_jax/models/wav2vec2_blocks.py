@@ -1,4 +1,4 @@
-"""Leaf modules of wav2vec 2.0: waveform convolutions, convolutional positions, Transformer block.
+"""Flax modules of wav2vec 2.0: waveform convolutions, convolutional positions, Transformer block.
 
 Parameters are float32; `dtype` is the dtype of the products. Norms and the softmax run in float32.
 """
@@ -17,13 +17,13 @@ from bljust_jax.models.norms import EPSILON, at_least_float32
 from bljust_jax.ops.log_mel import frame_count, valid_frames
 from bljust_jax.parallel.batch_map import map_rows
 
-# Means of trained features are far from 0: the variance is taken in two passes.
+# Means of trained features are far from 0: compute the variance in two passes.
 LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
 gelu = partial(jax.nn.gelu, approximate=False)
 
 
 class StridedConv(nn.Module):
-    """y[t] = sum_j x[stride t + j] kernel[j] (+ bias), nothing padded; kernel `[K, C, C']`."""
+    """y[t] = sum_j x[stride t + j] kernel[j] (+ bias), without padding; kernel `[K, C, C']`."""
 
     channels: int
     taps: int
@@ -45,8 +45,8 @@ class StridedConv(nn.Module):
 
 
 class TimeNorm(nn.Module):
-    """(x - mean) / sqrt(var + 1e-5) * scale + bias, moments over the counted frames of an
-    utterance, a channel: group norm with a group a channel."""
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias, moments per utterance and channel over the
+    counted frames: group norm with one channel per group."""
 
     dtype: Any = jnp.float32
 
@@ -68,9 +68,9 @@ class TimeNorm(nn.Module):
 class WaveformEncoder(nn.Module):
     """Waveform `[B, S]` to features `[B, T, C]`: strided convolutions, each with its norm and GELU.
 
-    norm="layer": a LayerNorm after each; "group": a `TimeNorm` after the first, none later, over
-    the valid frames or, with `whole`, over all. Padded samples are set to 0 first, NaN included; a
-    valid frame sees valid samples alone. Source: Baevski et al., wav2vec 2.0, NeurIPS 2020,
+    norm="layer": a LayerNorm after each; "group": a `TimeNorm` after the first only, over valid
+    frames or, with `whole`, over all. Padded samples are first set to 0, NaN included; a valid
+    frame depends on valid samples only. Source: Baevski et al., wav2vec 2.0, NeurIPS 2020,
     section 4.2 and appendix B.
     """
 
@@ -118,9 +118,10 @@ class Projection(nn.Module):
 def grouped_conv(x: Float[Array, "b t d"], kernel: Float[Array, "k i d"]) -> Float[Array, "b t d"]:
     """y[t, o] = sum over j, i of kernel[j, i, o] x[t + j - K // 2, g I + i], x = 0 outside.
 
-    Groups have I channels in and out; o lies in group g. A product of Fourier transforms over
-    time: with 128 taps it takes a fiftieth of the operations, and the gradient of `lax.conv` with
-    groups takes ten times as long on XLA:CPU. Sums are float32, the result has x's dtype.
+    Groups have I channels in and out; o lies in group g. Computed as a product of Fourier
+    transforms over time: with 128 taps it takes a fiftieth of the operations, and the gradient of
+    `lax.conv` with groups is ten times slower on XLA:CPU. Sums are float32, the result has the
+    dtype of x.
     """
     batch, frames, dim = x.shape
     taps, width, _ = kernel.shape
@@ -139,7 +140,7 @@ def grouped_conv(x: Float[Array, "b t d"], kernel: Float[Array, "k i d"]) -> Flo
 
 
 class Positions(nn.Module):
-    """x + GELU(convolution of x), the convolution weight-normalised a tap:
+    """x + GELU(convolution of x), the convolution weight-normalised per tap:
 
         weight[j] = gain[j] kernel[j] / |kernel[j]|,  kernel `[K, D / groups, D]`.
 
@@ -190,9 +191,9 @@ class SelfAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention, x + feed-forward (GELU), each with a LayerNorm: of the branch's input where
-    `stable`, of the sum otherwise. Dropout, with rng "dropout", acts on each branch and on the
-    attention's weights."""
+    """x + attention, x + feed-forward (GELU), each with a LayerNorm: of the branch's input if
+    `stable`, else of the sum. Dropout, with rng "dropout", acts on each branch and on the attention
+    weights."""
 
     heads: int
     ff_dim: int

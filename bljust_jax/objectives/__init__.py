@@ -1,14 +1,82 @@
-"""Objectives, a file each. The self-supervised ones are found by file name: `config.ssl = "cpc"` is
-`objectives/cpc.py`, whose `bind` gives a `system.SelfSupervised`. A new loss is a new file here."""
+"""Training objectives on an encoder, one file each; self-supervised ones are loaded by file name.
+
+`config.ssl = "cpc"` calls `build(config, encoder)` of `objectives/cpc.py`, which returns an
+`EncoderObjective`. One new file with a `build` adds a self-supervised loss.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from bljust_jax.bilevel.types import SelfSupervised
+from bljust_jax.bilevel.rng import row_keys
+from bljust_jax.bilevel.types import Extras, Tree
 from bljust_jax.common import plugins
+from bljust_jax.models.encoders import Encoded, Encoder
 
 
-def load(name: str) -> Callable[..., SelfSupervised]:
-    """`bind` of `objectives/<name>.py`. UserError where there is none."""
-    return plugins.load(__name__, name, "bind", "config.ssl")
+def head_name(loss: str) -> str:
+    """Key in the parameter tree of the head of a loss: "ctc" -> "ctc_head", "asr/en" ->
+    "asr_en_head"."""
+    return f"{loss.replace('/', '_')}_head"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderObjective:
+    """One loss on an encoder's output: an `Objective` (`bilevel/types.py`) and its head.
+
+    A subclass defines `apply(params, extras, batch, rng) -> ({name: (loss_sum, weight)}, Aux)` and
+    `init(rng) -> ({head: parameters}, {name: frozen arrays})`. One that defines
+    `apply_encoded(params, extras, data, encoded, rng)`, with the result of `apply`, can share a
+    forward pass (`objectives/shared_forward.py`).
+
+    encoder: its parameters are params["encoder"]
+    stream: key of the batch that `apply` reads
+    name: of the loss; prefix of its metrics
+    sample_rate: of the audio, in Hz
+    """
+
+    encoder: Encoder
+    name: str
+    stream: str = "unlabelled"
+    sample_rate: int = 16000
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return (self.stream,)
+
+    @property
+    def head(self) -> str:
+        """Key of the head's parameters."""
+        return head_name(self.name)
+
+    @property
+    def head_owners(self) -> dict[str, frozenset[str]]:
+        """{key of a head: the losses that train it}."""
+        return {self.head: frozenset({self.name})}
+
+    def cost(self, losses: frozenset[str], seconds: float | int) -> float:
+        """Encoder FLOPs of one training step with these losses active, per row of `seconds` padded
+        seconds: forward 1, backward 2."""
+        del losses
+        return 3 * self.encoder.flops(round(seconds * self.sample_rate))
+
+    def encode_augmented(
+        self, params: Tree, extras: Extras, data: Tree, context: str, augment_rng: Any, rng: Any
+    ) -> Encoded:
+        """The encoder's output on a training batch, augmented with a key per utterance."""
+        keys = row_keys(augment_rng, data["ids"])
+        options = {"context": context, "train": True, "augment_keys": keys, "rng": rng}
+        audio = data["audio"], data["audio_lengths"]
+        return self.encoder.encode_audio(params, extras.stats, *audio, **options)
+
+
+def load(name: str) -> Callable[[Any, Encoder], EncoderObjective]:
+    """`build` of `objectives/<name>.py`. Raises UserError if there is no such self-supervised
+    loss."""
+    return plugins.load(__name__, name, "build", "config.ssl")

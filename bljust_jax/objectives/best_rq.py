@@ -1,14 +1,14 @@
-"""BEST-RQ: predict the codes of a fixed random quantiser in masked frames.
+"""BEST-RQ: predict the codes that a fixed random quantiser gives masked frames.
 
 Source: Chiu, Qin, Zhang, Yu, Wu, "Self-supervised learning with random-projection quantizer for
 speech recognition", ICML 2022. The quantiser reads the clean features, the encoder the masked ones;
-labels are compared with what the head says and are an input of nothing.
+labels are targets of the head and never an input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,101 +16,140 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
-from bljust_jax.bilevel.types import Aux, Objective, SelfSupervised
+from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.errors import UserError
+from bljust_jax.models import heads
+from bljust_jax.models.encoders import Encoded, Encoder
+from bljust_jax.objectives import EncoderObjective
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import normalise, valid_frames
 from bljust_jax.ops.masking import start_spans
 
 
-def bind(config: Any, encoder: Any, encode: Callable, linear: Any) -> SelfSupervised:
-    """BEST-RQ as `config.best_rq` sets it. Head: {"head"}, a linear map to all codebooks' codes;
-    frozen: {"projection", "codebook"}."""
-    c, rate = config.best_rq, config.data.sample_rate
-
-    def init(rng):
-        head, labels = jax.random.split(rng)
-        dim = c.stack * config.features.n_mels
-        return (
-            {"head": linear.init(head, encoder.dim, c.codebooks * c.codes)},
-            quantizer.init_random_projection(labels, dim, c.codes, c.code_dim, c.codebooks),
-        )
-
-    def head(params, h):
-        logits = linear.apply(params["best_rq_head"]["head"], h)
-        return logits.reshape(*h.shape[:2], c.codebooks, c.codes)
-
-    objective = make(
-        stream="unlabelled",
-        features=encoder.features,
-        encode=encode,
-        head=head,
-        stack=c.stack,
-        probability=c.mask_prob,
-        span=c.mask_length,
-        noise_std=c.noise_std,
+def build(config: Any, encoder: Encoder) -> BestRq:
+    """BEST-RQ as `config.best_rq` sets it."""
+    return BestRq(
+        encoder=encoder,
+        sample_rate=config.data.sample_rate,
+        masking=Masking.of(config),
+        size=QuantizerSize.of(config),
     )
-    return SelfSupervised(objective, init, lambda s: 3 * encoder.flops(round(s * rate)))
 
 
-def make(
-    *,
-    stream: str,
-    features: Callable,
-    encode: Callable,
-    head: Callable,
-    stack: int,
-    probability: float,
-    span: int,
-    noise_std: float,
-    entries: int = quantizer.ENTRIES,
-    name: str = "best_rq",
-) -> Objective:
-    """Cross entropy of the anchor labels in masked frames, in nats a frame, the mean of codebooks.
+class QuantizerSize(NamedTuple):
+    """Shape of the fixed quantiser: projections `[C, dim, code_dim]`, codes `[C, V, code_dim]`."""
 
-    features: `Encoder.features`, of log-mel; encode: `Encoder.apply`, which finds its own part of
-        params and stats
-    head(params, output [B, T, D]) -> logits [B, T, C, V]
-    stack: feature frames a label, the encoder's subsampling factor
-    probability, span, noise_std: of `mask_input`, at the rate of labels
+    dim: int
+    codes: int
+    code_dim: int
+    codebooks: int
+
+    @classmethod
+    def of(cls, config: Any) -> QuantizerSize:
+        c = config.best_rq
+        return cls(c.stack * config.features.n_mels, c.codes, c.code_dim, c.codebooks)
+
+
+class Masking(NamedTuple):
+    """Masking of input frames, the settings of `mask_input`."""
+
+    stack: int  # feature frames per label: the encoder's subsampling factor
+    probability: float | int  # that a span starts at a label frame
+    span: int  # label frames
+    noise_std: float | int
+
+    @classmethod
+    def of(cls, config: Any) -> Masking:
+        c = config.best_rq
+        return cls(c.stack, c.mask_prob, c.mask_length, c.noise_std)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestRq(EncoderObjective):
+    """Cross-entropy of the anchor labels in masked frames, in nats per frame, mean of codebooks.
+
     entries: logits in memory at a time, of `quantizer.sum_over_frames`
 
-    `extras.frozen[name]` = {"projection", "codebook"}. The loss is a sum over masked frames and its
-    weight is their number. Metrics: `<name>/accuracy`, `<name>/masked_share` of the valid frames,
-    and `codebook/anchor/...` (`quantizer.usage_metrics`) over the labels of masked frames. Raises
-    UserError for an encoder that does not hear features, or has another factor than `stack`.
+    Parameters params["best_rq_head"] = {"head": a linear map to the codes of all codebooks};
+    `extras.frozen["best_rq"]` = {"projection", "codebook"}. The loss is a sum over masked frames
+    and its weight is their number. Metrics: `<name>/accuracy`; `<name>/masked_share` of the valid
+    frames; `codebook/anchor/...` (`quantizer.usage_metrics`) of the labels in masked frames. Raises
+    UserError for an encoder of waveforms, or with another subsampling factor than `masking.stack`.
     """
 
-    def apply(params, extras, batch, rng):
-        data, frozen = batch[stream], extras.frozen[name]
-        mask_rng, encoder_rng = jax.random.split(rng)
-        x, lengths, _ = features(data["audio"], data["audio_lengths"], keys=None, train=True)
-        check_features(name, x)
-        labels = anchor_labels(frozen, x, lengths, stack)
-        keys = row_keys(mask_rng, data["ids"])
-        spans = {"stack": stack, "probability": probability, "span": span, "noise_std": noise_std}
-        masked, mask = mask_input(x, lengths, keys, **spans)
-        how = {"context": "full", "hide": None, "train": True, "rng": encoder_rng}
-        output, lengths, *_ = encode(params, masked, lengths, stats=extras.stats, **how)
-        check_stack(name, stack, mask, output)
-        hidden = scale_gradient(output, extras.scale[name])
+    name: str = "best_rq"
+    masking: Masking
+    size: QuantizerSize
+    entries: int = quantizer.ENTRIES
+
+    def init(self, rng: Any) -> tuple[dict, dict]:
+        size = self.size
+        head, labels = jax.random.split(rng)
+        kernel = heads.init(head, self.encoder.dim, size.codebooks * size.codes)
+        frozen = quantizer.init_random_projection(labels, *size)
+        return {self.head: {"head": kernel}}, {self.name: frozen}
+
+    def logits(self, params: Any, h: Float[Array, "b t d"]) -> Float[Array, "b t c v"]:
+        return split_codebooks(heads.apply(params[self.head]["head"], h), self.size)
+
+    def apply(self, params, extras, batch, rng):
+        data, frozen, name = batch[self.stream], extras.frozen[self.name], self.name
+        masked = encode_masked(self.encoder, self.masking, params, extras, data, rng, name)
+        mask = masked.mask
+        labels = anchor_labels(frozen, masked.features, masked.frames, self.masking.stack)
+        hidden = scale_gradient(masked.encoded.output, extras.scale[name])
 
         def score(positions, wanted, hidden, labels):
-            return score_labels(head(params, hidden), labels, wanted)
+            return score_labels(self.logits(params, hidden), labels, wanted)
 
-        books, codes, _ = frozen["codebook"].shape
+        codebooks, codes, _ = frozen["codebook"].shape
         nats, hits = quantizer.sum_over_frames(
-            score, mask, hidden, labels, width=books * codes, entries=entries
+            score, mask, hidden, labels, width=codebooks * codes, entries=self.entries
         )
         frames = jnp.sum(mask, dtype=jnp.float32)
         metrics = {
             f"{name}/accuracy": (hits, frames),
-            f"{name}/masked_share": (frames, jnp.sum(lengths, dtype=jnp.float32)),
+            f"{name}/masked_share": (frames, jnp.sum(masked.encoded.lengths, dtype=jnp.float32)),
             **quantizer.usage_metrics("anchor", quantizer.count_codes(labels, mask, codes)),
         }
         return {name: (nats, frames)}, Aux(metrics, {})
 
-    return Objective(losses=(name,), streams=(stream,), apply=apply)
+
+class MaskedPass(NamedTuple):
+    """A forward pass over masked features."""
+
+    features: Float[Array, "b t m"]  # not masked
+    frames: Int[Array, "b"]  # valid frames of the features
+    mask: Bool[Array, "b u"]  # at the rate of the output, True = masked
+    encoded: Encoded
+
+
+def encode_masked(
+    encoder: Encoder, masking: Masking, params: Any, extras: Any, data: Any, rng: Any, loss: str
+) -> MaskedPass:
+    """Features of `data`, masked by a key per utterance, and the encoder's output on them."""
+    mask_rng, encoder_rng = jax.random.split(rng)
+    x, frames, _ = encoder.features(data["audio"], data["audio_lengths"], keys=None, train=True)
+    if x.ndim != 3:
+        raise UserError(
+            f"the loss {loss} masks log-mel frames: config.encoder must read features, such as "
+            '"conformer"'
+        )
+    keys = row_keys(mask_rng, data["ids"])
+    masked, mask = mask_input(x, frames, keys, **masking._asdict())
+    options = {"context": "full", "input_mask": None, "train": True, "rng": encoder_rng}
+    encoded = encoder.encode(params, extras.stats, masked, frames, **options)
+    if mask.shape[1] != encoded.output.shape[1]:
+        raise UserError(
+            f"config.best_rq.stack={masking.stack} makes {mask.shape[1]} labels where the encoder "
+            f"makes {encoded.output.shape[1]} frames: set it to the encoder's subsampling factor"
+        )
+    return MaskedPass(x, frames, mask, encoded)
+
+
+def split_codebooks(logits: Float[Array, "b t k"], size: QuantizerSize) -> Float[Array, "b t c v"]:
+    """K = C V classes by codebook."""
+    return logits.reshape(*logits.shape[:2], size.codebooks, size.codes)
 
 
 def anchor_labels(
@@ -121,14 +160,14 @@ def anchor_labels(
 ) -> Int[Array, "b u c"]:
     """The nearest code of each `stack` frames of features, U = ceil(T / stack).
 
-    Features are normalised a band over the utterance's valid frames, padding left out, and joined
-    `stack` at a time, 0 where the last join is not full; then `quantizer.nearest`. No gradient.
+    Features are normalised per band over the valid frames of the utterance and concatenated `stack`
+    at a time, zeros filling up the last group; then `quantizer.nearest`. No gradient.
     """
     x = normalise(x, lengths)
     batch, frames, bands = x.shape
-    joined = -(-frames // stack)
-    x = jnp.pad(x, ((0, 0), (0, joined * stack - frames), (0, 0)))
-    return quantizer.nearest(frozen, x.reshape(batch, joined, stack * bands))
+    groups = -(-frames // stack)
+    x = jnp.pad(x, ((0, 0), (0, groups * stack - frames), (0, 0)))
+    return quantizer.nearest(frozen, x.reshape(batch, groups, stack * bands))
 
 
 def mask_input(
@@ -143,8 +182,8 @@ def mask_input(
 ) -> tuple[Float[Array, "b t m"], Bool[Array, "b u"]]:
     """(features with masked frames replaced by N(0, noise_std^2), mask at the rate of labels).
 
-    Spans are drawn at the rate of labels (`masking.start_spans`), so that a label's frames are
-    masked together; True = masked. Padded frames stay as they are.
+    Spans are drawn at the rate of labels (`masking.start_spans`), so that the frames of one label
+    are masked together; True = masked. Padded frames are not changed.
     """
     frames, bands = x.shape[1:]
     labels = -(-frames // stack)
@@ -159,25 +198,8 @@ def mask_input(
 def score_labels(
     logits: Float[Array, "b t c v"], labels: Int[Array, "b t c"], wanted: Bool[Array, "b t"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(nats, hits) of hard labels over the wanted frames, each frame the mean of its codebooks."""
+    """Sums over the wanted frames of (nats, hits) of hard labels, each frame the mean of its
+    codebooks."""
     nats = jnp.mean(quantizer.hard_nats(logits, labels), axis=-1)
     hits = jnp.mean(jnp.argmax(logits, axis=-1) == labels, axis=-1, dtype=jnp.float32)
     return jnp.sum(jnp.where(wanted, nats, 0)), jnp.sum(jnp.where(wanted, hits, 0))
-
-
-def check_features(name: str, x: Array) -> None:
-    """UserError where the encoder hears waveforms, which have no frames to mask."""
-    if x.ndim != 3:
-        raise UserError(
-            f"the loss {name} masks log-mel frames: config.encoder must hear features, such as "
-            '"conformer"'
-        )
-
-
-def check_stack(name: str, stack: int, mask: Array, output: Array) -> None:
-    """UserError where labels and encoder frames do not meet."""
-    if mask.shape[1] != output.shape[1]:
-        raise UserError(
-            f"config.{name}.stack={stack} makes {mask.shape[1]} labels where the encoder makes "
-            f"{output.shape[1]} frames: set it to the encoder's subsampling factor"
-        )

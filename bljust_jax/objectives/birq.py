@@ -1,4 +1,4 @@
-"""BiRQ: masked prediction of two kinds of labels, of which the encoder makes one itself.
+"""BiRQ: masked prediction of fixed codes and of soft labels that the encoder computes itself.
 
 With theta the encoder, x the features, x~ their masked copy and p_theta the softmax of a head:
 
@@ -8,8 +8,8 @@ With theta the encoder, x the features, x~ their masked copy and p_theta the sof
     F(theta) = mean over masked t of CE(pi_t, p_theta(x~)_t)         upper level, loss "enhanced"
     G(theta) = mean over masked t of CE(y_t, p_theta(x~)_t)          lower level, loss "anchor"
 
-and a step goes down w1 grad F + w2 grad G, where grad F passes through the prediction and through
-the label. Source: Jiang, Cui, Kingsbury, Chen, Chen, "BiRQ: bi-level self-labeling random
+A training step descends along w1 grad F + w2 grad G; grad F passes through the prediction and
+through the label. Source: Jiang, Cui, Kingsbury, Chen, Chen, "BiRQ: bi-level self-labeling random
 quantization for self-supervised speech recognition", arXiv 2509.15430, equations 2, 4, 8 and 9.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,31 +25,34 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
-from bljust_jax.bilevel.types import Aux, Objective, Tree
+from bljust_jax.bilevel.types import Aux, Tree, Weights
 from bljust_jax.common.errors import UserError
+from bljust_jax.models import heads
+from bljust_jax.models.encoders import Encoder
 from bljust_jax.objectives import best_rq
+from bljust_jax.objectives.best_rq import Masking, QuantizerSize
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import normalise
 
-ENHANCED, ANCHOR = "enhanced", "anchor"
+NAME, ENHANCED, ANCHOR = "birq", "enhanced", "anchor"
 EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfLabels:
-    """How the encoder labels a frame: the open points of the paper.
+    """Settings of the enhanced labels: the points that the paper leaves open.
 
-    layer: k, whose output on the clean features is z
-    normalise: z "feature": a feature over the utterance's time; "frame": over a frame's features
+    layer: k, the number of blocks whose output on the clean features is z
+    normalise: z per "feature" over the utterance's time, or per "frame" over its features
     score, sharpness: s_v is `sharpness` times the cosine of A' z and c_v or, with "distance", minus
-        the distance of the two made unit vectors
+        the distance of the two scaled to length 1
     temperature: (start, end, decay): tau = max(end, start decay^step)
-    noise: Gumbel noise on the scores, drawn from the utterance's key and the frame's place
+    noise: Gumbel noise on the scores, drawn from the utterance's key and the frame index
     hard: one-hot labels with the gradient of the soft ones (straight-through)
-    gradient: False keeps the gradient of the labels out of the encoder
-    dropout: the pass that makes z has dropout
-    teacher: z is that of another run's encoder, `extras.frozen["teacher"]` with its own (params,
-        stats), and the label its nearest code: relabelling without label files
+    gradient: False stops the gradient of the labels before the encoder
+    dropout: the pass that computes z has dropout
+    teacher: z is that of another run's encoder, `extras.frozen["teacher"]` = (params, stats), and
+        the label its nearest code: relabelling without label files
     """
 
     layer: int
@@ -63,14 +66,30 @@ class SelfLabels:
     dropout: bool = False
     teacher: bool = False
 
-    def hear(self, encode, params, extras, x, frames, rng) -> Float[Array, "b t d"]:
-        """Layer k of the features x, normalised; no gradient where none is wanted."""
+    @classmethod
+    def of(cls, config: Any, blocks: int, teacher: bool) -> SelfLabels:
+        b = config.birq
+        return cls(
+            layer=b.layer or round(0.7 * blocks),
+            normalise=b.normalise,
+            score=b.score,
+            sharpness=b.sharpness,
+            temperature=(b.tau_start, b.tau_end, b.tau_decay),
+            noise=b.noise,
+            hard=b.hard,
+            gradient=b.label_gradient,
+            dropout=b.label_dropout,
+            teacher=teacher,
+        )
+
+    def hidden(self, encoder: Encoder, params, extras, x, frames, rng) -> Float[Array, "b t d"]:
+        """Layer k of the features x, normalised; without gradient where `gradient` is False."""
         stats = extras.stats
         if self.teacher:
             params, stats = extras.frozen["teacher"]
-        how = {"stats": stats, "context": "full", "hide": None, "upto": self.layer}
+        options = {"context": "full", "input_mask": None, "depth": self.layer, "rng": rng}
         train = self.dropout and not self.teacher
-        z, lengths, *_ = encode(params, x, frames, **how, train=train, rng=rng)
+        z, lengths, *_ = encoder.encode(params, stats, x, frames, **options, train=train)
         if self.teacher or not self.gradient:
             z = jax.lax.stop_gradient(z)
         if self.normalise == "feature":
@@ -81,7 +100,7 @@ class SelfLabels:
     def scores(
         self, vectors: Float[Array, "b t c d"], codebook: Float[Array, "c v d"]
     ) -> Float[Array, "b t c v"]:
-        """s_v of unit vectors."""
+        """s_v of vectors of length 1."""
         s = quantizer.similarity(vectors, codebook)
         if self.score == "distance":
             s = -jnp.sqrt(jnp.maximum(2 - 2 * s, 0) + EPS)
@@ -92,220 +111,198 @@ class SelfLabels:
         return quantizer.annealed(step, start, end, decay)
 
 
-class Levels(NamedTuple):
-    """Both losses bound to an encoder. What they own of the parameters: `owners`, by the name of
-    the head."""
+def build_levels(
+    config: Any, encoder: Encoder, losses: tuple[str, ...], *, teacher: bool = False
+) -> BiRq:
+    """`losses` as `config.best_rq` (masking and quantiser) and `config.birq` (the rest) set them.
 
-    objective: Objective
-    # rng -> ({head: its parameters}, frozen["birq"])
-    init: Callable[[Any], tuple[Tree, Tree]]
-    owners: dict[str, frozenset[str]]
-    # (active losses, padded seconds of one row) -> encoder FLOPs of one training step
-    cost: Callable[[frozenset[str], float], float]
-
-
-def bind_levels(
-    config: Any,
-    encoder: Any,
-    encode: Callable,
-    linear: Any,
-    *,
-    losses: tuple[str, ...] = (ENHANCED, ANCHOR),
-    teacher: bool = False,
-) -> Levels:
-    """`losses` as `config.best_rq` (masks and quantiser) and `config.birq` (all else) set them.
-
-    Heads: {"label_head"} for both losses or, with `config.birq.head="separate"`, one a loss; linear
-    maps to all codebooks' codes. Frozen: {"anchor": {"projection", "codebook"}, "enhanced": the
-    same, or a projection alone where the codebook is shared}. `teacher`: see `make`.
+    teacher: see `SelfLabels`. Raises UserError for fields out of range.
     """
     check(config, encoder.blocks)
-    q, b, rate = config.best_rq, config.birq, config.data.sample_rate
-    depth = b.layer or round(0.7 * encoder.blocks)
-    if len(losses) > 1 and b.head == "separate":
-        owners = {f"{loss}_head": frozenset({loss}) for loss in losses}
-    else:
-        owners = {"label_head": frozenset(losses)}
-
-    def init(rng):
-        *keys, anchor, enhanced = jax.random.split(rng, len(owners) + 2)
-        out = q.codebooks * q.codes
-        heads = {
-            name: linear.init(key, encoder.dim, out) for name, key in zip(owners, keys, strict=True)
-        }
-        size = (q.codes, q.code_dim, q.codebooks)
-        dim = q.stack * config.features.n_mels
-        frozen = {
-            ANCHOR: quantizer.init_random_projection(anchor, dim, *size),
-            ENHANCED: quantizer.init_random_projection(enhanced, encoder.dim, *size),
-        }
-        if b.codebook == "shared":
-            del frozen[ENHANCED]["codebook"]
-        return heads, frozen
-
-    def predict(params, hidden, scale):
-        """{loss: logits [B, F, C, V]}, each with its level's weight on its way back."""
-
-        def logits(head, h):
-            return linear.apply(params[head], h).reshape(*h.shape[:2], q.codebooks, q.codes)
-
-        if "label_head" in owners:
-            both = logits("label_head", hidden)
-            return {loss: scale_gradient(both, w) for loss, w in scale.items()}
-        return {n: logits(f"{n}_head", scale_gradient(hidden, w)) for n, w in scale.items()}
-
-    def cost(wanted, seconds):
-        samples = round(seconds * rate)
-        passes = 3 * encoder.flops(samples)
-        if ENHANCED in wanted:
-            labels = 1 if teacher or not b.label_gradient else 3
-            passes += labels * encoder.flops(samples, depth)
-        return passes
-
-    objective = make(
+    return BiRq(
+        encoder=encoder,
         losses=losses,
-        stream="unlabelled",
-        features=encoder.features,
-        encode=encode,
-        predict=predict,
-        labels=SelfLabels(
-            layer=depth,
-            normalise=b.normalise,
-            score=b.score,
-            sharpness=b.sharpness,
-            temperature=(b.tau_start, b.tau_end, b.tau_decay),
-            noise=b.noise,
-            hard=b.hard,
-            gradient=b.label_gradient,
-            dropout=b.label_dropout,
-            teacher=teacher,
-        ),
-        stack=q.stack,
-        probability=q.mask_prob,
-        span=q.mask_length,
-        noise_std=q.noise_std,
+        sample_rate=config.data.sample_rate,
+        labels=SelfLabels.of(config, encoder.blocks, teacher),
+        masking=Masking.of(config),
+        size=QuantizerSize.of(config),
+        shared_head=config.birq.head == "shared",
+        shared_codebook=config.birq.codebook == "shared",
     )
-    return Levels(objective, init, owners, cost)
 
 
 def check(config: Any, blocks: int) -> None:
-    """UserError for a `config.birq.layer` that is none of the encoder's `blocks`."""
+    """Raise UserError if `config.birq.layer` exceeds the encoder's number of blocks."""
     layer = config.birq.layer
     if not 0 <= layer <= blocks:
         raise UserError(f"config.birq.layer={layer} must be 1 .. {blocks}, or 0 for 0.7 of them")
 
 
-def make(
-    *,
-    losses: tuple[str, ...],
-    stream: str,
-    features: Callable,
-    encode: Callable,
-    predict: Callable,
-    labels: SelfLabels,
-    stack: int,
-    probability: float,
-    span: int,
-    noise_std: float,
-    entries: int = quantizer.ENTRIES,
-    name: str = "birq",
-) -> Objective:
-    """The losses of `losses` that are active, on one masked forward pass, in nats a frame.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BiRq:
+    """The losses of `losses` that are active, on one masked forward pass, in nats per frame.
 
-    features: `Encoder.features`, of log-mel; encode: `Encoder.apply`, which finds its own part of
-        params and stats
-    predict(params, hidden [B, F, D], {loss: scale}) -> {loss: logits [B, F, C, V]}; a cotangent is
-        scaled (`scale_gradient`) before it reaches what both losses read
-    stack, probability, span, noise_std, entries: as in `best_rq.make`
+    shared_head: one linear map "label_head" for both losses, else "enhanced_head" and "anchor_head"
+    shared_codebook: the enhanced labels use the anchor's codebook, with a projection of their own
+    entries: as in `best_rq.BestRq`
 
-    `extras.frozen[name]` as in `bind_levels`. Each loss is a sum over masked frames, each frame the
-    mean of its codebooks, and its weight is their number. A loss that `extras.scale` does not hold
-    costs nothing: with the anchor alone this is BEST-RQ, and at scale 0 its gradient bit for bit.
-    Running statistics that the encoder has (batch norm) move with the masked pass; the pass that
-    makes labels reads them.
-    Metrics: `<loss>/accuracy` of the head's first choice, `enhanced/entropy` of the soft labels in
-    nats (the least that this loss can be), `<name>/agreement` (both labels the same code),
-    `<name>/masked_share`, and `codebook/{anchor,enhanced}/...` (`quantizer.usage_metrics`) over
+    `extras.frozen["birq"]` = {"anchor": {"projection", "codebook"}, "enhanced": the same, or the
+    projection alone}. Each loss is a sum over masked frames, each frame the mean of its codebooks;
+    its weight is their number. A loss that `extras.scale` does not name is not computed: with the
+    anchor alone this is BEST-RQ, and at scale 0 its gradient bit for bit. The masked pass updates
+    the encoder's running statistics (batch norm), the pass for labels reads them.
+    Metrics: `<loss>/accuracy` of the head's first choice; `enhanced/entropy` of the soft labels in
+    nats, a lower bound of this loss; `birq/agreement`, share of frames whose labels are the same
+    code; `birq/masked_share`; `codebook/{anchor,enhanced}/...` (`quantizer.usage_metrics`) over
     masked frames.
     """
-    spans = {"stack": stack, "probability": probability, "span": span, "noise_std": noise_std}
 
-    def apply(params, extras, batch, rng):
-        data, frozen = batch[stream], extras.frozen[name]
-        scale = {loss: extras.scale[loss] for loss in losses if loss in extras.scale}
-        mask_rng, encoder_rng = jax.random.split(rng)
+    encoder: Encoder
+    losses: tuple[str, ...]
+    labels: SelfLabels
+    masking: Masking
+    size: QuantizerSize
+    shared_head: bool = True
+    shared_codebook: bool = True
+    stream: str = "unlabelled"
+    sample_rate: int = 16000
+    entries: int = quantizer.ENTRIES
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return (self.stream,)
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.losses)
+
+    @property
+    def head_owners(self) -> dict[str, frozenset[str]]:
+        """{key of a head: the losses that train it}."""
+        if self.shared_head or len(self.losses) == 1:
+            return {"label_head": frozenset(self.losses)}
+        return {f"{loss}_head": frozenset({loss}) for loss in self.losses}
+
+    def init(self, rng: Any) -> tuple[dict, dict]:
+        """Heads, and {"birq": both quantisers} with, for relabelling, {"teacher": zeros of the
+        encoder's shapes}."""
+        owners, size = self.head_owners, self.size
+        *keys, anchor, enhanced = jax.random.split(rng, len(owners) + 2)
+        out = size.codebooks * size.codes
+        params = {
+            name: heads.init(key, self.encoder.dim, out)
+            for name, key in zip(owners, keys, strict=True)
+        }
+        quantizers = {
+            ANCHOR: quantizer.init_random_projection(anchor, *size),
+            ENHANCED: quantizer.init_random_projection(
+                enhanced, *size._replace(dim=self.encoder.dim)
+            ),
+        }
+        if self.shared_codebook:
+            del quantizers[ENHANCED]["codebook"]
+        frozen = {NAME: quantizers}
+        if self.labels.teacher:
+            teacher, stats = jax.eval_shape(self.encoder.init, rng)
+            frozen["teacher"] = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), Weights({"encoder": teacher}, stats)
+            )
+        return params, frozen
+
+    def cost(self, losses: frozenset[str], seconds: float | int) -> float:
+        """Encoder FLOPs of one training step with these losses active, per row of `seconds` padded
+        seconds: forward 1, backward 2, the pass for labels included."""
+        samples = round(seconds * self.sample_rate)
+        total = 3 * self.encoder.flops(samples)
+        if ENHANCED in losses:
+            passes = 1 if self.labels.teacher or not self.labels.gradient else 3
+            total += passes * self.encoder.flops(samples, self.labels.layer)
+        return total
+
+    def predict(self, params: Any, hidden: Float[Array, "b f d"], scale: Any) -> dict[str, Any]:
+        """{loss: logits [B, F, C, V]}; cotangents are scaled before they reach shared arrays."""
+
+        def logits(head, h):
+            return best_rq.split_codebooks(heads.apply(params[head], h), self.size)
+
+        if "label_head" in self.head_owners:
+            both = logits("label_head", hidden)
+            return {loss: scale_gradient(both, w) for loss, w in scale.items()}
+        return {n: logits(f"{n}_head", scale_gradient(hidden, w)) for n, w in scale.items()}
+
+    def apply(self, params, extras, batch, rng):
+        data, frozen = batch[self.stream], extras.frozen[NAME]
+        scale = {loss: extras.scale[loss] for loss in self.losses if loss in extras.scale}
         noise_rng, label_rng = jax.random.split(jax.random.fold_in(rng, 1))
-        x, frames, _ = features(data["audio"], data["audio_lengths"], keys=None, train=True)
-        best_rq.check_features(name, x)
-        masked, mask = best_rq.mask_input(x, frames, row_keys(mask_rng, data["ids"]), **spans)
-        how = {"context": "full", "hide": None, "train": True, "rng": encoder_rng}
-        hidden, lengths, _, stats = encode(params, masked, frames, stats=extras.stats, **how)
-        best_rq.check_stack("best_rq", stack, mask, hidden)
-
+        masked = best_rq.encode_masked(self.encoder, self.masking, params, extras, data, rng, NAME)
+        x, frames, mask, encoded = masked
         own = frozen[ANCHOR] | frozen[ENHANCED]  # a shared codebook is the anchor's
-        given, vectors = {}, []
+        codes, vectors = {}, []
         if ANCHOR in scale:
-            given[ANCHOR] = best_rq.anchor_labels(frozen[ANCHOR], x, frames, stack)
+            codes[ANCHOR] = best_rq.anchor_labels(frozen[ANCHOR], x, frames, self.masking.stack)
         if ENHANCED in scale:
-            z = labels.hear(encode, params, extras, x, frames, label_rng)
-            if labels.teacher:
-                given[ENHANCED] = quantizer.nearest(own, z)
+            z = self.labels.hidden(self.encoder, params, extras, x, frames, label_rng)
+            if self.labels.teacher:
+                codes[ENHANCED] = quantizer.nearest(own, z)
             else:
                 z = scale_gradient(z, scale[ENHANCED])
                 vectors = [quantizer.project(own["projection"], z)]
-        score = Score(
-            labels=labels,
-            predict=lambda h: predict(params, h, scale),
-            given=tuple(given),
+        frame_sums = FrameSums(
+            labels=self.labels,
+            predict=lambda h: self.predict(params, h, scale),
+            given=tuple(codes),
             codebook=own["codebook"],
             keys=row_keys(noise_rng, data["ids"]),
-            tau=labels.tau(extras.step),
+            tau=self.labels.tau(extras.step),
         )
         sums = quantizer.sum_over_frames(
-            *(score, mask, hidden, *given.values(), *vectors),
+            *(frame_sums, mask, encoded.output, *codes.values(), *vectors),
             width=own["codebook"][..., 0].size,
-            entries=entries,
+            entries=self.entries,
         )
-        reported, metrics = _report(name, sums, mask, lengths)
-        return reported, Aux(metrics, {"encoder": stats} if stats else {})
-
-    return Objective(losses=losses, streams=(stream,), apply=apply)
+        losses, metrics = _report(sums, mask, encoded.lengths)
+        return losses, Aux(metrics, encoded.stats)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Score:
-    """What is summed over masked frames, for `quantizer.sum_over_frames`."""
+class FrameSums:
+    """Sums of losses and metrics over masked frames, for `quantizer.sum_over_frames`."""
 
     labels: SelfLabels
     predict: Callable  # hidden [B, F, D] -> {loss: logits [B, F, C, V]}
-    given: tuple[str, ...]  # losses whose labels are codes already
-    codebook: Float[Array, "c v d"]  # of the labels that are made here
+    given: tuple[str, ...]  # losses whose labels are given as codes
+    codebook: Float[Array, "c v d"]  # of the enhanced labels
     keys: Key[Array, "b"]  # of their noise
     tau: Float[Array, ""]
 
     def __call__(self, positions, wanted, hidden, *labels):
-        """{"nats", "hits": a number a loss; "used": counts [C, V] a loss; "entropy", "agreement"}.
+        """{"nats", "hits": a number per loss; "used": counts [C, V] per loss; "entropy",
+        "agreement"}.
 
-        labels: the codes [B, F, C] of each loss in `given`, then, if there is one more, the
-        unit vectors [B, F, C, d] of the enhanced labels.
+        labels: the codes [B, F, C] of each loss in `given`, then, for soft labels, the vectors
+            [B, F, C, d] of length 1 of the enhanced loss
         """
         logits = self.predict(hidden)
-        chosen = dict(zip(self.given, labels, strict=False))
-        frames = {"nats": {n: quantizer.hard_nats(logits[n], y) for n, y in chosen.items()}}
-        if len(labels) > len(chosen):
-            soft, frames["entropy"], chosen[ENHANCED] = self.choose(labels[-1], positions)
-            frames["nats"][ENHANCED] = quantizer.soft_nats(logits[ENHANCED], soft)
-        if len(chosen) == 2:
-            frames["agreement"] = chosen[ENHANCED] == chosen[ANCHOR]
-        frames["hits"] = {n: jnp.argmax(logits[n], axis=-1) == y for n, y in chosen.items()}
+        codes = dict(zip(self.given, labels, strict=False))
+        nats, hits, sums = {}, {}, {}
+        for n, y in codes.items():
+            nats[n], hits[n] = best_rq.score_labels(logits[n], y, wanted)
 
         def total(x):
             x = jnp.mean(x, axis=-1, dtype=jnp.promote_types(x.dtype, jnp.float32))
             return jnp.sum(jnp.where(wanted, x, 0))
 
-        codes = self.codebook.shape[1]
-        used = {n: quantizer.count_codes(y, wanted, codes) for n, y in chosen.items()}
-        return jax.tree.map(total, frames) | {"used": used}
+        if len(labels) > len(codes):
+            n = ENHANCED
+            soft, entropy, codes[n] = self.choose(labels[-1], positions)
+            nats[n] = total(quantizer.soft_nats(logits[n], soft))
+            hits[n] = total(jnp.argmax(logits[n], axis=-1) == codes[n])
+            sums["entropy"] = total(entropy)
+        if len(codes) == 2:
+            sums["agreement"] = total(codes[ENHANCED] == codes[ANCHOR])
+        size = self.codebook.shape[1]
+        used = {n: quantizer.count_codes(y, wanted, size) for n, y in codes.items()}
+        return sums | {"nats": nats, "hits": hits, "used": used}
 
     def choose(self, vectors, positions):
         """(labels [B, F, C, V], entropy of the soft ones [B, F, C], the codes of largest score)."""
@@ -318,15 +315,15 @@ class Score:
         return chosen, entropy, jnp.argmax(s, axis=-1)
 
 
-def _report(name: str, sums: Tree, mask: Bool[Array, "b t"], lengths: Int[Array, "b"]):
+def _report(sums: Tree, mask: Bool[Array, "b t"], lengths: Int[Array, "b"]):
     """Losses and metrics of the sums over masked frames."""
     count = jnp.sum(mask, dtype=jnp.float32)
     metrics = {f"{n}/accuracy": (hits, count) for n, hits in sums["hits"].items()}
     if "entropy" in sums:
         metrics[f"{ENHANCED}/entropy"] = (sums["entropy"], count)
     if "agreement" in sums:
-        metrics[f"{name}/agreement"] = (sums["agreement"], count)
-    metrics[f"{name}/masked_share"] = (count, jnp.sum(lengths, dtype=jnp.float32))
+        metrics[f"{NAME}/agreement"] = (sums["agreement"], count)
+    metrics[f"{NAME}/masked_share"] = (count, jnp.sum(lengths, dtype=jnp.float32))
     for n, counts in sums["used"].items():
         metrics |= quantizer.usage_metrics(n, counts)
     return {n: (nats, count) for n, nats in sums["nats"].items()}, metrics

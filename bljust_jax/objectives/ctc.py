@@ -1,93 +1,74 @@
-"""The supervised objective: CTC on labelled audio."""
+"""The CTC objective on labelled audio."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from bljust_jax.bilevel.gradients import scale_gradient
-from bljust_jax.bilevel.types import Aux, Objective
-from bljust_jax.objectives import shared_forward
+from bljust_jax.bilevel.types import Aux
+from bljust_jax.models import heads
+from bljust_jax.models.encoders import Encoded
+from bljust_jax.objectives import EncoderObjective
 from bljust_jax.ops.ctc import blank_share, ctc_feasible, ctc_loss
 
 REDUCTIONS = ("label", "utterance")
 
 
-def make(
-    *,
-    stream: str,
-    features: Callable,
-    encode: Callable,
-    head: Callable,
-    blank: int = 0,
-    name: str = "ctc",
-    reduction: str = "label",
-    context: str = "full",
-    implementation: str = "auto",
-) -> Objective:
-    """-log P(labels | audio) in nats, over the feasible utterances of `stream`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ctc(EncoderObjective):
+    """-log P(labels | audio) in nats, summed over the feasible utterances of `stream`.
 
-    features: `Encoder.features`; with keys, one an utterance, it augments
-    encode(params, x, lengths, *, stats, context, hide, train, rng)
-        -> (output [B, T, D], lengths [B], hidden, stats)
-    head(params, output) -> logits [B, T, K]
+    vocab_size: classes K of the head, params[head] = {"kernel" [D, K], "bias" [K]}; 0 is the blank
+    reduction: the weight of the loss is the number of labels ("label") or of utterances
+        ("utterance"), feasible ones alone
+    context: "causal" encodes without future frames, on features normalised by stored statistics
+    implementation: of `ctc_loss`
 
-    The loss is a sum of nats over feasible utterances; its weight is their number of labels
-    (reduction="label") or their number ("utterance"). context="causal" encodes without a view of
-    the future, on features normalised by the stored statistics. `implementation`: of `ctc_loss`.
-    Running statistics that the encoder has (batch norm) are this objective's to update.
-    Metrics: `<name>/infeasible`, utterances a step with fewer frames than their labels need (they
-    count nowhere else), and `<name>/blank_share`. Raises ValueError for another reduction.
+    Running statistics of the encoder (batch norm) are updated by this objective.
+    Metrics: `<name>/infeasible`, utterances per step with fewer frames than their labels need,
+    which enter neither sum; `<name>/blank_share`. Raises ValueError for an unknown reduction.
     """
-    loss = _loss(head, blank, name, reduction, implementation)
-    hear = shared_forward.augmented(features, encode, context)
 
-    def apply(params, extras, batch, rng):
-        data = batch[stream]
-        output, lengths, stats = hear(params, extras, data, *jax.random.split(rng))
-        losses, aux = loss(params, extras, data, output, lengths)
-        return losses, aux._replace(stats=stats)
+    name: str = "ctc"
+    stream: str = "labelled"
+    vocab_size: int = 0
+    reduction: str = "label"
+    context: str = "full"
+    implementation: str = "auto"
 
-    return Objective(losses=(name,), streams=(stream,), apply=apply)
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {self.reduction!r}: expected one of {REDUCTIONS}")
 
+    def init(self, rng: Any) -> tuple[dict, dict]:
+        return {self.head: heads.init(rng, self.encoder.dim, self.vocab_size)}, {}
 
-def reader(
-    *,
-    head: Callable,
-    blank: int = 0,
-    name: str = "ctc",
-    reduction: str = "label",
-    implementation: str = "auto",
-) -> Callable:
-    """The loss of `make` on an encoder's output, for `shared.make`."""
-    loss = _loss(head, blank, name, reduction, implementation)
+    def logits(self, params: Any, output: Float[Array, "b t d"]) -> Float[Array, "b t k"]:
+        return heads.apply(params[self.head], output)
 
-    def read(params, extras, data, encoded, rng):
-        return loss(params, extras, data, encoded.output, encoded.lengths)
+    def apply(self, params, extras, batch, rng):
+        data = batch[self.stream]
+        encoded = self.encode_augmented(params, extras, data, self.context, *jax.random.split(rng))
+        losses, aux = self.apply_encoded(params, extras, data, encoded, None)
+        return losses, aux._replace(stats=encoded.stats)
 
-    return read
-
-
-def _loss(head, blank, name, reduction, implementation):
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction {reduction!r}: expected one of {REDUCTIONS}")
-
-    def loss(params, extras, data, output, lengths):
-        logits = head(params, scale_gradient(output, extras.scale[name]))
+    def apply_encoded(self, params, extras, data, encoded: Encoded, rng):
+        del rng
+        lengths = encoded.lengths
+        logits = self.logits(params, scale_gradient(encoded.output, extras.scale[self.name]))
         labels, label_lengths = data["labels"], data["label_lengths"]
-        nats = ctc_loss(
-            logits, lengths, labels, label_lengths, blank=blank, implementation=implementation
-        )
+        nats = ctc_loss(logits, lengths, labels, label_lengths, implementation=self.implementation)
         real = data["audio_lengths"] > 0
         feasible = ctc_feasible(labels, label_lengths, lengths)
-        counts = label_lengths if reduction == "label" else real
+        counts = label_lengths if self.reduction == "label" else real
         weight = jnp.sum(jnp.where(feasible, counts, 0), dtype=jnp.float32)
         metrics = {
-            f"{name}/infeasible": (jnp.sum(~feasible, dtype=jnp.float32), jnp.float32(1)),
-            f"{name}/blank_share": blank_share(logits, lengths, blank=blank),
+            f"{self.name}/infeasible": (jnp.sum(~feasible, dtype=jnp.float32), jnp.float32(1)),
+            f"{self.name}/blank_share": blank_share(logits, lengths, blank=0),
         }
-        return {name: (jnp.sum(nats), weight)}, Aux(metrics, {})
-
-    return loss
+        return {self.name: (jnp.sum(nats), weight)}, Aux(metrics, {})

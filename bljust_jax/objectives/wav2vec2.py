@@ -1,4 +1,4 @@
-"""wav2vec 2.0: tell the quantised latent of a masked frame from those of other masked frames.
+"""The wav2vec 2.0 objective: distinguish the quantised latent of a masked frame from others.
 
 Source: Baevski, Zhou, Mohamed, Auli, "wav2vec 2.0: a framework for self-supervised learning of
 speech representations", NeurIPS 2020, equations 2 to 4; as the lower level of Wav2Vec2-JUST.
@@ -6,8 +6,8 @@ speech representations", NeurIPS 2020, equations 2 to 4; as the lower level of W
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,164 +15,151 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
-from bljust_jax.bilevel.types import Aux, Objective, SelfSupervised
+from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.errors import UserError
+from bljust_jax.models import heads
+from bljust_jax.models.encoders import Encoder
+from bljust_jax.objectives import EncoderObjective
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import valid_frames
-from bljust_jax.ops.masking import Hide, wav2vec2_spans
+from bljust_jax.ops.masking import InputMask, wav2vec2_spans
 
 
-class Heads(NamedTuple):
-    """The functions of the head, each of the whole parameter tree."""
-
-    codes: Callable  # (params, latents [B, T, E]) -> scores of the codes [B, T, G, V]
-    codevectors: Callable  # params -> [G, V, d]
-    target: Callable  # (params, quantised [B, T, G d]) -> [B, T, P]
-    prediction: Callable  # (params, output [B, T, D]) -> [B, T, P]
-
-
-def bind(config: Any, encoder: Any, encode: Callable, linear: Any) -> SelfSupervised:
-    """The loss as `config.wav2vec2` sets it. Head: {"quantizer": {"project", "codevectors"},
-    "project_q", "project_hid"}."""
-    if not encoder.hides:
+def build(config: Any, encoder: Encoder) -> Wav2Vec2Loss:
+    """The loss as `config.wav2vec2` sets it."""
+    if not encoder.masks_input:
         raise UserError(
             f"config.ssl='wav2vec2' masks inside the encoder, and {config.encoder!r} does not: "
             "take configs/wav2vec2_just.py"
         )
-    c, rate, name = config.wav2vec2, config.data.sample_rate, "wav2vec2_head"
+    c = config.wav2vec2
     if c.code_dim % c.groups:
         raise UserError(
             f"config.wav2vec2.code_dim={c.code_dim} must be a multiple of groups={c.groups}"
         )
-
-    def init(rng):
-        k_codes, k_vectors, k_target, k_prediction = jax.random.split(rng, 4)
-        entries = c.groups * c.codes
-        # scores far apart from the first step on: an even quantiser would say nothing
-        spread = jax.random.normal(k_codes, (encoder.latent_dim, entries))
-        vectors = jax.random.uniform(k_vectors, (c.groups, c.codes, c.code_dim // c.groups))
-        return {
-            "quantizer": {
-                "project": {"kernel": spread, "bias": jnp.zeros(entries)},
-                "codevectors": vectors,
-            },
-            "project_q": linear.init(k_target, c.code_dim, c.width),
-            "project_hid": linear.init(k_prediction, encoder.dim, c.width),
-        }, {}
-
-    def codes(params, latents):
-        scores = linear.apply(params[name]["quantizer"]["project"], latents)
-        return scores.reshape(*latents.shape[:2], c.groups, c.codes)
-
-    objective = make(
-        stream="unlabelled",
-        features=encoder.features,
-        encode=encode,
-        frames=encoder.frames,
-        heads=Heads(
-            codes,
-            lambda params: params[name]["quantizer"]["codevectors"],
-            lambda params, q: linear.apply(params[name]["project_q"], q),
-            lambda params, h: linear.apply(params[name]["project_hid"], h),
-        ),
-        mask_prob=c.mask_prob,
-        mask_length=c.mask_length,
-        negatives=c.negatives,
-        temperature=c.temperature,
-        diversity=c.diversity,
-        feature_penalty=c.feature_penalty,
-        tau=(c.tau_start, c.tau_end, c.tau_decay),
-    )
-    return SelfSupervised(objective, init, lambda s: 3 * encoder.flops(round(s * rate)))
+    return Wav2Vec2Loss(encoder=encoder, sample_rate=config.data.sample_rate, **c.to_dict())
 
 
-def make(
-    *,
-    stream: str,
-    features: Callable,
-    encode: Callable,
-    frames: Callable,
-    heads: Heads,
-    mask_prob: float = 0.65,
-    mask_length: int = 10,
-    negatives: int = 100,
-    temperature: float | int = 0.1,
-    diversity: float | int = 0.1,
-    feature_penalty: float | int = 10.0,
-    tau: tuple[float | int, float | int, float | int] = (2.0, 0.5, 0.999995),
-    name: str = "wav2vec2",
-) -> Objective:
-    """contrastive + diversity * D + feature_penalty * mean(conv^2), in nats a masked frame.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wav2Vec2Loss(EncoderObjective):
+    """contrastive + diversity * D + feature_penalty * mean(conv^2), in nats per masked frame.
 
-    features, encode: `Encoder.features` and `Encoder.apply` of an encoder that hides frames, the
-        latter finding its own part of params and stats; hidden["latents"] [B, T, E] are quantised,
-        hidden["conv"], where there is one, is penalised by its mean square over valid frames
-    frames(samples) -> frames of output, of numbers or arrays
-    tau: (start, end, decay) of the Gumbel temperature, max(end, start * decay^step)
+    mask_prob, mask_length: of `masking.wav2vec2_spans`, in frames of output
+    negatives, temperature: of the contrastive term (`contrast`) over masked frames
+    diversity: weight of D, the `diversity_loss` of the code probabilities
+    feature_penalty: weight of the mean square of hidden["conv"] over valid frames, where the
+        encoder has it
+    groups, codes, code_dim: G codebooks of V entries, code_dim values in all, quantise
+        hidden["latents"]
+    width: of projected targets and predictions
+    tau_start, tau_end, tau_decay: Gumbel temperature max(end, start * decay^step)
 
-    The contrastive term is `contrast` over the masked frames, D is `diversity_loss` of the code
-    probabilities. The loss is the sum times n and its weight is n, the number of masked frames of
-    utterances that have at least two: with transformers' sums, n times each of its terms.
-    Metrics: `<name>/{contrastive,diversity,penalty}`; `<name>/accuracy`, the share of masked frames
-    whose target beats every negative that is another vector; `<name>/temperature`; `<name>/short`,
-    utterances a step without two masked frames, which count nowhere; `codebook/<name>/...`
-    (`quantizer.usage_metrics`) of the codes that the quantiser would choose without noise.
+    Parameters params["wav2vec2_head"]: {"quantizer": {"project", "codevectors" [G, V, d]},
+    "project_q", "project_hid"}. The loss is the sum times n and its weight is n, the number of
+    masked frames of utterances that have at least two: with transformers' sums, n times each of its
+    terms. Metrics: `<name>/{contrastive,diversity,penalty}`; `<name>/accuracy`, share of masked
+    frames whose target scores above every negative with other codes; `<name>/temperature`;
+    `<name>/short`, utterances per step without two masked frames, which enter no sum;
+    `codebook/<name>/...` (`quantizer.usage_metrics`) of the codes chosen without noise.
     """
 
-    def apply(params, extras, batch, rng):
-        data = batch[stream]
+    name: str = "wav2vec2"
+    mask_prob: float | int = 0.65
+    mask_length: int = 10
+    negatives: int = 100
+    temperature: float | int = 0.1
+    diversity: float | int = 0.1
+    feature_penalty: float | int = 10.0
+    groups: int = 2
+    codes: int = 320
+    code_dim: int = 256
+    width: int = 256
+    tau_start: float | int = 2.0
+    tau_end: float | int = 0.5
+    tau_decay: float | int = 0.999995
+
+    def init(self, rng: Any) -> tuple[dict, dict]:
+        k_codes, k_vectors, k_target, k_prediction = jax.random.split(rng, 4)
+        entries = self.groups * self.codes
+        # Scores with variance E from the first step on: with smaller ones all codes are equally
+        # likely and the quantiser passes no information.
+        kernel = jax.random.normal(k_codes, (self.encoder.latent_dim, entries))
+        shape = self.groups, self.codes, self.code_dim // self.groups
+        head = {
+            "quantizer": {
+                "project": {"kernel": kernel, "bias": jnp.zeros(entries)},
+                "codevectors": jax.random.uniform(k_vectors, shape),
+            },
+            "project_q": heads.init(k_target, self.code_dim, self.width),
+            "project_hid": heads.init(k_prediction, self.encoder.dim, self.width),
+        }
+        return {self.head: head}, {}
+
+    def code_scores(self, head: Any, latents: Float[Array, "b t e"]) -> Float[Array, "b t g v"]:
+        scores = heads.apply(head["quantizer"]["project"], latents)
+        return scores.reshape(*latents.shape[:2], self.groups, self.codes)
+
+    def apply(self, params, extras, batch, rng):
+        data, head = batch[self.stream], params[self.head]
+        audio, audio_lengths = data["audio"], data["audio_lengths"]
         mask_keys, noise_keys, negative_keys, encoder_rng = _keys(rng, data["ids"])
-        x, lengths, _ = features(data["audio"], data["audio_lengths"], keys=None, train=True)
-        spans = {"probability": mask_prob, "span": mask_length}
-        size, lengths_out = frames(data["audio"].shape[1]), frames(data["audio_lengths"])
-        mask = wav2vec2_spans(mask_keys, lengths_out, size, **spans)
-        how = {"context": "full", "hide": Hide(mask), "train": True, "rng": encoder_rng}
-        output, lengths, hidden, _ = encode(params, x, lengths, stats=extras.stats, **how)
+        size, frames = self.encoder.frames(audio.shape[1]), self.encoder.frames(audio_lengths)
+        spans = {"probability": self.mask_prob, "span": self.mask_length}
+        mask = wav2vec2_spans(mask_keys, frames, size, **spans)
+        options = {"input_mask": InputMask(mask), "train": True, "rng": encoder_rng}
+        output, lengths, hidden, _ = self.encoder.encode_audio(
+            params, extras.stats, audio, audio_lengths, **options
+        )
         valid = valid_frames(size, lengths)[..., None]
 
-        def hear(h):
-            return scale_gradient(jnp.where(valid, h, 0), extras.scale[name])
+        def scaled(h):
+            return scale_gradient(jnp.where(valid, h, 0), extras.scale[self.name])
 
         mask = mask & (jnp.sum(mask, axis=1, keepdims=True) >= 2)
-        n = jnp.sum(mask, dtype=jnp.float32)
-        scores = heads.codes(params, hear(hidden["latents"]))
-        warmth = quantizer.annealed(extras.step, *tau)
-        quantised, picked = _quantise(scores, heads.codevectors(params), noise_keys, warmth)
-        nats, hits, rivals = contrast(
-            heads.prediction(params, hear(output)),
-            heads.target(params, quantised),
-            picked,
+        scores = self.code_scores(head, scaled(hidden["latents"]))
+        tau = quantizer.annealed(extras.step, self.tau_start, self.tau_end, self.tau_decay)
+        codevectors = head["quantizer"]["codevectors"]
+        quantised, codes = _quantise(scores, codevectors, noise_keys, tau)
+        contrasted = contrast(
+            heads.apply(head["project_hid"], scaled(output)),
+            heads.apply(head["project_q"], quantised),
+            codes,
             mask,
-            draw_negatives(negative_keys, mask, negatives),
-            temperature=temperature,
+            draw_negatives(negative_keys, mask, self.negatives),
+            temperature=self.temperature,
         )
+        penalty = mean_square(scaled(hidden["conv"]), lengths) if "conv" in hidden else None
+        short = (audio_lengths > 0) & ~jnp.any(mask, axis=1)
+        return self._report(contrasted, scores, mask, penalty, short, tau)
+
+    def _report(self, contrasted, scores, mask, penalty, short, tau):
+        """The loss and its metrics."""
+        nats, hits, rivals = contrasted
+        n = jnp.sum(mask, dtype=jnp.float32)
+        penalty = 0 * n if penalty is None else penalty
         spread = diversity_loss(scores, mask)
-        penalty = mean_square(hear(hidden["conv"]), lengths) if "conv" in hidden else 0 * n
-        loss = jnp.sum(nats) + n * (diversity * spread + feature_penalty * penalty)
-        short = (data["audio_lengths"] > 0) & ~jnp.any(mask, axis=1)
-        one, some = jnp.float32(1), (n > 0).astype(jnp.float32)
+        loss = jnp.sum(nats) + n * (self.diversity * spread + self.feature_penalty * penalty)
+        one, some, name = jnp.float32(1), (n > 0).astype(jnp.float32), self.name
         counts = quantizer.count_codes(jnp.argmax(scores, axis=-1), mask, scores.shape[-1])
         metrics = {
             f"{name}/contrastive": (jnp.sum(nats), n),
             f"{name}/diversity": (some * spread, some),
             f"{name}/penalty": (some * penalty, some),
             f"{name}/accuracy": (jnp.sum(hits, dtype=jnp.float32), jnp.sum(rivals, dtype=n.dtype)),
-            f"{name}/temperature": (warmth, one),
+            f"{name}/temperature": (tau, one),
             f"{name}/short": (jnp.sum(short, dtype=jnp.float32), one),
             **quantizer.usage_metrics(name, counts),
         }
         return {name: (loss, n)}, Aux(metrics, {})
 
-    return Objective(losses=(name,), streams=(stream,), apply=apply)
-
 
 def draw_negatives(
     keys: Key[Array, "b"], mask: Bool[Array, "b t"], count: int
 ) -> Int[Array, "b t n"]:
-    """Places of `count` other masked frames of the same utterance for each frame, uniform and with
-    replacement, as published; without meaning where an utterance has fewer than two.
+    """Indices of `count` other masked frames of the same utterance for each frame, uniform and with
+    replacement, as published; undefined for utterances with fewer than two masked frames.
 
-    A draw is a function of the key and of the masked frames, not of the padding behind them.
+    A draw is a function of the key and of the masked frames, independent of padding.
     """
     frames = mask.shape[1]
     rank = jnp.cumsum(mask, axis=1) - 1
@@ -197,10 +184,10 @@ def contrast(
     """-log( exp(s_tt) / (exp(s_tt) + sum over negatives j of exp(s_tj)) ), s = cosine(prediction t,
     target j) / temperature.
 
-    A negative that has the codes of the positive is the same vector and is left out of the sum; a
-    collapsed codebook so has a loss of 0, and codebook metrics that say why. Returns, each
-    [B, T] and 0 or False outside the mask: nats, whether the target beats every negative, and
-    whether there is another vector to beat. float32 or wider.
+    A negative with the codes of the positive is the same vector and is excluded from the sum, so a
+    collapsed codebook has a loss of 0; the codebook metrics show the collapse. Returns, each [B, T]
+    and 0 or False outside the mask: nats, whether the target scores above every negative, and
+    whether there is a negative with other codes. float32 or wider.
     """
     predictions, targets = quantizer.unit(predictions), quantizer.unit(targets)
     highest = jax.lax.Precision.HIGHEST
@@ -218,7 +205,7 @@ def contrast(
 
 def diversity_loss(scores: Float[Array, "b t g v"], mask: Bool[Array, "b t"]) -> Float[Array, ""]:
     """(G V - sum_g exp H(p_g)) / (G V), p = mean over masked frames of softmax(scores), without
-    noise or temperature; 0 where all codes are used alike. transformers' is n times this."""
+    noise or temperature; 0 where all codes are equally used. transformers' is n times this."""
     groups, size = scores.shape[2:]
     chosen = jnp.where(mask[..., None, None], jax.nn.softmax(scores, axis=-1), 0)
     mean = jnp.sum(chosen, axis=(0, 1)) / jnp.maximum(jnp.sum(mask), 1)
@@ -226,7 +213,7 @@ def diversity_loss(scores: Float[Array, "b t g v"], mask: Bool[Array, "b t"]) ->
 
 
 def mean_square(x: Float[Array, "b t e"], lengths: Int[Array, "b"]) -> Float[Array, ""]:
-    """Over the channels of all valid frames, x being 0 in the others; 0 where there is none."""
+    """Mean of x^2 over the channels of all valid frames; x is 0 in the others. 0 without frames."""
     return jnp.sum(jnp.square(x)) / jnp.maximum(jnp.sum(lengths) * x.shape[2], 1)
 
 
@@ -239,6 +226,6 @@ def _quantise(scores, codevectors, keys, temperature):
 
 
 def _keys(rng, ids):
-    """Keys an utterance for the mask, the noise and the negatives, and the encoder's own."""
+    """Keys per utterance for the mask, the noise and the negatives; one key for the encoder."""
     mask, noise, negatives, encoder = jax.random.split(rng, 4)
     return row_keys(mask, ids), row_keys(noise, ids), row_keys(negatives, ids), encoder

@@ -1,7 +1,7 @@
-"""Log-mel filterbank features and their normalisation, computed on the device from int16 samples.
+"""Log-mel filterbank features of int16 audio on the device, and their normalisation.
 
-Frame i covers samples [i*hop, i*hop + window): nothing is centred, so a frame count is a pure
-function of a sample count and padding after an utterance never enters a valid frame.
+Frame i covers samples [i*hop, i*hop + window), not centred: the number of frames is a function of
+the number of samples, and padding after an utterance never enters a valid frame.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bljust_jax.parallel.batch_map import map_rows
 
 FULL_SCALE = 2.0**-15
-# Added to mel energies before the logarithm: about what rounding to 16 bits leaves in one band.
+# Added to mel energies before the logarithm: about the rounding noise of 16-bit audio per band.
 FLOOR = 2.0**-24
 
 
@@ -23,7 +23,7 @@ Counts = int | np.integer | Int[np.ndarray, "..."] | Int[Array, "..."]
 
 
 def frame_count(samples: Counts, window: int = 400, hop: int = 160) -> Counts:
-    """Whole frames in `samples` samples: max(0, 1 + (samples - window) // hop), on any integers."""
+    """Whole frames in `samples` samples: max(0, 1 + (samples - window) // hop)."""
     frames = 1 + (samples - window) // hop
     return frames * (frames > 0)
 
@@ -47,8 +47,8 @@ def log_mel(
 
     Args:
       audio: int16 samples `[B, S]`; full scale is 1.0 after division by 32768.
-      lengths: valid samples of each row `[B]`; samples after them never matter.
-      sample_rate: samples a second, which places the Slaney mel filters (see `mel_filters`).
+      lengths: valid samples per row `[B]`; samples after them never matter.
+      sample_rate: in Hz; places the Slaney mel filters (`mel_filters`).
       window, hop, n_fft: in samples; the window is a symmetric Hann.
 
     Returns:
@@ -65,7 +65,7 @@ def log_mel(
 
 
 def windows(samples: Float[Array, "b s"], window: int, hop: int) -> Float[Array, "b t w"]:
-    """The `frame_count` overlapping frames, as a concatenation of strided blocks: no gather."""
+    """The `frame_count` overlapping frames, concatenated from strided blocks without a gather."""
     block = math.gcd(window, hop)
     batch, size = samples.shape
     frames = frame_count(size, window, hop)
@@ -102,11 +102,11 @@ def normalise(
     stats: tuple[Float[Array, "m"], Float[Array, "m"]] | None = None,
     eps: float = 1e-5,
 ) -> Float[Array, "b t m"]:
-    """(x - mean) * rsqrt(std^2 + eps) a mel band; padded frames stay exactly 0.
+    """(x - mean) * rsqrt(std^2 + eps) per mel band; padded frames stay exactly 0.
 
-    `stats` is a stored (mean `[M]`, std `[M]`); without it the mean and population variance of the
-    utterance's own valid frames are used, which look at the whole utterance and so are no choice
-    for a causal context. Finite for constant bands, single frames and empty rows.
+    `stats` is a stored (mean `[M]`, std `[M]`); without it, mean and population variance of the
+    utterance's valid frames, which depend on the whole utterance and do not suit a causal context.
+    Finite for constant bands, single frames and empty rows.
     """
     valid = valid_frames(features.shape[1], frame_lengths)[..., None]
     if stats is None:
@@ -125,7 +125,7 @@ def moments(
 ) -> tuple[Float[Array, "m"], Float[Array, "m"], Float[Array, ""]]:
     """Sum `[M]`, sum of squares `[M]` and number of valid frames.
 
-    They add over batches; add them in float64 on the host and end with `mean_and_std`.
+    Sum them over batches in float64 on the host, then apply `mean_and_std`.
     """
     x = jnp.where(valid_frames(features.shape[1], lengths)[..., None], features, 0.0)
     return x.sum((0, 1)), jnp.square(x).sum((0, 1)), lengths.sum().astype(features.dtype)
@@ -146,7 +146,7 @@ def mel_filters(
 ) -> Float[np.ndarray, "k m"]:
     """Triangular filters `[n_fft // 2 + 1, M]` on the Slaney mel scale, each of area 1 (in 1/Hz).
 
-    The scale is linear up to 1 kHz (15 mel) and logarithmic above, 27 mel to a factor of 6.4;
+    The scale is linear up to 1 kHz (15 mel) and logarithmic above, 27 mel per factor of 6.4;
     M + 2 corners lie evenly on it from 0 Hz to sample_rate / 2 (Slaney, Auditory Toolbox, 1998).
     """
     corners = _slaney_hz(np.linspace(0.0, _slaney_mel(sample_rate / 2), n_mels + 2))

@@ -1,7 +1,7 @@
-"""Spans of frames to mask, drawn for each utterance from its own key and its own length.
+"""Random spans of frames to mask, per utterance: the rules of BEST-RQ and of wav2vec 2.0.
 
-A draw is a function of (key, length) alone: neither the padding behind an utterance nor its
-neighbours in the batch change it.
+A draw is a function of the utterance's (key, length), independent of padding and of the rest of the
+batch.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from bljust_jax.ops.log_mel import valid_frames
 
 
-class Hide(NamedTuple):
-    """What an encoder itself shall mask, after its front end."""
+class InputMask(NamedTuple):
+    """Masks that an encoder applies after its front end."""
 
-    time: Bool[Array, "b t"]  # True = this frame is replaced by the learned embedding
-    channels: Bool[Array, "b d"] | None = None  # True = this channel is set to 0
+    time: Bool[Array, "b t"]  # True = frame replaced by the learned embedding
+    channels: Bool[Array, "b d"] | None = None  # True = channel set to 0
 
 
 def start_spans(
@@ -29,8 +29,8 @@ def start_spans(
     probability: float,
     span: int,
 ) -> Bool[Array, "b t"]:
-    """Each valid frame starts a span with `probability`; a span covers `span` frames, or what is
-    left of the utterance. True = masked.
+    """Each valid frame starts a span with `probability`; a span covers `span` frames, clipped at
+    the end of the utterance. True = masked.
 
     The expected share of an utterance is `expected_share`. Source: Chiu et al., BEST-RQ, ICML
     2022, section 3.1 (probability 0.01 at frames of 10 ms, spans of 400 ms).
@@ -40,7 +40,7 @@ def start_spans(
 
 
 def expected_share(length: int, probability: float, span: int) -> float:
-    """The mean of `start_spans` over the valid frames of an utterance, exactly:
+    """Expected masked share of `start_spans` over the valid frames of an utterance:
     mean over t < length of 1 - (1 - probability)^min(t + 1, span); 0 for an empty one."""
     starts = np.minimum(np.arange(length) + 1, span)
     return float(np.sum(1 - (1 - probability) ** starts) / max(length, 1))
@@ -55,13 +55,13 @@ def wav2vec2_spans(
     span: int,
     least: int = 0,
 ) -> Bool[Array, "b t"]:
-    """n whole spans of `span` frames at distinct starts, uniform on 0 .. length - span; they may
-    overlap. True = masked.
+    """n whole spans of `span` frames, which may overlap, at distinct starts uniform on
+    0 .. length - span. True = masked.
 
     n = floor(probability length / span + u), u uniform on [0, 1), at least `least`, at most
     length // span and never more than there are starts: an utterance shorter than a span has none.
-    `probability` bounds the masked share, which overlaps make smaller. The rules are those of
-    transformers' wav2vec 2.0, with each utterance's own u and length in place of the batch's.
+    `probability` is an upper bound of the masked share, because spans overlap. The rules are those
+    of transformers' wav2vec 2.0, with u and length per utterance instead of per batch.
     Source: Baevski et al., wav2vec 2.0, NeurIPS 2020, section 3.1.
     """
     u = _uniform(keys, 1, 1)[:, 0]
@@ -74,14 +74,14 @@ def wav2vec2_spans(
 
 
 def _uniform(keys: Key[Array, "b"], draw: int, count: int) -> Float[Array, "b n"]:
-    """Uniform on [0, 1), `count` a row; the first values do not depend on how many follow."""
+    """Uniform on [0, 1), `count` per row; a prefix does not depend on `count`."""
     return jax.vmap(
         lambda key: jax.random.uniform(jax.random.fold_in(key, draw), (count,), jnp.float32)
     )(keys)
 
 
 def _cover(starts: Bool[Array, "b t"], span: int) -> Bool[Array, "b t"]:
-    """True on the `span` frames from each start on."""
+    """True on the `span` frames from each start."""
     begun = jnp.cumsum(starts, axis=1)
     ended = jnp.pad(begun, ((0, 0), (span, 0)))[:, : begun.shape[1]]
     return begun > ended

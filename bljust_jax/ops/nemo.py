@@ -1,9 +1,9 @@
-"""NVIDIA NeMo's log-mel features, which Parakeet models hear, and their normalisation.
+"""NVIDIA NeMo's log-mel features, the input of Parakeet models, and their normalisation.
 
-They differ from `ops.features` in four points: the signal is pre-emphasised, frame i is centred on
-sample i * hop (samples outside of the utterance are 0), `n // hop` frames are counted in n samples,
-and normalisation divides by the unbiased standard deviation plus 1e-5. A causal encoder so looks
-ahead by half a window more. Same names and shapes as there: either module can be a front end.
+Four differences from `ops.log_mel`: the signal is pre-emphasised; frame i is centred on sample
+i * hop (samples outside the utterance are 0); n samples have `n // hop` frames; normalisation
+divides by the unbiased standard deviation plus 1e-5. A causal encoder then looks ahead by another
+half window. Names and shapes are those of `ops.log_mel`, so either module can be a front end.
 """
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ PREEMPHASIS = 0.97
 
 
 def frame_count(samples: Counts, window: int = 400, hop: int = 160) -> Counts:
-    """Frames in `samples` samples: samples // hop, on any integers; the window does not matter."""
+    """Frames in `samples` samples: samples // hop, for any integers; the window is not used."""
     del window
     return samples // hop
 
@@ -32,12 +32,12 @@ def log_mel(
     hop: int = 160,
     n_fft: int = 512,
 ) -> tuple[Float[Array, "b t m"], Int[Array, "b"]]:
-    """`ops.features.log_mel` of x[n] - 0.97 x[n - 1], frame i over samples i * hop -+ window / 2.
+    """`ops.log_mel.log_mel` of x[n] - 0.97 x[n - 1], frame i over samples i * hop -+ window / 2.
 
     Args:
       audio: int16 samples `[B, S]`; samples after an utterance never matter.
-      lengths: valid samples of each row `[B]`.
-      sample_rate, window, hop, n_fft: as in `ops.features.log_mel`.
+      lengths: valid samples per row `[B]`.
+      sample_rate, window, hop, n_fft: as in `ops.log_mel.log_mel`.
 
     Returns:
       float32 features `[B, S // hop, M]`, exactly 0 in padded frames; the valid frames `[B]`.
@@ -63,11 +63,11 @@ def normalise(
     stats: tuple[Float[Array, "m"], Float[Array, "m"]] | None = None,
     eps: float = 1e-5,
 ) -> Float[Array, "b t m"]:
-    """(x - mean) / (std + eps) a mel band; padded frames stay exactly 0.
+    """(x - mean) / (std + eps) per mel band; padded frames stay exactly 0.
 
-    They are those of the utterance's own valid frames, the variance divided by one less than their
-    number. With `stats`, a stored (mean `[M]`, std `[M]`), it is `ops.features.normalise`. Finite
-    for constant bands, single frames and empty rows.
+    Mean and unbiased variance are those of the utterance's valid frames. With `stats`, a stored
+    (mean `[M]`, std `[M]`), it is `ops.log_mel.normalise`. Finite for constant bands, single frames
+    and empty rows.
     """
     if stats is not None:
         return uncentred.normalise(features, frame_lengths, stats, eps)

@@ -1,8 +1,8 @@
-"""Quantisers: a fixed random projection with its nearest code, and Gumbel-softmax selection.
+"""Vector quantisers: fixed random projection with nearest code, and Gumbel-softmax selection.
 
-Code vectors and scores are float32 (or wider) at highest precision: a rounded score changes which
-code is nearest. Random draws are a function of an utterance's key and of the frame's place, never
-of padding or of neighbours.
+Code vectors and scores are float32 (or wider) at highest precision, since rounding can change the
+nearest code. Random draws are a function of the utterance's key and the frame index, independent of
+padding and of the rest of the batch.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 HIGHEST = jax.lax.Precision.HIGHEST
 EPS = 1e-12
-# Entries of one array of scores that may be live at once: 64 MiB of float32.
+# Entries of one array of scores that may be in memory at once: 64 MiB of float32.
 ENTRIES = 2**24
 
 
@@ -49,17 +49,17 @@ def project(projection: Float[Array, "c e d"], x: Float[Array, "b t e"]) -> Floa
 def similarity(
     vectors: Float[Array, "b t c d"], codebook: Float[Array, "c v d"]
 ) -> Float[Array, "b t c v"]:
-    """Cosine of each vector (of length 1) with each code. The squared distance between them is
-    2 - 2 cosine, so the nearest code is the one of the largest cosine."""
+    """Cosine of each vector (of length 1) with each code. The squared distance is 2 - 2 cosine, so
+    the nearest code has the largest cosine."""
     return jnp.einsum("btcd,cvd->btcv", vectors, unit(codebook), precision=HIGHEST)
 
 
 def nearest(
     frozen: dict[str, Float[Array, "..."]], x: Float[Array, "b t e"], entries: int = ENTRIES
 ) -> Int[Array, "b t c"]:
-    """argmin over v of | unit(x A_c) - unit(c_v) |, a code of each codebook a frame.
+    """argmin over v of | unit(x A_c) - unit(c_v) |: one code per frame and codebook.
 
-    frozen: {"projection": A `[C, E, d]`, "codebook": `[C, V, d]`}. No gradient. Scores are held
+    frozen: {"projection": A `[C, E, d]`, "codebook": `[C, V, d]`}. No gradient. Scores are computed
     for as many frames at a time as `entries` allows.
     """
     vectors = jax.lax.stop_gradient(project(frozen["projection"], x))
@@ -71,14 +71,14 @@ def nearest(
     size = _chunk(x.shape[0], x.shape[1], codebook.shape[0] * codebook.shape[1], entries)
     if size >= x.shape[1]:
         return codes(vectors)
-    picked = jax.lax.map(codes, _split(vectors, size))
-    return jnp.moveaxis(picked, 0, 1).reshape(x.shape[0], -1, codebook.shape[0])[:, : x.shape[1]]
+    chunks = jax.lax.map(codes, _split(vectors, size))
+    return jnp.moveaxis(chunks, 0, 1).reshape(x.shape[0], -1, codebook.shape[0])[:, : x.shape[1]]
 
 
 def gumbel(
     keys: Key[Array, "b"], positions: Int[Array, "b t"], shape: tuple[int, ...]
 ) -> Float[Array, "b t ..."]:
-    """Standard Gumbel noise `[B, T, *shape]`: -log(-log u), from (utterance key, frame)."""
+    """Standard Gumbel noise -log(-log u), `[B, T, *shape]`, from (utterance key, frame index)."""
 
     def frame(key, t):
         return jax.random.gumbel(jax.random.fold_in(key, t), shape, jnp.float32)
@@ -89,7 +89,7 @@ def gumbel(
 def select(
     scores: Float[Array, "... v"], temperature: Any, *, hard: bool = False
 ) -> Float[Array, "... v"]:
-    """softmax(scores / temperature) over the codes, the scores with noise or without it.
+    """softmax(scores / temperature) over the codes; scores may include noise.
 
     hard: one-hot of the largest score, with the gradient of the softmax (straight-through).
     Source: Jang et al., Categorical reparameterization with Gumbel-softmax, ICLR 2017.
@@ -104,34 +104,34 @@ def select(
 def annealed(
     step: Any, start: float | int, end: float | int, decay: float | int
 ) -> Float[Array, ""]:
-    """max(end, start * decay^step): the temperature of `select`, falling as training goes on."""
+    """max(end, start * decay^step), the decreasing temperature of `select`."""
     return jnp.maximum(end, start * jnp.exp(math.log(decay) * jnp.asarray(step, jnp.float32)))
 
 
 def product_codes(
     weights: Float[Array, "b t g v"], codevectors: Float[Array, "g v d"]
 ) -> Float[Array, "b t e"]:
-    """sum_v weights[g, v] codevectors[g, v], the groups side by side: E = G d."""
-    picked = jnp.einsum("btgv,gvd->btgd", weights, codevectors, precision=HIGHEST)
-    return picked.reshape(*weights.shape[:2], -1)
+    """sum_v weights[g, v] codevectors[g, v], groups concatenated: E = G d."""
+    vectors = jnp.einsum("btgv,gvd->btgd", weights, codevectors, precision=HIGHEST)
+    return vectors.reshape(*weights.shape[:2], -1)
 
 
 def perplexity(probabilities: Float[Array, "... v"]) -> Float[Array, "..."]:
-    """exp of the entropy over the last axis: 1 where one entry holds all, V where all are equal.
-    The gradient at a probability of 0 is finite."""
+    """exp of the entropy over the last axis: 1 for a one-hot distribution, V for a uniform one. The
+    gradient at a probability of 0 is finite."""
     safe = jnp.maximum(probabilities, 1e-30)
     return jnp.exp(-jnp.sum(probabilities * jnp.log(safe), axis=-1))
 
 
 def usage_metrics(name: str, counts: Float[Array, "c v"]) -> dict[str, tuple[Any, Any]]:
-    """How a batch uses codebooks, the mean over them; a collapse shows here first.
+    """Codebook usage metrics of a batch, mean over codebooks; they reveal a collapse.
 
-    counts: how often each of V entries of each codebook was used, by the same number of frames
+    counts: uses of each of V entries of each codebook, by the same number of frames
     `codebook/<name>/perplexity`  exp entropy of the used entries, 1 .. min(V, frames)
-    `codebook/<name>/share`       perplexity / min(V, frames): of what was possible
+    `codebook/<name>/share`       perplexity / min(V, frames), its largest possible value
     `codebook/<name>/unused`      share of the V entries that no frame used
     `codebook/<name>/entropy`     nats
-    Each with the weight 1, or 0 where there is no frame.
+    Each with weight 1, or 0 without frames.
     """
     frames = jnp.sum(counts, axis=-1, keepdims=True)
     each = perplexity(counts / jnp.maximum(frames, 1))
@@ -148,7 +148,7 @@ def usage_metrics(name: str, counts: Float[Array, "c v"]) -> dict[str, tuple[Any
 def count_codes(
     codes: Int[Array, "b t c"], counted: Bool[Array, "b t"], size: int
 ) -> Float[Array, "c v"]:
-    """How often each of `size` codes occurs among the frames that are `counted`."""
+    """Occurrences of each of `size` codes in the frames where `counted` is True."""
     books = codes.shape[-1]
     place = codes + size * jnp.arange(books)[None, None, :]
     ones = jnp.broadcast_to(counted[..., None], codes.shape).astype(jnp.float32)
@@ -161,8 +161,8 @@ def hard_nats(
     logits: Float[Array, "b t c v"], labels: Int[Array, "b t c"]
 ) -> Float[Array, "b t c"]:
     """-log softmax(logits)[label]."""
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def soft_nats(
@@ -179,20 +179,20 @@ def sum_over_frames(
     width: int,
     entries: int = ENTRIES,
 ) -> Any:
-    """Sums over the wanted frames, with few frames' scores in memory at a time.
+    """Sums of `fn` over the wanted frames, with the scores of few frames in memory at a time.
 
-    fn(positions [B, F], wanted [B, F], *parts [B, F, ...]) -> tree of sums over the frames given;
-        unwanted frames must add 0 to them, values and gradients; `positions` are the frames' places
-        in the utterance, for their noise
+    fn(positions [B, F], wanted [B, F], *parts [B, F, ...]) -> tree of sums over the given frames;
+        unwanted frames must add 0 to values and gradients; `positions` are frame indices in the
+        utterance, for noise
     arrays: each [B, T, ...]
-    width: entries of fn's largest array a frame (codebooks x codes)
-    entries: how many such entries may be live
+    width: entries of fn's largest array per frame (codebooks x codes)
+    entries: number of such entries allowed in memory
 
-    Where [B, T, width] fits into `entries`, fn is called once on everything. Otherwise the wanted
-    frames of each row are moved to its front, fn runs on F frames of every row at a time and is
-    computed again in the backward pass, and stretches without a wanted frame are skipped: the cost
-    is that of the row with most wanted frames, not that of T. Rows never mix, so a batch that is
-    sharded over devices stays where it is.
+    If [B, T, width] fits into `entries`, fn is called once on all frames. Otherwise the wanted
+    frames of each row are moved to its front, fn runs on F frames of each row at a time and is
+    recomputed in the backward pass, and chunks without a wanted frame are skipped: the cost depends
+    on the largest number of wanted frames per row, not on T. Rows never mix, so a batch sharded
+    over devices is not moved.
     """
     batch, frames = wanted.shape
     positions = jnp.broadcast_to(jnp.arange(frames)[None, :], wanted.shape)
@@ -218,13 +218,13 @@ def sum_over_frames(
 
 
 def _chunk(batch: int, frames: int, width: int, entries: int) -> int:
-    """Frames of every row that fit into `entries`, at least one; nearly equal chunks."""
+    """Frames per row that fit into `entries`, at least one, for nearly equal chunks."""
     most = max(1, entries // (batch * width))
     return -(-frames // -(-frames // most)) if frames else most
 
 
 def _split(x: Array, size: int) -> Array:
-    """[B, T, ...] -> [T / size, B, size, ...], zeros behind the last frame."""
+    """[B, T, ...] -> [T / size, B, size, ...], padded with zeros after the last frame."""
     batch, frames, *rest = x.shape
     chunks = -(-frames // size)
     x = jnp.pad(x, ((0, 0), (0, chunks * size - frames), *((0, 0) for _ in rest)))

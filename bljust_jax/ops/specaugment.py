@@ -1,4 +1,4 @@
-"""SpecAugment: frequency and time masks drawn for each utterance from its own key."""
+"""SpecAugment: random frequency and time masks, drawn with a key per utterance."""
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,16 @@ def specaugment(
     time_width: int = 20,
     max_time_share: float = 0.15,
 ) -> Float[Array, "b t m"]:
-    """Sets random mel bands and spans of frames to 0, the mean of normalised features.
+    """Set random mel bands and spans of frames to 0, the mean of normalised features.
 
-    A mask's width is uniform on 0..cap and its start uniform on the places where it fits. The cap
-    is min(freq_width, M) bands, or min(time_width, floor(max_time_share * length)) frames for each
-    single time mask; time masks lie inside the valid frames. Masks may overlap.
+    The width of a mask is uniform on 0..cap and its start uniform where it fits. The cap is
+    min(freq_width, M) bands, or min(time_width, floor(max_time_share * length)) frames per time
+    mask; time masks lie inside the valid frames. Masks may overlap.
 
     Args:
       features: normalised features `[B, T, M]`, 0 in padded frames.
       lengths: valid frames `[B]`; 0 is allowed.
-      keys: one typed key a row `[B]`, so that a row's masks follow the utterance, not its place.
+      keys: one typed key per row `[B]`; the masks of an utterance do not depend on its row.
 
     Source: Park et al., SpecAugment, Interspeech 2019, section 2 (no time warping).
     """

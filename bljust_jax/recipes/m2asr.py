@@ -1,8 +1,8 @@
 """M2ASR and the Objective Soups: recognition and translation of many languages on one encoder.
 
 Interspeech 2024, and NeurIPS 2025 (arXiv 2508.09228). Each labelled stream is an objective,
-`asr/<lang>` (CTC) or `st/<src>-<tgt>` (an attention decoder), each with a head of its own; the
-self-supervised loss `config.ssl` hears the stream `unlabelled`. Levels, the upper one first:
+`asr/<lang>` (CTC) or `st/<src>-<tgt>` (an attention decoder), each with its own head; the
+self-supervised loss `config.ssl` reads the stream `unlabelled`. Levels, upper level first:
 
     method     joint                           weights          then, without the lowest level
     vs         [asr, st, ssl]                  1                finetune
@@ -21,10 +21,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from bljust_jax import objectives
@@ -32,15 +30,14 @@ from bljust_jax.bilevel import phases
 from bljust_jax.bilevel.levels import combine_levels
 from bljust_jax.bilevel.multi_objective import Conflict
 from bljust_jax.bilevel.schedules import penalty_schedule
-from bljust_jax.bilevel.types import Phase, Recipe
+from bljust_jax.bilevel.types import Phase, Recipe, Task
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import encoders, heads
-from bljust_jax.recipes import Facts
-from bljust_jax.recipes.bljust import make_groups
+from bljust_jax.models import encoders
+from bljust_jax.recipes import Facts, assemble, head_owners, make_groups
 from bljust_jax.tasks import recognition, translation
 
-STATIC = ("joint", "two_stage")  # of fixed weights
-KINDS = {"asr": recognition.Recognition, "st": translation.Translation}
+STATIC = ("joint", "two_stage")  # methods with fixed weights
+KINDS = {"asr": recognition.build, "st": translation.build}
 NAME = re.compile(r"asr/[^/]+|st/[^/]+-[^/]+")
 
 
@@ -48,64 +45,45 @@ def build(config: Any, facts: Facts) -> Recipe:
     if config.model.get("norm") == "batch":
         raise UserError('config.model.norm="batch": its moments are one loss\'s: set norm="layer"')
     encoder = encoders.load(config.encoder)(config)
-    tasks = bind_tasks(config, encoder, facts)
-    encode = partial(recognition.encode, encoder)
-    lower = objectives.load(config.ssl)(config, encoder, encode, heads)
-    (ssl,) = lower.objective.losses
-    owners = {task.head: frozenset({name}) for name, task in tasks.items()}
-    owners[f"{ssl}_head"] = frozenset({ssl})
-
-    def init(rng):
-        k_encoder, k_ssl, *keys = jax.random.split(rng, 2 + len(tasks))
-        params, stats = encoder.init(k_encoder)
-        head, frozen = lower.init(k_ssl)
-        params = {"encoder": params, f"{ssl}_head": head}
-        params |= {
-            task.head: task.init_head(key) for task, key in zip(tasks.values(), keys, strict=True)
-        }
-        return params, ({ssl: frozen} if frozen else {}), stats
-
-    def cost(losses, seconds):
-        (loss,) = losses
-        return lower.cost(seconds) if loss == ssl else tasks[loss].cost(seconds)
-
-    table = make_phases(config, facts, tuple(tasks), ssl, tuple(owners))
+    supervised, tasks = zip(*build_tasks(config, encoder, facts), strict=True)
+    lower = objectives.load(config.ssl)(config, encoder)
+    system = (*supervised, lower)
+    owners = head_owners(system)
+    names = tuple(objective.name for objective in supervised)
+    table = make_phases(config, facts, names, lower.name, tuple(owners))
     dynamic = tuple(dict.fromkeys(level for phase in table for level in phase.dynamic_levels))
     groups = make_groups(config, owners)
     shared = next(group.pattern for group in groups if group.name == "encoder")
-    return Recipe(
-        objectives=(*(task.objective() for task in tasks.values()), lower.objective),
-        groups=groups,
+    return assemble(
+        config,
+        encoder,
+        system,
+        heads=(lower, *supervised),
         phases=table,
-        init=init,
         combiner=combine_levels(conflict(config, shared), dynamic),
-        tasks=tuple(task.task() for task in tasks.values()),
-        log_mel=encoder.log_mel,
-        frames=encoder.frames,
-        statistics=encoder.statistics,
-        cost=cost,
-        head_scale=config.head_scale,
-        ema_decay=config.ema_decay,
+        tasks=tasks,
     )
 
 
-def bind_tasks(config: Any, encoder: Any, facts: Facts) -> dict[str, Any]:
-    """{stream: what learns from it}, sorted by name; UserError for a name of neither kind."""
-    found = {}
+def build_tasks(config: Any, encoder: encoders.Encoder, facts: Facts) -> list[tuple[Any, Task]]:
+    """(objective, task) of each labelled stream, sorted by name. Raises UserError for a name that
+    is neither recognition nor translation."""
+    found = []
     for name in sorted(config.data.streams):
         if not NAME.fullmatch(name):
             raise UserError(
                 f"config.data.streams: {name!r} is neither asr/LANG nor st/SRC-TGT: rename it"
             )
-        found[name] = KINDS[name.partition("/")[0]](config, encoder, facts.vocab_sizes[name], name)
+        kind = KINDS[name.partition("/")[0]]
+        found.append(kind(config, encoder, facts.vocab_sizes[name], name))
     if not found:
         raise UserError("config.data.streams is empty: name at least one, such as asr/en")
     return found
 
 
 def conflict(config: Any, shared: str) -> Conflict:
-    """How a level of several losses is weighed, by the gradients of the parameters whose path
-    matches `shared`: those of the encoder that move. UserError for batches that MoDo cannot
+    """Settings of dynamic weights, computed from the gradients of the parameters whose path matches
+    `shared`: the trained part of the encoder. Raises UserError for batches that MoDo cannot
     halve."""
     m, rows = config.moo, config.data.rows_multiple
     if config.method not in STATIC and m.method == "modo" and rows % 2:
@@ -125,8 +103,8 @@ def conflict(config: Any, shared: str) -> Conflict:
 def make_phases(
     config: Any, facts: Facts, tasks: tuple[str, ...], ssl: str, heads: tuple[str, ...]
 ) -> tuple[Phase, ...]:
-    """The phases of `config.method`. An epoch is a pass of the labelled stream with most batches,
-    in exploration of the unlabelled one."""
+    """The phases of `config.method`. An epoch is one pass of the labelled stream with most batches,
+    in exploration of the unlabelled stream."""
     epoch = max(facts.steps_per_epoch[name] for name in tasks)
     per_step = config.phases.unit == "step"
     explore = config.phases.explore * (1 if per_step else facts.steps_per_epoch["unlabelled"])
@@ -134,7 +112,7 @@ def make_phases(
         config.phases[name] * (1 if per_step else epoch) for name in ("joint", "finetune")
     )
     lengths = {"explore": explore, "joint": joint, "finetune": finetune}
-    if config.method == "two_stage":  # as many gradients of each loss
+    if config.method == "two_stage":  # the same number of gradients per loss
         lengths = {"pretrain": explore + joint, "supervised": joint + finetune}
     upper = upper_levels(config, tasks)
 
@@ -153,7 +131,7 @@ def make_phases(
 
 
 def upper_levels(config: Any, tasks: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The levels of the labelled losses; UserError where one of them would be empty."""
+    """Levels of the labelled losses. Raises UserError if one of them would be empty."""
     order = {"vm_uas": ("asr", "st"), "vm_usa": ("st", "asr")}.get(config.method)
     if order is None:
         return (tasks,)
@@ -167,7 +145,7 @@ def upper_levels(config: Any, tasks: tuple[str, ...]) -> tuple[tuple[str, ...], 
 
 
 def penalised(config: Any, levels: int, epoch: int) -> Callable[[Any], tuple[Any, ...]]:
-    """k -> the weights of the levels: (1,), (1, eta) or (1, eta1, min(cap, eta1 eta))."""
+    """k -> level weights: (1,), (1, eta) or (1, eta1, min(cap, eta1 eta))."""
     lowest, middle = (
         penalty_schedule(p.start, p.slope, p.cap) for p in (config.penalty, config.task_penalty)
     )
@@ -187,7 +165,7 @@ def fixed(*weights: float) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def weighed(config: Any, phase: Phase) -> Phase:
-    """The phase with the way in which each of its levels is combined."""
+    """The phase with the combination rule of each of its levels."""
     if config.method not in STATIC:
         how = tuple(config.moo.method if len(level) > 1 else "sum" for level in phase.levels)
         return dataclasses.replace(phase, combine=how)

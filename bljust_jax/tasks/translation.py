@@ -1,86 +1,57 @@
-"""Speech translation on an encoder: an attention decoder a pair of languages."""
+"""Speech translation by an attention decoder on an encoder: its objective and its beam search."""
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
-from bljust_jax.bilevel.types import Objective, Task
-from bljust_jax.decoding import attention_beam as search
+from bljust_jax.bilevel.types import Task
+from bljust_jax.decoding import attention_beam
 from bljust_jax.models.decoder import Decoder
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.objectives import cross_entropy
-from bljust_jax.tasks import recognition
+from bljust_jax.objectives.cross_entropy import CrossEntropy
 
 
-@dataclasses.dataclass(frozen=True)
-class Translation:
-    """`params["encoder"]`, whose output the decoder `params[head]` reads to write a text of
-    `vocab_size` classes, as `config.decoder` says. Loss, head and task are named after the stream,
-    "st/fr-en"."""
+def build(config: Any, encoder: Encoder, vocab_size: int, stream: str) -> tuple[CrossEntropy, Task]:
+    """A decoder of `vocab_size` classes as `config.decoder` sets it, with the task that evaluates
+    it. Loss and task are named after the stream, "st/fr-en"."""
+    c = config.decoder
+    decoder = Decoder(
+        dim=c.dim,
+        layers=c.layers,
+        heads=c.heads,
+        vocab_size=vocab_size,
+        memory_dim=encoder.dim,
+        ff_mult=c.ff_mult,
+        dropout=c.dropout,
+        dtype=config.model.dtype,
+    )
+    objective = CrossEntropy(
+        encoder=encoder,
+        name=stream,
+        stream=stream,
+        sample_rate=config.data.sample_rate,
+        decoder=decoder,
+        smoothing=c.smoothing,
+        context=config.ctc.context,
+    )
+    limits = {"alpha": c.alpha, "max_ratio": c.max_ratio, "max_extra": c.max_extra}
+    measure, search = config.data.streams[stream].measure, partial(translate, objective, limits)
+    return objective, Task(stream, stream, measure, objective.head, translate=search)
 
-    config: Any
-    encoder: Encoder
-    vocab_size: int
-    stream: str
 
-    @property
-    def head(self) -> str:
-        return recognition.head_name(self.stream)
-
-    @property
-    def decoder(self) -> Decoder:
-        c, model = self.config.decoder, self.config.model
-        return Decoder(
-            dim=c.dim,
-            layers=c.layers,
-            heads=c.heads,
-            vocab_size=self.vocab_size,
-            memory_dim=self.encoder.dim,
-            ff_mult=c.ff_mult,
-            dropout=c.dropout,
-            dtype=model.dtype,
-        )
-
-    def init_head(self, rng: Any) -> dict:
-        return self.decoder.init(rng)
-
-    def decode(self, params: Any, *inputs: Any, **how: Any) -> Any:
-        """`Decoder.apply` on its part of params."""
-        return self.decoder.apply(params[self.head], *inputs, **how)
-
-    def translate(self, params: Any, stats: Any, batch: Any, beam: int) -> Any:
-        """ids int32 [B, U], -1 after the end, of the audio of a batch."""
-        output, frames = recognition.hear(self.config, self.encoder, params, stats, batch)
-        decoder, own, c = self.decoder, params[self.head], self.config.decoder
-        return search.search(
-            partial(decoder.begin, own, output, frames),
-            partial(decoder.extend, own),
-            frames,
-            output.shape[1],
-            beam=beam,
-            alpha=c.alpha,
-            max_ratio=c.max_ratio,
-            max_extra=c.max_extra,
-        )
-
-    def task(self) -> Task:
-        measure = self.config.data.streams[self.stream].measure
-        return Task(self.stream, self.stream, measure, self.head, translate=self.translate)
-
-    def objective(self) -> Objective:
-        """Cross-entropy of the next token on its stream."""
-        return cross_entropy.make(
-            stream=self.stream,
-            features=self.encoder.features,
-            encode=partial(recognition.encode, self.encoder),
-            decode=self.decode,
-            name=self.stream,
-            smoothing=self.config.decoder.smoothing,
-            context=self.config.ctc.context,
-        )
-
-    def cost(self, seconds: float) -> float:
-        """Encoder FLOPs of one training step on a row of so many padded seconds."""
-        return 3 * self.encoder.flops(round(seconds * self.config.data.sample_rate))
+def translate(
+    objective: CrossEntropy, limits: dict, params: Any, stats: Any, batch: Any, beam: int
+) -> Any:
+    """ids int32 [B, U], -1 after the end, of the audio of a batch; `limits` of `search`."""
+    audio = batch["audio"], batch["audio_lengths"]
+    encoded = objective.encoder.encode_audio(params, stats, *audio, context=objective.context)
+    decoder, own, frames = objective.decoder, params[objective.head], encoded.lengths
+    return attention_beam.search(
+        partial(decoder.begin, own, encoded.output, frames),
+        partial(decoder.extend, own),
+        frames,
+        encoded.output.shape[1],
+        beam=beam,
+        **limits,
+    )

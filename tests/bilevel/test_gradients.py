@@ -14,7 +14,7 @@ from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.levels import CombinerState
 from bljust_jax.bilevel.multi_objective import METHODS, NORMALISE, Conflict, level_name
 from bljust_jax.bilevel.optimizer import group_of_parameters
-from bljust_jax.bilevel.types import Group, Objective
+from bljust_jax.bilevel.types import Group
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.parallel.mesh import make_mesh, put_batch, state_sharding
 from tests.helpers import toy
@@ -208,7 +208,7 @@ def test_a_head_of_some_objectives_takes_their_levels_weights(gradients, head_sc
         return toy.soup_init(rng)[0] | {"pair": {"value": jnp.zeros(())}}, {}, {}
 
     objectives = tuple(
-        Objective((name,), (name,), functools.partial(drawn_to if n < 2 else toy.drawn_to, n))
+        toy.Objective((name,), (name,), functools.partial(drawn_to if n < 2 else toy.drawn_to, n))
         for n, name in enumerate(toy.SOUP)
     )
     owners = {"encoder": toy.SOUP, "pair": (A, B)} | {name: (name,) for name in toy.SOUP}

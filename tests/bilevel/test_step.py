@@ -15,7 +15,7 @@ from bljust_jax.bilevel.multi_objective import Conflict
 from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
 from bljust_jax.bilevel.rng import row_keys, stream_key
 from bljust_jax.bilevel.schedules import SHAPES, position, schedule
-from bljust_jax.bilevel.types import Aux, Extras, Group, Objective, Recipe
+from bljust_jax.bilevel.types import Aux, Extras, Group, Recipe
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.monitoring import metrics
 from configs import defaults
@@ -235,7 +235,7 @@ def test_separate_refuses_a_forward_shared_across_levels():
 
     phase = toy.phase("joint")
     r, opt, groups, state = toy.start([phase])
-    shared = Objective(("f", "g"), ("labelled",), both)
+    shared = toy.Objective(("f", "g"), ("labelled",), both)
     r = Recipe(**{**vars(r), "objectives": (shared,)})
     with pytest.raises(ValueError, match="fused"):
         step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.export import hf_parakeet
-from bljust_jax.models.conformer import Conformer
+from bljust_jax.models.encoders.conformer import Conformer
 
 MODEL = Conformer(
     dim=12, layers=2, heads=3, kernel=5, n_mels=16, channels=6, ff_mult=2,

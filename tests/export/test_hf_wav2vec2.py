@@ -9,7 +9,7 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.export import hf_wav2vec2 as table
-from bljust_jax.models.wav2vec2 import SIZES, Wav2Vec2
+from bljust_jax.models.encoders.wav2vec2 import SIZES, Wav2Vec2
 
 MODEL = Wav2Vec2(
     dim=8,

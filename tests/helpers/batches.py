@@ -1,8 +1,27 @@
-"""Batches of noise for objectives, and an encoder of one product for the supervised ones."""
+"""Batches of noise for objectives, and encoders that are a few products."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bljust_jax.models.encoders import Encoded, Encoder
+
+
+def unused(*_):
+    raise AssertionError("the test does not provide this function")
+
+
+class ToyEncoder(Encoder):
+    """Two functions as an encoder: `features` of audio, and `run`, which reads the whole parameter
+    tree."""
+
+    def __init__(self, features, run, **fields):
+        sizes = dict.fromkeys(("dim", "latent_dim", "blocks"), 0)
+        functions = dict.fromkeys(("init", "frames", "flops", "statistics", "log_mel"), unused)
+        super().__init__(**sizes | functions | {"features": features, "apply": run} | fields)
+
+    def encode(self, params, stats, x, lengths, **options):
+        return Encoded(*self.apply(params, x, lengths, stats=stats, **options))
 
 
 def unlabelled(lengths, samples, limit=900):
@@ -28,7 +47,11 @@ def features(audio, lengths, *, keys, train, stats=None):
     return x + 0.1 * noise, lengths // HOP, None
 
 
-def encode(params, x, lengths, *, stats, context, hide, train, rng):
-    assert (context, hide, stats) == ("full", None, {})
+def encode(params, x, lengths, *, stats, context, input_mask, train, rng):
+    assert (context, input_mask, stats) == ("full", None, {})
     assert train
     return jnp.tanh(x @ params["encoder"]), lengths, {}, {}
+
+
+def toy_encoder():
+    return ToyEncoder(features, encode)

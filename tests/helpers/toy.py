@@ -9,7 +9,10 @@ penalty gamma the minimiser of f + gamma g has theta_1 = (3/2 + 5 gamma) / (1/2 
 (theta_1 + 3) / 2, psi = theta_1.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,20 @@ from bljust_jax.bilevel import step
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.levels import combine_levels
 from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
-from bljust_jax.bilevel.types import Aux, Group, Objective, Phase, Recipe, Task
+from bljust_jax.bilevel.types import Aux, Group, Phase, Recipe, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """An objective of a function."""
+
+    losses: tuple[str, ...]
+    streams: tuple[str, ...]
+    apply: Callable[..., Any]
+
+    @property
+    def name(self):
+        return "+".join(self.losses)
 
 
 def optimum(gamma):

@@ -10,8 +10,8 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.models import cnn_rnn, heads
-from bljust_jax.models.cnn_rnn import CnnRnn
 from bljust_jax.models.encoders import load
+from bljust_jax.models.encoders.cnn_rnn import CnnRnn
 from bljust_jax.models.norms import EPSILON
 from configs import defaults
 
@@ -61,7 +61,7 @@ def test_the_network_of_the_text():
 
 @functools.cache
 def randomised(kind):
-    """Biases and scales away from 0 and 1, so that none hides an error."""
+    """Biases and scales away from 0 and 1, so that none masks_input an error."""
     draw = np.random.default_rng(5)
     params, _ = SMALL[kind].init(jax.random.key(0))
     return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), params)
@@ -215,16 +215,18 @@ def test_upto_runs_the_first_layers():
     model, params = SMALL["gru"], randomised("gru")
     short = dataclasses.replace(model, rnn_layers=1)
     first = {name: leaf for name, leaf in params.items() if name != "rnn2"}
-    run = jax.jit(lambda p, x, n: model.apply(p, x, n, upto=1)[0])
+    run = jax.jit(lambda p, x, n: model.apply(p, x, n, depth=1)[0])
     expected = jax.jit(lambda p, x, n: short.apply(p, x, n)[0])(first, features(), LENGTHS)
     np.testing.assert_array_equal(run(params, features(), LENGTHS), expected)
     for depth in (0, 3):
-        with pytest.raises(ValueError, match=f"upto={depth} must lie in 1..2"):
-            model.apply(params, features(), LENGTHS, upto=depth)
+        with pytest.raises(ValueError, match=f"depth={depth} must lie in 1..2"):
+            model.apply(params, features(), LENGTHS, depth=depth)
 
 
 def test_a_causal_context_is_refused_with_its_cure():
-    with pytest.raises(ValueError, match=r"hears the future; set config\.cpc\.context='chunked'"):
+    with pytest.raises(
+        ValueError, match=r"reads future frames; set config\.cpc\.context='chunked'"
+    ):
         SMALL["gru"].apply(randomised("gru"), features(), LENGTHS, context="causal")
 
 
@@ -310,7 +312,7 @@ def test_flops_are_those_the_compiler_counts_in_the_products(kind):
 def test_flops_of_the_first_layers():
     model = SMALL["gru"]
     layer = 4 * 15 * 3 * 5 * (10 + 5)  # both directions of the second layer over 15 frames
-    assert model.flops(29) - model.flops(29, upto=1) == layer
+    assert model.flops(29) - model.flops(29, depth=1) == layer
 
 
 @pytest.mark.parametrize(
@@ -340,8 +342,10 @@ def test_the_encoder_of_a_config():
 
     @jax.jit
     def run(params, audio, lengths):
-        x, frames, hide = encoder.features(audio, lengths, train=False)
-        return encoder.apply(params, x, frames, hide=hide, context="full", train=False, rng=None)
+        x, frames, input_mask = encoder.features(audio, lengths, train=False)
+        return encoder.apply(
+            params, x, frames, input_mask=input_mask, context="full", train=False, rng=None
+        )
 
     output, frames, hidden, _ = run(params, audio, lengths)
     assert frames.tolist() == [encoder.frames(4000), encoder.frames(2500)] == [12, 7]

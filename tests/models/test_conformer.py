@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models.conformer import SIZES, Conformer
-from bljust_jax.models.frontends import receptive_field
+from bljust_jax.models.encoders.conformer import SIZES, Conformer
+from bljust_jax.models.subsampling import receptive_field
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = Conformer(dim=16, layers=3, heads=2, kernel=5, n_mels=8, channels=4)
@@ -20,7 +20,7 @@ LENGTHS = jnp.array([29, 18, 0])
 
 
 def randomised(params):
-    """Biases and scales away from 0 and 1, so that none hides an error."""
+    """Biases and scales away from 0 and 1, so that none masks_input an error."""
     draw = np.random.default_rng(5)
     return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), params)
 
@@ -157,10 +157,12 @@ def test_upto_runs_the_first_blocks(params, x):
     first = jax.tree.map(lambda leaf: leaf[:2], params["blocks"])
     expected = encode(short, {**params, "blocks": first}, x, LENGTHS)[0]
     unrolled = dataclasses.replace(SMALL, scan_unroll=3)
-    np.testing.assert_allclose(encode(unrolled, params, x, LENGTHS, upto=2)[0], expected, atol=1e-6)
-    none, _, hidden, _ = encode(SMALL, params, x, LENGTHS, upto=0)
+    np.testing.assert_allclose(
+        encode(unrolled, params, x, LENGTHS, depth=2)[0], expected, atol=1e-6
+    )
+    none, _, hidden, _ = encode(SMALL, params, x, LENGTHS, depth=0)
     np.testing.assert_array_equal(none, hidden["latents"])
-    _, grads = loss_and_grads(SMALL, params, x, LENGTHS, upto=2)
+    _, grads = loss_and_grads(SMALL, params, x, LENGTHS, depth=2)
     assert all(not np.any(g[2:]) for g in jax.tree.leaves(grads["blocks"]))
     assert all(np.any(g[:2]) for g in jax.tree.leaves(grads["blocks"]))
 
@@ -270,5 +272,5 @@ def test_impossible_fields_are_the_users_error(fields, message):
 
 
 def test_unknown_context_and_depth_are_refused(params, x):
-    with pytest.raises(ValueError, match="upto=4"):
-        SMALL.apply(params, x, LENGTHS, upto=4)
+    with pytest.raises(ValueError, match="depth=4"):
+        SMALL.apply(params, x, LENGTHS, depth=4)

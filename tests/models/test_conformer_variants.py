@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models.conformer import Conformer
+from bljust_jax.models.encoders.conformer import Conformer
 
 LENGTHS = jnp.array([61, 34, 0])
 BATCH = Conformer(dim=16, layers=2, heads=2, kernel=5, n_mels=8, channels=4, norm="batch")
@@ -57,7 +57,7 @@ def test_padding_never_matters_nan_included(name, how):
 
 def test_training_moves_the_moments_of_the_blocks_that_ran():
     _, before = weights(BATCH)
-    _, _, _, stats = encode(BATCH, X, train=True, upto=1)
+    _, _, _, stats = encode(BATCH, X, train=True, depth=1)
     for name in ("mean", "var"):
         assert np.all(stats[name][0] != before[name][0])
         np.testing.assert_array_equal(stats[name][1], before[name][1])
@@ -104,7 +104,7 @@ def test_weights_serve_with_and_without_a_window():
 
 def test_flops_count_the_blocks_that_run_and_the_keys_in_the_window():
     whole = dataclasses.replace(WINDOW, window=0)
-    front, one, two = (whole.flops(400, upto) for upto in (0, 1, 2))
+    front, one, two = (whole.flops(400, depth) for depth in (0, 1, 2))
     assert two == whole.flops(400) == front + 2 * (one - front)
     # 100 output frames; 5 keys of a window of 4 for 100, at 6 operations a key, channel and query
     assert two - WINDOW.flops(400) == 2 * 100 * 95 * 6 * 16

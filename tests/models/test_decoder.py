@@ -19,7 +19,7 @@ LENGTHS = jnp.array([5, 3, 1])
 
 @pytest.fixture(scope="module")
 def params():
-    """Biases and scales away from 0 and 1, so that none hides an error."""
+    """Biases and scales away from 0 and 1, so that none masks_input an error."""
     draw = np.random.default_rng(5)
     initial = SMALL.init(jax.random.key(0))
     return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), initial)

@@ -10,9 +10,9 @@ import pytest
 from jax import lax
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models.wav2vec2 import SIZES, Wav2Vec2
+from bljust_jax.models.encoders.wav2vec2 import SIZES, Wav2Vec2
 from bljust_jax.models.wav2vec2_blocks import grouped_conv
-from bljust_jax.ops.masking import Hide
+from bljust_jax.ops.masking import InputMask
 
 # Three convolutions, 30 samples a frame and 20 between frames: they compile fast.
 LARGE = Wav2Vec2(
@@ -37,7 +37,7 @@ FRAMES = [34, 23, 0]
 
 @functools.cache
 def parameters(kind):
-    """Biases and scales away from 0 and 1, so that none hides an error."""
+    """Biases and scales away from 0 and 1, so that none masks_input an error."""
     draw = np.random.default_rng(5)
     params, _ = MODELS[kind].init(jax.random.key(0))
     return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), params)
@@ -49,16 +49,18 @@ def audio():
 
 
 @functools.cache
-def hide():
+def input_mask():
     draw = np.random.default_rng(2)
     time, channels = draw.random((3, FRAMES[0])) < 0.4, draw.random((3, 16)) < 0.2
-    return Hide(jnp.asarray(time), jnp.asarray(channels))
+    return InputMask(jnp.asarray(time), jnp.asarray(channels))
 
 
 @functools.cache
 def runner(model, **options):
     """`model.apply` compiled once a set of options."""
-    return jax.jit(lambda p, x, n, hide=None: model.apply(p, x, n, hide=hide, **options))
+    return jax.jit(
+        lambda p, x, n, input_mask=None: model.apply(p, x, n, input_mask=input_mask, **options)
+    )
 
 
 def encoded(kind):
@@ -140,19 +142,19 @@ def test_batch_permutation_is_equivariant():
 def test_masks_replace_frames_and_channels_before_the_transformer():
     params = parameters("large")
 
-    def run(x, hide, params=params):
-        return runner(LARGE)(params, x, LENGTHS, hide)
+    def run(x, input_mask, params=params):
+        return runner(LARGE)(params, x, LENGTHS, input_mask)
 
-    out, _, hidden, _ = run(audio(), hide())
+    out, _, hidden, _ = run(audio(), input_mask())
     assert np.max(np.abs(out - encoded("large")[0])) > 1e-2
     for name in ("latents", "conv"):
         np.testing.assert_allclose(hidden[name], encoded("large")[2][name], atol=1e-6)
-    whole = Hide(jnp.ones_like(hide().time), hide().channels)
+    whole = InputMask(jnp.ones_like(input_mask().time), input_mask().channels)
     np.testing.assert_array_equal(run(audio(), whole)[0], run(2 * audio(), whole)[0])
-    silent = Hide(hide().time, jnp.ones_like(hide().channels))
+    silent = InputMask(input_mask().time, jnp.ones_like(input_mask().channels))
     np.testing.assert_array_equal(run(audio(), silent)[0], run(2 * audio(), silent)[0])
     other = params | {"masked_embedding": params["masked_embedding"] + 1}
-    assert np.any(run(audio(), hide(), other)[0] != out)
+    assert np.any(run(audio(), input_mask(), other)[0] != out)
     # channels are masked last
     np.testing.assert_array_equal(run(audio(), silent, other)[0], run(audio(), silent)[0])
 
@@ -166,7 +168,7 @@ def test_recomputed_and_unrolled_blocks_agree():
 
 def test_upto_runs_the_first_blocks_and_leaves_out_the_last_norm_of_a_stable_encoder():
     params = parameters("large")
-    grads, results = differentiated(LARGE, upto=1)(params, audio())
+    grads, results = differentiated(LARGE, depth=1)(params, audio())
     assert all(not np.any(g[1:]) for g in jax.tree.leaves(grads["blocks"]))
     assert all(np.any(g[:1]) for g in jax.tree.leaves(grads["blocks"]))
     assert not np.any(grads["norm"]["scale"])
@@ -202,7 +204,7 @@ def test_gradient_matches_a_finite_difference_in_float64():
         @jax.value_and_grad
         def loss(s):
             moved = jax.tree.map(lambda p, d: p + s * d, exact, direction)
-            return jnp.sum(jnp.sin(model.apply(moved, x, LENGTHS, hide=hide())[0]))
+            return jnp.sum(jnp.sin(model.apply(moved, x, LENGTHS, input_mask=input_mask())[0]))
 
         step = 1e-5  # central differences: error O(step^2) = 1e-10, rounding 1e-16 / step = 1e-11
         slope, (after, before) = loss(0.0)[1], (loss(s)[0] for s in (step, -step))
@@ -243,7 +245,7 @@ def test_skipped_blocks_leave_the_others_in_training_only():
     run = jax.jit(lambda key: model.apply(params, audio(), LENGTHS, train=True, rng=key)[0])
     outputs = np.stack([run(jax.random.key(seed)) for seed in range(20)])
     assert len(np.unique(outputs, axis=0)) == 4
-    none = runner(BASE, upto=0)(params, audio(), LENGTHS)[0]
+    none = runner(BASE, depth=0)(params, audio(), LENGTHS)[0]
     for expected in (encoded("base")[0], none):
         assert min(np.max(np.abs(out - expected)) for out in outputs) < 1e-5  # compiled apart
     evaluated = dataclasses.replace(model, dropout=0.5)
@@ -325,7 +327,7 @@ def test_flops_are_those_the_compiler_counts_in_the_products():
     counted = compiled.cost_analysis()["flops"]
     assert 0.67 * counted < model.flops(4000) < counted
     deep = dataclasses.replace(model, layers=3)
-    assert deep.flops(4000, upto=1) == model.flops(4000) < deep.flops(4000)
+    assert deep.flops(4000, depth=1) == model.flops(4000) < deep.flops(4000)
 
 
 @pytest.mark.parametrize(
@@ -346,5 +348,5 @@ def test_impossible_fields_are_the_users_error(fields, message):
 def test_another_context_and_an_unknown_depth_are_refused():
     with pytest.raises(UserError, match="'causal'"):
         BASE.apply(parameters("base"), audio(), LENGTHS, context="causal")
-    with pytest.raises(ValueError, match="upto=3"):
-        BASE.apply(parameters("base"), audio(), LENGTHS, upto=3)
+    with pytest.raises(ValueError, match="depth=3"):
+        BASE.apply(parameters("base"), audio(), LENGTHS, depth=3)

@@ -14,10 +14,12 @@ from bljust_jax.objectives import best_rq
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import start_spans
 from tests.helpers import batches
+from tests.helpers.batches import ToyEncoder
 from tests.helpers.nearest_codes import brute_force
 
 BANDS, STACK, DIM, CODES, BOOKS = 3, 2, 5, 7, 2
 KEY = jax.random.key(0)
+SIZE = best_rq.QuantizerSize(BANDS * STACK, CODES, 4, BOOKS)
 FROZEN = quantizer.init_random_projection(jax.random.key(1), BANDS * STACK, CODES, 4, BOOKS)
 SPANS = {"stack": STACK, "probability": 0.25, "span": 3, "noise_std": 0.1}
 
@@ -31,9 +33,9 @@ def features(audio, lengths, *, keys, train, stats=None):
     return jnp.where((jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None], x, 0), lengths, 0
 
 
-def encode(params, x, lengths, *, stats, context, hide, train, rng):
+def encode(params, x, lengths, *, stats, context, input_mask, train, rng):
     """A linear map of `STACK` frames at a time plus the utterance's mean of them."""
-    assert (context, hide, train) == ("full", None, True)
+    assert (context, input_mask, train) == ("full", None, True)
     pad = x.shape[1] % STACK
     x = jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(len(x), -1, STACK * BANDS)
     h = jnp.tanh(x @ params["encoder"])
@@ -48,9 +50,14 @@ def head(params, h):
     return (h @ params["best_rq_head"]).reshape(*h.shape[:2], BOOKS, CODES)
 
 
-def make(**kw):
-    parts = {"features": features, "encode": encode, "head": head}
-    return best_rq.make(stream="unlabelled", **{**parts, **SPANS, **kw})
+class BestRq(best_rq.BestRq):
+    def logits(self, params, h):
+        return head(params, h)
+
+
+def make(features=features, encode=encode, entries=quantizer.ENTRIES, **spans):
+    toy, masking = ToyEncoder(features, encode), best_rq.Masking(**SPANS | spans)
+    return BestRq(encoder=toy, masking=masking, size=SIZE, entries=entries)
 
 
 def extras(frozen=FROZEN, scale=1.0):
@@ -103,7 +110,7 @@ def by_loop(batch):
         labels = brute_force(FROZEN, clean[None])[0]
         one = jnp.asarray(x[None], jnp.float32), jnp.array([length], jnp.int32), keys[b][None]
         masked, mask = best_rq.mask_input(*one, **SPANS)
-        how = {"stats": {}, "context": "full", "hide": None, "train": True, "rng": None}
+        how = {"stats": {}, "context": "full", "input_mask": None, "train": True, "rng": None}
         h, *_ = encode(params, masked, one[1], **how)
         log_p = np.asarray(jax.nn.log_softmax(head(params, h), axis=-1))[0]
         for t in np.flatnonzero(mask[0]):
@@ -248,5 +255,5 @@ def test_mistakes_of_the_config_are_told():
     def waveforms(audio, lengths, **how):
         return audio.astype(jnp.float32), lengths, None
 
-    with pytest.raises(UserError, match="must hear features"):
+    with pytest.raises(UserError, match="must read features"):
         make(features=waveforms).apply(parameters(), extras(), make_batch(), KEY)

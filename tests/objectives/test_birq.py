@@ -12,12 +12,14 @@ from bljust_jax.bilevel.types import Extras
 from bljust_jax.objectives import best_rq, birq
 from bljust_jax.objectives.birq import ANCHOR, ENHANCED, SelfLabels
 from bljust_jax.ops import quantizer
+from tests.helpers.batches import ToyEncoder
 
 MELS, STACK, DIM, BLOCKS, BOOKS, CODES, WIDTH = 3, 2, 6, 3, 2, 5, 4
 LENGTHS = (26, 17, 0, 9)  # feature frames
 KEY = jax.random.key(0)
+SIZE = best_rq.QuantizerSize(STACK * MELS, CODES, WIDTH, BOOKS)
 BOTH = (ENHANCED, ANCHOR)
-MASKS = {"stack": STACK, "probability": 0.3, "span": 2, "noise_std": 0.1}
+MASKS = best_rq.Masking(stack=STACK, probability=0.3, span=2, noise_std=0.1)
 
 
 def features(audio, lengths, *, keys, train):
@@ -28,38 +30,40 @@ def features(audio, lengths, *, keys, train):
     return x.reshape(len(audio), -1, MELS), lengths // MELS, None
 
 
-def encode(params, x, lengths, *, stats, context, hide, train, rng, upto=None):
+def encode(params, x, lengths, *, stats, context, input_mask, train, rng, depth=None):
     """Two frames make one, then blocks that mix neighbours; a pass for labels reads the parameters
     "labeller" where there are such."""
     assert context == "full"
-    assert hide is None
-    weights = params["encoder"] if upto is None else params.get("labeller", params["encoder"])
+    assert input_mask is None
+    weights = params["encoder"] if depth is None else params.get("labeller", params["encoder"])
     lengths = -(-lengths // STACK)
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % STACK), (0, 0)))
     h = jnp.tanh(x.reshape(len(x), -1, STACK * MELS) @ weights["front"])
-    for kernel in weights["blocks"][:upto]:
+    for kernel in weights["blocks"][:depth]:
         around = h + jnp.pad(h, ((0, 0), (1, 0), (0, 0)))[:, :-1] + jnp.roll(h, -1, axis=1)
         h = jnp.tanh(around @ kernel)
     valid = jnp.arange(h.shape[1])[None, :] < lengths[:, None]
     return jnp.where(valid[..., None], h, 0), lengths, {}, stats
 
 
-def predict(params, hidden, scale):
-    """One head for both losses, or one a loss, as `birq.bind_levels` reads them."""
+class BiRq(birq.BiRq):
+    def predict(self, params, hidden, scale):
+        """One head for both losses, or one per loss, as in `birq.BiRq`."""
 
-    def logits(kernel, h):
-        return (h @ kernel).reshape(*h.shape[:2], BOOKS, -1)
+        def logits(kernel, h):
+            return (h @ kernel).reshape(*h.shape[:2], BOOKS, -1)
 
-    if "label_head" in params:
-        both = logits(params["label_head"], hidden)
-        return {loss: scale_gradient(both, w) for loss, w in scale.items()}
-    return {n: logits(params[f"{n}_head"], scale_gradient(hidden, w)) for n, w in scale.items()}
+        if "label_head" in params:
+            both = logits(params["label_head"], hidden)
+            return {loss: scale_gradient(both, w) for loss, w in scale.items()}
+        heads = {n: params[f"{n}_head"] for n in scale}
+        return {n: logits(heads[n], scale_gradient(hidden, w)) for n, w in scale.items()}
 
 
 def make(entries=quantizer.ENTRIES, encode=encode, **how):
     labels = SelfLabels(**{"layer": 2, "sharpness": 3.0, **how})
-    parts = {"features": features, "encode": encode, "predict": predict, **MASKS}
-    return birq.make(losses=BOTH, stream="unlabelled", labels=labels, entries=entries, **parts)
+    toy = ToyEncoder(features, encode)
+    return BiRq(encoder=toy, losses=BOTH, labels=labels, entries=entries, masking=MASKS, size=SIZE)
 
 
 def make_params(heads=("label_head",), codes=CODES, seed=0):
@@ -164,11 +168,11 @@ def to_float32(tree):
 
 
 def best_rq_objective():
-    def head(params, h):
-        return (h @ params["label_head"]).reshape(*h.shape[:2], BOOKS, -1)
+    class BestRq(best_rq.BestRq):
+        def logits(self, params, h):
+            return (h @ params["label_head"]).reshape(*h.shape[:2], BOOKS, -1)
 
-    parts = {"features": features, "encode": encode, "head": head, **MASKS}
-    return best_rq.make(stream="unlabelled", **parts)
+    return BestRq(encoder=ToyEncoder(features, encode), masking=MASKS, size=SIZE)
 
 
 def test_without_the_enhanced_loss_it_is_best_rq():
@@ -268,9 +272,9 @@ def test_labels_that_are_the_same_agree():
     """A labeller that hands the features through, and the anchor's quantiser on both sides. Frames
     come in equal pairs, so that joined or not they have one mean and deviation."""
 
-    def through(params, x, lengths, *, upto=None, **how):
-        h, lengths, *rest = encode(params, x, lengths, upto=upto, **how)
-        return h if upto is None else x.reshape(len(x), -1, STACK * MELS), lengths, *rest
+    def through(params, x, lengths, *, depth=None, **how):
+        h, lengths, *rest = encode(params, x, lengths, depth=depth, **how)
+        return h if depth is None else x.reshape(len(x), -1, STACK * MELS), lengths, *rest
 
     frozen, batch = make_frozen()[ANCHOR], make_batch((24, 24))
     frames = batch["audio"].reshape(2, 12, 2, MELS)

@@ -9,8 +9,9 @@ import pytest
 
 from bljust_jax.bilevel.types import Extras
 from bljust_jax.objectives import cpc
-from bljust_jax.objectives.cpc import View, draw_negatives, info_nce
+from bljust_jax.objectives.cpc import Candidates, draw_negatives, info_nce
 from tests.helpers import batches
+from tests.helpers.batches import ToyEncoder
 
 HOP, DIM, WIDTH = 4, 6, 5
 KEY = jax.random.key(0)
@@ -23,7 +24,7 @@ def features(audio, lengths, *, keys, train, stats):
     return (x - stats["mean"][None, None]) / stats["std"][None, None], lengths // HOP, None
 
 
-def encode(params, x, lengths, *, context, train=True, stats=None, hide=None, rng=None):
+def encode(params, x, lengths, *, context, train=True, stats=None, input_mask=None, rng=None):
     """Linear latents; the output is their running mean ("causal") or the mean of all ("full")."""
     latents = x @ params["encoder"]
     valid = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
@@ -42,9 +43,16 @@ def predict(params, output):
     return jnp.einsum("btd,kdp->kbtp", output, params["predict"])
 
 
-def make(**kw):
-    parts = {"features": features, "encode": encode, "project": project, "predict": predict}
-    return cpc.make(stream="unlabelled", sample_rate=HOP, **parts, **{"steps": 3, **kw})
+class Cpc(cpc.Cpc):
+    def project(self, params, latents):
+        return project(params, latents)
+
+    def predict(self, params, output):
+        return predict(params, output)
+
+
+def make(encode=encode, **kw):
+    return Cpc(encoder=ToyEncoder(features, encode), sample_rate=HOP, **{"steps": 3, **kw})
 
 
 def extras(scale=1.0):
@@ -157,7 +165,7 @@ def make_view(valid, pool=None, first_step=1):
     def pick(x):
         return jnp.roll(x, -first_step, axis=1)[None]
 
-    return View(queries=pick(pool), pool=pool, valid=valid, pick=pick)
+    return Candidates(queries=pick(pool), targets=pool, valid=valid, truth_of=pick)
 
 
 @pytest.mark.parametrize("count", [0, 2, 3])
@@ -168,7 +176,7 @@ def test_equal_scores_cost_the_log_of_the_number_of_choices(count):
     drawn, is_negative = draw_negatives(jax.random.split(KEY, 1), view, count)
     pairs = (jnp.arange(size) < length - 1)[None, None]
     nats, hits, counted = info_nce(
-        view.queries, view.pick(view.pool), pairs, drawn, is_negative, temperature=0.1
+        view.queries, view.truth_of(view.targets), pairs, drawn, is_negative, temperature=0.1
     )
     number = np.asarray(is_negative.sum(-1))[0, 0, : length - 1]
     assert set(number) <= ({4} if count == 0 else {count - 1, count})
@@ -183,8 +191,8 @@ def test_perfect_prediction_of_orthogonal_targets():
     view = make_view(jnp.ones((1, 4), bool), 7 * jnp.eye(4)[None])
     nats, hits, _ = info_nce(
         3 * view.queries,
-        view.pick(view.pool),
-        view.pick(view.valid),
+        view.truth_of(view.targets),
+        view.truth_of(view.valid),
         *draw_negatives(jax.random.split(KEY, 1), view, 0),
         temperature=0.5,
     )
@@ -266,8 +274,7 @@ def test_garbage_from_the_encoder_in_padded_frames_is_ignored(params, context, p
 
     batch = make_batch([48, 31, 0])
     setting = {"context": context, "chunk": (4, 2, 2)}
-    parts = {"features": features, "project": project, "predict": predict, "steps": 3}
-    other = cpc.make(stream="unlabelled", sample_rate=HOP, encode=dirty, **parts, **setting)
+    other = make(encode=dirty, **setting)
     assert run(make(**setting), params, batch)[0] == run(other, params, batch)[0]
     for value in gradient(other, params, batch).values():
         assert np.isfinite(value).all()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from bljust_jax.bilevel.types import Extras
-from bljust_jax.models.conformer import Conformer
+from bljust_jax.models.encoders.conformer import Conformer
 from bljust_jax.objectives import cpc
 from bljust_jax.ops.log_mel import log_mel, normalise
+from tests.helpers.batches import ToyEncoder
 
 RATE, WINDOW, HOP, STRIDE = 16000, 400, 160, 4
 CHUNK = (0.4, 0.2, 0.2)
@@ -25,7 +26,7 @@ def features(audio, lengths, *, keys, train, stats):
     return normalise(x, lengths, (stats["mean"], stats["std"])), lengths, None
 
 
-def encode(params, x, lengths, *, stats, hide, context, train, rng):
+def encode(params, x, lengths, *, stats, input_mask, context, train, rng):
     return MODEL.apply(params, x, lengths, context=context, train=train, rng=rng)
 
 
@@ -33,20 +34,17 @@ def make_view(context):
     """audio [1, S] -> the contexts that the objective predicts from, and the targets."""
     seen = {}
 
-    def predict(params, output):
-        seen["contexts"] = output[0]
-        return output[None]
+    class Cpc(cpc.Cpc):
+        def predict(self, params, output):
+            seen["contexts"] = output[0]
+            return output[None]
 
-    def project(params, latents):
-        seen["targets"] = latents[0]
-        return latents
+        def project(self, params, latents):
+            seen["targets"] = latents[0]
+            return latents
 
-    objective = cpc.make(
-        stream="unlabelled",
-        features=features,
-        encode=encode,
-        project=project,
-        predict=predict,
+    objective = Cpc(
+        encoder=ToyEncoder(features, encode),
         steps=1,
         first_step=FIRST_STEP,
         context=context,

@@ -13,20 +13,20 @@ from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Extras
 from bljust_jax.models.decoder import Decoder
 from bljust_jax.objectives import cross_entropy
-from tests.helpers.batches import HOP, encode, features
+from tests.helpers.batches import HOP, ToyEncoder, encode, features
 
 NAME = "st/fr-en"
 MODEL = Decoder(dim=16, layers=1, heads=2, vocab_size=6, memory_dim=8)
 EXTRAS = Extras(step=0, frozen={}, stats={}, ema={}, scale={NAME: jnp.float32(1)})
 
 
-def decode_with(model):
-    return lambda params, *inputs, **how: model.apply(params["head"], *inputs, **how)
+class CrossEntropy(cross_entropy.CrossEntropy):
+    head = "head"
 
 
-def make(model=MODEL, **kw):
-    parts = {"features": features, "encode": encode, "decode": decode_with(model)}
-    return cross_entropy.make(stream=NAME, name=NAME, **(parts | kw))
+def make(model=MODEL, encode=encode, **kw):
+    toy = ToyEncoder(features, encode)
+    return CrossEntropy(encoder=toy, stream=NAME, name=NAME, decoder=model, **kw)
 
 
 @functools.cache

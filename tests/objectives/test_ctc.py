@@ -9,7 +9,7 @@ from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Extras
 from bljust_jax.objectives import ctc
 from bljust_jax.ops.ctc import ctc_loss
-from tests.helpers.batches import HOP, encode, features
+from tests.helpers.batches import HOP, features, toy_encoder
 
 DIM, CLASSES = 6, 5
 EXTRAS = Extras(step=0, frozen={}, stats={}, ema={}, scale={"ctc": jnp.float32(1)})
@@ -42,8 +42,13 @@ def batch():
     return {"labelled": jax.tree.map(jnp.asarray, data)}
 
 
+class Ctc(ctc.Ctc):
+    def logits(self, params, output):
+        return head(params, output)
+
+
 def make(**kw):
-    return ctc.make(stream="labelled", features=features, encode=encode, head=head, **kw)
+    return Ctc(encoder=toy_encoder(), **kw)
 
 
 def test_loss_is_the_sum_over_feasible_utterances(params, batch):

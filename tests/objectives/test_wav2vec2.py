@@ -1,7 +1,6 @@
 """wav2vec 2.0's loss against a loop over masked frames, closed forms, and a collapsed codebook."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from bljust_jax.objectives import wav2vec2
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import wav2vec2_spans
 from tests.helpers import batches
+from tests.helpers.batches import ToyEncoder
 
 HOP, DIM = 4, 6
 KEY = jax.random.key(0)
@@ -27,7 +27,7 @@ def features(audio, lengths, *, keys, train, stats=None):
     return audio.astype(jnp.float32) / 300, lengths, None
 
 
-def encode(params, x, lengths, *, stats, context, hide, train, rng):
+def encode(params, x, lengths, *, stats, context, input_mask, train, rng):
     """Linear frames of four samples; masked ones are replaced, and all see the utterance's mean."""
     assert (context, train) == ("full", True)
     own = params["encoder"]
@@ -35,20 +35,21 @@ def encode(params, x, lengths, *, stats, context, hide, train, rng):
     lengths = lengths // HOP
     valid = (jnp.arange(conv.shape[1])[None, :] < lengths[:, None])[..., None]
     conv = jnp.where(valid, conv, jnp.nan)  # padding never matters
-    h = jnp.where(hide.time[..., None], own["masked"][None, None], jnp.tanh(conv))
+    h = jnp.where(input_mask.time[..., None], own["masked"][None, None], jnp.tanh(conv))
     mean = jnp.sum(jnp.where(valid, h, 0), 1, keepdims=True)
     h = h + mean / jnp.maximum(lengths, 1)[:, None, None]
     return jnp.where(valid, h, 0), lengths, {"latents": jnp.tanh(conv), "conv": conv}, {}
 
 
-def toy_encoder(hides=True):
-    return types.SimpleNamespace(
+def toy_encoder(masks_input=True):
+    return ToyEncoder(
+        features,
+        encode,
         dim=DIM,
         latent_dim=DIM,
-        features=features,
         frames=lambda samples: samples // HOP,
         flops=lambda samples: 7.0 * samples,
-        hides=hides,
+        masks_input=masks_input,
     )
 
 
@@ -64,15 +65,15 @@ def make_config(**kw):
 
 @functools.cache
 def bound(**kw):
-    return wav2vec2.bind(make_config(**kw), toy_encoder(), encode, linear)
+    return wav2vec2.build(make_config(**kw), toy_encoder())
 
 
 def parameters(**kw):
     rng = np.random.default_rng(0)
-    head, frozen = bound(**kw).init(jax.random.key(2))
+    heads, frozen = bound(**kw).init(jax.random.key(2))
     assert frozen == {}
     conv, masked = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((HOP, DIM), (DIM,)))
-    return {"encoder": {"conv": conv, "masked": masked}, "wav2vec2_head": head}
+    return {"encoder": {"conv": conv, "masked": masked}, **heads}
 
 
 def extras(step=3, scale=1.0):
@@ -96,7 +97,7 @@ def report(objective, params, extras, batch):
 
 def run(batch, params=None, scale=1.0, step=3, **kw):
     params = parameters(**kw) if params is None else params
-    return report(bound(**kw).objective, params, extras(step, scale), batch)
+    return report(bound(**kw), params, extras(step, scale), batch)
 
 
 def cosine(a, b):
@@ -113,7 +114,7 @@ def by_loop(batch, temperature, tau):
     negatives = np.asarray(wav2vec2.draw_negatives(negative_keys, mask, 5))
     x, samples, _ = features(data["audio"], data["audio_lengths"], keys=None, train=True)
     how = {"stats": {}, "context": "full", "train": True, "rng": None}
-    output, _, hidden, _ = encode(params, x, samples, hide=wav2vec2.Hide(mask), **how)
+    output, _, hidden, _ = encode(params, x, samples, input_mask=wav2vec2.InputMask(mask), **how)
     head = params["wav2vec2_head"]
     scores = linear.apply(head["quantizer"]["project"], hidden["latents"]).reshape(-1, frames, 2, 4)
     positions = jnp.broadcast_to(jnp.arange(frames)[None], scores.shape[:2])
@@ -257,8 +258,8 @@ def test_diversity_in_closed_form():
 
 
 def test_cost_and_mistakes_of_the_config():
-    assert bound().cost(2.0) == 3 * 7.0 * 2 * RATE
+    assert bound().cost(frozenset({"wav2vec2"}), 2.0) == 3 * 7.0 * 2 * RATE
     with pytest.raises(UserError, match=r"config\.ssl=.wav2vec2"):
-        wav2vec2.bind(make_config(), toy_encoder(hides=False), encode, linear)
+        wav2vec2.build(make_config(), toy_encoder(masks_input=False))
     with pytest.raises(UserError, match="code_dim=6 must be a multiple of groups=4"):
-        wav2vec2.bind(make_config(groups=4), toy_encoder(), encode, linear)
+        wav2vec2.build(make_config(groups=4), toy_encoder())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.models.cnn_rnn import CnnRnn
+from bljust_jax.models.encoders.cnn_rnn import CnnRnn
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="4.57")
 
 from bljust_jax.export import hf_parakeet  # noqa: E402
-from bljust_jax.models.conformer import Conformer  # noqa: E402
+from bljust_jax.models.encoders.conformer import Conformer  # noqa: E402
 from bljust_jax.models.norms import BatchNorm  # noqa: E402
 from bljust_jax.ops import nemo  # noqa: E402
 

@@ -9,8 +9,8 @@ import pytest
 
 from bljust_jax.export import hf_wav2vec2 as table
 from bljust_jax.models import heads
-from bljust_jax.models.wav2vec2 import Wav2Vec2
-from bljust_jax.ops.masking import Hide
+from bljust_jax.models.encoders.wav2vec2 import Wav2Vec2
+from bljust_jax.ops.masking import InputMask
 
 VOCABULARY = 11
 LENGTHS = np.array([5200, 4000, 2500], np.int32)
@@ -112,11 +112,11 @@ def run_ours(kind, dtype):
     model, params = ours(kind, dtype=dtype, hf_compat=True)
     x, _, hidden, weights = inputs()
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    hide = Hide(jnp.asarray(hidden))
+    input_mask = InputMask(jnp.asarray(hidden))
 
     def loss(params, x, weights):
         output, lengths, features, _ = model.apply(
-            params["encoder"], x, jnp.asarray(LENGTHS), hide=hide
+            params["encoder"], x, jnp.asarray(LENGTHS), input_mask=input_mask
         )
         logits = heads.apply(params["ctc_head"], output)
         real = jnp.arange(logits.shape[1])[None, :] < lengths[:, None]

@@ -1,8 +1,6 @@
 """wav2vec 2.0's loss and its gradients with the weights of transformers', given the same features,
 masks, negatives and Gumbel noise."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from bljust_jax.bilevel.types import Extras
-from bljust_jax.models import heads as linear
 from bljust_jax.objectives import wav2vec2
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.masking import wav2vec2_spans
+from tests.helpers.batches import ToyEncoder
 
 torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("transformers.models.wav2vec2.modeling_wav2vec2")
@@ -55,13 +53,6 @@ def our_head(model, groups, codes):
 
 
 def our_objective(groups, codes):
-    encoder = types.SimpleNamespace(
-        hides=True,
-        dim=DIM,
-        features=lambda audio, lengths, **_: (audio, lengths, None),
-        frames=lambda samples: samples,
-    )
-
     def encode(params, x, lengths, **_):
         given = params["encoder"]
         return given["output"], lengths, {"latents": given["latents"]}, {}
@@ -72,7 +63,14 @@ def our_objective(groups, codes):
         "tau_start": 2.0, "tau_end": 0.5, "tau_decay": 0.9,
     }  # fmt: skip
     config = ConfigDict({"encoder": "", "data": {"sample_rate": 1}, "wav2vec2": own})
-    return wav2vec2.bind(config, encoder, encode, linear).objective
+    encoder = ToyEncoder(
+        lambda audio, lengths, **_: (audio, lengths, None),
+        encode,
+        masks_input=True,
+        dim=DIM,
+        frames=lambda samples: samples,
+    )
+    return wav2vec2.build(config, encoder)
 
 
 def run_theirs(model, given, mask, negatives, noise, monkeypatch):

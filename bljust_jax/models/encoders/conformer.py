@@ -1,114 +1,232 @@
-"""The Conformer on normalised log-mel features."""
+"""The Conformer encoder on log-mel features: subsampling, then a `lax.scan` over stacked blocks."""
 
 from __future__ import annotations
 
-from functools import partial
-from types import ModuleType
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import encoders
-from bljust_jax.models.conformer import Conformer
+from bljust_jax.models import encoders, initial, remat
+from bljust_jax.models.conformer_block import ConformerBlock
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.ops import log_mel, nemo
-from bljust_jax.ops.specaugment import specaugment
+from bljust_jax.models.norms import at_least_float32
+from bljust_jax.models.subsampling import FACTORS, Subsampling, output_lengths, subsampling_flops
+from bljust_jax.ops.log_mel import valid_frames
+from bljust_jax.parallel.rules import gathered
 
-FRONTENDS = {"log_mel": log_mel, "nemo": nemo}
+# S, M and L are table 1 of Gulati et al. (2020): 10.3, 30.7 and 118.8 M parameters with their LSTM
+# transducer decoders. These encoders have 8.7, 27.3 and 115.1 M (tests/golden): the rest, 1.6, 3.4
+# and 3.7 M, is about one LSTM layer of 320 or 640 units with its embedding and joint network.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"dim": 96, "layers": 4, "heads": 4, "kernel": 15, "channels": 32},
+    "S": {"dim": 144, "layers": 16, "heads": 4, "kernel": 31, "channels": 144},
+    "M": {"dim": 256, "layers": 16, "heads": 4, "kernel": 31, "channels": 256},
+    "L": {"dim": 512, "layers": 17, "heads": 8, "kernel": 31, "channels": 512},
+}
+
+NORMS = ("layer", "batch")
+Context = Literal["full", "causal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conformer:
+    """Conformer: log-mel features to hidden frames, one per `factor` (Gulati et al., 2020).
+
+    dim, layers, heads: width, blocks, attention heads
+    kernel: taps of the depthwise convolution, odd
+    n_mels, channels: mel bands; channels of the front end
+    ff_mult: feed-forward width over `dim`
+    dropout: rate on each branch
+    dtype: of the products, "float32" or "bfloat16"; parameters stay float32
+    scan_unroll: blocks per scan iteration
+    remat: rematerialisation policy (`remat.POLICIES`)
+    subsampling, subsampling_factor: front end "conv2d", or "parakeet" with separable convolutions
+        (a seventh of the cost); factor 4 or 8, 0 takes the default of `subsampling.FACTORS`
+    norm: after the depthwise convolution, "layer", or the paper's "batch", whose running moments
+        are the stats
+    window: frames that attention covers around each frame, half on either side; 0 covers all. A
+        causal context takes the left half, and stored moments.
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    kernel: int
+    n_mels: int
+    channels: int
+    ff_mult: int = 4
+    dropout: float = 0.0
+    dtype: str = "float32"
+    scan_unroll: int = 1
+    remat: str = "none"
+    subsampling: str = "conv2d"
+    subsampling_factor: int = 0
+    norm: str = "layer"
+    window: int = 0
+
+    def __post_init__(self):
+        if self.dim % self.heads or self.dim % 2:
+            raise UserError(f"dim={self.dim} must be even and a multiple of heads={self.heads}")
+        remat.check(self.remat)
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
+        if self.kernel % 2 == 0:
+            raise UserError(f"kernel={self.kernel} must be odd, as its taps are centred")
+        if self.subsampling not in FACTORS:
+            known = " or ".join(FACTORS)
+            raise UserError(f"subsampling={self.subsampling!r} must be {known}")
+        if self.factor not in (4, 8):
+            raise UserError(f"subsampling_factor={self.subsampling_factor} must be 4 or 8")
+        if self.norm not in NORMS:
+            raise UserError(f"norm={self.norm!r} must be {' or '.join(NORMS)}")
+        if self.window < 0 or self.window == 1:
+            raise UserError(f"window={self.window} must be 0, for all frames, or at least 2")
+
+    @property
+    def factor(self) -> int:
+        """Feature frames per output frame."""
+        return self.subsampling_factor or FACTORS[self.subsampling]
+
+    @property
+    def frontend(self) -> Subsampling:
+        separable, dtype = self.subsampling == "parakeet", jnp.dtype(self.dtype)
+        return Subsampling(self.channels, self.dim, self.factor, separable, dtype)
+
+    @property
+    def block(self) -> ConformerBlock:
+        dtype, dropout = jnp.dtype(self.dtype), self.dropout
+        return ConformerBlock(self.heads, self.kernel, self.ff_mult, dropout, self.window, dtype)
+
+    def init(self, rng: Key[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Float32 parameters {"frontend", "blocks"} and stats; blocks are stacked on axis 0.
+
+        Stats are {"mean": 0, "var": 1}, `[L, D]` each, for the "batch" norm and {} for "layer".
+        Kernels are normal with variance 1 / fan-in, scales 1, biases 0, all from one draw: an
+        initialiser a parameter would compile for many times as long. The front end's last bias is
+        normal of deviation 0.1: frames that SpecAugment blanks are that bias alone, and at exactly
+        0 the first LayerNorm would multiply their gradient by a thousand.
+        """
+        params = initial.draw(rng, self.shapes())
+        bias = 0.1 * jax.random.normal(jax.random.fold_in(rng, 1), (self.dim,), jnp.float32)
+        params["frontend"]["linear"]["bias"] = bias
+        if self.norm == "layer":
+            return params, {}
+        moments = self.layers, self.dim
+        return params, {"mean": jnp.zeros(moments), "var": jnp.ones(moments)}
+
+    def shapes(self) -> dict[str, Any]:
+        """The shape of each parameter of `init`."""
+        lengths, valid = jnp.ones(1, jnp.int32), jnp.ones((1, 1), bool)
+        features, latents = jnp.zeros((1, 4, self.n_mels)), jnp.zeros((1, 1, self.dim))
+        key = jax.random.key(0)
+        frontend = jax.eval_shape(self.frontend.init, key, features, lengths)["params"]
+        block = jax.eval_shape(self.block.init, key, latents, valid)["params"]
+        return {
+            "frontend": jax.tree.map(lambda leaf: leaf.shape, frontend),
+            "blocks": jax.tree.map(lambda leaf: (self.layers, *leaf.shape), block),
+        }
+
+    def apply(
+        self,
+        params: dict[str, Any],
+        x: Float[Array, "b t m"],
+        lengths: Int[Array, "b"],
+        *,
+        context: Context = "full",
+        depth: int | None = None,
+        train: bool = False,
+        stats: dict[str, Any] | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> tuple[
+        Float[Array, "b u d"], Int[Array, "b"], dict[str, Float[Array, "b u d"]], dict[str, Any]
+    ]:
+        """Encode features.
+
+        Args:
+          x: normalised features `[B, T, M]`; padded frames never matter, NaN included.
+          lengths: valid frames `[B]`; 0 is allowed.
+          context: "full", or "causal": the same weights with a triangular attention mask and
+            without future taps of the depthwise convolutions; output t then depends on
+            feature frames up to factor (t + 1) - 1 alone (`subsampling.receptive_field`).
+          depth: run the first `depth` blocks only.
+          train, rng: dropout is active in training and needs a key.
+          stats: of `init` or the last call, for the "batch" norm.
+
+        Returns:
+          float32 output `[B, ceil(T / factor), D]`, exactly 0 in padded frames; its lengths `[B]`;
+          {"latents": the output of the front end, same shape}; the stats, updated for the blocks
+          that ran where a "batch" norm trains in full context.
+
+        Raises:
+          ValueError: an unknown context or depth, dropout without `rng`, a "batch" norm without
+            stats.
+        """
+        if context not in ("full", "causal"):
+            raise ValueError(f"context={context!r} must be 'full' or 'causal'")
+        dropping = train and self.dropout > 0
+        if dropping and rng is None:
+            raise ValueError("training with dropout needs rng")
+        stats = (stats or {}) if self.norm == "batch" else {}
+        if self.norm == "batch" and not stats:
+            raise ValueError('norm="batch" needs stats')
+        layers = self.layers if depth is None else depth
+        if not 0 <= layers <= self.layers:
+            raise ValueError(f"depth={depth} must lie in 0..{self.layers}")
+        subsample = remat.wrap(self.frontend.apply, self.remat)
+        latents, lengths = subsample({"params": params["frontend"]}, x, lengths)
+        valid = valid_frames(latents.shape[1], lengths)
+        blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
+        moments = jax.tree.map(lambda leaf: leaf[:layers], stats) or None
+        keys = initial.dropout_keys(rng, layers) if dropping else None
+        block, causal = self.block, context == "causal"
+
+        def step(x, layer):
+            weights, moments, key = layer
+            weights = gathered(weights)
+            rngs = {"dropout": key} if dropping else {}
+            return block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
+
+        step = remat.wrap(step, self.remat, unrolled=self.scan_unroll > 1)
+        output, moments = lax.scan(step, latents, (blocks, moments, keys), unroll=self.scan_unroll)
+        if moments:
+            stats = jax.tree.map(lambda old, new: old.at[:layers].set(new), stats, moments)
+        output = jnp.where(valid[..., None], at_least_float32(output), 0.0)
+        return output, lengths, {"latents": at_least_float32(latents)}, stats
+
+    def frames(self, frames: int) -> int:
+        """Output frames of `frames` feature frames."""
+        return output_lengths(frames, self.factor)
+
+    def flops(self, frames: int, depth: int | None = None) -> float:
+        """Floating-point operations of one forward pass over `frames` feature frames (heads apart).
+
+        `subsampling_flops` + L (2 t ((4 e + 7) d^2 + k d) + 6 t s d), with t output frames,
+        e = ff_mult and s = min(t, window + 1) keys per query; 6 t s d are content scores, position
+        scores and weighted sum of attention; L = `depth` if given. A backward pass costs twice as
+        much.
+        """
+        d, separable = self.dim, self.subsampling == "parakeet"
+        layers = self.layers if depth is None else depth
+        subsampling, t = subsampling_flops(
+            frames, self.n_mels, self.channels, d, self.factor, separable
+        )
+        keys = min(t, 2 * (self.window // 2) + 1) if self.window else t
+        frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + 6 * keys * d
+        return float(subsampling + layers * t * frame)
 
 
 def build(config: Any) -> Encoder:
     model = make_model(config)
-
-    def init(rng):
-        params, moments = model.init(rng)
-        stats = {"features": unit_statistics(config)}
-        return params, stats | ({"encoder": moments} if moments else {})
-
-    def apply(params, x, lengths, *, hide=None, **how):
-        if hide is not None:
-            raise ValueError("the Conformer masks nothing itself: mask its features")
-        return model.apply(params, x, lengths, **how)
-
-    return Encoder(
-        dim=model.dim,
-        latent_dim=model.dim,
-        blocks=model.layers,
-        init=init,
-        features=make_features(config),
-        apply=apply,
-        frames=lambda samples: model.frames(feature_frames(config, samples)),
-        flops=lambda samples, upto=None: model.flops(feature_frames(config, samples), upto),
-        statistics=partial(feature_statistics, config),
-        log_mel=make_log_mel(config),
-        contexts=("full", "causal"),
-    )
+    sizes = {"latent_dim": model.dim, "blocks": model.layers}
+    contexts = ("full", "causal")
+    return encoders.log_mel_encoder(config, model, "Conformer", **sizes, contexts=contexts)
 
 
 def make_model(config: Any) -> Conformer:
     fields = {"n_mels": config.features.n_mels, **config.model}
     return encoders.make_model(Conformer, config, fields)
-
-
-def frontend(config: Any) -> ModuleType:
-    """The module that `config.features.frontend` names: its log_mel, normalise and frame_count."""
-    name = config.features.frontend
-    if name not in FRONTENDS:
-        raise UserError(f"config.features.frontend={name!r} is none of {', '.join(FRONTENDS)}")
-    return FRONTENDS[name]
-
-
-def feature_frames(config: Any, samples: int) -> int:
-    """Feature frames of `samples` samples of audio."""
-    return frontend(config).frame_count(samples, config.features.window, config.features.hop)
-
-
-def make_log_mel(config: Any):
-    if config.features.n_fft < config.features.window:
-        raise UserError(
-            f"config.features.n_fft={config.features.n_fft} must be at least config.features."
-            f"window={config.features.window}"
-        )
-    settings = {k: v for k, v in config.features.items() if k != "frontend"}
-    return partial(frontend(config).log_mel, sample_rate=config.data.sample_rate, **settings)
-
-
-def make_features(config: Any):
-    """int16 audio -> normalised log-mel, inside the jitted step: the one door for training and
-    evaluation.
-
-    With `stats` they are normalised by stored statistics (nothing of the future leaks), without by
-    the utterance's own. With `keys` (one an utterance) SpecAugment is applied.
-    """
-    mel, normalise = make_log_mel(config), frontend(config).normalise
-    masks = config.specaugment.to_dict()
-
-    def hear(audio, lengths, *, keys=None, train, stats=None):
-        x, lengths = mel(audio, lengths)
-        x = normalise(x, lengths, None if stats is None else (stats["mean"], stats["std"]))
-        if train and keys is not None:
-            x = specaugment(x, lengths, keys, **masks)
-        return x, lengths, None
-
-    return hear
-
-
-def unit_statistics(config: Any) -> dict:
-    """Feature statistics that change nothing, until `feature_statistics` has measured them."""
-    bands = config.features.n_mels
-    return {"mean": jnp.zeros(bands), "std": jnp.ones(bands)}
-
-
-def feature_statistics(config: Any, batches: Any) -> dict:
-    """{"features": {"mean" [M], "std" [M]}} of log-mel over the given batches, for causal
-    contexts."""
-    mel = make_log_mel(config)
-    moments = jax.jit(lambda audio, lengths: log_mel.moments(*mel(audio, lengths)))
-    total, squares, count = 0.0, 0.0, 0.0
-    for batch in batches:
-        s, q, n = jax.device_get(moments(batch["audio"], batch["audio_lengths"]))
-        total, squares, count = total + s.astype(float), squares + q.astype(float), count + float(n)
-    mean, std = log_mel.mean_and_std(total, squares, count)
-    return {"features": {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}}

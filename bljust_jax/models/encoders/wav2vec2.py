@@ -1,21 +1,296 @@
-"""wav2vec 2.0 on waveforms of mean 0 and variance 1; it masks its own frames."""
+"""The wav2vec 2.0 encoder: waveform convolutions, masking, a Transformer run by `lax.scan`."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from bljust_jax.models import encoders
-from bljust_jax.models.encoders import Encoder, conformer
-from bljust_jax.models.wav2vec2 import Wav2Vec2
-from bljust_jax.ops import log_mel as feature_ops
-from bljust_jax.ops.masking import Hide, wav2vec2_spans
+from bljust_jax.common.errors import UserError
+from bljust_jax.models import audio_features, encoders, initial, remat
+from bljust_jax.models.encoders import Encoder
+from bljust_jax.models.norms import at_least_float32
+from bljust_jax.models.wav2vec2_blocks import (
+    LayerNorm,
+    Positions,
+    Projection,
+    TransformerBlock,
+    WaveformEncoder,
+)
+from bljust_jax.ops.log_mel import FULL_SCALE, Counts, frame_count, valid_frames
+from bljust_jax.ops.masking import InputMask, wav2vec2_spans
+from bljust_jax.parallel.rules import gathered
 
 VARIANCE_FLOOR = 1e-7
+KERNEL, STRIDE = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
+# "base" is section 4.2 of the paper; "large" is its LV-60k model, whose shapes XLS-R 300M has too.
+# "tiny", 0.6 M parameters, trains on two CPU cores.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"dim": 96, "layers": 4, "heads": 4, "ff_dim": 384, "conv_dim": (64,) * 7}
+    | {"conv_bias": True, "feat_norm": "layer", "stable_layer_norm": True},
+    "base": {"dim": 768, "layers": 12, "heads": 12, "ff_dim": 3072},
+    "large": {"dim": 1024, "layers": 24, "heads": 16, "ff_dim": 4096}
+    | {"conv_bias": True, "feat_norm": "layer", "stable_layer_norm": True},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wav2Vec2:
+    """wav2vec 2.0: waveform to hidden frames, 50 per second at 16 kHz (Baevski et al., NeurIPS
+    2020).
+
+    dim, layers, heads, ff_dim: width, blocks, attention heads, feed-forward width
+    conv_dim, conv_kernel, conv_stride, conv_bias: waveform convolutions
+    feat_norm: their norm, "group" (over time, after the first) or "layer" (after each)
+    stable_layer_norm: a block normalises its input, else its sums
+    pos_kernel, pos_groups: taps and groups of the convolutional positions
+    dropout: rate after the positions, on each branch and on attention weights
+    layerdrop: probability that training skips a block
+    feature_grad_scale: factor on the gradient of the waveform convolutions (0.1 in the authors'
+        code, 0 freezes them)
+    dtype: of the products, "float32" or "bfloat16"; parameters stay float32
+    scan_unroll: blocks per scan iteration
+    remat: rematerialisation policy (`remat.POLICIES`)
+    hf_compat: the "group" norm includes padded frames, as in transformers, so that the output
+        depends on padding
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    ff_dim: int
+    conv_dim: tuple[int, ...] = (512,) * 7
+    conv_kernel: tuple[int, ...] = KERNEL
+    conv_stride: tuple[int, ...] = STRIDE
+    conv_bias: bool = False
+    feat_norm: str = "group"
+    stable_layer_norm: bool = False
+    pos_kernel: int = 128
+    pos_groups: int = 16
+    dropout: float = 0.0
+    layerdrop: float = 0.0
+    feature_grad_scale: float = 1.0
+    dtype: str = "float32"
+    scan_unroll: int = 1
+    remat: str = "none"
+    hf_compat: bool = False
+
+    def __post_init__(self):
+        for name in ("heads", "pos_groups"):
+            if self.dim % getattr(self, name):
+                raise UserError(
+                    f"dim={self.dim} must be a multiple of {name}={getattr(self, name)}"
+                )
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
+            raise UserError("conv_dim, conv_kernel and conv_stride must have as many entries each")
+        if self.feat_norm not in ("group", "layer"):
+            raise UserError(f"feat_norm={self.feat_norm!r} must be group or layer")
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
+        remat.check(self.remat)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules behind the parameters of the same names; "blocks" is one block."""
+        dtype = jnp.dtype(self.dtype)
+        shapes = self.conv_dim, self.conv_kernel, self.conv_stride
+        waveform = WaveformEncoder(
+            *shapes, self.conv_bias, self.feat_norm, self.hf_compat, dtype=dtype
+        )
+        block = TransformerBlock(
+            self.heads, self.ff_dim, self.stable_layer_norm, self.dropout, dtype
+        )
+        return {
+            "frontend": waveform,
+            "projection": Projection(self.dim, dtype),
+            "positions": Positions(self.pos_kernel, self.pos_groups),
+            "norm": LayerNorm(dtype=dtype),
+            "blocks": block,
+        }
+
+    def init(self, rng: Key[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Float32 parameters {"frontend", "projection", "masked_embedding", "positions", "norm",
+        "blocks"} and no stats; blocks are stacked on axis 0.
+
+        Kernels are normal with variance 1 / fan-in (2 / fan-in before a GELU of the front end),
+        scales 1, biases 0, the mask's embedding uniform on [0, 1); a gain is 2 / sqrt(groups)
+        times its tap's norm.
+        """
+        params = initial.draw(rng, self.shapes())
+        for module in params["frontend"].values():
+            if "kernel" in module:
+                module["kernel"] = module["kernel"] * math.sqrt(2)
+        norms = jnp.sqrt(jnp.sum(jnp.square(params["positions"]["kernel"]), axis=(1, 2)))
+        params["positions"]["gain"] = norms * 2 * self.pos_groups**-0.5
+        key = jax.random.fold_in(rng, 1)
+        params["masked_embedding"] = jax.random.uniform(key, (self.dim,), jnp.float32)
+        return params, {}
+
+    def shapes(self) -> dict[str, Any]:
+        """The tree of shapes that `init` fills."""
+        valid, lengths = jnp.ones((1, 1), bool), jnp.ones(1, jnp.int32)
+        frames = jnp.zeros((1, 1, self.dim))
+        audio = jnp.zeros((1, math.prod(self.conv_stride) * sum(self.conv_kernel)))
+        inputs = {
+            "frontend": (audio, lengths),
+            "projection": (jnp.zeros((1, 1, self.conv_dim[-1])),),
+            "positions": (frames,),
+            "norm": (frames,),
+            "blocks": (frames, valid),
+        }
+        tree: dict[str, Any] = {"masked_embedding": (self.dim,)}
+        for name, module in self.modules.items():
+            shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs[name])["params"]
+            lead = (self.layers,) if name == "blocks" else ()
+            tree[name] = jax.tree.map(lambda leaf, lead=lead: (*lead, *leaf.shape), shapes)
+        return tree
+
+    def apply(
+        self,
+        params: dict[str, Any],
+        x: Float[Array, "b s"],
+        lengths: Int[Array, "b"],
+        *,
+        context: str = "full",
+        input_mask: InputMask | None = None,
+        depth: int | None = None,
+        train: bool = False,
+        stats: dict[str, Any] | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> tuple[
+        Float[Array, "b t d"], Int[Array, "b"], dict[str, Float[Array, "b t c"]], dict[str, Any]
+    ]:
+        """Encode waveforms.
+
+        Args:
+          x: waveform `[B, S]`, of mean 0 and variance 1; padded samples never matter, NaN included
+            (but see `hf_compat`).
+          lengths: valid samples `[B]`; 0 is allowed.
+          context: "full", the only one.
+          input_mask: masks after the projection: frames `time` `[B, T]` become the learned
+            embedding, then `channels` `[B, D]` become 0; None masks nothing.
+          depth: run only the first `depth` blocks. Without the last block, a stable
+            encoder skips its final norm.
+          train, rng: dropout and layerdrop are active in training and need a key.
+
+        Returns:
+          float32 output `[B, T, D]`, T = frames(S), exactly 0 in padded frames; its lengths `[B]`;
+          {"latents": the features under the projection's norm, never masked, "conv": the features
+          before it}, `[B, T, C]` each, 0 in padded frames; the stats unchanged (there are none).
+
+        Raises:
+          UserError: another context.
+          ValueError: an unknown depth, or dropout without `rng`.
+        """
+        if context != "full":
+            raise UserError(f"wav2vec 2.0 has no context {context!r}: it reads the whole utterance")
+        if train and max(self.dropout, self.layerdrop) > 0 and rng is None:
+            raise ValueError("training with dropout needs rng")
+        layers = self.layers if depth is None else depth
+        if not 0 <= layers <= self.layers:
+            raise ValueError(f"depth={depth} must lie in 0..{self.layers}")
+        embed = remat.wrap(self._embed, self.remat)
+        x, conv, latents, lengths = embed(params, x, lengths, input_mask)
+        valid = valid_frames(x.shape[1], lengths)
+        x = self._transform(params, x, valid, layers, rng if train else None)
+        output, latents, conv = (
+            jnp.where(valid[..., None], at_least_float32(h), 0.0) for h in (x, latents, conv)
+        )
+        return output, lengths, {"latents": latents, "conv": conv}, stats or {}
+
+    def _embed(
+        self, params: dict[str, Any], x: Array, lengths: Array, input_mask: InputMask | None
+    ) -> tuple[Array, Array, Array, Array]:
+        """(input of the Transformer, masked and 0 in padding; conv; latents; frames)."""
+        conv, lengths = self._run("frontend", params, x, lengths)
+        conv = scaled_gradient(conv, self.feature_grad_scale)
+        x, latents = self._run("projection", params, conv)
+        if input_mask is not None:
+            embedding = params["masked_embedding"].astype(x.dtype)[None, None, :]
+            x = jnp.where(input_mask.time[..., None], embedding, x)
+            if input_mask.channels is not None:
+                x = jnp.where(input_mask.channels[:, None, :], 0.0, x)
+        x = jnp.where(valid_frames(x.shape[1], lengths)[..., None], x, 0.0)
+        return x, conv, latents, lengths
+
+    def _transform(
+        self,
+        params: dict[str, Any],
+        x: Array,
+        valid: Array,
+        layers: int,
+        rng: Key[Array, ""] | None,
+    ) -> Array:
+        """Positions, then the first `layers` blocks; with `rng`, dropout and layerdrop."""
+        dropping, skipping = (rng is not None and p > 0 for p in (self.dropout, self.layerdrop))
+        keys, skips = None, None
+        if skipping:
+            skips = jax.random.uniform(jax.random.fold_in(rng, 1), (layers,)) < self.layerdrop
+        x = self._run("positions", params, x)
+        if not self.stable_layer_norm:
+            x = self._run("norm", params, x)
+        if dropping:
+            keys = initial.dropout_keys(rng, layers + 1)
+            x = nn.Dropout(self.dropout).apply({}, x, deterministic=False, rng=keys[0])
+            keys = keys[1:]
+        block = self.modules["blocks"]
+
+        def step(x, layer):
+            weights, key, skip = layer
+            weights = gathered(weights)
+            rngs = {"dropout": key} if dropping else {}
+            y = block.apply({"params": weights}, x, valid, dropping, rngs=rngs)
+            return (y if skip is None else jnp.where(skip, x, y)), None
+
+        step = remat.wrap(step, self.remat, unrolled=self.scan_unroll > 1)
+        blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
+        x, _ = lax.scan(step, x, (blocks, keys, skips), unroll=self.scan_unroll)
+        if self.stable_layer_norm and layers == self.layers:
+            x = self._run("norm", params, x)
+        return x
+
+    def _run(self, name: str, params: dict[str, Any], *args: Array) -> Any:
+        return self.modules[name].apply({"params": params[name]}, *args)
+
+    def frames(self, samples: Counts) -> Counts:
+        """Output frames of `samples` samples: floor((n - taps) / stride) + 1 per convolution."""
+        for taps, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
+            samples = frame_count(samples, taps, stride)
+        return samples
+
+    def flops(self, samples: int, depth: int | None = None) -> float:
+        """Floating-point operations of one forward pass over `samples` samples (heads apart).
+
+        2 t_n k_n c_(n-1) c_n of convolution n, 2 t c d of the projection, 4 (t + K) d^2 / groups of
+        the positions' spectra and L t (8 d^2 + 4 d f + 4 t d), with t output frames, f = ff_dim and
+        L blocks, `depth` if given. A backward pass costs twice as much.
+        """
+        d, layers = self.dim, self.layers if depth is None else depth
+        total, inputs, t = 0, 1, samples
+        for width, taps, stride in zip(
+            self.conv_dim, self.conv_kernel, self.conv_stride, strict=True
+        ):
+            t = frame_count(t, taps, stride)
+            total, inputs = total + 2 * t * taps * inputs * width, width
+        positions = 4 * (t + self.pos_kernel) * d**2 // self.pos_groups
+        block = t * (8 * d**2 + 4 * d * self.ff_dim + 4 * t * d)
+        return float(total + 2 * t * inputs * d + positions + layers * block)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scaled_gradient(x: Array, scale: float) -> Array:
+    """x forwards, the cotangent times `scale` backwards."""
+    return x
+
+
+scaled_gradient.defvjp(lambda x, scale: (x, None), lambda scale, _, ct: (scale * ct,))
 
 
 def build(config: Any) -> Encoder:
@@ -30,24 +305,25 @@ def build(config: Any) -> Encoder:
         frames=model.frames,
         flops=model.flops,
         statistics=lambda batches: {},
-        log_mel=conformer.make_log_mel(config),
-        hides=True,
+        log_mel=audio_features.make_log_mel(config),
+        masks_input=True,
     )
 
 
 def make_model(config: Any) -> Wav2Vec2:
-    """`config.model` but `normalise`, which belongs to the waveform; a saved config has lists."""
+    """The model of `config.model`, without `normalise`, a setting of the waveform; lists, as in a
+    saved config, become tuples."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.items()}
     fields.pop("normalise", None)
     return encoders.make_model(Wav2Vec2, config, fields)
 
 
 def make_features(config: Any, model: Wav2Vec2):
-    """int16 audio -> waveform, inside the jitted step: the one door for training and evaluation.
+    """`Encoder.features`: int16 audio to waveforms, for training and evaluation.
 
-    `config.model.normalise`: to mean 0 and variance 1 an utterance. With `keys` (one an utterance)
-    it draws what the encoder shall mask, by `config.mask`: spans of frames and spans of channels.
-    Stored statistics do not enter: the encoder hears the whole utterance anyway.
+    `config.model.normalise`: to mean 0 and variance 1 per utterance. With `keys` (one per
+    utterance) it draws the `InputMask` of `config.mask`: spans of frames and of channels. Stored
+    statistics are not used, since the encoder reads the whole utterance.
     """
     normalised, mask = config.model.normalise, config.mask
 
@@ -64,7 +340,7 @@ def make_features(config: Any, model: Wav2Vec2):
         channels = wav2vec2_spans(
             in_width, width, model.dim, probability=mask.channel_prob, span=mask.channel_length
         )
-        return x, lengths, Hide(time, channels)
+        return x, lengths, InputMask(time, channels)
 
     return features
 
@@ -72,10 +348,10 @@ def make_features(config: Any, model: Wav2Vec2):
 def waveform(
     audio: Int[Array, "b s"], lengths: Int[Array, "b"], normalised: bool
 ) -> Float[Array, "b s"]:
-    """int16 samples to float32, full scale 1.0; `normalised`: (x - mean) / sqrt(var + 1e-7), taken
-    over the valid samples of the utterance. Padded samples are 0."""
-    valid = feature_ops.valid_frames(audio.shape[1], lengths)
-    x = jnp.where(valid, audio, 0).astype(jnp.float32) * feature_ops.FULL_SCALE
+    """int16 samples to float32, full scale 1.0, 0 in padding; `normalised`: (x - mean) /
+    sqrt(var + 1e-7) over the valid samples of the utterance."""
+    valid = valid_frames(audio.shape[1], lengths)
+    x = jnp.where(valid, audio, 0).astype(jnp.float32) * FULL_SCALE
     if not normalised:
         return x
     count = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]

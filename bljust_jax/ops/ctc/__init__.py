@@ -1,8 +1,8 @@
-"""Connectionist temporal classification: -log P of a labelling, with its own VJP.
+"""CTC loss with its own VJP, feasibility and forced alignment: the public functions.
 
-The lattice and its recursion are in `ctc_trellis`, the walks over it in `ctc_scan`, `ctc_one_scan`
-and the two kernels, the best path in `ctc_align`. Here is what they share: the softmax before and
-the gradient after, softmax(logits) - occupancy.
+The lattice and its recursion are in `trellis`, implementations of the recursion in `scan`,
+`one_scan`, `pallas_tpu` and `pallas_gpu`, the best path in `align`. This module computes what they
+share: the softmax before and the gradient after, softmax(logits) - occupancy.
 """
 
 import functools
@@ -20,16 +20,16 @@ from bljust_jax.ops.ctc.trellis import (
     Recursions,
     columns_of,
     feasible,
-    real_frames,
     softmax_of,
     trellis_of,
+    valid_frames,
 )
 
 __all__ = ["Alignment", "blank_share", "ctc_align", "ctc_feasible", "ctc_loss"]
 
-# Each is a module ctc_<name> with RECURSIONS, imported when chosen.
+# All but "auto" are modules of this folder with RECURSIONS, imported when chosen.
 IMPLEMENTATIONS = ("auto", "scan", "one_scan", "pallas_tpu", "pallas_gpu")
-# What "auto" is on each platform.
+# The implementation that "auto" chooses per platform.
 _AUTO = {"cpu": "scan", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
@@ -59,16 +59,16 @@ def ctc_loss(
 
     "scan"        two `lax.scan`s, the fastest on CPU
     "one_scan"    one `lax.scan` of both directions: half the dependent steps, twice the width
-    "pallas_tpu"  a Mosaic kernel a direction, up to 4095 labels; interpreted off TPU
+    "pallas_tpu"  one Mosaic kernel per direction, up to 4095 labels; interpreted off TPU
     "pallas_gpu"  one Mosaic kernel for both directions on NVIDIA GPUs; a scan elsewhere
-    "auto"        by `jax.default_backend()`: scan on CPU, pallas_tpu on TPU (scan for float64 and
-                  for more labels than the kernel holds), on a GPU pallas_gpu where it has been run
-                  (Hopper, jax >= 0.11.2) and one_scan for the rest. To compile ahead of time for
+    "auto"        by `jax.default_backend()`: scan on CPU; pallas_tpu on TPU (scan for float64 and
+                  for more labels than the kernel supports); on GPU pallas_gpu where it has been
+                  measured (Hopper, jax >= 0.11.2), else one_scan. To compile ahead of time for
                   another platform, name the implementation.
 
-    The custom VJP encloses all of them: reverse mode, once; there is no forward mode and no second
-    derivative. A program that takes no gradient stores nothing of size T. Raises ValueError for
-    another name, a blank outside K, or what the chosen kernel cannot hold.
+    The custom VJP supports reverse mode once: no forward mode, no second derivative. A program
+    without gradient stores nothing of size T. Raises ValueError for an unknown implementation, a
+    blank outside K, or inputs that the chosen kernel does not support.
 
     Sources: Graves, Fernandez, Gomez, Schmidhuber, "Connectionist Temporal Classification" (ICML
     2006), equations 5-8 (forward variables), 9-11 (backward variables), 14-16 (gradient).
@@ -84,10 +84,10 @@ def ctc_loss(
 def ctc_feasible(
     labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], logit_lengths: Int[Array, "b"]
 ) -> Bool[Array, "b"]:
-    """Whether some path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats.
+    """True where some path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats.
 
-    Two equal neighbours need a blank between them. Zero labels are spelt by any number of frames,
-    zero included. Padded labels never matter.
+    Two equal neighbours need a blank between them. Any number of frames, zero included, spells zero
+    labels. Padded labels never matter.
     """
     return feasible(labels, label_lengths, logit_lengths)
 
@@ -95,11 +95,11 @@ def ctc_feasible(
 def blank_share(
     logits: Float[Array, "b t k"], logit_lengths: Int[Array, "b"], *, blank: int = 0
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(valid frames whose best class is blank, valid frames): a mean in two parts.
+    """(number of valid frames whose best class is blank, number of valid frames).
 
-    Near 1 early in training; a share that stays there means that CTC has not found its alignments.
+    The share is near 1 early in training; if it stays there, CTC has not found its alignments.
     """
-    real = real_frames(logits.shape[1], logit_lengths)
+    real = valid_frames(logits.shape[1], logit_lengths)
     best_is_blank = (jnp.argmax(logits, axis=-1) == blank) & real
     return jnp.sum(best_is_blank, dtype=jnp.float32), jnp.sum(real, dtype=jnp.float32)
 
@@ -107,26 +107,26 @@ def blank_share(
 def _recursions(implementation, logits, labels) -> Recursions:
     if implementation == "auto":
         implementation = _AUTO.get(jax.default_backend(), "scan")
-        if implementation == "pallas_tpu" and not _tpu_kernel_holds(logits, labels):
+        if implementation == "pallas_tpu" and not _tpu_kernel_supports(logits, labels):
             implementation = "scan"
-        if implementation == "pallas_gpu" and not _gpu_kernel_holds(logits, labels):
+        if implementation == "pallas_gpu" and not _gpu_kernel_supports(logits, labels):
             implementation = "one_scan"
     return importlib.import_module(f"{__name__}.{implementation}").RECURSIONS
 
 
-def _tpu_kernel_holds(logits, labels):
+def _tpu_kernel_supports(logits, labels):
     from bljust_jax.ops.ctc import pallas_tpu
 
-    return _kernel_holds(pallas_tpu, logits, labels)
+    return _kernel_supports(pallas_tpu, logits, labels)
 
 
-def _gpu_kernel_holds(logits, labels):
+def _gpu_kernel_supports(logits, labels):
     from bljust_jax.ops.ctc import pallas_gpu
 
-    return pallas_gpu.measured_here() and _kernel_holds(pallas_gpu, logits, labels)
+    return pallas_gpu.measured_here() and _kernel_supports(pallas_gpu, logits, labels)
 
 
-def _kernel_holds(kernel, logits, labels):
+def _kernel_supports(kernel, logits, labels):
     return labels.shape[1] <= kernel.MAX_LABELS and logits.dtype != jnp.float64
 
 
@@ -154,7 +154,7 @@ def _loss_fwd(recursions, blank, logits, logit_lengths, labels, label_lengths):
 
 def _loss_bwd(_, blank, residuals, cotangent):
     logits, logit_lengths, labels, label_lengths, softmax, occupancy = residuals
-    real = real_frames(logits.shape[1], logit_lengths)
+    real = valid_frames(logits.shape[1], logit_lengths)
     real &= feasible(labels, label_lengths, logit_lengths)[:, None]
 
     def weighted(x):
@@ -165,19 +165,19 @@ def _loss_bwd(_, blank, residuals, cotangent):
         weighted(jnp.exp((wide - softmax.peak) - softmax.log_sum)),
         weighted(jnp.transpose(occupancy, (1, 0, 2))),
         columns_of(labels, label_lengths, blank),
-        cpu=_less_by_scatter,
-        default=_less_by_product,
+        cpu=_subtract_by_scatter,
+        default=_subtract_by_product,
     )
     return gradient.astype(logits.dtype), None, None, None
 
 
-def _less_by_scatter(probability, occupancy, columns):
-    """[B, T, K] less the [B, T, W] of each class: in place, whole columns in their order."""
+def _subtract_by_scatter(probability, occupancy, columns):
+    """Probability [B, T, K] minus the occupancies [B, T, W] of each class, in place by column."""
     return jax.vmap(lambda p, o, c: p.at[:, c].add(-o))(probability, occupancy, columns)
 
 
-def _less_by_product(probability, occupancy, columns):
-    """The same as a product with one-hot rows, where a scatter is slow or adds in any order."""
+def _subtract_by_product(probability, occupancy, columns):
+    """The same by a product with one-hot rows, where a scatter is slow or not deterministic."""
     one_hot = jax.nn.one_hot(columns, probability.shape[2], dtype=occupancy.dtype)
     precision = lax.Precision.HIGHEST
     return probability - jnp.einsum("btw,bwk->btk", occupancy, one_hot, precision=precision)

@@ -1,7 +1,7 @@
-"""The best CTC path of a known labelling: forced alignment with a confidence a label.
+"""Forced alignment: the most probable CTC path of given labels, with a confidence per label.
 
-Viterbi's recursion over the lattice of `ctc_trellis`: the same states, with a maximum where the
-loss has a sum, and the arc that won kept for the walk back.
+The Viterbi recursion over the lattice of `trellis`: the same states, with a maximum in place of the
+sum of the loss, and the best arc stored for backtracking.
 """
 
 import functools
@@ -17,12 +17,12 @@ from bljust_jax.ops.ctc.trellis import (
     Trellis,
     end_states,
     feasible,
-    real_frames,
     softmax_of,
     trellis_of,
+    valid_frames,
 )
 
-STAY, FROM_BLANK, FROM_LABEL = range(3)  # the arcs into a label; the first two into a blank
+STAY, FROM_BLANK, FROM_LABEL = range(3)  # arcs into a label; the first two also into a blank
 
 
 class Alignment(NamedTuple):
@@ -55,15 +55,15 @@ def ctc_align(
 
     path        [B, T] int32    index u of the label emitted at frame t; -1 for blank and padding
     starts      [B, U] int32    first frame of label u
-    ends        [B, U] int32    frame after its last one; the frames in between are all its own
+    ends        [B, U] int32    one past its last frame; label u is emitted in all frames between
     confidence  [B, U] float32  exp(mean of log softmax(logits[t])[labels[u]] over those frames),
                                 the geometric mean of the label's posterior, in [0, 1]
     score       [B]    float32  log-probability of the path, in nats
 
     Padded labels have starts, ends and confidence 0. An infeasible utterance, or one whose labels
     have probability zero, has path -1, score -inf and 0 elsewhere. Padding never matters, NaN
-    included. Among equally probable paths, one that stays longer in its last states is returned.
-    No gradient flows: labels are placed, not scored.
+    included. Of equally probable paths, one that stays longer in its last states is returned. No
+    gradient.
 
     Sources: Graves et al. (ICML 2006) for the lattice; Kuerzinger et al.,
     "CTC-Segmentation of Large Corpora for German End-to-End Speech Recognition" (SPECOM 2020),
@@ -71,7 +71,7 @@ def ctc_align(
     """
     logits = lax.stop_gradient(logits)
     trellis = trellis_of(logits, softmax_of(logits), logit_lengths, labels, label_lengths, blank)
-    real = real_frames(logits.shape[1], logit_lengths)
+    real = valid_frames(logits.shape[1], logit_lengths)
     path = _best_path(trellis, real.T)
     emits = jnp.arange(labels.shape[1])[None, None, :] == path[:, :, None]
     log_probs = jnp.transpose(trellis.label[..., : labels.shape[1]], (1, 0, 2))
@@ -116,7 +116,7 @@ def _best_path(trellis: Trellis, real):
 
 
 def _viterbi(trellis: Trellis, real):
-    """Best log-probability of each state at the end, up to a constant an utterance, and the arc
+    """Best log-probability of each state at the end, up to a constant per utterance, and the arc
     [T, B, W] by which each blank and each label was reached."""
     nowhere = jnp.full(trellis.label.shape[1:], NEG, trellis.label.dtype)
 

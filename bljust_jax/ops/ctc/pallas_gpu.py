@@ -1,23 +1,22 @@
-"""CTC's recursions as one Pallas kernel for NVIDIA GPUs (Mosaic GPU), one launch for both ways.
+"""CTC recursions as a Pallas kernel for NVIDIA GPUs (Mosaic GPU), both directions in one launch.
 
-The walk of `ctc_one_scan`, forward and backward variables side by side, with its loop over time
-inside the kernel: a scan pays several launches a frame, a block of threads a few barriers.
+The recursion of `one_scan`, forward and backward variables side by side, with the loop over time
+inside the kernel: a scan costs several launches per frame, a block of threads a few barriers.
 
-    grid      (D, B): one warpgroup (128 threads) walks one utterance in one direction, from its
-              first real frame to its last and no further
-    states    blank[u] and label[u] before each frame, in registers: lanes / 128 of each a thread
-    label[u-1]  label states go to shared memory and come back one position on: one round trip and
-              one maximum over the block are all that threads tell each other in a frame
-    emissions  read from device memory `frames` frames ahead, into registers
+    grid      (D, B): one warpgroup (128 threads) processes the real frames of one utterance in one
+              direction
+    states    blank[u] and label[u] before each frame, in registers: lanes / 128 of each per thread
+    label[u-1]  label states are written to shared memory and read one position shifted: one round
+              trip and one maximum over the block are the only communication per frame
+    emissions  prefetched from device memory into registers, `frames` frames ahead
 
-Labels are gathered before the kernel and occupancies formed after it by XLA; what the kernel writes
-is 2 T D B lanes numbers. There are no atomics: equal inputs give equal bits. Arithmetic is float32.
+XLA gathers labels before the kernel and computes occupancies after it; the kernel writes 2 T D B
+lanes numbers. Without atomics, equal inputs give equal bits. Arithmetic is float32.
 
-Why this back end: the Triton one announces its removal in jax 0.12, has no move by one lane, and
-needs a global or shared round trip all the same. Why this form: a warp's shuffles would need
-inline code that the interpreter cannot run. Run on an H200 with jax 0.11.2 (results/README.md):
-ten times as fast as `ctc_one_scan`, which serves where the kernel cannot: float64, labels longer
-than `Tiles` holds, other makes of GPU.
+The Triton back end is deprecated for jax 0.12, has no shift by one lane and needs a round trip
+through memory too. Warp shuffles would need inline code that the interpreter cannot run. Measured
+on an H200 with jax 0.11.2 (results/README.md): ten times as fast as `one_scan`, which replaces it
+for float64, labels longer than `Tiles` supports, and other GPUs.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ from bljust_jax.ops.ctc.one_scan import Walk, log_prob_of, walk_by_scan, walk_of
 from bljust_jax.ops.ctc.trellis import NEG, Recursions, Trellis, log_add
 from bljust_jax.parallel.batch_map import over_batch
 
-THREADS = 128  # of a warpgroup, which acts as one
-REGISTERS = 160  # of a thread, for numbers that live through a frame; the device has 255
-SINCE = (0, 11, 2)  # the first jax that it has been run with
-MAX_LABELS = REGISTERS // 7 * THREADS - 1  # one frame ahead: 7 registers a position
+THREADS = 128  # per warpgroup
+REGISTERS = 160  # per thread, for values that live through a frame; the device has 255
+SINCE = (0, 11, 2)  # the first jax version that the kernel has been run with
+MAX_LABELS = REGISTERS // 7 * THREADS - 1  # one frame ahead: 7 registers per position
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """What one block holds: `lanes` label positions, and emissions of `frames` frames ahead.
+    """Size of one block: `lanes` label positions, and emissions `frames` frames ahead.
 
-    Raises ValueError for a block that registers cannot hold.
+    Raises ValueError for a block that does not fit into registers.
     """
 
     lanes: int
@@ -59,37 +58,38 @@ class Tiles:
             raise ValueError(f"{self}: frames must be positive, lanes a multiple of {THREADS}")
         if self.registers > REGISTERS:
             raise ValueError(
-                f"{self}: {self.registers} registers a thread for labels [B, {self.lanes - 1}], "
+                f"{self}: {self.registers} registers per thread for labels [B, {self.lanes - 1}], "
                 f"{REGISTERS} at most: use implementation='one_scan'"
             )
 
     @property
     def registers(self) -> int:
-        """A thread's: two states, the repeat mask, two sums, and emissions now and ahead."""
+        """Per thread: two states, the repeat mask, two sums, and emissions now and ahead."""
         return self.lanes // THREADS * (5 + 2 * self.frames)
 
     @classmethod
     def fit(cls, width: int) -> Tiles:
-        """Tiles for [T, B, W]: as many frames ahead as registers hold, four at most."""
+        """Tiles for [T, B, W]: as many frames ahead as fit into registers, at most four."""
         lanes = pl.cdiv(width, THREADS) * THREADS
         each = lanes // THREADS
         return cls(lanes, max(1, min(4, (REGISTERS // each - 5) // 2)))
 
 
 def measured_here() -> bool:
-    """Whether the first device and this jax are such as the kernel has been run on."""
+    """True for a device and jax version that the kernel has been run on."""
     capability = getattr(jax.devices()[0], "compute_capability", None)
     return capability == "9.0" and jax.__version_info__ >= SINCE
 
 
 def forward(trellis: Trellis, *, store: bool, interpret: Any = None) -> tuple[Array, Any]:
-    """log P(labels | logits) [B], and what `occupancy` reads if `store`.
+    """log P(labels | logits) [B], and if `store` the input of `occupancy`.
 
-    interpret  None: the kernel where the program runs on CUDA and the same walk by `lax.scan`
-               elsewhere (interpreted kernels have effects that a platform switch cannot hold); or
-               what `plgpu.kernel` takes: False, or `plgpu.InterpretGPUParams()`
+    interpret  None: the kernel where the program runs on CUDA and the same recursion by `lax.scan`
+               elsewhere (interpreted kernels have effects that a platform switch cannot contain);
+               or an argument of `plgpu.kernel`: False, or `plgpu.InterpretGPUParams()`
 
-    Raises ValueError for other than float32 and for more label positions than `Tiles` holds.
+    Raises ValueError for other types than float32 and for more label positions than `Tiles`
+    supports.
     """
     if trellis.label.dtype != jnp.float32:
         raise ValueError(f"{trellis.label.dtype} logits: the kernel is float32, use 'one_scan'")
@@ -98,9 +98,9 @@ def forward(trellis: Trellis, *, store: bool, interpret: Any = None) -> tuple[Ar
 
 
 def occupancy(trellis: Trellis, states: Any) -> Array:
-    """P(label u is emitted at t | labels, logits), [T, B, W]; the last column is the blank's.
+    """P(label u is emitted at t | labels, logits), [T, B, W]; P(blank) in the last column.
 
-    Meaningful in real frames only: the kernel does not visit others.
+    Undefined in padded frames, which the kernel does not visit.
     """
     last = trellis.label.shape[2] - 1
     posterior = one_scan.occupancy(_on_lanes(trellis)[0], states)
@@ -108,7 +108,7 @@ def occupancy(trellis: Trellis, states: Any) -> Array:
 
 
 RECURSIONS = Recursions(forward, occupancy)
-_BATCH = Trellis(blank=1, label=1, repeat=0, logit_lengths=0, label_lengths=0)  # its axis
+_BATCH = Trellis(blank=1, label=1, repeat=0, logit_lengths=0, label_lengths=0)  # its batch axes
 
 
 def _forward(trellis, *, store: bool, interpret):
@@ -124,7 +124,7 @@ def _forward(trellis, *, store: bool, interpret):
 
 
 def _on_lanes(trellis: Trellis) -> tuple[Trellis, Tiles]:
-    """The lattice with dead label positions up to a multiple of a warpgroup."""
+    """The lattice padded with dead label positions to a multiple of a warpgroup."""
     width = trellis.label.shape[2]
     tiles = Tiles.fit(width)
     more = (0, tiles.lanes - width)
@@ -133,7 +133,7 @@ def _on_lanes(trellis: Trellis) -> tuple[Trellis, Tiles]:
 
 
 def walk_by_kernel(walk: Walk, *, tiles: Tiles, store: bool, interpret: Any = False):
-    """`walk_by_scan` in one launch; `states` hold anything in frames that are padding."""
+    """`walk_by_scan` in one launch; `states` are undefined in padded frames."""
     frames, ways, batch, lanes = walk.label.shape
     arrived = jax.ShapeDtypeStruct((ways, batch, lanes), jnp.float32)
     states = jax.ShapeDtypeStruct((frames, ways, batch, lanes), jnp.float32)
@@ -156,24 +156,24 @@ def walk_by_kernel(walk: Walk, *, tiles: Tiles, store: bool, interpret: Any = Fa
 
 
 def _kernel(emit_blank, emit_label, start, repeat, first, stop, arrived, *refs, tiles: Tiles):
-    """One utterance in one direction: arrays are [lanes], the rest are numbers."""
-    *states, shelf = refs
+    """One utterance in one direction: arrays are [lanes], the rest scalars."""
+    *states, shared = refs
     here = (lax.axis_index("way"), lax.axis_index("utterance"))
     begin, end = first[here], stop[here]
     last = emit_label.shape[0] - 1
     is_repeat = repeat[here] != 0
-    shelf[pl.ds(0, THREADS)] = jnp.full((THREADS,), NEG, jnp.float32)
+    shared[pl.ds(0, THREADS)] = jnp.full((THREADS,), NEG, jnp.float32)
 
     def emissions(time):
         time = jnp.minimum(time, last)
         return emit_blank[(time, *here)], emit_label[(time, *here)]
 
     def previous(label):
-        """label[u-1], from the shelf that starts with NEG."""
-        shelf[pl.ds(THREADS, tiles.lanes)] = label
-        return shelf[pl.ds(THREADS - 1, tiles.lanes)]
+        """label[u-1], read from shared memory that starts with NEG."""
+        shared[pl.ds(THREADS, tiles.lanes)] = label
+        return shared[pl.ds(THREADS - 1, tiles.lanes)]
 
-    def turn(time, emission, carry):
+    def step(time, emission, carry):
         blank, label, peak, total, lost = carry
         for ref, state in zip(states, (blank, label), strict=False):
             ref[(time, *here)] = state
@@ -190,7 +190,7 @@ def _kernel(emit_blank, emit_label, start, repeat, first, stop, arrived, *refs, 
         time = begin + n * tiles.frames
         ahead = tuple(emissions(time + tiles.frames + i) for i in range(tiles.frames))
         for i, emission in enumerate(now):
-            carry = turn(time + i, emission, carry)
+            carry = step(time + i, emission, carry)
         return carry, ahead
 
     zero = jnp.float32(0.0)
@@ -199,6 +199,6 @@ def _kernel(emit_blank, emit_label, start, repeat, first, stop, arrived, *refs, 
     blocks = lax.div(end - begin, tiles.frames)
     carry, _ = lax.fori_loop(0, blocks, block, (carry, now))
     rest = begin + blocks * tiles.frames
-    carry = lax.fori_loop(rest, end, lambda t, c: turn(t, emissions(t), c), carry)
+    carry = lax.fori_loop(rest, end, lambda t, c: step(t, emissions(t), c), carry)
     blank, _, _, total, lost = carry
     arrived[here] = blank + (total - lost)

@@ -1,12 +1,12 @@
-"""CTC's recursions as two Pallas kernels for TPU (Mosaic), one launch a direction.
+"""CTC recursions as two Pallas kernels for TPU (Mosaic), one launch per direction.
 
-The same forward variables, renormalisation and occupancies as the two scans of `ctc_scan`, over the
-lattice of `ctc_trellis`; a scan pays a loop iteration of the whole chip for each frame, a
-kernel keeps the states in registers. Utterances lie on sublanes and label positions on lanes:
+The same forward variables, renormalisation and occupancies as the two scans of `scan`, over the
+lattice of `trellis`; a scan costs one loop iteration of the whole chip per frame, a kernel keeps
+the states in registers. Utterances lie on sublanes and label positions on lanes:
 
     grid      (B / rows, T / frames): batch groups are independent, time runs in order
-    emission  [T, B, W] log-probabilities; lane u < U holds label u, lane U = W - 1 the blank, which
-              is where both recursions have a dead label state
+    emission  [T, B, W] log-probabilities; label u in lane u < U, the blank in lane U = W - 1, where
+              both recursions have a dead label state
     carry     blank[u] and label[u] of the group, in VMEM scratch from one block of frames to the
               next, in registers within a block
     label[u-1], label[u+1]  a roll by one lane: label states at and after lane U are dead
@@ -33,9 +33,9 @@ from bljust_jax.ops.ctc.trellis import NEG, Recursions, Trellis
 from bljust_jax.parallel.batch_map import over_batch
 
 LANES, SUBLANES = 128, 8  # of one vector register of 4-byte numbers
-MAX_LABELS = 4095  # of an utterance; beyond, nearly all of every frame would be spills
+MAX_LABELS = 4095  # per utterance; with more, nearly all of each frame would be spills
 VMEM_LIMIT = 12 * 2**20  # bytes; the compiler's own limit is 16 MiB on the smallest generation
-_ROWS, _FRAMES = 0, 1  # where the batch is in [B, ...] and in [T, B, ...]
+_ROWS, _FRAMES = 0, 1  # batch axis of [B, ...] and of [T, B, ...]
 _TRELLIS = Trellis(_FRAMES, _FRAMES, _ROWS, _ROWS, _ROWS)
 
 
@@ -43,7 +43,7 @@ _TRELLIS = Trellis(_FRAMES, _FRAMES, _ROWS, _ROWS, _ROWS)
 class Tiles:
     """The block of one grid step: `frames` x `rows` utterances x `lanes` label positions.
 
-    Raises ValueError for a block that registers or VMEM cannot hold.
+    Raises ValueError for a block that does not fit into registers or VMEM.
     """
 
     frames: int
@@ -58,7 +58,7 @@ class Tiles:
             raise ValueError(f"{self}: lanes must be a multiple of {LANES}")
         if self.lanes > MAX_LABELS + 1:
             raise ValueError(
-                f"{self.lanes} lanes: the TPU kernel holds utterances of up to {MAX_LABELS} "
+                f"{self.lanes} lanes: the TPU kernel supports utterances of up to {MAX_LABELS} "
                 "labels, use implementation='scan'"
             )
         if self.vmem_bytes > VMEM_LIMIT:
@@ -66,17 +66,17 @@ class Tiles:
 
     @property
     def vmem_bytes(self) -> int:
-        """Of the backward kernel, the larger one: emissions, two forward variables and occupancies
-        in two buffers each, the repeat mask in two, two carried states, and per-row columns."""
+        """VMEM of the backward kernel, the larger one: two buffers each of emissions, two forward
+        variables and occupancies, two of the repeat mask, two carried states, per-row columns."""
         state = self.rows * self.lanes * self.itemsize
         return (2 * 4 * self.frames + 2 + 2) * state + 8 * self.rows * LANES * self.itemsize
 
     @classmethod
     def fit(cls, frames: int, batch: int, width: int, itemsize: int = 4) -> Tiles:
-        """Tiles for [T, B, W]: four registers a state where the batch is that large, which is
+        """Tiles for [T, B, W]: four registers per state if the batch is large enough, which is
         independent work to hide the latency of exp, log and the maximum over lanes (compiled for
-        v5e, the loops spill nothing; with eight registers they do); then as many frames as half the
-        VMEM takes, in blocks of equal size."""
+        v5e, the loops do not spill; with eight registers they do); then as many frames as fit into
+        half the VMEM, in blocks of equal size."""
         lanes = _round_up(width, LANES)
         rows = max(SUBLANES, 4 * LANES * SUBLANES // lanes // SUBLANES * SUBLANES)
         rows = min(rows, _round_up(batch, SUBLANES))
@@ -90,12 +90,12 @@ def forward(
 ) -> tuple[Array, Any]:
     """log P(labels | logits) [B], and the forward variables for `occupancy` if `store`.
 
-    tiles      of one device's launch; None: `Tiles.fit`
-    interpret  None: compiled where the program runs on TPU, interpreted elsewhere; or what
-               `pallas_call` takes
+    tiles      of the launch on one device; None: `Tiles.fit`
+    interpret  None: compiled where the program runs on TPU, interpreted elsewhere; or an
+               argument of `pallas_call`
 
     The variables are two arrays [T', B', W'] padded to the tiles. Raises ValueError for more label
-    positions than the kernel holds.
+    positions than the kernel supports.
     """
     run = functools.partial(_forward, store=store, tiles=tiles, interpret=interpret)
     return over_batch(run, (_TRELLIS,), (_ROWS, _FRAMES))(trellis)
@@ -104,10 +104,10 @@ def forward(
 def occupancy(
     trellis: Trellis, alphas: Any, *, tiles: Tiles | None = None, interpret: Any = None
 ) -> Array:
-    """P(label u is emitted at t | labels, logits), [T, B, W]; the last column is the blank's.
+    """P(label u is emitted at t | labels, logits), [T, B, W]; P(blank) in the last column.
 
-    `alphas`: what `forward(trellis, store=True)` gave, with the same `tiles`. Rows of padded frames
-    mean nothing.
+    `alphas`: from `forward(trellis, store=True)` with the same `tiles`. Padded frames are
+    undefined.
     """
     run = functools.partial(_occupancy, tiles=tiles, interpret=interpret)
     return over_batch(run, (_TRELLIS, _FRAMES), _FRAMES)(trellis, alphas)
@@ -197,7 +197,7 @@ def _scratch(tiles: Tiles, dtype, states: int, columns: int):
 
 
 def _cost(state, *, arrays: int, transcendentals: int, flops: int) -> pl.CostEstimate:
-    """Of `arrays` arrays [T, B, W] in HBM, and so many operations an element of one."""
+    """Cost of `arrays` arrays [T, B, W] in HBM, with operations counted per element of one."""
     return pl.CostEstimate(
         flops=flops * state.size,
         transcendentals=transcendentals * state.size,

@@ -1,13 +1,13 @@
-"""The recursions of CTC as two `lax.scan`s over time.
+"""CTC forward-backward recursions as two `lax.scan`s over time.
 
-Forward states are held before they emit, so what is stored is what came in and what arrives at the
-last blank is the whole sum. Each frame subtracts the largest state that it was handed, its `peak`;
-log P is the compensated sum of the peaks. The way back subtracts the same peaks, which puts the sum
-forward + e + backward of a frame at log 1 without a maximum of its own; each frame's occupancies
-are divided by their own sum for what rounding leaves. So numbers stay of order one where plain
-log-space recursions carry 1e4 and lose three digits.
+Forward states are stored before they emit, so the state of the last blank after the last frame is
+the whole sum. Each frame subtracts the largest incoming state, its `peak`; log P is the compensated
+sum of the peaks. The backward scan subtracts the same peaks, so that forward + e + backward of a
+frame sums to log 1 without another maximum; the occupancies of a frame are divided by their sum to
+remove rounding errors. Numbers stay of order one, where plain log-space recursions reach 1e4 and
+lose three digits.
 
-The barriers keep XLA:CPU from taking an exp and a log again for each reader of what they give.
+The optimization barriers keep XLA:CPU from recomputing an exp and a log for each use.
 """
 
 import jax
@@ -22,7 +22,7 @@ from bljust_jax.ops.ctc.trellis import (
     compensated_sum,
     end_states,
     log_add,
-    real_frames,
+    valid_frames,
 )
 
 
@@ -31,12 +31,12 @@ def _where_real(real, new, old):
 
 
 def _frames(trellis):
-    real = real_frames(trellis.label.shape[0], trellis.logit_lengths)
+    real = valid_frames(trellis.label.shape[0], trellis.logit_lengths)
     return trellis.blank, trellis.label, real.T[..., None]
 
 
 def forward(trellis: Trellis, *, store: bool):
-    """log P [B]; if `store`: the states that enter each frame, the frame's peak, and the end."""
+    """log P [B]; if `store`: the states before each frame, the frame peaks, the end state."""
     nowhere = jnp.full(trellis.label.shape[1:], NEG, trellis.label.dtype)
 
     def step(states, frame):
@@ -57,7 +57,7 @@ def forward(trellis: Trellis, *, store: bool):
 
 
 def occupancy(trellis: Trellis, states) -> Array:
-    """P(label u is emitted at t | labels, logits), [T, B, W]; the last column is the blank's."""
+    """P(label u is emitted at t | labels, logits), [T, B, W]; P(blank) in the last column."""
     alphas, peaks, end = states
 
     def step(betas, frame):

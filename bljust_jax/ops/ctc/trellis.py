@@ -1,15 +1,16 @@
-"""The lattice of CTC paths that every implementation walks, and what an implementation is.
+"""The CTC lattice of label and blank states, and the interface of its forward-backward
+implementations.
 
-The 2U+1 states of the blank-interleaved labelling are held as two rows of W > U: `blank[u]` stands
-before label u, `label[u]` emits it (states after an utterance's own are dead; the last label state
-always is). With e the log-probabilities of a frame, a forward step is
+The 2U+1 states of the blank-interleaved labelling are stored as two rows of W > U: `blank[u]`
+precedes label u, `label[u]` emits it (states after those of an utterance are dead; the last label
+state always is). With e the log-probabilities of a frame, a forward step is
 
     enter[u]   = logaddexp(blank[u], label[u-1])
     blank'[u]  = e[blank] + enter[u]
     label'[u]  = e[y_u] + logaddexp(label[u], blank[u] if y_u == y_{u-1} else enter[u])
 
 from blank[0] = 0 and all other states at log 0; paths end in blank[U] or label[U-1]. A backward
-step is the same walk along the arcs reversed.
+step is the same recursion along the reversed arcs.
 """
 
 from collections.abc import Callable
@@ -20,15 +21,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-NEG = -1e30  # log(0) that survives subtraction
-VECTOR = 8  # float32 numbers in a vector register of a CPU; rows of other sizes leave a slow rest
+from bljust_jax.ops.log_mel import valid_frames
+
+NEG = -1e30  # log(0) as a finite number, so that differences stay finite
+VECTOR = 8  # float32 numbers per CPU vector register; other row sizes end in a slow remainder
 
 
 class Trellis(NamedTuple):
-    """What the recursions read: time first, float32 (float64 for float64 logits).
+    """Input of the recursions, time first, float32 (float64 for float64 logits).
 
-    W is U + 1 rounded up to whole vectors of `VECTOR` numbers. All of `blank` and `label` lies
-    between NEG and 0, in padded frames too; a NaN among the logits of a real frame stays one.
+    W is U + 1 rounded up to a multiple of `VECTOR`. `blank` and `label` lie between NEG and 0, in
+    padded frames too; a NaN among the logits of a real frame stays NaN.
     """
 
     blank: Float[Array, "t b 1"]  # log-probability of blank
@@ -43,20 +46,15 @@ class Recursions(NamedTuple):
 
     forward(trellis, *, store) -> (log_prob [B], states)
         log P(labels | logits), at or below NEG / 2 where no path has positive probability;
-        `states` is whatever `occupancy` needs (any pytree), None unless `store`.
+        `states` is the input of `occupancy` (any pytree), None unless `store`.
     occupancy(trellis, states) -> [T, B, W]
         P(label u is emitted at frame t | labels, logits) in column u, 0 where u is no label, and
-        P(blank) in the last column; of each real frame of a feasible utterance they sum to 1.
-        Other rows may hold anything, NaN included.
+        P(blank) in the last column; they sum to 1 in each real frame of a feasible utterance.
+        Other rows are undefined, NaN included.
     """
 
     forward: Callable[..., tuple[Array, Any]]
     occupancy: Callable[[Trellis, Any], Array]
-
-
-def real_frames(frames: int, lengths: Int[Array, "b"]) -> Bool[Array, "b t"]:
-    """True on the first `lengths[b]` of `frames` frames."""
-    return jnp.arange(frames)[None, :] < lengths[:, None]
 
 
 def repeats(labels: Int[Array, "b u"], label_lengths: Int[Array, "b"]) -> Bool[Array, "b u"]:
@@ -70,7 +68,7 @@ def repeats(labels: Int[Array, "b u"], label_lengths: Int[Array, "b"]) -> Bool[A
 def feasible(
     labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], logit_lengths: Int[Array, "b"]
 ) -> Bool[Array, "b"]:
-    """Whether some path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats."""
+    """True where a path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats."""
     return label_lengths + jnp.sum(repeats(labels, label_lengths), axis=1) <= logit_lengths
 
 
@@ -87,7 +85,7 @@ def log_add(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "...
 
 
 def compensated_sum(x: Float[Array, "t ..."]) -> Float[Array, "..."]:
-    """Sum over the first axis that also adds up what each addition rounds away (Knuth)."""
+    """Sum over the first axis, plus the accumulated rounding errors of its additions (Knuth)."""
 
     def add(a, b):
         total = a[0] + b[0]
@@ -100,7 +98,7 @@ def compensated_sum(x: Float[Array, "t ..."]) -> Float[Array, "..."]:
 
 
 class Softmax(NamedTuple):
-    """log softmax(x)[k] = (x[k] - peak) - log_sum, which keeps the digits of confident frames."""
+    """log softmax(x)[k] = (x[k] - peak) - log_sum, precise where a class has probability near 1."""
 
     peak: Float[Array, "b t 1"]  # largest logit of the frame
     log_sum: Float[Array, "b t 1"]  # log(sum(exp(logits - peak)))
@@ -116,7 +114,7 @@ def softmax_of(logits: Float[Array, "b t k"]) -> Softmax:
 def columns_of(
     labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], blank: int
 ) -> Int[Array, "b w"]:
-    """The class of each label position of the lattice: blank where there is no label."""
+    """Class id of each label position of the lattice, `blank` where there is no label."""
     is_label = jnp.arange(labels.shape[1])[None, :] < label_lengths[:, None]
     extra = VECTOR - labels.shape[1] % VECTOR
     columns = jnp.where(is_label, labels, blank)
@@ -131,27 +129,27 @@ def trellis_of(
     label_lengths: Int[Array, "b"],
     blank: int,
 ) -> Trellis:
-    """Gathers the W log-probabilities of each frame, time first; nothing of B*T*K is made.
+    """Gather the W log-probabilities of each frame, time first, without an array of size B*T*K.
 
     An id outside [0, K) among the real labels gives NaN.
     """
     columns = columns_of(labels, label_lengths, blank)
     is_label = jnp.arange(columns.shape[1])[None, :] < label_lengths[:, None]
-    real = real_frames(logits.shape[1], logit_lengths).T[..., None]
+    real = valid_frames(logits.shape[1], logit_lengths).T[..., None]
 
-    def log_probs(picked):
-        picked = picked.astype(softmax.peak.dtype) - jnp.transpose(softmax.peak, (1, 0, 2))
-        picked = jnp.maximum(picked - jnp.transpose(softmax.log_sum, (1, 0, 2)), NEG)
-        return jnp.where(real, picked, 0.0)
+    def log_probs(gathered):
+        gathered = gathered.astype(softmax.peak.dtype) - jnp.transpose(softmax.peak, (1, 0, 2))
+        gathered = jnp.maximum(gathered - jnp.transpose(softmax.log_sum, (1, 0, 2)), NEG)
+        return jnp.where(real, gathered, 0.0)
 
-    def pick(x, c):
+    def gather(x, c):
         return x.at[:, c].get(mode="fill", wrap_negative_indices=False)
 
-    picked = jax.vmap(pick, out_axes=1)(logits, columns)
+    gathered = jax.vmap(gather, out_axes=1)(logits, columns)
     extra = columns.shape[1] - labels.shape[1]
     return Trellis(
         blank=log_probs(jnp.transpose(logits[:, :, blank])[..., None]),
-        label=jnp.where(is_label[None], log_probs(picked), NEG),
+        label=jnp.where(is_label[None], log_probs(gathered), NEG),
         repeat=jnp.pad(repeats(labels, label_lengths), ((0, 0), (0, extra))),
         logit_lengths=logit_lengths,
         label_lengths=label_lengths,

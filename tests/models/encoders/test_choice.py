@@ -12,8 +12,8 @@ from tests.helpers.systems import FACTS
     ("module", "variant", "field", "value", "said"),
     [
         (manifest, "smoke", "encoder", "wav2vec2", "encoder='wav2vec2' does not go with"),
-        (manifest, "smoke", "encoder", "cnn_rnn", "only one of them knows .*kernel"),
-        (wav2vec2_just, "smoke", "encoder", "conformer", "only one of them knows .*conv_dim"),
+        (manifest, "smoke", "encoder", "cnn_rnn", "only one of them has .*kernel"),
+        (wav2vec2_just, "smoke", "encoder", "conformer", "only one of them has .*conv_dim"),
         (manifest, "smoke", "ssl", "wav2vec2", "'conformer' does not: take configs/wav2vec2"),
         (manifest, "smoke", "model.heads", 5, "config.model: dim=48 must be .*heads=5"),
         (manifest, "lstm,smoke", "cpc.context", "causal", "config.cpc.context='causal'.*'chunked'"),

@@ -41,10 +41,10 @@ def test_the_front_end_is_the_one_named(name, module):
     encoder = build(**{"features.frontend": name})
     audio = np.random.default_rng(0).normal(0, 900, (2, 4000)).astype(np.int16)
     lengths = np.array([4000, 2345])
-    x, frames, hide = encoder.features(audio, lengths, train=False)
+    x, frames, input_mask = encoder.features(audio, lengths, train=False)
     expected, counted = module.log_mel(audio, lengths, n_mels=16)
     np.testing.assert_array_equal(x, module.normalise(expected, counted))
-    assert hide is None
+    assert input_mask is None
     assert frames.tolist() == [module.frame_count(n) for n in (4000, 2345)]
     assert encoder.frames(4000) == -(-module.frame_count(4000) // 8)
     np.testing.assert_array_equal(encoder.log_mel(audio, lengths)[0], expected)
@@ -64,7 +64,7 @@ def test_moments_of_batch_norm_are_the_encoders_stats():
     encoder = build()
     params, stats = encoder.init(jax.random.key(0))
     assert jax.tree.map(jnp.shape, stats["encoder"]) == {"mean": (2, 12), "var": (2, 12)}
-    how = {"context": "full", "hide": None, "train": True, "rng": None}
+    how = {"context": "full", "input_mask": None, "train": True, "rng": None}
     run = jax.jit(lambda p, s, x: encoder.apply(p, x, jnp.array([17]), stats=s, **how))
     _, n, _, moved = run(params, stats["encoder"], jnp.ones((1, 20, 16)))
     assert n.tolist() == [3]
@@ -75,10 +75,10 @@ def test_moments_of_batch_norm_are_the_encoders_stats():
 
 def test_masks_of_the_encoders_own_are_refused():
     with pytest.raises(ValueError, match="masks nothing"):
-        build().apply({}, jnp.ones((1, 2, 16)), jnp.array([2]), hide=jnp.ones((1, 2), bool))
+        build().apply({}, jnp.ones((1, 2, 16)), jnp.array([2]), input_mask=jnp.ones((1, 2), bool))
 
 
 def test_flops_are_those_of_the_first_blocks():
     encoder = build()
-    none, one, two = (encoder.flops(32000, upto) for upto in (0, 1, 2))
+    none, one, two = (encoder.flops(32000, depth) for depth in (0, 1, 2))
     assert two == encoder.flops(32000) == none + 2 * (one - none) > one

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bljust_jax.models import encoders
-from bljust_jax.models.wav2vec2 import SIZES
+from bljust_jax.models.encoders.wav2vec2 import SIZES
 
 SAMPLES, LENGTHS = 2400, jnp.array([2400, 1500, 0])
 FRAMES = [7, 4, 0]
@@ -30,8 +30,8 @@ def recordings(samples=SAMPLES):
 
 
 def test_waveforms_have_mean_0_and_variance_1_over_the_utterance():
-    x, lengths, hide = encoder().features(recordings(), LENGTHS, keys=None, train=False)
-    assert hide is None
+    x, lengths, input_mask = encoder().features(recordings(), LENGTHS, keys=None, train=False)
+    assert input_mask is None
     np.testing.assert_array_equal(lengths, LENGTHS)
     assert x.dtype == jnp.float32
     for row, audio, n in zip(x, np.asarray(recordings()), LENGTHS.tolist(), strict=True):
@@ -63,7 +63,7 @@ def test_masks_are_drawn_in_training_from_the_utterances_key():
 def test_the_encoder_binds_the_model():
     bound = encoder()
     params, stats = bound.init(jax.random.key(0))
-    assert (bound.dim, bound.latent_dim, bound.blocks, bound.hides) == (96, 64, 4, True)
+    assert (bound.dim, bound.latent_dim, bound.blocks, bound.masks_input) == (96, 64, 4, True)
     assert stats == {} == bound.statistics([])
     assert bound.frames(SAMPLES) == FRAMES[0]
     assert bound.flops(SAMPLES, 1) < bound.flops(SAMPLES)
@@ -72,8 +72,14 @@ def test_the_encoder_binds_the_model():
     assert frames.tolist() == [3]
 
     def run(params, audio):
-        x, lengths, hide = bound.features(audio, LENGTHS, keys=None, train=False)
-        how = {"context": "full", "hide": hide, "upto": None, "train": False, "rng": None}
+        x, lengths, input_mask = bound.features(audio, LENGTHS, keys=None, train=False)
+        how = {
+            "context": "full",
+            "input_mask": input_mask,
+            "depth": None,
+            "train": False,
+            "rng": None,
+        }
         return bound.apply(params, x, lengths, stats={}, **how)
 
     out, lengths, hidden, _ = jax.eval_shape(run, params, recordings())

@@ -25,9 +25,9 @@ from bljust_jax.ops.ctc.trellis import (
     Recursions,
     Trellis,
     compensated_sum,
-    real_frames,
     softmax_of,
     trellis_of,
+    valid_frames,
 )
 
 SCAN, ONE_SCAN = scan.RECURSIONS, one_scan.RECURSIONS
@@ -60,7 +60,7 @@ def lattice(*args, **kwargs) -> Trellis:
 def outcome(recursions: Recursions, trellis: Trellis):
     """log P, and the occupancies of real frames (0 elsewhere)."""
     log_prob, states = recursions.forward(trellis, store=True)
-    real = real_frames(trellis.label.shape[0], trellis.logit_lengths).T[..., None]
+    real = valid_frames(trellis.label.shape[0], trellis.logit_lengths).T[..., None]
     return log_prob, jnp.where(real, recursions.occupancy(trellis, states), 0.0)
 
 
@@ -125,7 +125,7 @@ def test_states_of_the_unwritten_do_not_matter():
     poisoned = jax.tree.map(lambda s: jnp.where(visited[..., None], s, jnp.nan), states)
     occupancy = jax.jit(ONE_SCAN.occupancy)
     expected, actual = occupancy(trellis, states), occupancy(trellis, poisoned)
-    real = np.asarray(real_frames(11, trellis.logit_lengths)).T
+    real = np.asarray(valid_frames(11, trellis.logit_lengths)).T
     np.testing.assert_array_equal(np.asarray(actual)[real], np.asarray(expected)[real])
     assert not np.asarray(visited).all()
 
@@ -291,7 +291,7 @@ def test_on_the_device_against_float64(gpu, recursions, frames, batch, labels, c
         expected_losses, expected = value_and_grad(SCAN, wide)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(gradient, expected, atol=5e-4)
-    real = np.asarray(real_frames(frames, args[1]))
+    real = np.asarray(valid_frames(frames, args[1]))
     np.testing.assert_allclose(gradient.sum(-1)[real], 0.0, atol=5e-6)  # K roundings of a softmax
 
 
@@ -315,7 +315,7 @@ def test_on_the_device_no_digit_is_lost_to_tensor_cores(gpu):
         exact, _ = value_and_grad(SCAN, wide)
 
     def optax_error():
-        pads = [1.0 - real_frames(n, lengths) for n, lengths in ((400, args[1]), (50, args[3]))]
+        pads = [1.0 - valid_frames(n, lengths) for n, lengths in ((400, args[1]), (50, args[3]))]
         losses = optax.ctc_loss(args[0], pads[0], args[2], pads[1])
         return np.abs(np.asarray(losses) / exact - 1).max()
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from bljust_jax.ops.ctc import pallas_tpu, scan
 from bljust_jax.ops.ctc.pallas_tpu import Tiles
-from bljust_jax.ops.ctc.trellis import Recursions, Trellis, real_frames, softmax_of, trellis_of
+from bljust_jax.ops.ctc.trellis import Recursions, Trellis, softmax_of, trellis_of, valid_frames
 
 
 def random_trellis(frames, batch, width, seed=0) -> Trellis:
@@ -35,7 +35,7 @@ def random_trellis(frames, batch, width, seed=0) -> Trellis:
 def walk(recursions, trellis):
     """log P and the occupancies of real frames, 0 elsewhere."""
     log_prob, states = recursions.forward(trellis, store=True)
-    real = real_frames(trellis.label.shape[0], trellis.logit_lengths).T[..., None]
+    real = valid_frames(trellis.label.shape[0], trellis.logit_lengths).T[..., None]
     return log_prob, jnp.where(real, recursions.occupancy(trellis, states), 0.0)
 
 

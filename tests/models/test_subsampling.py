@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bljust_jax.models.frontends import (
+from bljust_jax.models.subsampling import (
     StridedConv,
     Subsampling,
     depthwise_strided,

@@ -1,8 +1,8 @@
 """Convolutional subsampling by 4 or 8: 3x3 convolutions of stride 2 and a linear map.
 
-A strided convolution is one product of its nine strided taps with the kernel. `lax.conv` is faster
-only outside a loop: inside `lax.scan` (gradient accumulation) its backward pass on XLA:CPU is tens
-of times slower. A depthwise one is a sum of nine products.
+A strided convolution is computed as a matrix product of its nine strided taps with the kernel:
+inside `lax.scan` (gradient accumulation) the backward pass of `lax.conv` on XLA:CPU is tens of
+times slower. A depthwise convolution is a sum of nine products.
 """
 
 import math
@@ -15,27 +15,27 @@ from jaxtyping import Array, Float, Int
 
 from bljust_jax.ops.log_mel import Counts, valid_frames
 
-FACTORS = {"conv2d": 4, "parakeet": 8}  # the usual factor of each kind
+FACTORS = {"conv2d": 4, "parakeet": 8}  # default factor of each kind
 
 
 def receptive_field(factor: int = 4) -> tuple[int, int, int]:
-    """(stride, left, right) in feature frames: output t sees inputs factor t +- (factor - 1) alone.
+    """(stride, left, right) in feature frames: output t depends on inputs factor t +- (factor - 1).
 
-    A causal encoder looks ahead by that much: 30 ms at factor 4, 70 ms at 8, and the last window.
+    That is the look-ahead of a causal encoder: 30 ms at factor 4, 70 ms at 8, plus one window.
     """
     return factor, factor - 1, factor - 1
 
 
 def output_lengths(lengths: Counts, factor: int = 4) -> Counts:
-    """Valid output frames: halved and rounded up at each stage, ceil(length / factor) in all."""
+    """Valid output frames: halved and rounded up per stage, ceil(length / factor) in total."""
     return (lengths + factor - 1) // factor
 
 
 def strided_taps(x: Float[Array, "b t f c"]) -> list[Float[Array, "b u g c"]]:
     """The nine inputs of a 3x3 convolution of stride 2 and padding 1, row-major over the kernel.
 
-    Tap (i, j) at output (u, g) is x[2u + i - 1, 2g + j - 1], zero outside; u = ceil(T / 2) and
-    g = ceil(F / 2). Taken from the even and odd phases, whose transposes are plain pads.
+    Tap (i, j) at output (u, g) is x[2u + i - 1, 2g + j - 1], zero outside; U = ceil(T / 2),
+    G = ceil(F / 2). Computed from even and odd phases, whose transposes are pads.
     """
     batch, frames, bands, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, frames % 2), (0, bands % 2), (0, 0)))
@@ -57,9 +57,9 @@ def _later(x: Array, axis: int) -> Array:
 def depthwise_strided(
     x: Float[Array, "b t f c"], kernel: Float[Array, "3 3 c"]
 ) -> Float[Array, "b u g c"]:
-    """3x3 convolution of each channel alone, stride 2, padding 1.
+    """Depthwise 3x3 convolution, stride 2, padding 1.
 
-    Products and sums have the kernel's dtype where that is wider; the result has x's.
+    Products and sums use the wider dtype of kernel and x; the result has the dtype of x.
     """
     weights = kernel.reshape(9, 1, 1, 1, -1)
     return sum(w * tap for w, tap in zip(weights, strided_taps(x), strict=True)).astype(x.dtype)
@@ -97,11 +97,11 @@ class StridedDepthwiseConv(nn.Module):
 class Subsampling(nn.Module):
     """Features `[B, T, M]` to latents `[B, ceil(T / factor), D]`: log2(factor) stages, then linear.
 
-    A stage halves time and bands and ends in ReLU. It is a whole 3x3 convolution or, where
-    `separable` and not the first, a depthwise one and a pointwise map. Padded frames are set to 0
-    before each stage, NaN included, and in the output. Sources: whole, factor 4: Gulati et al.,
-    Conformer, Interspeech 2020, figure 1; separable, factor 8: Rekesh et al., Fast Conformer, ASRU
-    2023, section 3.1 (NVIDIA's Parakeet).
+    A stage halves time and bands and ends in ReLU. It is a full 3x3 convolution or, with
+    `separable` and after the first stage, a depthwise convolution and a pointwise map. Padded
+    frames are set to 0 before each stage, NaN included, and in the output. Sources: full stages,
+    factor 4: Gulati et al., Conformer, Interspeech 2020, figure 1; separable stages, factor 8:
+    Rekesh et al., Fast Conformer, ASRU 2023, section 3.1 (NVIDIA's Parakeet).
     """
 
     channels: int
@@ -137,8 +137,8 @@ def subsampling_flops(
 ) -> tuple[int, int]:
     """(floating-point operations of one forward pass of `Subsampling`, its output frames).
 
-    Stage n has t_n f_n outputs a channel, each half of the last rounded up: 2 t f 9 C of the first,
-    2 t f 9 C^2 of a whole one, 2 t f (9 C + C^2) of a separable one; then 2 t f C d.
+    Stage n has t_n f_n outputs per channel, half of the previous rounded up: 2 t f 9 C for the
+    first, 2 t f 9 C^2 for a full stage, 2 t f (9 C + C^2) for a separable one; then 2 t f C d.
     """
     total, inputs = 0, 1
     for _ in range(int(math.log2(factor))):
