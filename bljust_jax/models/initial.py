@@ -32,7 +32,7 @@ def draw(rng: Key[Array, ""], shapes: dict[str, Any]) -> dict[str, Any]:
                 kernel = normal[end - size : end].reshape(shape)
                 arrays.append(kernel * math.prod(own[:-1]) ** -0.5)
             else:
-                arrays.append(jnp.full(shape, float(path[-1].key == "scale")))
+                arrays.append(jnp.full(shape, float(path[-1].key == "scale"), jnp.float32))
         return arrays
 
     return jax.tree.unflatten(treedef, jax.jit(fill)(rng))

@@ -204,9 +204,7 @@ class BiRq:
         frozen = {NAME: quantizers}
         if self.labels.teacher:
             teacher, stats = jax.eval_shape(self.encoder.init, rng)
-            frozen["teacher"] = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), Weights({"encoder": teacher}, stats)
-            )
+            frozen["teacher"] = jax.tree.map(jnp.zeros_like, Weights({"encoder": teacher}, stats))
         return params, frozen
 
     def cost(self, losses: frozenset[str], seconds: float | int) -> float:
