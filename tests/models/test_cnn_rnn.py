@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import cnn_rnn, heads
-from bljust_jax.models.encoders import load
+from bljust_jax.models import heads
+from bljust_jax.models.encoders import cnn_rnn, load
 from bljust_jax.models.encoders.cnn_rnn import CnnRnn
 from bljust_jax.models.norms import EPSILON
 from configs import defaults
