@@ -13,8 +13,8 @@ from bljust_jax.bilevel import multi_objective, schedules
 from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise, streams, tokenizer
-from bljust_jax.models import cnn_rnn, conformer, encoders, frontends, remat
-from bljust_jax.models.encoders import conformer as conformer_encoder
+from bljust_jax.models import audio_features, encoders, remat, subsampling
+from bljust_jax.models.encoders import cnn_rnn, conformer
 from bljust_jax.objectives import cpc, ctc
 from bljust_jax.ops import ctc as ops_ctc
 from configs import birq, common, librispeech, m2asr, manifest, quickstart, tedlium, wav2vec2_just
@@ -92,7 +92,7 @@ def modules(package, attribute):
 def test_choices_are_those_of_the_code():
     assert choices("recipe") == modules(recipes, "build")
     assert choices("encoder") == modules(encoders, "build")
-    assert choices("ssl") == modules(objectives, "bind")
+    assert choices("ssl") == modules(objectives, "build")
     assert choices("lr.*.shape") == set(schedules.SHAPES)
     assert choices("ctc.implementation") == set(ops_ctc.IMPLEMENTATIONS)
     assert choices("ctc.reduction") == set(ctc.REDUCTIONS)
@@ -101,9 +101,9 @@ def test_choices_are_those_of_the_code():
     assert choices("moo.normalise") == set(multi_objective.NORMALISE)
     assert choices("model.remat") == set(remat.POLICIES)
     assert choices("model.norm") == set(conformer.NORMS)
-    assert choices("model.subsampling") == set(frontends.FACTORS)
+    assert choices("model.subsampling") == set(subsampling.FACTORS)
     assert choices("model.kind") == set(cnn_rnn.GATES)
-    assert choices("features.frontend") == set(conformer_encoder.FRONTENDS)
+    assert choices("features.frontend") == set(audio_features.FRONTENDS)
     assert choices("data.text.units") == set(tokenizer.UNITS)
     assert choices("data.text.normalise") == set(normalise.NORMALISERS)
     assert choices("data.streams.*.field") == set(streams.FIELDS)

@@ -343,7 +343,7 @@ def test_bfloat16_logits_are_read_in_float32_and_get_bfloat16_gradients(implemen
     )  # bfloat16 keeps 8 bits
 
 
-@pytest.mark.parametrize("less", [ctc._less_by_scatter, ctc._less_by_product])
+@pytest.mark.parametrize("less", [ctc._subtract_by_scatter, ctc._subtract_by_product])
 def test_every_label_of_a_class_is_taken_off_it(less):
     """Exact: one-hot products and scatters add the same few numbers of two digits."""
     rng = np.random.default_rng(15)
