@@ -40,6 +40,9 @@ def test_the_configs_of_the_readme_are_among_those_run_shrunk(page):
     [
         ["make", "coffee"],
         ["python", "-m", "bljust_jax.brew"],
+        ["bljust", "brew"],
+        ["bljust", "evaluate", "--brew"],
+        ["bljust", "train", "--config=quickstart", "--config.data.x=1"],
         ["python", "-m", "bljust_jax.main", "--config=configs/quickstart.py", "--config.data.x=1"],
     ],
 )
@@ -60,3 +63,54 @@ def test_readme_links_and_files_exist(page):
 def test_readme_names_every_method():
     text = README.read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in common.METHODS)
+
+
+# The rows of a table that name a file and a function: `path` in one cell, `name` in a neighbour.
+FUNCTION = r"`([A-Za-z_]\w*)(?:\([^`]*\))?`"
+FILE = r"`((?:bljust_jax|launch)/[\w/]+\.(?:py|sh))`"
+
+
+def named_functions(text):
+    """(file, function) of each table row with both: `| ... | file | function |` or the reverse, and
+    of `file`, `function` in one cell."""
+    found = re.findall(rf"{FILE}(?:, | \| ){FUNCTION}", text)
+    found += [(file, name) for name, file in re.findall(rf"{FUNCTION} \| {FILE}", text)]
+    return found
+
+
+@pytest.mark.parametrize("name", ["method", "architecture"])
+def test_functions_are_in_the_files_that_pages_name(name):
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    found = named_functions(text)
+    assert len(found) >= 15
+    for file, function in found:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        defined = rf"^\s*(def {function}\b|class {function}\b|{function}\b.*=|{function}\(\))"
+        assert re.search(defined, source, flags=re.M), f"{file} has no {function}"
+
+
+def test_every_folder_of_the_package_is_in_the_architecture_page():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for folder in (ROOT / "bljust_jax").glob("[a-z]*/"):
+        assert f"  {folder.name}/ " in text, folder.name
+
+
+def test_every_page_is_in_the_index():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in pages():
+        assert page == README or page.stem == "index" or f"\n{page.stem}\n" in text, page
+
+
+@PAGES
+def test_sentences_are_short(page):
+    """At most 25 words, tables and code apart."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if not re.match(r"[|#!]", line)]
+    prose = re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "code", "\n".join(lines)))
+    for paragraph in re.split(r"\n\s*\n", prose):
+        for sentence in re.split(r"[.?!:;](?:\s+|$)", paragraph):
+            assert len(sentence.split()) <= 25, sentence
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150

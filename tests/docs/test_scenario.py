@@ -6,18 +6,18 @@ import shutil
 import pytest
 
 from tests.helpers import compile_cache
-from tests.helpers.documents import blocks, commands, pages
+from tests.helpers.documents import as_module, blocks, commands, pages
 from tests.helpers.shrunk_commands import execute, make_folder
 
 # Pages on which later commands read what earlier ones trained.
 TRAINING = {"data", "training"}
 CACHE = compile_cache.folder() or ""  # none: off
-TRAIN = "--config=configs/manifest.py:supervised --workdir=runs/manifest"
+TRAIN = "--config=manifest:supervised --workdir=runs/manifest"
 DATA = "--config.data.train=train.jsonl --config.data.dev=dev.jsonl"
 
 
 def trains(words):
-    return words[2:3] == ["bljust_jax.main"]
+    return as_module(words)[2:3] == ["bljust_jax.main"]
 
 
 def parts():
@@ -36,7 +36,7 @@ def parts():
 def trained(tmp_path_factory):
     """A folder with manifests, audio and one trained run, which stands for all that pages name."""
     folder = make_folder(tmp_path_factory.mktemp("documents"))
-    execute(["python", "-m", "bljust_jax.main", *TRAIN.split(), *DATA.split()], folder, CACHE)
+    execute(["bljust", "train", *TRAIN.split(), *DATA.split()], folder, CACHE)
     for name in ("manifest-digits", "manifest-digits-ptft"):
         shutil.copytree(folder / "runs" / "manifest", folder / "runs" / name)
     return folder
@@ -53,10 +53,10 @@ def folder(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("found", list(parts()))
 def test_commands_run(found, folder):
     for words in found:
-        if words[2:3] == ["bljust_jax.prepare"]:
+        if words[:2] == ["bljust", "prepare"]:
             for split, name in (("train", "train-clean-100"), ("dev", "dev-clean")):
                 options = [f"{split}.jsonl", "--split", name, "--out", "shards", "--verify"]
-                execute([*words[:3], *options], folder, CACHE)
+                execute([*words[:2], *options], folder, CACHE)
         else:
             execute(words, folder, CACHE)
 

@@ -8,6 +8,8 @@ import pathlib
 import re
 import shlex
 
+from bljust_jax import __main__ as bljust
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 
@@ -35,8 +37,9 @@ def makefile_targets() -> set[str]:
 
 
 def load_config(address: str):
-    """`configs/x.py:variant,variant` -> the ConfigDict that `--config` would give."""
+    """The ConfigDict of `--config=x:variant,variant` or `--config=configs/x.py:variant`."""
     path, _, variants = address.partition(":")
+    path = path if path.endswith(".py") else f"configs/{path}.py"
     spec = importlib.util.spec_from_file_location("config_of_readme", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -52,11 +55,21 @@ def help_of(module: str) -> str:
     return out.getvalue()
 
 
+def as_module(words: list[str]) -> list[str]:
+    """`bljust COMMAND ...` as `python -m bljust_jax.MODULE ...`; other commands as they are."""
+    if words[:1] != ["bljust"]:
+        return words
+    assert words[1] in bljust.COMMANDS, words
+    return ["python", "-m", f"bljust_jax.{bljust.COMMANDS[words[1]][0]}", *words[2:]]
+
+
 def check_command(words: list[str]) -> None:
     """Asserts that a command of a document exists in this checkout."""
-    words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+    words = as_module([word for word in words if not re.match(r"[A-Z_]+=", word)])
     if words[:1] == ["make"]:
         assert set(words[1:]) <= makefile_targets(), words
+    if words[:1] == ["python"] and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file(), words
     if words[1:2] == ["-m"] and words[2].startswith("bljust_jax"):
         path = ROOT / words[2].replace(".", "/")
         source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")

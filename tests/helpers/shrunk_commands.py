@@ -4,20 +4,21 @@ import importlib
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 
 from bljust_jax.data.sources import open_source, read_audio
 from tests.helpers import corpora
-from tests.helpers.documents import ROOT, load_config
+from tests.helpers.documents import ROOT, as_module, load_config
 from tests.helpers.fake_recognizer import store
 
 RATE = 16000
 STEPS = 2  # of each phase
 # What runs elsewhere: Makefile targets are checked to exist, launchers run dry in
 # tests/repo/test_launch.py, several processes in tests/parallel.
-ELSEWHERE = ("make", "pip", "source", "launch/", "sbatch", "git")
+ELSEWHERE = ("make", "pip", "source", "launch/")
 DROPPED = (
     "--config.data.root",
     "--config.init_from",
@@ -47,6 +48,10 @@ def execute(words: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -
     """Runs one command, shrunk, in `folder`, the current one; AssertionError unless it exits 0."""
     if words[0].startswith(ELSEWHERE):
         return
+    words = as_module(words)
+    if words[1].endswith(".py"):
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+        return
     assert words[:2] == ["python", "-m"], words
     module, options = words[2], words[3:]
     if module == "bljust_jax.main":
@@ -61,9 +66,10 @@ def execute(words: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -
 
 
 def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -> None:
-    """`python -m bljust_jax.main`, a process of its own, in variant smoke unless in overfit."""
+    """`bljust train`, a process of its own, in variant smoke unless in overfit."""
     given = dict(word[2:].partition("=")[::2] for word in options)
     path, _, variants = given.pop("config").partition(":")
+    path = path if path.endswith(".py") else f"configs/{path}.py"
     name = "-".join([pathlib.Path(path).stem, *variants.replace(",", "-").split()])
     if "overfit" not in variants:
         variants = ",".join([*variants.split(",")[:], "smoke"]).strip(",")
