@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     """A folder with manifests, audio and one trained run, which stands for all that pages name."""
     folder = make_folder(tmp_path_factory.mktemp("documents"))
     execute(["bljust", "train", *TRAIN.split(), *DATA.split()], folder, CACHE)
-    for name in ("manifest-digits", "manifest-digits-ptft"):
+    for name in ("manifest-digits", "manifest-digits-ptft", "quickstart"):
         shutil.copytree(folder / "runs" / "manifest", folder / "runs" / name)
     return folder
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -85,7 +86,8 @@ def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -
     if "profile_steps" in given:
         given["profile_steps"] = "2:4"
     if "workdir" in given:
-        given["workdir"] = f"runs/{pathlib.Path(given['workdir']).name}"
+        small["workdir"] = f"runs/{pathlib.Path(given.pop('workdir')).name}"
+    shutil.rmtree(folder / small["workdir"], ignore_errors=True)
     words = [f"--config={path}:{variants}"]
     words += [f"--{k}={v}" if v != "" else f"--{k}" for k, v in {**small, **given}.items()]
     meshed = any(k.startswith("config.mesh") for k in given)
