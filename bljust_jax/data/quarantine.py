@@ -1,12 +1,11 @@
 """Quarantine of utterances with corrupt audio: skipped, counted, listed, and limited in number."""
 
-import json
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance
+from bljust_jax.data.sources import Utterance, write_json_lines
 
 
 class Quarantine:
@@ -76,7 +75,4 @@ class Quarantine:
         if not self._entries:
             path.unlink(missing_ok=True)
             return
-        scratch = path.with_suffix(".tmp")
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self)
-        scratch.write_text(lines, encoding="utf-8")
-        scratch.replace(path)
+        write_json_lines(path, self)

@@ -29,7 +29,13 @@ import soundfile
 from jaxtyping import Int16
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, encode_audio, read_audio, read_lines
+from bljust_jax.data.sources import (
+    Utterance,
+    encode_audio,
+    read_audio,
+    read_lines,
+    write_json_lines,
+)
 
 NAME, VERSION = "bljust_speech", "1.0.0"
 SHARD_BYTES = 256 << 20
@@ -97,8 +103,7 @@ def write(
     try:
         with _scratch(final.with_name(f".{split}.incomplete")) as work:
             _store(job, split, work, math.ceil(len(utterances) / files))
-            with index_path(work, split).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in job.index)
+            write_json_lines(index_path(work, split), job.index)
             work.rename(final)
     finally:
         _write_bad(final.with_name(f"quarantine-{split}.jsonl"), job.bad)
@@ -230,8 +235,7 @@ def _in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[
 def _write_bad(path: pathlib.Path, bad: list[dict]) -> None:
     path.unlink(missing_ok=True)
     if bad:
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
-        path.write_text("".join(lines), encoding="utf-8")
+        write_json_lines(path, bad)
 
 
 def _summary(folder: pathlib.Path, index: list[dict]) -> Summary:

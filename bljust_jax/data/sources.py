@@ -5,12 +5,14 @@ import concurrent.futures
 import dataclasses
 import io
 import itertools
+import json
 import math
 import os
 import pathlib
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -160,6 +162,14 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
                 ) from error
             if line.strip():
                 yield f"{path}:{number}", line
+
+
+def write_json_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line, atomically."""
+    scratch = path.with_suffix(".tmp")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    scratch.write_text("".join(lines), encoding="utf-8")
+    scratch.replace(path)
 
 
 def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int16
 
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError, nearest
-from bljust_jax.data.sources import to_int16
+from bljust_jax.data.sources import to_int16, write_json_lines
 
 FORMAT = 1  # increase it when the same settings give other audio
 SPLITS = ("train", "dev", "test")
@@ -219,9 +219,8 @@ def _make(settings: Settings, folder: pathlib.Path, title: str) -> None:
             )
             done += 1
             status.update(f"{done}/{len(lines)} utterances")
-        text = "".join(json.dumps(row) + "\n" for row in rows)
         for target in SPLITS if settings.same else (split,):
-            (folder / f"{target}.jsonl").write_text(text, encoding="utf-8")
+            write_json_lines(folder / f"{target}.jsonl", rows)
     status.clear()
     next(voices, None)  # the process ends, and its exit code is checked
 
@@ -253,7 +252,7 @@ def record(
 def _synthesise(lines: list[Line], rate: int, scratch: pathlib.Path) -> Iterator[np.ndarray]:
     """Run this module as a process; yields float32 audio [S] at `rate` Hz per line."""
     requests = scratch / "script.jsonl"
-    requests.write_text("".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in lines))
+    write_json_lines(requests, map(dataclasses.asdict, lines))
     package = pathlib.Path(__file__).parents[2]
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(

@@ -4,13 +4,14 @@ Id 0 is the CTC blank and padding; `symbols[n]` has id n + 1. There is no id for
 training skips utterances with a character that has no label.
 """
 
+import abc
 import collections
 import hashlib
 import io
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -25,46 +26,56 @@ LONGEST = 1 << 20  # bytes; SentencePiece skips longer texts
 SHOWN = 30  # characters without an id that `coverage` lists
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
+class Tokenizer(abc.ABC):
     """Texts to labels and back: decode(encode(text)) == normalise(text) for covered texts.
 
-    symbols: the units, id = index + 1; unit: "character" or "piece", for messages; sha256: checksum
-    of the SentencePiece model, "" without one.
+    symbols: the units, id = index + 1; steps: of text normalisation, names of
+    `normalise.NORMALISERS`; unit: "character" or "piece", for messages; sha256: checksum of the
+    SentencePiece model, "" without one.
     """
 
     symbols: tuple[str, ...]
+    steps: tuple[str, ...]
     unit: str
     sha256: str
 
     @property
     def vocab_size(self) -> int:
         """Symbols and the blank: the size of a CTC head."""
+        return len(self.symbols) + 1
 
+    @abc.abstractmethod
     def normalise(self, text: str) -> str:
         """The text in the spelling of training and scoring, a fixed point (`data/normalise.py`)."""
 
+    @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, "u"]:
         """Ids [U] of the normalised text. Raises UserError naming the characters without an id."""
 
+    @abc.abstractmethod
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
         """The text of ids; blanks and padding (0) are dropped. Raises ValueError out of range."""
 
     def covers(self, text: str) -> bool:
         """Whether every character of the normalised text has an id."""
+        return not self.uncovered([text])
 
+    @abc.abstractmethod
     def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
         """Characters without an id and how often each occurs, the most frequent first."""
 
+    @abc.abstractmethod
     def to_json(self) -> dict:
         """The content of `tokenizer.json`, which identifies the tokenizer."""
 
     def save(self, folder: pathlib.Path) -> None:
         """Write the files that `load_tokenizer` reads into an existing folder."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
+        (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
 
 
-class CharTokenizer:
-    """A `Tokenizer` of single characters; `steps` are names of `normalise.NORMALISERS`."""
+class CharTokenizer(Tokenizer):
+    """A `Tokenizer` of single characters."""
 
     unit = "character"
     sha256 = ""
@@ -72,14 +83,13 @@ class CharTokenizer:
     def __init__(self, symbols: Sequence[str], steps: Sequence[str] = ("lower",)):
         self.symbols = tuple(symbols)
         self.steps = tuple(steps)
-        self.normalise = spelling.make(self.steps)
+        self._normalise = spelling.make(self.steps)
         self._ids = {symbol: i for i, symbol in enumerate(self.symbols, start=1)}
         if len(self._ids) != len(self.symbols) or any(len(s) != 1 for s in self.symbols):
             raise ValueError("symbols must be distinct single characters")
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.symbols) + 1
+    def normalise(self, text: str) -> str:
+        return self._normalise(text)
 
     def encode(self, text: str) -> Int32[np.ndarray, "u"]:
         normal = self.normalise(text)
@@ -90,9 +100,6 @@ class CharTokenizer:
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
         return "".join(self.symbols[i - 1] for i in _labels(ids, self.vocab_size))
 
-    def covers(self, text: str) -> bool:
-        return self._ids.keys() >= set(self.normalise(text))
-
     def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
         counts = collections.Counter(c for text in texts for c in self.normalise(text))
         return {c: n for c, n in counts.most_common() if c not in self._ids}
@@ -100,11 +107,8 @@ class CharTokenizer:
     def to_json(self) -> dict:
         return {"kind": "characters", "normalise": list(self.steps), "symbols": list(self.symbols)}
 
-    def save(self, folder: pathlib.Path) -> None:
-        _write_json(self, folder)
 
-
-class PieceTokenizer:
+class PieceTokenizer(Tokenizer):
     """A `Tokenizer` of SentencePiece pieces (Kudo and Richardson 2018), from a model's bytes.
 
     Unknown, control and unused pieces have no label. The model's own normalisation follows the
@@ -126,10 +130,6 @@ class PieceTokenizer:
         self._ids = np.zeros(len(p), np.int32)
         self._ids[self._numbers] = np.arange(1, self.vocab_size)
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.symbols) + 1
-
     def normalise(self, text: str) -> str:
         text = self._spell(text)
         own = self._pieces.normalize(text).replace(SPACE, " ").strip()
@@ -145,9 +145,6 @@ class PieceTokenizer:
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
         labels = _labels(ids, self.vocab_size)
         return self._pieces.decode([self._numbers[i - 1] for i in labels])
-
-    def covers(self, text: str) -> bool:
-        return not self.uncovered([text])
 
     def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
         counts: collections.Counter[str] = collections.Counter()
@@ -168,7 +165,7 @@ class PieceTokenizer:
         table = "".join(f"{piece}\t{i}\t{score:g}\n" for piece, i, score in rows)
         (folder / "tokenizer.model").write_bytes(self.model)
         (folder / "tokenizer.vocab").write_text(table, encoding="utf-8")
-        _write_json(self, folder)
+        super().save(folder)
 
 
 def make_tokenizer(
@@ -344,8 +341,3 @@ def _labels(ids: Sequence[int] | Int[np.ndarray, "u"], vocab_size: int) -> list[
 def _no_id_error(text: str, characters: Iterable[str]) -> UserError:
     listed = ", ".join(map(repr, characters))
     return UserError(f"the tokenizer has no id for {listed} of {text!r}; leave the text out")
-
-
-def _write_json(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-    text = json.dumps(tokenizer.to_json(), ensure_ascii=False, indent=1)
-    (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")

@@ -1,19 +1,17 @@
 """The fields of encoders, decoder and input features."""
 
-from bljust_jax.common.config_schema import field
 from bljust_jax.common.config_schema.field import (
     AT_LEAST_0,
     AT_LEAST_1,
     BELOW_1,
     FROM_0_TO_1,
     WHOLE_NUMBERS,
+    WINDOW,
     Field,
 )
 
 FEATURES = {
-    "frontend": Field(
-        str, "log-mel features: ours, or NVIDIA NeMo's (Parakeet)", ("log_mel", "nemo")
-    ),
+    "frontend": Field(str, "log-mel features; nemo: as NVIDIA's Parakeet", ("log_mel", "nemo")),
     "n_mels": Field(int, "mel bands", AT_LEAST_1),
     "window": Field(int, "samples per window", AT_LEAST_1),
     "hop": Field(int, "samples between windows", AT_LEAST_1),
@@ -39,17 +37,13 @@ MASK = {
 ALL_ENCODERS = {
     "heads": Field(int, "attention heads", AT_LEAST_1),
     "dropout": Field(float, "dropout rate", BELOW_1),
-    "dtype": Field(
-        str, "dtype of the arithmetic; parameters are float32", ("float32", "bfloat16", "float64")
-    ),
+    "dtype": Field(str, "dtype of the arithmetic", ("float32", "bfloat16", "float64")),
     "scan_unroll": Field(int, "layers per iteration of the scan over layers", AT_LEAST_1),
 }
 TRANSFORMERS = {
     "dim": Field(int, "width of the blocks", AT_LEAST_1),
     "layers": Field(int, "number of blocks", AT_LEAST_1),
-    "remat": Field(
-        str, "what the backward pass recomputes: less memory, more time", ("none", "dots", "full")
-    ),
+    "remat": Field(str, "recomputation in the backward pass", ("none", "dots", "full")),
 }
 CONFORMER = {
     "kernel": Field(int, "frames of the depthwise convolution, odd", AT_LEAST_1),
@@ -57,7 +51,7 @@ CONFORMER = {
     "subsampling": Field(str, "kind of the subsampling convolutions", ("conv2d", "parakeet")),
     "subsampling_factor": Field(int, "frames per output frame; 0: the kind's", (0, 4, 8)),
     "norm": Field(str, "norm of the convolution module", ("layer", "batch")),
-    "window": Field(int, "frames that attention covers; 0: all", field.WINDOW),
+    "window": Field(int, "frames that attention covers; 0: all", WINDOW),
     "ff_mult": Field(int, "feed-forward width over dim", AT_LEAST_1),
 }
 WAV2VEC2 = {
@@ -72,9 +66,7 @@ WAV2VEC2 = {
     "pos_kernel": Field(int, "frames of the positional convolution", AT_LEAST_1),
     "pos_groups": Field(int, "groups of the positional convolution", AT_LEAST_1),
     "layerdrop": Field(float, "share of blocks skipped per training step", BELOW_1),
-    "feature_grad_scale": Field(
-        float, "factor of the gradient into the waveform convolutions", AT_LEAST_0
-    ),
+    "feature_grad_scale": Field(float, "gradient factor of the waveform convolutions", AT_LEAST_0),
     "hf_compat": Field(bool, "group norm counts padded frames, as transformers' does"),
 }
 CNN_RNN = {

@@ -1,11 +1,11 @@
 """The fields of the losses: CTC, CPC, BEST-RQ, wav2vec 2.0 and BiRQ."""
 
-from bljust_jax.common.config_schema import field
 from bljust_jax.common.config_schema.field import (
     ABOVE_0,
     ABOVE_0_TO_1,
     AT_LEAST_0,
     AT_LEAST_1,
+    CHUNK,
     Field,
 )
 
@@ -25,10 +25,8 @@ CPC = {
     "width": Field(int, "width of projected latents and predictions", AT_LEAST_1),
     "temperature": Field(float, "divisor of the cosine", ABOVE_0),
     "negatives": Field(int, "negative frames of the same utterance; 0: all", AT_LEAST_0),
-    "context": Field(
-        str, "one causal pass, or windows encoded apart (the papers)", ("causal", "chunked")
-    ),
-    "chunk": Field(tuple, "windows of context=chunked", field.CHUNK),
+    "context": Field(str, "one causal pass, or windows apart", ("causal", "chunked")),
+    "chunk": Field(tuple, "windows of context=chunked", CHUNK),
     "target_gradient": Field(bool, "the loss has a gradient into its targets"),
 }
 
@@ -68,9 +66,7 @@ BIRQ = {
     "layer": Field(int, "k, block whose output is labelled; 0: 0.7 of the blocks", AT_LEAST_0),
     "label_gradient": Field(bool, "the enhanced loss has a gradient through its labels"),
     "label_dropout": Field(bool, "dropout in the pass that makes labels"),
-    "normalise": Field(
-        str, "normalise block k's output over time, or per frame", ("feature", "frame")
-    ),
+    "normalise": Field(str, "scale block k over time, or per frame", ("feature", "frame")),
     "score": Field(str, "score of an output and a code", ("cosine", "distance")),
     "sharpness": Field(float, "factor of the score, before noise", ABOVE_0),
     "noise": Field(bool, "Gumbel noise on the scores"),

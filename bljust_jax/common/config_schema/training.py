@@ -1,11 +1,12 @@
 """The fields of the recipe, its phases, penalties and optimizer, and of the run."""
 
-from bljust_jax.common.config_schema import field
 from bljust_jax.common.config_schema.field import (
     ABOVE_0,
     AT_LEAST_0,
     AT_LEAST_1,
     BELOW_1,
+    COSINE,
+    DEVICES,
     FROM_0_TO_1,
     Field,
 )
@@ -20,35 +21,25 @@ UNIT = ("step", "epoch")
 CONFIG = {
     "recipe": Field(str, "module of bljust_jax/recipes", tuple(METHODS)),
     "method": Field(str, "phase table of the recipe", METHODS),
-    "encoder": Field(
-        str, "module of bljust_jax/models/encoders", ("conformer", "wav2vec2", "cnn_rnn")
-    ),
-    "ssl": Field(
-        str, "module of bljust_jax/objectives: the lower level", ("cpc", "wav2vec2", "best_rq")
-    ),
+    "encoder": Field(str, "module of models/encoders", ("conformer", "wav2vec2", "cnn_rnn")),
+    "ssl": Field(str, "module of objectives: the lower level", ("cpc", "wav2vec2", "best_rq")),
     "freeze": Field(tuple, "parts of the encoder whose parameters do not train"),
     "init_from": Field(str, "pretrained model, a folder or file of transformers; empty: none"),
     "init_from_pickle": Field(bool, "accept pytorch_model.bin, which can run code when it is read"),
     "teacher_from": Field(str, "workdir of the finished run that labels (method relabel)"),
     "variant": Field(str, "the text after the colon of --config"),
     "seed": Field(int, "seed of parameters, data order, masks and dropout", AT_LEAST_0),
-    "gradients": Field(
-        str, "one backward pass per objective, or one for all", ("separate", "fused")
-    ),
+    "gradients": Field(str, "one backward pass per loss, or one for all", ("separate", "fused")),
     "accumulate": Field(int, "micro-batches per step", AT_LEAST_1),
     "share_forward": Field(bool, "one causal forward pass for both levels"),
-    "head_scale": Field(
-        str, "gradient of a head: its own, or times its level's weight", ("plain", "penalised")
-    ),
+    "head_scale": Field(str, "heads: own gradient, or weighted", ("plain", "penalised")),
     "ema_decay": Field(float, "decay of the averaged parameters used for inference", BELOW_1),
     "eval_every": Field(int, "steps between evaluations of dev", AT_LEAST_1),
     "save_every": Field(int, "steps between checkpoints", AT_LEAST_1),
     "save_minutes": Field(float, "minutes after which a checkpoint is due; 0: off", AT_LEAST_0),
     "keep": Field(int, "number of newest checkpoints that are kept", AT_LEAST_1),
     "keep_every": Field(int, "checkpoints at its multiples are kept for good; 0: none", AT_LEAST_0),
-    "on_full_disk": Field(
-        str, "without room for a checkpoint: stop, or warn and go on", ("stop", "warn")
-    ),
+    "on_full_disk": Field(str, "stop, or go on without the checkpoint", ("stop", "warn")),
     "log_every": Field(int, "steps per row of metrics.jsonl", AT_LEAST_1),
     "max_skipped": Field(int, "consecutive non-finite steps after which the run ends", AT_LEAST_1),
     "samples": Field(int, "reference and hypothesis pairs shown per evaluation", AT_LEAST_0),
@@ -62,9 +53,7 @@ PHASES = {
     "finetune": Field(float, "length of the last phase, labelled losses alone", AT_LEAST_0),
     "pretrain": Field(float, "length of self-supervised pre-training", AT_LEAST_0),
     "supervised": Field(float, "length of method supervised", AT_LEAST_0),
-    "explore_when": Field(
-        str, "explore before the joint phase, or spread over it", ("once", "every_epoch")
-    ),
+    "explore_when": Field(str, "before, or spread over joint", ("once", "every_epoch")),
     "turn": Field(int, "steps per turn of method alternating", AT_LEAST_1),
 }
 
@@ -99,7 +88,7 @@ MOO = {
     "rho": Field(float, "regularisation towards equal weights", AT_LEAST_0),
     "normalise": Field(str, "scale gradients of a level to their mean norm", ("none", "norm")),
     "layers": Field(str, "layers whose gradients decide the weights", ("all", "conflicting")),
-    "threshold": Field(float, "mean cosine below which a layer conflicts", field.COSINE),
+    "threshold": Field(float, "mean cosine below which a layer conflicts", COSINE),
     "every": Field(int, "steps between selections of layers", AT_LEAST_1),
 }
 
@@ -111,7 +100,7 @@ COLLAPSE = {
 
 MESH = {
     "dcn": Field(int, "slices of a pod, or groups of hosts on a slow network", AT_LEAST_1),
-    "data": Field(int, "devices that split the batch", field.DEVICES),
+    "data": Field(int, "devices that split the batch", DEVICES),
     "fsdp": Field(int, "devices that split batch, parameters and optimizer state", AT_LEAST_1),
     "tensor": Field(int, "devices of one host that split heads and hidden units", AT_LEAST_1),
 }
