@@ -30,7 +30,7 @@ CONFIGS = (
 
 
 @pytest.mark.parametrize(("module", "variant"), CONFIGS)
-def test_what_is_shipped_is_in_range(module, variant):
+def test_shipped_configs_are_in_range(module, variant):
     config_schema.check(module.get_config(variant))
 
 

@@ -1,3 +1,5 @@
+"""Waveform augmentation: speed, noise, joining, reproducible draws."""
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def test_speed_scales_length_and_pitch(factor):
 
 @pytest.mark.parametrize("draw", range(4))
 @pytest.mark.parametrize("snr_db", [0.0, 20.0])
-def test_noise_has_the_ratio_asked_for(snr_db, draw):
+def test_noise_has_the_requested_snr(snr_db, draw):
     noisy = augment.noise(TONE, snr_db, augment.generator(0, 1, draw))
     added = noisy.astype(float) - TONE
     ratio = 10 * np.log10(np.mean(TONE.astype(float) ** 2) / np.mean(added**2))
@@ -45,7 +47,7 @@ def test_loud_sums_saturate():
     assert (joined[0], joined[-1]) == (32767, -32768)
 
 
-def test_silence_and_one_sample_survive():
+def test_silence_and_a_single_sample_are_augmented():
     rng = augment.generator(0, 0, 0)
     assert not augment.noise(np.zeros(100, np.int16), 10.0, rng).any()
     assert len(augment.noise(np.ones(1, np.int16), 10.0, rng)) == 1

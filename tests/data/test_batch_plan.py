@@ -1,3 +1,5 @@
+"""Batch plans: every utterance once per epoch, buckets, joining, balance, shares by temperature."""
+
 import collections
 import math
 import zlib
@@ -45,7 +47,7 @@ def test_bucket_table_rounds_batches_down_and_labels_up():
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.floats(0.1, 100), max_size=40), st.integers(1, 3))
-def test_evaluation_sees_each_utterance_once_in_few_shapes(durations, multiple):
+def test_evaluation_batches_hold_each_utterance_once_in_few_shapes(durations, multiple):
     batches = evaluation_batches(durations, (1.0, 4.0), 12.0, multiple)
     assert sorted(i for _, members in batches for i in members) == list(range(len(durations)))
     lengths = [1.0, 4.0] + [4.0 * 1.5**n for n in range(1, 9)]
@@ -149,7 +151,7 @@ def test_balance_draws_rare_texts_more_often():
     assert abs(share[1] - 0.5) < 0.08  # five standard errors of 1000 draws
 
 
-def test_what_fits_nowhere_is_left_out_with_its_reason():
+def test_utterances_that_fit_no_bucket_are_excluded_with_a_reason():
     durations = [0.5] * 20 + [5.0, 1.0]
     plan = Plan(
         durations, [1] * 21 + [60], ["s"] * 22, [""] * 22, [str(i) for i in range(22)], TABLE, 0
@@ -216,7 +218,7 @@ def test_a_bucket_empty_in_a_later_epoch_reuses_the_first():
         assert all(1.0 / item.speed <= plan.buckets[k].seconds + 1e-5 for item in items)
 
 
-def test_a_followers_buckets_may_each_be_in_an_epoch_of_their_own(monkeypatch):
+def test_buckets_led_by_another_plan_have_epochs_of_their_own(monkeypatch):
     made = []
     make_epoch = Plan._make_epoch
     monkeypatch.setattr(Plan, "_make_epoch", lambda s, e: made.append(e) or make_epoch(s, e))
@@ -278,7 +280,7 @@ def test_languages_share_an_epochs_audio_by_temperature(temperature):
             assert abs(times[own].sum() - factor * len(own)) <= 0.5
 
 
-def test_what_a_language_leaves_out_changes_by_epoch_and_by_epoch_alone():
+def test_skipped_utterances_of_a_language_depend_on_the_epoch_alone():
     plan, other = spoken(0.0), spoken(0.0)
     german = [tuple(i for i in members(plan, epoch) if i < 40) for epoch in range(4)]
     assert len(set(german)) == 4
@@ -291,12 +293,12 @@ def test_what_a_language_leaves_out_changes_by_epoch_and_by_epoch_alone():
     assert max(len(item.members) for item in joined.items(2)) == 3
 
 
-def test_a_language_is_never_left_out_altogether():
+def test_every_language_keeps_at_least_one_utterance():
     plan = spoken(0.01)  # nearly all for the language with the most audio
     assert [language.wanted for language in plan.languages.values()][1:] == [1, 1]
 
 
-def test_languages_change_nothing_at_temperature_one_or_where_all_are_alike():
+def test_languages_change_nothing_at_temperature_1_or_with_one_language():
     plain = make(labels=False, crop=True)
     assert [spoken(1.0).items(epoch) for epoch in range(2)] == [plain.items(e) for e in range(2)]
     assert spoken(1.0).languages == {}

@@ -1,3 +1,5 @@
+"""Training batches of one labelled stream: shapes, resumption, shards, augmentation, messages."""
+
 import json
 import re
 import zlib
@@ -45,7 +47,7 @@ def test_streams_and_shapes_follow_the_segments(folder):
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
-def test_resuming_equals_the_tail_whatever_the_threads(folder, threads):
+def test_resumed_batches_equal_the_rest_for_any_number_of_threads(folder, threads):
     whole = list(load(folder, num_threads=2).train_batches(SEGMENTS, 0))
     for start in (0, 7, 12, 13):
         tail = list(load(folder, num_threads=threads).train_batches(SEGMENTS, start))
@@ -102,7 +104,7 @@ def test_rows_without_augmentation_are_the_recordings(folder):
     assert seen == {u.id for u in corpus.utterances("labelled")}
 
 
-def test_overfitting_trains_and_scores_on_the_first_utterances_alone(folder):
+def test_overfit_trains_and_scores_on_the_first_utterances(folder):
     corpus = load(folder, **PLAIN, overfit=8)
     whole = load(folder, **PLAIN)
     few = [
@@ -147,7 +149,7 @@ def test_augmentation_differs_between_draws_and_seeds(folder):
         assert len(set(draws.values())) == len(draws)
 
 
-def test_long_unlabelled_audio_is_cropped_at_places_that_move(folder):
+def test_long_unlabelled_audio_is_cropped_at_random_offsets(folder):
     corpus = load(folder, **PLAIN, unlabelled_buckets=(0.3,), unlabelled_batch_seconds=12.0)
     whole = {
         zlib.crc32(u.id.encode()): read_audio(u, RATE) for u in corpus.utterances("unlabelled")
@@ -164,7 +166,7 @@ def test_long_unlabelled_audio_is_cropped_at_places_that_move(folder):
     assert all(n == 3 for n in [len(p) for key, p in places.items() if len(whole[key]) > 4000])
 
 
-def test_low_resource_sets_are_nested_and_by_seed(folder):
+def test_labelled_subsets_are_nested_and_depend_on_the_seed(folder):
     def ids(**changes):
         return {u.id for u in load(folder, **changes).utterances("labelled")}
 
@@ -205,12 +207,12 @@ def test_low_resource_sets_are_nested_and_by_seed(folder):
         ({"tokenizer": CharTokenizer(" xy")}, "no utterance is left.*with unknown characters"),
     ],
 )
-def test_settings_that_cannot_work_are_named(folder, changes, complaint):
+def test_wrong_fields_are_named(folder, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         load(folder, **changes)
 
 
-def test_what_is_left_out_is_counted(folder):
+def test_skipped_utterances_are_counted(folder):
     corpus = load(folder, min_seconds=0.3, max_seconds=1.0, tokenizer=CharTokenizer(" ab01"))
     lines = "\n".join(corpus.summary())
     assert "labelled: 8 utterances skipped: without a text" in lines
@@ -241,7 +243,7 @@ def test_strings_need_utterances_that_share_a_speaker(folder):
         load(folder, unlabelled=alone, unlabelled_join=(2, 2), unlabelled_join_share=1.0)
 
 
-def test_the_digest_is_of_what_decides_the_order(folder):
+def test_the_digest_covers_all_that_decides_the_order(folder):
     digest = load(folder).digest()
     assert len(digest) == 16
     assert load(folder, num_threads=1, eval_batch_seconds=9.0).digest() == digest
@@ -250,7 +252,7 @@ def test_the_digest_is_of_what_decides_the_order(folder):
     assert len({digest} | {load(folder, **change).digest() for change in changes}) == 7
 
 
-def test_audio_samples_come_one_by_one(folder, monkeypatch):
+def test_unlabelled_batches_are_loaded_one_by_one(folder, monkeypatch):
     corpus = load(folder, num_threads=1, prefetch=1)
     made = []
     make = corpus._train_batch
@@ -279,7 +281,7 @@ def test_the_utterances_of_a_step_are_named(folder):
         assert {corpus.utterances("labelled")[i].id for item in items for i in item.members} <= ids
 
 
-def test_blank_batches_have_the_shapes_of_the_steps(folder):
+def test_empty_batches_have_the_shapes_of_the_steps(folder):
     for changes in ({}, {"unlabelled_buckets": (1.0,)}):
         corpus = load(folder, **changes)
         for streams in (JOINT, ("labelled",), ("unlabelled",)):
@@ -298,7 +300,7 @@ def test_blank_batches_have_the_shapes_of_the_steps(folder):
                         assert not twin[stream][name].any()
 
 
-def test_labels_that_no_path_can_spell_are_counted_before_training(folder):
+def test_utterances_infeasible_for_ctc_are_counted_before_training(folder):
     corpus = load(folder)
     assert corpus.infeasible(lambda samples: samples) == []
     texts = {u.id: u.text for u in corpus.utterances("labelled")}

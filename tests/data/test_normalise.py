@@ -1,3 +1,5 @@
+"""Text normalisation: fixed points, punctuation, Arabic letters, order of steps."""
+
 import itertools
 import unicodedata
 
@@ -96,7 +98,7 @@ def test_white_space_is_one_space_and_composed_forms_are_one():
     assert spell("e\u0301") == "é"
 
 
-def test_a_lone_surrogate_becomes_what_a_file_can_hold():
+def test_a_lone_surrogate_becomes_the_replacement_character():
     assert spell("a\ud800b") == "a\ufffdb"
 
 

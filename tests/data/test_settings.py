@@ -1,5 +1,4 @@
-"""Settings of data that cannot work: one line each, which names the field. Those of one stream are
-in test_pipeline.py."""
+"""Wrong fields of config.data with several streams: one line each that names the field."""
 
 import pytest
 
@@ -60,13 +59,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("edit", "complaint"), WRONG)
-def test_what_cannot_work_is_named(folder, edit, complaint):
+def test_a_wrong_field_is_named(folder, edit, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         load(folder, edit=edit)
     assert "\n" not in str(caught.value)
 
 
-def test_data_that_say_nothing_are_named(folder, tmp_path):
+def test_empty_sources_are_named(folder, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"streams\.asr/en\.train: \S*empty\.jsonl: no utterance"):
         load(folder, edit=of("asr/en", train=str(tmp_path / "empty.jsonl")))
@@ -81,7 +80,7 @@ def test_data_that_say_nothing_are_named(folder, tmp_path):
         load(folder, edit=of("asr/en", dev="", test=str(folder / "bare.jsonl")), max_seconds=1.0)
 
 
-def test_a_model_that_lacks_characters_leaves_utterances_out(folder, tmp_path):
+def test_utterances_with_characters_outside_the_model_are_skipped(folder, tmp_path):
     model = tmp_path / "en.model"
     for known, left in ((["c0", "c1", "0c1"], 10), (["z9"], 0)):
         model.write_bytes(learn_pieces(known, (), "bpe", len(set("".join(known))) + 1).model)
@@ -95,7 +94,7 @@ def test_a_model_that_lacks_characters_leaves_utterances_out(folder, tmp_path):
             load(folder, edit=edit)
 
 
-def test_a_bucket_that_a_follower_cannot_fill_is_named(folder):
+def test_a_bucket_without_utterances_of_a_stream_is_named(folder):
     """The shortest of en lasts 0.92 s; ar, of more batches, has batches of its first bucket."""
     said = (
         r"asr/en\.buckets: no utterance of asr/en is within 0\.9 s, which goes with asr/ar's 0\.7 s"

@@ -1,3 +1,5 @@
+"""ArrayRecord shards: equal bits, corrupt audio, killed runs, damaged files, TFDS folders."""
+
 import dataclasses
 import importlib.util
 import json
@@ -60,7 +62,7 @@ def assert_same(original, stored, rate):
         np.testing.assert_array_equal(read_audio(u, rate), read_audio(v, rate))
 
 
-def test_shards_hold_what_the_manifest_does(corpus, prepared):
+def test_shards_equal_the_manifest(corpus, prepared):
     original = open_source(str(corpus / "train.jsonl"))
     stored = open_source(f"tfds:{corpus}/shards/train")
     assert_same(original, stored, RATE)
@@ -129,7 +131,7 @@ def test_threads_read_one_folder(corpus, prepared):
         np.testing.assert_array_equal(audio, read_audio(u, RATE))
 
 
-def test_bad_audio_is_listed_and_left_out(tmp_path, corpus):
+def test_bad_audio_is_listed_and_skipped(tmp_path, corpus):
     utterances = open_source(str(corpus / "train.jsonl"))
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
@@ -175,7 +177,7 @@ shards.write(sources.open_source(sys.argv[1]), sys.argv[2], "train", progress=ki
 """
 
 
-def test_a_killed_run_leaves_nothing_that_reads_as_complete(tmp_path, corpus):
+def test_a_killed_run_leaves_no_finished_folder(tmp_path, corpus):
     manifest = str(corpus / "train.jsonl")
     killed = subprocess.run([sys.executable, "-c", KILLED, manifest, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -250,7 +252,7 @@ def test_verify_compares_the_samples_with_the_index(copy):
         shards.verify(str(copy), "c")
 
 
-def test_an_index_of_other_records_is_noticed(copy):
+def test_an_index_of_other_records_is_refused(copy):
     rewrite(copy, lambda rows: rows[::-1])
     with pytest.raises(UserError, match=r"utterances-c\.jsonl:1: names 'ü/3', .* holds 'ü/0'"):
         read_audio(open_source(f"tfds:{copy}")[0], RATE)
@@ -296,7 +298,7 @@ def samples_features(api):
     return {"speech": audio, "text": api.features.Text(), **numbers}
 
 
-def test_foreign_samples_are_scanned(tmp_path):
+def test_samples_of_other_tfds_folders_are_scanned(tmp_path):
     audio = np.random.default_rng(0).integers(-32768, 32768, RATE)
     record = {"speech": audio, "text": "e\u0301", "sample_rate": RATE, "speaker_id": 7}
     uri = foreign(tmp_path, samples_features, [record, record | {"speech": audio[:400]}])
@@ -307,7 +309,7 @@ def test_foreign_samples_are_scanned(tmp_path):
     np.testing.assert_array_equal(read_audio(second, RATE), audio[:400])
 
 
-def test_foreign_files_are_scanned(tmp_path, corpus):
+def test_files_of_other_tfds_folders_are_scanned(tmp_path, corpus):
     flac = (corpus / "a.flac").read_bytes()
 
     def features(api):
@@ -351,7 +353,7 @@ def test_other_file_formats_cannot_be_read_at_random(tmp_path):
         open_source(uri)
 
 
-def test_features_that_need_tensorflow_say_so(tmp_path, capsys):
+def test_features_that_need_tensorflow_are_named(tmp_path, capsys):
     if importlib.util.find_spec("tensorflow"):
         pytest.skip("TensorFlow is installed")
     record = {"speech": np.zeros(9, int), "text": "a", "sample_rate": RATE, "speaker_id": 7}

@@ -1,3 +1,5 @@
+"""Sources: manifests, URIs, decoding, resampling, LibriSpeech."""
+
 import json
 import os
 import re
@@ -240,7 +242,7 @@ def test_24_bits_and_float_and_8_bits_are_the_same_sound(tmp_path):
 
 
 @pytest.mark.parametrize("sample", [np.nan, np.inf])
-def test_samples_that_are_no_numbers_are_refused(tmp_path, sample):
+def test_non_finite_samples_are_refused(tmp_path, sample):
     path = write(tmp_path, "a.wav", np.array([0.0, sample] * 8000, "float32"), subtype="FLOAT")
     with pytest.raises(UserError, match=r"m\.jsonl:3: .*a\.wav: .*not finite; replace"):
         read_audio(utterance(path))

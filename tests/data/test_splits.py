@@ -1,3 +1,5 @@
+"""Evaluation splits: each utterance once, parts, texts to score."""
+
 import zlib
 
 import numpy as np
@@ -16,7 +18,7 @@ def folder(tmp_path_factory):
     return corpora.noise(tmp_path_factory.mktemp("corpus"))
 
 
-def test_evaluation_sees_each_utterance_once_and_pads_with_empty_rows(folder):
+def test_evaluation_has_each_utterance_once_and_pads_with_empty_rows(folder):
     corpus = load(folder, buckets=(0.5, 0.8))
     seen, shapes = [], set()
     for batch, utterances in corpus.eval_batches("dev"):

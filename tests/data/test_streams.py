@@ -1,4 +1,4 @@
-"""Several labelled streams in one corpus: two languages, one of them recognised and translated."""
+"""A corpus of several labelled streams: two languages, and translation of one of them."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_streams_and_their_splits_are_in_the_order_of_their_names(folder):
             corpus.tokenizer_of(unknown)
 
 
-def test_names_of_splits_tell_their_stream():
+def test_names_of_splits_end_with_their_stream():
     for stream in (*LABELLED, "labelled"):
         known = ["labelled"] if stream == "labelled" else LABELLED
         assert streams.stream_of(stream, known) == stream
@@ -73,7 +73,7 @@ def test_names_of_splits_tell_their_stream():
     assert streams.split_name("dev", "labelled") == "dev"
 
 
-def test_a_stream_teaches_its_field_and_counts_what_lacks_it(folder):
+def test_labels_are_the_streams_field_and_utterances_without_it_are_counted(folder):
     corpus = load(folder)
     assert len(corpus.utterances("asr/ar")) == 24
     assert len(corpus.utterances("st/ar-en")) == 18
@@ -85,7 +85,7 @@ def test_a_stream_teaches_its_field_and_counts_what_lacks_it(folder):
     assert not any(line.startswith(("test/asr/en", "dev:")) for line in lines)
 
 
-def test_the_unlabelled_stream_hears_each_stretch_of_all_streams_once(folder):
+def test_the_unlabelled_stream_has_each_segment_of_all_streams_once(folder):
     heard = load(folder).utterances("unlabelled")
     assert [u.id for u in heard] == [f"u{i}" for i in range(38)]
     more = load(folder, unlabelled=str(folder / "dev.jsonl"))
@@ -190,7 +190,7 @@ def test_of_equal_streams_the_first_by_name_drives(folder):
 
 
 @pytest.mark.parametrize("stream", ALL)
-def test_an_epoch_that_a_stream_drives_has_each_of_its_utterances(folder, stream):
+def test_an_epoch_driven_by_a_stream_has_each_of_its_utterances(folder, stream):
     corpus = load(folder, **PLAIN)
     plan = corpus.plans[stream]
     segments = [Segment(0, 2 * plan.batches_per_epoch, (stream,))]
@@ -200,7 +200,7 @@ def test_an_epoch_that_a_stream_drives_has_each_of_its_utterances(folder, stream
         assert names == ids(corpus.utterances(stream))
 
 
-def test_a_follower_goes_through_each_bucket_in_its_own_order(folder):
+def test_a_stream_led_by_another_takes_each_bucket_in_its_own_order(folder):
     """Its batches of bucket k follow one another, and as many as its own epoch has of it hold every
     utterance that is of this length."""
     corpus = load(folder, **PLAIN)
@@ -241,14 +241,14 @@ def test_shares_of_a_step_follow_hours_by_temperature(folder):
     assert spread[0] < spread[2] < spread[1]
 
 
-def test_rows_are_multiples_and_there_is_always_one(folder):
+def test_rows_are_a_multiple_and_at_least_one_multiple(folder):
     corpus = load(folder, temperature=0.1, rows_multiple=2, multiple=2)  # the smallest get nothing
     sizes = [b.batch_size for plan in corpus.plans.values() for b in plan.buckets]
     assert all(size >= 4 and size % 4 == 0 for size in sizes)
     assert min(sizes) == 4
 
 
-def test_blank_batches_have_the_shapes_of_the_steps(folder):
+def test_empty_batches_have_the_shapes_of_the_steps(folder):
     corpus = load(folder, unlabelled_buckets=(1.0,))
     for needed in (ALL, ("asr/en", "unlabelled"), ("unlabelled",)):
         blank = [corpus.empty_batches(needed, k) for k in corpus.buckets_in_use(needed)]
@@ -328,7 +328,7 @@ def test_overfitting_has_the_first_utterances_of_each_stream(folder):
     assert set(heard) == set().union(*(ids(corpus.utterances(stream)) for stream in LABELLED))
 
 
-def test_labels_that_no_path_can_spell_are_counted_by_stream(folder):
+def test_utterances_infeasible_for_ctc_are_counted_per_stream(folder):
     corpus = load(folder)
     lines = corpus.infeasible(lambda samples: 2)  # ba needs two frames, bb three, "x0 y" four
     assert [line.split(" of ")[0] for line in lines] == ["asr/ar: 12", "st/ar-en: 18"]
@@ -337,7 +337,7 @@ def test_labels_that_no_path_can_spell_are_counted_by_stream(folder):
     assert len(corpus.infeasible(lambda samples: 0, ["asr/en", "asr/ar"])) == 2
 
 
-def test_bad_audio_is_listed_once_with_all_that_met_it(tmp_path):
+def test_bad_audio_is_listed_once_with_all_its_splits(tmp_path):
     uri = corpora.damaged(tmp_path) / "train.jsonl"
     entries = [json.loads(line) | {"translation": "b"} for line in uri.read_text().splitlines()]
     write(tmp_path, "train", entries)

@@ -1,4 +1,4 @@
-"""The quickstart corpus: reproducible, split as promised, and speech rather than silence."""
+"""Synthetic corpora: reproducible, disjoint splits, audible speech."""
 
 import dataclasses
 import importlib.metadata
@@ -131,7 +131,7 @@ def test_every_setting_names_another_folder():
     assert len(others | {base}) == len(changes) + 1
 
 
-def test_processes_may_race(tmp_path, monkeypatch):
+def test_several_processes_may_make_one_corpus(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda _: synthetic.make_corpus("overfit", cache=tmp_path), range(2)))
     assert made[0] == made[1]
@@ -158,7 +158,7 @@ def test_noise_has_the_drawn_snr():
         ({"variants": ("m99", "f2", "f4")}, "no voice variant m99"),
     ],
 )
-def test_what_espeak_refuses_is_one_line(tmp_path, monkeypatch, change, reason):
+def test_an_espeak_error_is_one_line(tmp_path, monkeypatch, change, reason):
     settings = dataclasses.replace(synthetic.CORPORA["overfit"], **change)
     monkeypatch.setitem(synthetic.CORPORA, "wrong", settings)
     with pytest.raises(UserError, match=reason) as error:
@@ -216,14 +216,14 @@ def test_the_library_is_loaded_in_the_speaking_process_only():
 
 
 @pytest.mark.parametrize("name", ["tiny", "overfit"])
-def test_no_test_is_told_that_its_corpus_is_made(capsys, name):
+def test_no_test_captures_the_log_of_corpus_creation(capsys, name):
     assert synthetic.make_corpus(name).is_dir()
     assert capsys.readouterr().err == ""
 
 
-def test_no_test_is_told_so_where_the_cache_is_empty(tmp_path):
+def test_no_test_captures_that_log_with_an_empty_cache(tmp_path):
     """The test above, as the first on a new machine."""
-    node = f"{__file__}::{test_no_test_is_told_that_its_corpus_is_made.__name__}"
+    node = f"{__file__}::{test_no_test_captures_the_log_of_corpus_creation.__name__}"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", node],
@@ -237,7 +237,7 @@ def test_no_test_is_told_so_where_the_cache_is_empty(tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_utterances_are_learned_by_heart(tmp_path):
+def test_eight_utterances_are_overfitted(tmp_path):
     """`configs/quickstart.py:overfit`: the first thing to try with a new set-up works."""
     from bljust_jax.train import loop
 

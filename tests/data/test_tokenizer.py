@@ -1,3 +1,5 @@
+"""Tokenizers: ids, round trips, learning, saved files, coverage."""
+
 import hashlib
 import json
 import string
@@ -63,7 +65,7 @@ def test_ids_are_the_outputs_of_the_head(made, units):
 @pytest.mark.parametrize("units", UNITS)
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_what_is_covered_comes_back_and_the_rest_is_refused(made, units, data):
+def test_covered_texts_round_trip_and_others_are_refused(made, units, data):
     tokenizer = made[units]
     known = st.text("zerotwhnfud' ZR\u00a0\u0646\u0639\u0645", max_size=12)
     written = data.draw(known | st.text(max_size=6) | st.text("a▁\u2585\0\u2047<unk>", max_size=6))
@@ -141,7 +143,7 @@ def test_arabic_is_one_text_in_its_spellings(units):
 @pytest.mark.parametrize(
     ("name", "size"), [("en", 500), ("nl", 500), ("zh", 640), ("digits_ar", 40)]
 )
-def test_real_texts_come_back(speech, units, name, size):
+def test_real_texts_round_trip(speech, units, name, size):
     lines = (speech / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines]
     tokenizer = make_tokenizer(config(units, vocab_size=size), texts)
@@ -176,7 +178,7 @@ def test_symbols_are_distinct_single_characters(symbols):
 
 
 @pytest.mark.parametrize("units", PIECES)
-def test_learning_gives_the_same_bytes_twice_and_says_nothing(units, capfd, tmp_path, monkeypatch):
+def test_learning_is_reproducible_and_prints_nothing(units, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = (make_tokenizer(config(units), iter(TEXTS)) for _ in range(2))
     assert first.model == second.model
@@ -206,7 +208,7 @@ def test_sizes_that_texts_do_not_allow_name_the_bounds(units):
 
 @pytest.mark.parametrize("units", PIECES)
 @pytest.mark.parametrize("texts", [[], ["", " "], ["\u2585", "▁"]])
-def test_nothing_to_learn_from_is_said(units, texts):
+def test_texts_without_content_are_refused(units, texts):
     with pytest.raises(UserError, match="no text to learn") as caught:
         make_tokenizer(config(units), texts)
     one_line(caught)
@@ -217,7 +219,7 @@ def test_long_texts_are_learned_from():
     assert make_tokenizer(config("bpe", vocab_size=8), [long]).covers("q")
 
 
-def test_pieces_of_two_texts_stay_apart(made):
+def test_no_piece_crosses_a_space(made):
     """What a space parts, no piece joins: labels of strings are the labels of their parts."""
     for units in PIECES:
         encode = made[units].encode
@@ -273,7 +275,7 @@ def test_controls_and_the_models_own_normalisation(tmp_path):
         ({"units": "characters", "sha256": "00"}, "no model"),
     ],
 )
-def test_settings_that_cannot_be_are_one_line(fields, message):
+def test_wrong_tokenizer_fields_are_one_line(fields, message):
     with pytest.raises(UserError, match=message) as caught:
         make_tokenizer(config(**fields), TEXTS)
     assert "config.data.text" in one_line(caught) or "nowhere" in one_line(caught)
@@ -291,7 +293,7 @@ def test_a_file_that_is_no_model_is_named(tmp_path, content):
 # A folder that was tampered with
 
 
-def test_a_model_that_was_exchanged_is_refused(made, tmp_path):
+def test_a_replaced_model_is_refused(made, tmp_path):
     made["unigram"].save(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(made["bpe"].model)
     with pytest.raises(UserError, match=r"tokenizer\.model is not the model that was saved") as c:

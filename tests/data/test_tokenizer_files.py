@@ -1,4 +1,4 @@
-"""Tokenizers in a workdir: where each lies, and which one --task names."""
+"""Tokenizer files of a workdir, and the one that --task names."""
 
 import pathlib
 
@@ -43,7 +43,7 @@ def test_the_only_task_needs_no_name(tmp_path):
         ("asr/en", [""], "--task asr/en: RUN has one task, without a name"),
     ],
 )
-def test_which_task_is_told_in_one_line(task, there, words):
+def test_a_wrong_task_is_one_line(task, there, words):
     with pytest.raises(UserError) as raised:
         tokenizer_files.choose(RUN, task, there)
     assert words in str(raised.value)

@@ -1,3 +1,5 @@
+"""Reader of AISHELL-1."""
+
 import os
 
 import numpy as np
@@ -58,7 +60,7 @@ def test_a_split_is_a_folder_of_speakers(tmp_path):
         ("好 a", "好a"),
     ],
 )
-def test_chinese_words_stand_together_and_latin_ones_apart(line, text):
+def test_spaces_stay_between_latin_words_only(line, text):
     assert aishell.spell(line.split()) == text
 
 

@@ -1,3 +1,5 @@
+"""Reader of AMI."""
+
 import numpy as np
 import pytest
 import soundfile
@@ -75,7 +77,7 @@ def test_segments_of_a_meeting(tmp_path, caplog):
     assert "2 segments skipped" in caplog.text  # a laugh of each
 
 
-def test_the_distant_microphone_hears_all_speakers(tmp_path):
+def test_the_distant_microphone_has_all_speakers(tmp_path):
     meeting(tmp_path)
     found = open_source(f"ami:{tmp_path}/sdm/train")
     assert [u.id for u in found[::3]] == [
@@ -106,7 +108,7 @@ def test_the_published_folders_are_found(tmp_path):
     assert len(open_source("ami:ihm/train", str(tmp_path))) == 6
 
 
-def test_repeated_late_and_unknown_segments_are_left_out(tmp_path, caplog):
+def test_repeated_late_and_unknown_segments_are_skipped(tmp_path, caplog):
     rows = [SEGMENTS[0], SEGMENTS[0], (3.0, 3.5, 0, 4), (1.0, 1.0, 0, 4), (1.0, 1.5, 0, 99)]
     meeting(tmp_path, segments=rows)
     assert len(open_source(f"ami:{tmp_path}/ihm/train")) == 2

@@ -1,3 +1,5 @@
+"""Reader of CoVoST v2."""
+
 import dataclasses
 import os
 
@@ -97,7 +99,7 @@ def test_the_table_of_one_split_and_tables_beside_the_language(tmp_path):
     assert u.speaker == "c"
 
 
-def test_another_release_of_common_voice_is_noticed(tmp_path, caplog):
+def test_another_release_of_common_voice_is_a_warning(tmp_path, caplog):
     corpus(tmp_path)
     path = tmp_path / "nl" / "validated.tsv"
     path.write_text(path.read_text().replace(clip(2), "common_voice_nl_99.mp3"))

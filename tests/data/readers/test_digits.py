@@ -1,3 +1,5 @@
+"""Reader of spoken digits and strings of them."""
+
 import collections
 import dataclasses
 import itertools
@@ -123,14 +125,14 @@ def test_a_speaker_of_few_digits_has_no_strings(tmp_path, caplog):
         open_source(corpus(tmp_path, counts=(2, 1)) + "/strings")
 
 
-def test_strings_are_rendered_at_16_khz_and_heard_at_any_rate(tmp_path):
+def test_strings_are_made_at_16_khz_and_read_at_any_rate(tmp_path):
     (u, *_) = open_source(corpus(tmp_path) + "/strings")
     assert len(read_audio(u, 8000)) == round(u.duration * 8000)
     part = dataclasses.replace(u, offset=0.1, duration=0.2)
     np.testing.assert_array_equal(read_audio(part), read_audio(u)[1600:4800])
 
 
-def test_strings_of_lossy_files_are_read_within_one_turn(tmp_path, monkeypatch):
+def test_strings_of_lossy_files_are_read_with_one_lock(tmp_path, monkeypatch):
     """Reading a string decodes its digits' file; with a single lock it would wait for itself."""
     uri = corpus(tmp_path)
     folder = tmp_path / "digits_ar"

@@ -1,3 +1,5 @@
+"""Reader of TED-LIUM."""
+
 import os
 import shutil
 

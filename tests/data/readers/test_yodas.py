@@ -1,3 +1,5 @@
+"""Reader of YODAS."""
+
 import subprocess
 import tarfile
 
