@@ -43,7 +43,7 @@ from ml_collections import ConfigDict, config_flags
 from bljust_jax.common import config_schema, shipped_configs
 from bljust_jax.common.cli import DONE, PREEMPTED, guard
 from bljust_jax.common.errors import UserError, nearest
-from bljust_jax.data import settings
+from bljust_jax.data import config_checks
 from bljust_jax.monitoring import profiler
 from bljust_jax.parallel import cluster
 
@@ -84,7 +84,7 @@ def run() -> int:
     if FLAGS["help_config"].value:
         print(config_schema.describe(config))
         return DONE
-    settings.check(config.data)
+    config_checks.check(config.data)
     config_schema.check(config)
     profile_steps = profiler.parse(FLAGS["profile_steps"].value)
     options = cluster.ClusterOptions(*(FLAGS[name].value for name in DEFAULTS._fields))

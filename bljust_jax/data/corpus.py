@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import augment, settings, streams, summary
+from bljust_jax.data import augment, config_checks, streams, summary
 from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import bucket_table
 from bljust_jax.data.filters import of_usable_length
@@ -358,7 +358,7 @@ def load_corpus(
     """
     if seed < 0:
         raise UserError(f"config.seed is {seed}; it must be 0 or above")
-    settings.check(data)
+    config_checks.check(data)
     bad, described = Quarantine(data.max_bad_fraction), streams.labelled_streams(data)
     opened = streams.open_training_sources(described.values(), data.root)
     audio = streams.unique_utterances(opened.values())
