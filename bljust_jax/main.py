@@ -41,7 +41,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bljust_jax.common import config_schema, shipped_configs
-from bljust_jax.common.cli import DONE, PREEMPTED, guard
+from bljust_jax.common.cli import DONE, PREEMPTED, run_to_exit_code
 from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import config_checks
 from bljust_jax.monitoring import profiler
@@ -70,7 +70,7 @@ def main() -> int:
         print(__doc__.strip())
         return DONE
     try:
-        code = guard(run, "interrupted; run the same command again to resume")
+        code = run_to_exit_code(run, "interrupted; run the same command again to resume")
     except Exception:
         traceback.print_exc()
         code = CRASHED

@@ -11,7 +11,7 @@ from typing import NoReturn
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.timeout import Unreachable
 
-DONE, MISTAKE, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
+DONE, USER_ERROR, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,11 +36,12 @@ def run(
         body(parser.parse_args(argv))
         return DONE
 
-    return guard(parsed)
+    return run_to_exit_code(parsed)
 
 
-def guard(body: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """What `body` returns, or the exit code of an error or an interrupt, printed in one line."""
+def run_to_exit_code(body: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Exit code of `body()`: its own, or that of an error or interrupt, which is printed in one
+    line."""
     logging.basicConfig()
     for handler in logging.getLogger().handlers:  # libraries may have added some
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
@@ -48,7 +49,7 @@ def guard(body: Callable[[], int], interrupted: str = "interrupted") -> int:
         return body()
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISTAKE
+        return USER_ERROR
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return UNREACHABLE

@@ -143,7 +143,7 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):
-    assert command.main(arguments) == cli.MISTAKE
+    assert command.main(arguments) == cli.USER_ERROR
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last

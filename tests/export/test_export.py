@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(flags, words, parakeet, capsys, monkeypatch):
     monkeypatch.chdir(parakeet)
     monkeypatch.setattr(parity, "check_installed", lambda kind: None)
     before = sorted(parakeet.rglob("*"))
-    assert export_checkpoint.main(["--workdir=.", "--out=new", *flags]) == cli.MISTAKE
+    assert export_checkpoint.main(["--workdir=.", "--out=new", *flags]) == cli.USER_ERROR
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert words in line
     assert sorted(parakeet.rglob("*")) == before, "nothing is left behind"
@@ -240,5 +240,5 @@ def test_mistakes_are_one_line(flags, words, parakeet, capsys, monkeypatch):
 def test_what_the_check_needs_is_named(parakeet, capsys, monkeypatch):
     monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: None)
     flags = [f"--workdir={parakeet}", f"--out={parakeet / 'new'}"]
-    assert export_checkpoint.main(flags) == cli.MISTAKE
+    assert export_checkpoint.main(flags) == cli.USER_ERROR
     assert "pip install torch transformers, or give --unchecked" in capsys.readouterr().err

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAVE = """
 import pathlib, resource, sys, threading, time
 from tests.helpers.checkpoints import make_state, opened
-from bljust_jax.common.cli import guard
+from bljust_jax.common.cli import run_to_exit_code
 
 workdir, policy, size = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -43,7 +43,7 @@ def run():
     print("ended")
     return 0
 
-sys.exit(guard(run))
+sys.exit(run_to_exit_code(run))
 """
 
 
