@@ -1,5 +1,7 @@
 """The fields of the recipe, its phases, penalties and optimizer, and of the run."""
 
+import pathlib
+
 from bljust_jax.common.config_schema.field import (
     ABOVE_0,
     AT_LEAST_0,
@@ -17,12 +19,21 @@ METHODS = {
     "m2asr": ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage"),
 }
 UNIT = ("step", "epoch")
+PACKAGE = pathlib.Path(__file__).resolve().parents[2]
+
+
+def plugins(folder: str) -> tuple[str, ...]:
+    """The modules of a folder of the package that have a function `build`; imports none of them, as
+    they import jax."""
+    files = sorted((PACKAGE / folder).glob("*.py"))
+    return tuple(p.stem for p in files if "\ndef build(" in p.read_text(encoding="utf-8"))
+
 
 CONFIG = {
-    "recipe": Field(str, "module of bljust_jax/recipes", tuple(METHODS)),
+    "recipe": Field(str, "module of bljust_jax/recipes", plugins("recipes")),
     "method": Field(str, "phase table of the recipe", METHODS),
-    "encoder": Field(str, "module of models/encoders", ("conformer", "wav2vec2", "cnn_rnn")),
-    "ssl": Field(str, "module of objectives: the lower level", ("cpc", "wav2vec2", "best_rq")),
+    "encoder": Field(str, "module of models/encoders", plugins("models/encoders")),
+    "ssl": Field(str, "module of objectives: the lower level", plugins("objectives")),
     "freeze": Field(tuple, "parts of the encoder whose parameters do not train"),
     "init_from": Field(str, "pretrained model, a folder or file of transformers; empty: none"),
     "init_from_pickle": Field(bool, "accept pytorch_model.bin, which can run code when it is read"),
