@@ -21,7 +21,7 @@ from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput
 from bljust_jax.parallel.mesh import put_batch, to_host
 from bljust_jax.reporting import example
-from bljust_jax.train.setup import RunOptions, TrainingRun, prepare
+from bljust_jax.train.setup import RunOptions, TrainingRun
 
 DEFAULTS = RunOptions()
 
@@ -30,13 +30,13 @@ def run(config: Any, workdir: pathlib.Path, options: RunOptions = DEFAULTS) -> d
     """Train `config` in `workdir`. Returns the final metrics, or None when a SIGTERM ended the run
     early. Files are closed and saves finished however it ends."""
     with contextlib.ExitStack() as stack:
-        return train(prepare(config, workdir, options, stack))
+        return train(TrainingRun(config, workdir, options, stack))
 
 
 def train(run: TrainingRun) -> dict | None:
     """The loop, from `run.state` to the last step."""
     config, clock, corpus, meta, log = run.config, run.clock, run.corpus, run.meta, run.log
-    progress, timeline, recipe = run.progress, run.timeline, run.system.recipe
+    progress, timeline, recipe = run.progress, run.timeline, run.recipe
     total = timeline.total
     progress.log(f"ready after {clock.age:.0f} s")
     clock.turn("step")
@@ -135,7 +135,7 @@ def write_example(run: TrainingRun, weights: Weights, scored: scoring.Scored) ->
     pairs, covers = scored.results[task.name].pairs, corpus.tokenizer_of(part).covers
     name = reporting.typical(pairs, seconds, covers)
     if name is not None:
-        weights, log_mel = jax.tree.map(jnp.asarray, weights), run.system.recipe.log_mel
+        weights, log_mel = jax.tree.map(jnp.asarray, weights), run.recipe.log_mel
         rate = run.config.data.sample_rate
         shown = example.make(task.predict, log_mel, weights, corpus, part, name, rate)
         example.write(run.workdir / "example.npz", shown)
