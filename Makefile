@@ -38,7 +38,7 @@ quickstart: setup ## synthesise a small speech corpus and train on it: a few min
 	$(PY) -m bljust_jax.main --config=configs/quickstart.py --workdir=$(RUNS)/quickstart $(ARGS)
 
 test: setup ## run the tests, without slow ones and those that need a GPU
-	$(PYTEST) -n 2 -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 lint: setup ## check the sources and their format with ruff
 	$(PY) -m ruff check bljust_jax configs tests
 	$(PY) -m ruff format --check bljust_jax configs tests

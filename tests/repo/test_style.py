@@ -1,4 +1,4 @@
-"""Rules of the sources: length of functions, commands at the package root, docstrings of modules."""
+"""Rules of the sources: length of functions, commands at the package root, plain docstrings."""
 
 import ast
 import pathlib
@@ -48,3 +48,39 @@ def test_a_file_at_the_package_root_is_a_command(path):
     )
     assert done.returncode == 0, done.stderr
     assert f"python -m bljust_jax.{path.stem}" in " ".join(done.stdout.split())
+
+
+def test_modules_say_what_they_offer_in_one_sentence():
+    """The first line of the docstring of a module is a sentence; that of a command is its usage."""
+    for path in sources("bljust_jax", "configs"):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first, _, rest = docstring.partition("\n")
+        assert first, f"{name_of(path)}: no docstring"
+        if path not in COMMANDS:
+            sentence = first.endswith(".") and (not rest or rest.startswith("\n"))
+            assert sentence, f"{name_of(path)}: one line, one sentence, then a blank line: {first}"
+            assert len(first) + len('"""') <= 100
+
+
+# Personification, riddles and the bare article in place of "per".
+AVOIDED = (
+    *(r"\bhears?\b", r"\bheard\b", r"\bsaid\b", r"\baloud\b", r"\bso many\b", r"\bparted by\b"),
+    *(r"\btold (?:in|of|apart|as)\b", r"\btells? of\b", r"\bknows? (?:nothing )?of\b"),
+    *(r"\bhow many an?\b", r"\bhanded on\b", r"\bput together\b", r"\bgoes? on with\b"),
+    r"\b(?:once|bytes|seconds|rows|frames|steps|lines?) an? (?:step|utterance|device|epoch)\b",
+    *(r"\b(?:a|one) (?:row|line|panel|task|pod|file) an? \w+\b", r"\brecognisers?\b"),
+)
+
+
+def docstrings(path: pathlib.Path) -> list[str]:
+    """The docstrings of a module, its classes and functions."""
+    with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [ast.get_docstring(n) or "" for n in nodes if isinstance(n, with_docstring)]
+
+
+def test_docstrings_are_in_plain_english():
+    for path in sources("bljust_jax", "configs"):
+        for text in docstrings(path):
+            found = re.search("|".join(AVOIDED), " ".join(text.split()))
+            assert found is None, f"{name_of(path)}: {found[0]!r} in a docstring; say it plainly"
