@@ -1,0 +1,1 @@
+"""Shipped configs, one file per system."""

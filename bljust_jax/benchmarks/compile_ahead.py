@@ -1,5 +1,7 @@
-"""Compile the training step of a shipped config for TPUs and GPUs that this machine lacks, and
-report its memory, FLOPs and collectives. Nothing is executed."""
+"""Compile training steps ahead of time for TPUs and GPUs: memory, FLOPs and collectives.
+
+The machine needs neither; nothing is executed.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Bilevel training: levels, combiners, phases, optimizer and the training step."""

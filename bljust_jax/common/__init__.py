@@ -1,0 +1,1 @@
+"""Errors, command lines, console output, plug-ins, trees and the config schema."""

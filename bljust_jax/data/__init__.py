@@ -1,0 +1,1 @@
+"""Corpora, batch plans and streams of batches; imports no jax."""

@@ -1,5 +1,8 @@
-"""Tokenizer files of a run: in its workdir for a run of one task, else one folder per stream,
-tokenizers/asr_en for asr/en."""
+"""Read and write the tokenizer files of a run.
+
+They lie in its workdir for a run of one task, else in one folder per stream, tokenizers/asr_en for
+asr/en.
+"""
 
 import pathlib
 from collections.abc import Iterable, Mapping

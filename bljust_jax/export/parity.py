@@ -1,5 +1,4 @@
-"""Parity check of an export: logits and texts of a run and of the exported model on the same
-audio."""
+"""Compare logits and texts of a run and of its exported model on the same audio."""
 
 from __future__ import annotations
 

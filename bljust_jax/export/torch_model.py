@@ -1,4 +1,4 @@
-"""A speech recogniser in one file that needs PyTorch alone; the weights and config.json lie beside.
+"""A speech recognizer in one file that needs PyTorch alone; the weights and config.json lie beside.
 
     from modeling import Recogniser           # or: python modeling.py SPEECH.wav ...
     model = Recogniser.load("FOLDER")

@@ -1,0 +1,1 @@
+"""Load trained runs, transcribe audio and score hypotheses."""

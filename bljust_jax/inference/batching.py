@@ -1,5 +1,4 @@
-"""Run a model over stretches of audio in padded batches of few shapes, so that few programs are
-compiled."""
+"""Run a model over pieces of audio in padded batches of few shapes, to compile few programs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Score the hypotheses of a split: WER and CER of recognition tasks, BLEU and chrF of translation
-tasks, means over tasks, samples for people. The measures are in `measures`."""
+"""Score the hypotheses of a split: WER, CER, BLEU and chrF per task, means over tasks, samples.
+
+The measures are in `measures`.
+"""
 
 from __future__ import annotations
 

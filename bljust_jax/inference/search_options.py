@@ -1,5 +1,4 @@
-"""Command-line options of beam search and n-gram language models, shared by evaluate and
-transcribe."""
+"""Command-line options of beam search and n-gram models for evaluate and transcribe."""
 
 from __future__ import annotations
 

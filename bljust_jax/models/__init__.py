@@ -1,0 +1,1 @@
+"""Encoders, decoders and heads as Flax modules behind plain functions."""

@@ -1,0 +1,1 @@
+"""Metrics, progress, goodput, FLOPs and profiles of a run."""

@@ -1,0 +1,1 @@
+"""CTC, log-mel features, SpecAugment, masking and quantizers."""

@@ -1,0 +1,1 @@
+"""Device mesh, sharding rules, cluster start-up and the compile cache."""

@@ -1,0 +1,1 @@
+"""Tasks: a head, its objective, its decoder and its scores."""

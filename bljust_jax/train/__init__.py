@@ -1,0 +1,1 @@
+"""The training loop and everything before its first step."""

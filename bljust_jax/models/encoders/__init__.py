@@ -1,5 +1,8 @@
-"""Encoders, loaded by file name: `config.encoder = "conformer"` calls `build(config)` of
-`models/encoders/conformer.py`, which returns an `Encoder`. One new file adds an encoder."""
+"""Encoders, loaded by file name.
+
+`config.encoder = "conformer"` calls `build(config)` of `models/encoders/conformer.py`, which
+returns an `Encoder`. One new file adds an encoder.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The CTC lattice of label and blank states, and the interface of its forward-backward
-implementations.
+"""The CTC lattice of label and blank states, and the interface of forward-backward programs.
 
 The 2U+1 states of the blank-interleaved labelling are stored as two rows of W > U: `blank[u]`
 precedes label u, `label[u]` emits it (states after those of an utterance are dead; the last label
