@@ -73,14 +73,7 @@ def data() -> ConfigDict:
     c.unlabelled_temperature = 1.0
     c.eval_batch_seconds = 160.0  # padded audio per batch in evaluation
 
-    # Augmentation
-    c.join = (1, 1)  # (least, most) utterances of one speaker per joined item; (1, 1) = never
-    c.join_share = 0.0  # share of items that are joined
-    c.balance = 0.0  # share of draws made uniform over distinct texts, for rare words
-    c.unlabelled_join = (1, 1)  # data.join of the unlabelled stream
-    c.unlabelled_join_share = 0.0  # data.join_share of the unlabelled stream
-    c.speed = (1.0, 1.0)  # range of speed perturbation, drawn uniformly
-    c.noise_snr = ()  # range of the SNR of added noise, dB; () = none
+    augmentation(c)
 
     # Reading
     c.num_threads = 2  # decoding threads; they change no number
@@ -90,6 +83,17 @@ def data() -> ConfigDict:
     # skipped and listed in quarantine.jsonl
     c.max_bad_fraction = 0.01
     return c
+
+
+def augmentation(c: ConfigDict) -> None:
+    """Joined utterances, balance of texts, speed and noise: fields of c.data."""
+    c.join = (1, 1)  # (least, most) utterances of one speaker per joined item; (1, 1) = never
+    c.join_share = 0.0  # share of items that are joined
+    c.balance = 0.0  # share of draws made uniform over distinct texts, for rare words
+    c.unlabelled_join = (1, 1)  # data.join of the unlabelled stream
+    c.unlabelled_join_share = 0.0  # data.join_share of the unlabelled stream
+    c.speed = (1.0, 1.0)  # range of speed perturbation, drawn uniformly
+    c.noise_snr = ()  # range of the SNR of added noise, dB; () = none
 
 
 def features() -> ConfigDict:
