@@ -1,6 +1,6 @@
-"""Weights out to PyTorch and in from it, with a certificate that both sides compute the same.
+"""Convert models to PyTorch and `transformers`, and read pretrained ones, with a parity check.
 
-A run becomes a folder that `transformers` loads by itself, where one of its classes fits
-(`huggingface`), else safetensors beside one file of PyTorch (`torch_module`). `pretrained` reads
-such folders, and those of others, into a run.
+`hf_folder` writes a run as a folder for transformers if one of its classes fits, else
+`torch_folder` writes safetensors beside one PyTorch file. `pretrained` reads such folders, and
+those of others.
 """

@@ -1,4 +1,4 @@
-"""The model card of an export: what is known of the run, and nothing else."""
+"""Write the model card (README.md) of an export from the facts of the run."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ model = AutoModelForPreTraining.from_pretrained("FOLDER")
 python FOLDER/modeling.py speech.wav
 ```
 
-or `Recogniser.load("FOLDER")` from it.""",
+or `Recognizer.load("FOLDER")` from it.""",
 }
 
 
-ALONE = "Give it one utterance at a time: the norm of its first convolution sees padding."
+ALONE = "Give it one utterance at a time: the norm of its first convolution counts padding."
 PARAKEET = """\
 Where an utterance's feature frames are a multiple of the subsampling factor, its feature extractor
 adds one frame of padding that `pipeline` decodes too; `model.generate(**inputs)` masks it."""
 
 
 class Facts(NamedTuple):
-    """config: of the run; final: its last metrics, {} where it is unfinished; about: run.json, {}
-    without; step: of the checkpoint; loader: a key of USE; architecture: what was written;
-    certificate: a sentence; batched: whether padding in a batch changes nothing."""
+    """config: of the run; final: its last metrics, {} if unfinished; about: run.json or {}; step:
+    of the checkpoint; loader: a key of USE; architecture: class written; certificate: a sentence;
+    batched: whether padding in a batch changes no logit."""
 
     config: Any
     final: Mapping[str, Any]
@@ -56,13 +56,13 @@ class Facts(NamedTuple):
 
 
 def text(facts: Facts) -> str:
-    """README.md: a YAML head, then use, data, scores, command and the parity certificate."""
+    """The card: YAML head, use, data, scores, command, parity certificate."""
     config, data = facts.config, facts.config.data
     tags = ["automatic-speech-recognition", "ctc", "jax", "bljust_jax"]
     library = "transformers" if facts.loader.startswith("Auto") else "pytorch"
-    recognises = facts.loader != "AutoModelForPreTraining"
-    purpose = "speech to text of audio" if recognises else "to be fine-tuned for audio"
-    head = ["pipeline_tag: automatic-speech-recognition"] if recognises else []
+    transcribes = facts.loader != "AutoModelForPreTraining"
+    purpose = "speech to text of audio" if transcribes else "to be fine-tuned for audio"
+    head = ["pipeline_tag: automatic-speech-recognition"] if transcribes else []
     head = [f"library_name: {library}", *head, "tags:", *(f"- {tag}" for tag in tags)]
     named = [name for name in ("train", "unlabelled", "dev", "test") if data[name]]
     alone = "" if facts.batched else f"\n\n{ALONE}"

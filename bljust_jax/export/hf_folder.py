@@ -1,4 +1,4 @@
-"""Runs as folders that `transformers` loads by itself, where one of its classes fits."""
+"""Write a run as a folder for `transformers`, if one of its classes fits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PREEMPHASIS = 0.97  # of NeMo's features
 
 
 def architecture(config: Any, *, pretraining: bool = False) -> tuple[str, list[str]]:
-    """(the class of transformers that a run is, the reasons why it is none).
+    """(the class of transformers that fits a run, the reasons why none does); one is empty.
 
-    One of the two is empty. Raises UserError where `pretraining` asks for what the run has not.
+    Raises UserError for `pretraining` with a run that has no wav2vec 2.0 loss.
     """
     ssl = config.get("ssl", "none")
     if pretraining and (config.encoder != "wav2vec2" or ssl != "wav2vec2"):
@@ -38,13 +38,13 @@ def architecture(config: Any, *, pretraining: bool = False) -> tuple[str, list[s
 def write_folder(
     folder: pathlib.Path, name: str, config: Any, units: Any, params: Mapping, stats: Mapping
 ) -> None:
-    """All that class `name` and `pipeline` need, in an existing folder; `units`: the tokenizer."""
+    """Write all files of class `name` and of `pipeline` into a folder; `units`: the tokenizer."""
     rate = config.data.sample_rate
     if name == "ParakeetForCTC":
         model = conformer_encoder.make_model(config)
         about = hf_parakeet.hf_config(model, units.vocab_size, config.features.to_dict())
         arrays = hf_parakeet.tensors(params, stats, model)
-        heard = _parakeet_features(config.features, rate)
+        preprocessor = _parakeet_features(config.features, rate)
     else:
         model = wav2vec2_encoder.make_model(config)
         ctc = name == "Wav2Vec2ForCTC"
@@ -52,10 +52,10 @@ def write_folder(
             model, units.vocab_size, None if ctc else dict(config.wav2vec2)
         )
         arrays = hf_wav2vec2.tensors(params, ctc=ctc)
-        heard = _waveforms(model, config.model.normalise, rate)
+        preprocessor = _waveforms(model, config.model.normalise, rate)
     write(folder / SINGLE, arrays)
     write_json(folder / "config.json", about)
-    write_json(folder / "preprocessor_config.json", heard)
+    write_json(folder / "preprocessor_config.json", preprocessor)
     if name != "Wav2Vec2ForPreTraining":
         hf_tokenizer.write(units, folder, words=name == "Wav2Vec2ForCTC")
 
@@ -74,7 +74,7 @@ def _waveforms(model: Any, normalise: bool, rate: int) -> dict[str, Any]:
 
 
 def padding_is_harmless(feat_norm: str) -> bool:
-    """transformers' group norm counts padded samples: its models want single utterances."""
+    """Whether padding changes no logit: the group norm of transformers counts padded samples."""
     return feat_norm == "layer"
 
 

@@ -1,25 +1,27 @@
-"""The Conformer as transformers stores `ParakeetForCTC`: tensor names, layouts, config.json.
+"""Convert the Conformer to and from transformers' `ParakeetForCTC`, without torch.
 
-Their biases that ours lacks change nothing and are absorbed: that of the query joins u and v, that
-of the key cancels in the softmax, that of the value goes through the output map; a scale of the
-subsampling's output joins its linear map. Written files hold zeros there and no scale. No torch.
+Tensor names, layouts, config.json. Their biases that ours lacks are absorbed exactly: the query
+bias is added to u and v, the key bias cancels in the softmax, the value bias passes through the
+output map into its bias; a scale of the subsampling output multiplies its linear map. Written files
+hold zeros for these biases and no scale.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.common.trees import named_leaves
-from bljust_jax.export.tensors import Tensors, nested, refuse
+from bljust_jax.export import tensor_table
+from bljust_jax.export.tensor_table import SAME, Layout, Row
+from bljust_jax.export.tensors import Tensors
 from bljust_jax.models.encoders.conformer import Conformer
 
-# Field of `Conformer`: name in their encoder_config, value where the file is silent.
+# Field of `Conformer`: (name in their encoder_config, default).
 FIELDS = {
     "dim": ("hidden_size", 1024),
     "layers": ("num_hidden_layers", 24),
@@ -28,9 +30,9 @@ FIELDS = {
     "channels": ("subsampling_conv_channels", 256),
     "subsampling_factor": ("subsampling_factor", 8),
 }
-# Name in their encoder_config: the only value that `Conformer` computes, also that of silence.
+# Name in their encoder_config: the only supported value, and default.
 FIXED = {"hidden_act": "silu", "subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2}
-# What makes a Conformer a Parakeet.
+# Fields of a Conformer that equals a Parakeet.
 KIND = {"subsampling": "parakeet", "norm": "batch"}
 
 MODULES = {
@@ -75,19 +77,12 @@ LEAVES = {
     "var": "running_var",
 }
 ABSORBED = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
-# Biases that attention_bias=False, convolution_bias=False switch off, all of them; ours are then 0.
+# Biases absent with attention_bias=False or convolution_bias=False; ours are then 0.
 OPTIONAL = (
     re.compile(r"encoder\.layers\.\d+\.(feed_forward\d\.linear\d|self_attn\.o_proj)\.bias"),
     re.compile(r"encoder\.layers\.\d+\.conv\.\w+_conv\d?\.bias"),
 )
 COUNTER = "conv.norm.num_batches_tracked"
-
-
-class Layout(NamedTuple):
-    """How a kernel of ours lies there, and back."""
-
-    write: Callable[[np.ndarray], np.ndarray]
-    read: Callable[[np.ndarray], np.ndarray]
 
 
 def _pointwise(ones: int) -> Layout:
@@ -100,7 +95,7 @@ DEPTHWISE = Layout(lambda w: np.moveaxis(w, -1, 0)[:, None], lambda w: np.moveax
 
 
 def _inputs(first: int, second: int) -> Layout:
-    """[first * second, out] to [out, second * first]: the order of the inputs is another."""
+    """[first * second, out] to [out, second * first]: the inputs are permuted."""
 
     def turned(w: np.ndarray, outer: int, inner: int) -> np.ndarray:
         return w.reshape(outer, inner, -1).swapaxes(0, 1).reshape(outer * inner, -1)
@@ -110,7 +105,7 @@ def _inputs(first: int, second: int) -> Layout:
 
 def _layout(path: str, model: Conformer) -> Layout:
     if not path.endswith("kernel"):
-        return Layout(np.asarray, np.asarray)
+        return SAME
     if path.endswith("frontend/linear/kernel"):  # ours are [bands, C], theirs [C, bands]
         return _inputs(model.n_mels // model.factor, model.channels)
     if path.endswith("position/kernel"):  # ours are all sines, then all cosines; theirs alternate
@@ -124,24 +119,14 @@ def _layout(path: str, model: Conformer) -> Layout:
     return _pointwise(1 if "pointwise" in path or "ctc_head" in path else 0)
 
 
-class Row(NamedTuple):
-    """One of their tensors: its name, and where its values are in our tree, in which layout."""
-
-    name: str
-    path: str
-    block: int | None  # index on axis 0 of our leaf
-    shape: tuple[int, ...]  # our shape of these values
-    layout: Layout
-
-
 def rows(shapes: Mapping[str, Any], model: Conformer) -> Iterator[Row]:
-    """The tensors behind a tree of our shapes; running moments stand beside the norm's scale."""
-    for path, shape in named_leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)):
+    """The rows of a tree of our shapes, running moments beside the scale of the batch norm."""
+
+    def name(path: str, block: int | None) -> str:
         module, _, leaf = path.rpartition("/")
-        stacked = path.startswith("encoder/blocks/")
-        for n in range(shape[0]) if stacked else (None,):
-            name = f"{MODULES[module].format(n=n)}.{LEAVES[leaf]}"
-            yield Row(name, path, n, shape[1:] if stacked else shape, _layout(path, model))
+        return f"{MODULES[module].format(n=block)}.{LEAVES[leaf]}"
+
+    return tensor_table.make_rows(shapes, name, lambda path, shape: _layout(path, model))
 
 
 def _whole(params: Mapping[str, Any], moments: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,14 +138,10 @@ def _whole(params: Mapping[str, Any], moments: Mapping[str, Any]) -> dict[str, A
 
 def tensors(params: Mapping[str, Any], stats: Mapping[str, Any], model: Conformer) -> Tensors:
     """Float32 tensors of `ParakeetForCTC` from params {"encoder", "ctc_head"} and stats
-    {"encoder"}; other heads are left out."""
+    {"encoder"}; other heads are not written."""
     kept = {name: params[name] for name in ("encoder", "ctc_head")}
     tree = _whole(kept, stats["encoder"])
-    arrays = {path: np.asarray(leaf) for path, leaf in named_leaves(tree)}
-    out: Tensors = {}
-    for row in rows(jax.tree.map(np.shape, tree), model):
-        own = arrays[row.path] if row.block is None else arrays[row.path][row.block]
-        out[row.name] = np.ascontiguousarray(row.layout.write(own), np.float32)
+    out = tensor_table.to_tensors(rows(jax.tree.map(np.shape, tree), model), tree)
     for n in range(model.layers):
         for name in ABSORBED:
             out[f"encoder.layers.{n}.self_attn.{name}"] = np.zeros(model.dim, np.float32)
@@ -179,8 +160,8 @@ def parameters(
     stays.
 
     Args:
-      fields: those of `model_fields`.
-      scale_input, blank: those of `conventions`; the blank's row of the head becomes row 0.
+      fields: from `model_fields`.
+      scale_input, blank: from `conventions`; class `blank` of the head becomes class 0.
 
     Raises:
       UserError: a tensor is missing, has another shape than `fields` say, or has no place.
@@ -197,19 +178,10 @@ def parameters(
         if not any(map(biases.fullmatch, found)):
             own = {row.name: row.shape for row in table if biases.fullmatch(row.name)}
             found |= {name: np.zeros(shape, np.float32) for name, shape in own.items()}
-    names = {row.name for row in table}
-    refuse("lack", names - found.keys())
-    refuse("have tensors without a place in this model:", found.keys() - names)
-    for row in table:
-        expected = row.layout.write(np.empty(row.shape)).shape
-        if found[row.name].shape != expected:
-            raise UserError(
-                f"{row.name} has shape {found[row.name].shape}, the config says {expected}"
-            )
+    tensor_table.check(table, found)
     _absorb(found, spare, model, scale_input)
-    tree = nested((row.path, row.layout.read(found[row.name])) for row in table)
-    order = [blank, *(n for n in range(head) if n != blank)]
-    tree["ctc_head"] = {name: leaf[..., order] for name, leaf in tree["ctc_head"].items()}
+    tree = tensor_table.to_tree(table, found)
+    tree["ctc_head"] = tensor_table.blank_first(tree["ctc_head"], blank)
     norm = tree["encoder"]["blocks"]["conv"]["norm"]
     return tree, {"encoder": {name: norm.pop(name) for name in ("mean", "var")}}
 
@@ -219,7 +191,7 @@ def _float(tensor: np.ndarray) -> np.ndarray:
 
 
 def _spare_biases(found: Tensors, model: Conformer) -> dict[str, Tensors]:
-    """Takes the biases that ours lacks out of `found`: {prefix of the block: {name: bias}}."""
+    """Removes the biases that ours lacks from `found`: {prefix of the block: {name: bias}}."""
     spare: dict[str, Tensors] = {}
     for n in range(model.layers):
         prefix = f"encoder.layers.{n}.self_attn."
@@ -234,7 +206,7 @@ def _spare_biases(found: Tensors, model: Conformer) -> dict[str, Tensors]:
 
 
 def _absorb(found: Tensors, spare: dict[str, Tensors], model: Conformer, scale_input: bool) -> None:
-    """Adds to the tensors of `found` what the spare biases and the scale do; sums in float64."""
+    """Folds the spare biases and the scale into the tensors of `found`; sums in float64."""
 
     def replace(name: str, value: np.ndarray) -> None:
         found[name] = value.astype(found[name].dtype)
@@ -255,20 +227,16 @@ def _absorb(found: Tensors, spare: dict[str, Tensors], model: Conformer, scale_i
 
 
 def model_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Conformer` that a config.json fixes, and {"features": {"frontend", "n_mels"}}.
+    """The fields of `Conformer` in a config.json, and {"features": {"frontend", "n_mels"}}.
 
-    Raises:
-      UserError: a model that `Conformer` is not: a transducer, another activation or expansion.
+    Raises UserError for an unsupported model: a transducer, another activation or expansion.
     """
     kind = hf.get("model_type", "parakeet_ctc")
     if kind != "parakeet_ctc":
         raise UserError(f"config.json: model_type={kind!r} is not supported, only 'parakeet_ctc'")
     encoder = hf.get("encoder_config") or {}
-    for name, known in FIXED.items():
-        value = encoder.get(name, known)
-        if value != known:
-            raise UserError(f"config.json: {name}={value!r} is not supported, only {known!r}")
-    fields = {field: encoder.get(name, default) for field, (name, default) in FIELDS.items()}
+    tensor_table.check_fixed(encoder, FIXED)
+    fields = tensor_table.read_fields(encoder, FIELDS)
     inner = encoder.get("intermediate_size", 4096)
     if inner % fields["dim"]:
         raise UserError(
@@ -280,13 +248,13 @@ def model_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conventions(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """What `parameters` must know of a config.json besides the fields: {"scale_input", "blank"}."""
+    """The other arguments of `parameters` from a config.json: {"scale_input", "blank"}."""
     encoder = hf.get("encoder_config") or {}
     return {"scale_input": encoder.get("scale_input", True), "blank": hf.get("pad_token_id", 1024)}
 
 
 def hf_config(model: Conformer, vocab_size: int, features: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of `ParakeetForCTC`. Blank, and padding, is 0; `features` is config.features."""
+    """config.json of `ParakeetForCTC`. Blank and padding are 0; `features` is config.features."""
     encoder = {name: getattr(model, field) for field, (name, _) in FIELDS.items()}
     encoder |= FIXED | {
         "model_type": "parakeet_encoder",
@@ -301,7 +269,7 @@ def hf_config(model: Conformer, vocab_size: int, features: Mapping[str, Any]) ->
         "attention_dropout": 0.0,
         "activation_dropout": 0.0,
         "layerdrop": 0.0,
-        "max_position_embeddings": 100_000,  # no table has this size; longer audio is refused
+        "max_position_embeddings": 100_000,  # not a table size; longer audio is refused
     }
     return {
         "architectures": ["ParakeetForCTC"],
@@ -315,7 +283,7 @@ def hf_config(model: Conformer, vocab_size: int, features: Mapping[str, Any]) ->
 
 
 def fits(config: Any) -> list[str]:
-    """The reasons why a run's model is no `ParakeetForCTC`; none where it is one."""
+    """The reasons why a run cannot be written as `ParakeetForCTC`; [] if it can."""
     if config.encoder != "conformer":
         return [f"encoder {config.encoder}"]
     model = Conformer(n_mels=config.features.n_mels, **config.model.to_dict())

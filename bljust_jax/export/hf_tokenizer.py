@@ -1,6 +1,6 @@
-"""A run's text units as the files of a Hugging Face tokenizer, and back.
+"""Convert a tokenizer to and from the files of a Hugging Face tokenizer.
 
-Id 0 is the CTC blank, written as the pad token; the other ids are those of the run.
+Id 0 is the CTC blank, written as the pad token; the other ids are unchanged.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ DELIMITERS = ("|", SPACE, "\u2423", "\u2420")
 
 
 class Vocabulary(NamedTuple):
-    """Units by id as a folder holds them: `tokens[blank]` is the CTC blank, `delimiter` stands for
-    a space, `special` ids write nothing."""
+    """Units by id in a folder: `tokens[blank]` is the CTC blank, `delimiter` is the sign for a
+    space, `special` ids have no text."""
 
     tokens: tuple[str, ...]
     blank: int
@@ -31,24 +31,23 @@ class Vocabulary(NamedTuple):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """What each id but the blank writes, in a run's order: the units of a `data.text`
-        tokenizer, with " " for the delimiter alone."""
+        """The texts of all ids but the blank, in the order of a run; " " for the delimiter."""
         kept = (n for n in range(len(self.tokens)) if n != self.blank)
         texts = ("" if n in self.special else self.tokens[n] for n in kept)
         return tuple(" " if text == self.delimiter else text for text in texts)
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
-        """The text of ids in a run's order (0 = blank, dropped), without outer spaces."""
+        """The text of ids in the order of a run (0 = blank, dropped), stripped."""
         symbols = self.symbols
         text = "".join(symbols[i - 1] for i in ids if i)
         return text.replace(self.delimiter, " ").strip()
 
 
 def write(tokenizer: Any, folder: pathlib.Path, *, words: bool) -> None:
-    """The tokenizer's files in `folder`.
+    """Write the files of a tokenizer.
 
-    words: characters as `Wav2Vec2CTCTokenizer` (vocab.json), which knows word times; else, and
-    always for pieces, a tokenizer.json that any `PreTrainedTokenizerFast` reads.
+    words: characters as `Wav2Vec2CTCTokenizer` (vocab.json), which gives word times; otherwise, and
+    always for pieces, a tokenizer.json for any `PreTrainedTokenizerFast`.
     """
     if words and tokenizer.unit == "character":
         files = _ctc_tokenizer(tokenizer)
@@ -112,7 +111,7 @@ def _specials(blank: str) -> dict[str, Any]:
 
 
 def _model(tokens: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
-    """Unigram; BPE where the scores are those of SentencePiece's BPE, minus the rank of a merge."""
+    """Unigram model; BPE if scores are minus the rank of a merge, as in SentencePiece's BPE."""
     if any(score != round(score) for score in scores) or not any(scores):
         vocabulary = [list(pair) for pair in zip(tokens, scores, strict=True)]
         return {"type": "Unigram", "unk_id": None, "vocab": vocabulary, "byte_fallback": False}
@@ -136,19 +135,19 @@ def _scores(tokenizer: Any) -> list[float]:
 
 
 def _free(candidates: Sequence[str], taken: Sequence[str]) -> str:
-    """The first candidate that no unit holds."""
+    """The first candidate that no unit contains."""
     for candidate in candidates:
         if not any(candidate in symbol for symbol in taken):
             return candidate
-    raise UserError(f"the run's units use all of {' '.join(candidates)}: none is left to export by")
+    raise UserError(f"the run's units use all of {' '.join(candidates)}: none is left")
 
 
-# Back
+# Reading
 
 
 def read(folder: pathlib.Path, blank: int) -> Vocabulary | None:
-    """The vocabulary of a model's folder; None where it has no tokenizer.json or vocab.json, or one
-    of several languages."""
+    """The vocabulary of a model's folder; None without tokenizer.json or vocab.json, and for one of
+    several languages."""
     if (folder / "tokenizer.json").is_file():
         content = read_json(folder / "tokenizer.json")
         known, added = content["model"]["vocab"], content.get("added_tokens") or []
@@ -188,7 +187,7 @@ def _content(token: Any) -> str:
 
 
 def _replacement(decoder: Any) -> str:
-    """What a decoder turns into spaces."""
+    """The sign that a decoder replaces by a space."""
     for step in [decoder or {}, *(decoder or {}).get("decoders", [])]:
         if step.get("type") == "Metaspace":
             return step["replacement"]

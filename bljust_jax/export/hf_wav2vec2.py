@@ -1,24 +1,25 @@
-"""wav2vec 2.0 as transformers stores it: tensor names, shapes and config.json. No torch.
+"""Convert wav2vec 2.0 to and from transformers: tensor names, shapes, config.json; without torch.
 
-Files of `Wav2Vec2ForCTC`, `Wav2Vec2ForPreTraining` and `Wav2Vec2Model` are read; the first two are
-written. Kernels there have their axes in the opposite order, [out, in, taps] and [out, in].
+Reads files of `Wav2Vec2ForCTC`, `Wav2Vec2ForPreTraining` and `Wav2Vec2Model`; writes the first two.
+Their kernels have the axes reversed: [out, in, taps] and [out, in].
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.common.trees import named_leaves
-from bljust_jax.export.tensors import nested, refuse
+from bljust_jax.export import tensor_table
+from bljust_jax.export.tensor_table import SAME, TRANSPOSED, Layout, Row, refuse
+from bljust_jax.export.tensors import Tensors
 from bljust_jax.models.encoders.wav2vec2 import Wav2Vec2
 from bljust_jax.models.norms import EPSILON
 
-# Field of `Wav2Vec2`: name in config.json, value where the file is silent.
+# Field of `Wav2Vec2`: (name in config.json, default).
 FIELDS = {
     "dim": ("hidden_size", 768),
     "layers": ("num_hidden_layers", 12),
@@ -34,7 +35,7 @@ FIELDS = {
     "pos_groups": ("num_conv_pos_embedding_groups", 16),
 }
 
-# Name in config.json: the only value that `Wav2Vec2` computes, also the one of a silent file.
+# Name in config.json: the only supported value, and default.
 FIXED = {
     "model_type": "wav2vec2",
     "hidden_act": "gelu",
@@ -45,8 +46,8 @@ FIXED = {
     "use_weighted_layer_sum": False,
 }
 
-# Facts of the quantiser, as in config.wav2vec2: name in config.json.
-QUANTISER = {
+# Field of config.wav2vec2 on the quantizer: name in config.json.
+QUANTIZER = {
     "groups": "num_codevector_groups",
     "codes": "num_codevectors_per_group",
     "code_dim": "codevector_dim",
@@ -56,7 +57,7 @@ QUANTISER = {
     "diversity": "diversity_loss_weight",
 }
 
-# Our modules and theirs; {n} is the block, or the number at the end of our name.
+# Our module: theirs; {n} is the block, or the number at the end of our name.
 MODULES = {
     "encoder/frontend/conv": "wav2vec2.feature_extractor.conv_layers.{n}.conv",
     "encoder/frontend/norm": "wav2vec2.feature_extractor.conv_layers.{n}.layer_norm",
@@ -87,30 +88,21 @@ WHOLE = {
 MASKED = WHOLE["encoder/masked_embedding"]
 
 
-class Row(NamedTuple):
-    """One of their tensors: its name, its shape, and where its values are in our tree."""
-
-    name: str
-    shape: tuple[int, ...]
-    path: str
-    block: int | None  # index on axis 0 of our leaf
-    own: tuple[int, ...]  # our shape of these values
-
-
 def rows(shapes: Mapping[str, Any]) -> Iterator[Row]:
-    """The tensors behind a tree of shapes {"encoder", "ctc_head", "wav2vec2_head"}."""
-    for path, shape in named_leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)):
-        stacked = path.startswith("encoder/blocks/")
-        own = shape[1:] if stacked else shape
-        theirs = own
-        if path.endswith("kernel"):
-            theirs = own[::-1]
-        elif path.endswith("gain"):
-            theirs = (1, 1, *own)
-        elif path.endswith("codevectors"):
-            theirs = (1, own[0] * own[1], own[2])
-        for block in range(shape[0]) if stacked else (None,):
-            yield Row(_name(path, block), theirs, path, block, own)
+    """The rows of a tree of shapes {"encoder", "ctc_head", "wav2vec2_head"}."""
+    return tensor_table.make_rows(shapes, _name, _layout)
+
+
+def _layout(path: str, shape: tuple[int, ...]) -> Layout:
+    if path.endswith("kernel"):
+        return TRANSPOSED
+    if path.endswith("gain"):
+        return Layout(lambda x: x[None, None], lambda x: x[0, 0])
+    if path.endswith("codevectors"):
+        groups, codes, dim = shape
+        there = (1, groups * codes, dim)
+        return Layout(lambda x: x.reshape(there), lambda x: x.reshape(shape))
+    return SAME
 
 
 def _name(path: str, block: int | None) -> str:
@@ -122,29 +114,22 @@ def _name(path: str, block: int | None) -> str:
     return f"{MODULES[module.removesuffix(number)].format(n=n)}.{LEAVES[leaf]}"
 
 
-def tensors(params: Mapping[str, Any], *, ctc: bool) -> dict[str, np.ndarray]:
+def tensors(params: Mapping[str, Any], *, ctc: bool) -> Tensors:
     """Float32 tensors of `Wav2Vec2ForCTC`, from params["ctc_head"], or of `Wav2Vec2ForPreTraining`,
     from params["wav2vec2_head"], with params["encoder"]."""
     parts = {name: params[name] for name in ("encoder", "ctc_head" if ctc else "wav2vec2_head")}
-    arrays = {path: np.asarray(leaf) for path, leaf in named_leaves(parts)}
-    out = {}
-    for row in rows(jax.tree.map(np.shape, parts)):
-        own = arrays[row.path] if row.block is None else arrays[row.path][row.block]
-        theirs = own.T if row.path.endswith("kernel") else own.reshape(row.shape)
-        out[row.name] = np.ascontiguousarray(theirs, np.float32)
-    return out
+    return tensor_table.to_tensors(rows(jax.tree.map(np.shape, parts)), parts)
 
 
 def parameters(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Float32 {"encoder"} of a file's tensors and, where it has them, "ctc_head" and
-    "wav2vec2_head".
+    """Float32 {"encoder"} of a file's tensors, and "ctc_head" and "wav2vec2_head" if present.
 
-    Names may lack the prefix "wav2vec2." (`Wav2Vec2Model`) and be those of either weight norm,
-    `weight_g` and `weight_v` or `parametrizations`. A file of a model that was trained without
-    masks has no `masked_spec_embed`: "masked_embedding" is then absent from the encoder.
+    Names may lack the prefix "wav2vec2." (`Wav2Vec2Model`) and be of either weight norm, `weight_g`
+    and `weight_v` or `parametrizations`. A file of a model trained without masks has no
+    `masked_spec_embed`: "masked_embedding" is then absent from the encoder.
 
     Args:
-      fields: those of `Wav2Vec2`, as `model_fields` reads them.
+      fields: of `Wav2Vec2`, from `model_fields`.
 
     Raises:
       UserError: a tensor is missing, has another shape than `fields` say, or has no place.
@@ -154,21 +139,12 @@ def parameters(tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> 
     if MASKED not in found:
         del shapes["encoder"]["masked_embedding"]
     table = list(rows(shapes))
-    names = {row.name for row in table}
-    refuse("lack", names - found.keys())
-    refuse("have tensors without a place in this model:", found.keys() - names)
-    leaves = []
-    for row in table:
-        theirs = np.asarray(found[row.name], np.float32)
-        if theirs.shape != row.shape:
-            raise UserError(f"{row.name} has shape {theirs.shape}, the config says {row.shape}")
-        own = theirs.T if row.path.endswith("kernel") else theirs.reshape(row.own)
-        leaves.append((row.path, own))
-    return nested(leaves)
+    tensor_table.check(table, found)
+    return tensor_table.to_tree(table, found)
 
 
 def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors under the names that `rows` gives."""
+    """Float32 tensors by the names of `rows`."""
     encoder = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
     found = {}
     for name, value in tensors.items():
@@ -178,12 +154,12 @@ def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
                 new = f"{new.removesuffix(old)}.{leaf}"
         if new in found:
             raise UserError(f"the weights have {new} twice, under an old and a new name")
-        found[new] = value
+        found[new] = np.asarray(value, np.float32)
     return found
 
 
 def _head_shapes(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Our shapes of the heads that a file has."""
+    """Our shapes of the heads in a file."""
 
     def linear(name: str) -> dict[str, tuple[int, ...]]:
         if f"{name}.weight" not in found:
@@ -210,34 +186,30 @@ def _head_shapes(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def model_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Wav2Vec2` that a config.json fixes: shapes and norms, nothing of training.
+    """The fields of `Wav2Vec2` in a config.json: shapes and norms, nothing of training.
 
-    Raises:
-      UserError: a model that `Wav2Vec2` is not: another activation, adapters.
+    Raises UserError for an unsupported model: another activation, adapters.
     """
-    for name, known in FIXED.items():
-        value = hf.get(name, known)
-        if value != known:
-            raise UserError(f"config.json: {name}={value!r} is not supported, only {known!r}")
-    read = {field: hf.get(name, default) for field, (name, default) in FIELDS.items()}
+    tensor_table.check_fixed(hf, FIXED)
+    read = tensor_table.read_fields(hf, FIELDS)
     return {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
 
 
 def hf_config(
     model: Wav2Vec2, vocab_size: int, head: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """config.json of `Wav2Vec2ForCTC` or, with the facts of a quantiser (config.wav2vec2: groups,
-    codes, code_dim, width, negatives, temperature, diversity), of `Wav2Vec2ForPreTraining`.
+    """config.json of `Wav2Vec2ForCTC` or, with `head`, the fields of a quantizer (config.wav2vec2:
+    groups, codes, code_dim, width, negatives, temperature, diversity), of `Wav2Vec2ForPreTraining`.
 
-    Blank, and padding, is 0. Masks are on: without them transformers has no place for the mask's
-    embedding. Fine-tuning there will use them; inference does not.
+    Blank and padding are 0. Masks are on: without them transformers has no tensor for the mask
+    embedding. Fine-tuning in transformers uses them; inference does not.
     """
     config = dict(FIXED)
     for field, (name, _) in FIELDS.items():
         value = getattr(model, field)
         config[name] = list(value) if isinstance(value, tuple) else value
     if head is not None:
-        config |= {name: head[fact] for fact, name in QUANTISER.items() if fact in head}
+        config |= {name: head[fact] for fact, name in QUANTIZER.items() if fact in head}
     return config | {
         "architectures": ["Wav2Vec2ForCTC" if head is None else "Wav2Vec2ForPreTraining"],
         "num_feat_extract_layers": len(model.conv_dim),

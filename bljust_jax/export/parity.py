@@ -153,7 +153,7 @@ def load_module(folder: pathlib.Path) -> Exported:
     spec = importlib.util.spec_from_file_location(name, folder / "modeling.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    model = module.Recogniser.load(folder)
+    model = module.Recognizer.load(folder)
 
     def exported(audio: Sequence[np.ndarray]) -> list[tuple[np.ndarray, str]]:
         lengths = torch.tensor([len(x) for x in audio])

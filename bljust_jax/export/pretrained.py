@@ -1,6 +1,7 @@
-"""Pretrained models of `transformers`, without it and without torch: into a run, or to recognise.
+"""Read pretrained models of `transformers` (wav2vec 2.0, Parakeet CTC) without torch.
 
-Folders with config.json and safetensors (in shards or not), or one .safetensors file.
+Into a run (config.init_from), or as a whole CTC model for inference. Reads folders with config.json
+and safetensors, single or in shards, and single .safetensors files.
 """
 
 from __future__ import annotations
@@ -16,21 +17,28 @@ from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.trees import named_leaves
-from bljust_jax.export import hf_folder, hf_parakeet, hf_tokenizer, hf_wav2vec2, tensors
+from bljust_jax.export import (
+    hf_folder,
+    hf_parakeet,
+    hf_tokenizer,
+    hf_wav2vec2,
+    tensor_table,
+    tensors,
+)
 from bljust_jax.models import encoders
 from bljust_jax.models.encoders import conformer as conformer_encoder
 from bljust_jax.models.encoders import wav2vec2 as wav2vec2_encoder
 
 ENCODERS = {"wav2vec2": "wav2vec2", "parakeet_ctc": "conformer"}  # by model_type
 SSL_HEAD = "wav2vec2_head"
-HEARD = "preprocessor_config.json"
-# log-mel, which an encoder of waveforms has for pictures alone
-PICTURES = {"frontend": "log_mel", "n_mels": 80, "window": 400, "hop": 160, "n_fft": 512}
+PREPROCESSOR = "preprocessor_config.json"
+# log-mel settings of an encoder of waveforms, used for pictures only
+PICTURE_FEATURES = {"frontend": "log_mel", "n_mels": 80, "window": 400, "hop": 160, "n_fft": 512}
 
 
 class Source(NamedTuple):
-    """A model on disk: config.json (None where a file stands alone), its folder, the fields of
-    config.model that it has, what it holds: params {"encoder", ...} and stats."""
+    """A model on disk: config.json (None for a single file), its folder, fields of config.model,
+    params {"encoder", ...} and stats."""
 
     about: dict[str, Any] | None
     folder: pathlib.Path
@@ -46,14 +54,14 @@ class Source(NamedTuple):
 def load(
     path: str | pathlib.Path, params: Mapping, stats: Mapping, config: Any, units: Any | None
 ) -> tuple[dict, dict, list[str]]:
-    """A run's (params, stats) with what `path` holds in place of their first values, and lines that
-    say what was taken.
+    """(params, stats) of a run with the pretrained weights of `path` in place of initial ones, and
+    log lines on what was loaded.
 
-    The encoder is taken; the head of wav2vec 2.0's loss where the run has one; the CTC head where
-    the file's vocabulary is that of `units`, the run's tokenizer (None where it has one a task). A
-    pickle is read only where config.init_from_pickle.
-    Raises UserError: no model there, one of another shape than config.model (naming the fields),
-    tensors that are missing or have no place, a run with a quantiser and a file without.
+    Loads the encoder; the head of the wav2vec 2.0 loss if the run has one; the CTC head if the
+    vocabulary of the file equals that of `units`, the tokenizer of the run (None for a run of
+    several tasks). A pickle is read only with config.init_from_pickle.
+    Raises UserError: no model in `path`, another shape than config.model (naming the fields),
+    tensors that are missing or have no place, a run with a quantizer and a file without.
     """
     path = pathlib.Path(path)
     try:
@@ -66,29 +74,29 @@ def load(
     if "masked_embedding" in params["encoder"] and "masked_embedding" not in found["encoder"]:
         own = params["encoder"]["masked_embedding"]
         found["encoder"] = {**found["encoder"], "masked_embedding": own}
-        lines.append("init_from: no embedding of masked frames there, it starts fresh")
+        lines.append("init_from: no embedding of masked frames there, it is initialised")
     params["encoder"] = _fitting("encoder", params["encoder"], found["encoder"], path)
     if SSL_HEAD in params and SSL_HEAD not in found and config.method != "supervised":
         raise UserError(
-            f"config.init_from={path} holds no quantiser: Wav2Vec2ForCTC and Wav2Vec2Model files "
+            f"config.init_from={path} holds no quantizer: Wav2Vec2ForCTC and Wav2Vec2Model files "
             "lack it; use a Wav2Vec2ForPreTraining checkpoint, or method=supervised"
         )
     if SSL_HEAD in params and SSL_HEAD in found:
         params[SSL_HEAD] = _fitting(SSL_HEAD, params[SSL_HEAD], found[SSL_HEAD], path)
-        lines.append("init_from: the quantiser and its projections")
+        lines.append("init_from: the quantizer and its projections")
     if units is None:
-        lines.append("init_from: the heads of the tasks start fresh")
+        lines.append("init_from: the heads of the tasks are initialised")
     elif "ctc_head" in found and same_units(hf_tokenizer.read(source.folder, source.blank), units):
         params["ctc_head"] = _fitting("ctc_head", params["ctc_head"], found["ctc_head"], path)
         lines.append("init_from: the CTC head, its vocabulary is the run's")
     else:
-        why = "of another vocabulary" if "ctc_head" in found else "not there"
-        lines.append(f"init_from: the CTC head starts fresh, that of the file is {why}")
-    return params, {**stats, **_arrays(source.stats)}, lines
+        why = "of another vocabulary" if "ctc_head" in found else "missing"
+        lines.append(f"init_from: the CTC head is initialised, that of the file is {why}")
+    return params, {**stats, **_float32(source.stats)}, lines
 
 
 def same_units(found: hf_tokenizer.Vocabulary | None, units: Any) -> bool:
-    """Whether a file's ids spell what the run's do; a space may be written in either way."""
+    """Whether ids of the file and of the run have equal texts, whatever the sign for a space."""
     if found is None:
         return False
     ours, theirs = (
@@ -99,11 +107,11 @@ def same_units(found: hf_tokenizer.Vocabulary | None, units: Any) -> bool:
 
 
 def open_source(path: pathlib.Path, config: Any, *, allow_pickle: bool = False) -> Source:
-    """Reads a model that `config` (of a run) can hold; UserError names the fields that differ."""
+    """Read a model that fits the config of a run; UserError names the fields that differ."""
     folder = path if path.is_dir() else path.parent
     about = _about(folder)
     if about is None and config.encoder != "wav2vec2":
-        raise UserError(f"{folder} holds no config.json, which says how {path.name} is to be read")
+        raise UserError(f"{folder} holds no config.json, which describes {path.name}")
     encoder = _encoder(about, folder) if about is not None else config.encoder
     if encoder != config.encoder:
         raise UserError(
@@ -112,15 +120,15 @@ def open_source(path: pathlib.Path, config: Any, *, allow_pickle: bool = False) 
         )
     fields = config_fields(config)
     if about is not None:
-        theirs, heard = model_fields(about), _heard(folder)
-        if encoder == "wav2vec2" and "do_normalize" in heard:
-            theirs["normalise"] = heard["do_normalize"]
-        differing(fields | {"normalise": config.model.get("normalise")}, theirs, path)
+        theirs, audio = model_fields(about), _preprocessor(folder)
+        if encoder == "wav2vec2" and "do_normalize" in audio:
+            theirs["normalise"] = audio["do_normalize"]
+        check_same_shape(fields | {"normalise": config.model.get("normalise")}, theirs, path)
     return _read(path, folder, about, fields, allow_pickle)
 
 
 def config_fields(config: Any) -> dict[str, Any]:
-    """What config.model says of the fields that a file can hold."""
+    """The fields of config.model that a file can fix."""
     if config.encoder == "wav2vec2":
         model: Any = wav2vec2_encoder.make_model(config)
         return {field: getattr(model, field) for field in hf_wav2vec2.FIELDS}
@@ -136,8 +144,10 @@ def model_fields(about: Mapping[str, Any]) -> dict[str, Any]:
     return table.model_fields(about)
 
 
-def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: pathlib.Path) -> None:
-    """UserError with the flags that give a run the shape of the file."""
+def check_same_shape(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], path: pathlib.Path
+) -> None:
+    """Raises UserError with the flags that give a run the shape of the file, if any differ."""
     flags = []
     for field, value in theirs.items():
         nested = value if isinstance(value, Mapping) else {field: value}
@@ -159,9 +169,9 @@ def _about(folder: pathlib.Path) -> dict[str, Any] | None:
     return about
 
 
-def _heard(folder: pathlib.Path) -> dict[str, Any]:
-    """How audio is prepared for the model; {} where the folder does not say."""
-    path = folder / HEARD
+def _preprocessor(folder: pathlib.Path) -> dict[str, Any]:
+    """preprocessor_config.json, the preparation of audio; {} without this file."""
+    path = folder / PREPROCESSOR
     return hf_tokenizer.read_json(path) if path.is_file() else {}
 
 
@@ -195,18 +205,12 @@ def _read(
         raise UserError(f"{path}: {error}") from error
     source = Source(about, folder, fields, params, stats)
     if not stats and "ctc_head" in params:
-        params["ctc_head"] = _blank_first(params["ctc_head"], source.blank)
+        params["ctc_head"] = tensor_table.blank_first(params["ctc_head"], source.blank)
     return source
 
 
-def _blank_first(head: Mapping[str, np.ndarray], blank: int) -> dict[str, np.ndarray]:
-    size = head["bias"].shape[0]
-    order = [blank, *(n for n in range(size) if n != blank)]
-    return {name: leaf[..., order] for name, leaf in head.items()}
-
-
 def _fitting(name: str, ours: Any, theirs: Any, path: pathlib.Path) -> Any:
-    """`theirs` as float32, where it has the shapes of `ours`."""
+    """`theirs` as float32; UserError unless it has the shapes of `ours`."""
     one, other = (
         {path: np.shape(leaf) for path, leaf in named_leaves(tree)} for tree in (ours, theirs)
     )
@@ -218,10 +222,10 @@ def _fitting(name: str, ours: Any, theirs: Any, path: pathlib.Path) -> Any:
             f"{one.get(k, 'none')} in the run, and {len(wrong) - 1} more: set the sizes in config."
             f"{'wav2vec2' if name == SSL_HEAD else 'model'}"
         )
-    return _arrays(theirs)
+    return _float32(theirs)
 
 
-def _arrays(tree: Any) -> Any:
+def _float32(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
@@ -261,29 +265,31 @@ def read_ctc_model(path: pathlib.Path) -> CtcModel:
     vocabulary = hf_tokenizer.read(path, source.blank)
     if "ctc_head" not in source.params or vocabulary is None:
         lacking = "CTC head" if vocabulary else "tokenizer.json or vocab.json of one language"
-        raise UserError(f"{path} cannot recognise: it has no {lacking}")
+        raise UserError(f"{path} cannot transcribe: it has no {lacking}")
     classes = source.params["ctc_head"]["bias"].shape[0]
     if len(vocabulary.tokens) < classes:
         raise UserError(f"{path}: {len(vocabulary.tokens)} tokens for a head of {classes} classes")
     vocabulary = vocabulary._replace(tokens=vocabulary.tokens[:classes])
-    params, stats = _arrays((source.params, source.stats))
+    params, stats = _float32((source.params, source.stats))
     encoder = encoders.load(name)(config)
     return CtcModel(encoder, params, stats, vocabulary, config.data.sample_rate)
 
 
 def folder_config(path: pathlib.Path, about: Mapping[str, Any], name: str) -> ConfigDict:
-    """The parts of a run's config that encoder `name` reads, from the folder's files."""
-    heard = _heard(path)
+    """The parts of a config that encoder `name` reads, from the files of the folder."""
+    audio = _preprocessor(path)
     fields = model_fields(about)
-    config = ConfigDict({"encoder": name, "specaugment": {}, "mask": {}, "features": PICTURES})
-    config.data = ConfigDict({"sample_rate": heard.get("sampling_rate", 16000)})
+    config = ConfigDict(
+        {"encoder": name, "specaugment": {}, "mask": {}, "features": PICTURE_FEATURES}
+    )
+    config.data = ConfigDict({"sample_rate": audio.get("sampling_rate", 16000)})
     if name == "wav2vec2":
-        config.model = ConfigDict(fields | {"normalise": heard.get("do_normalize", True)})
+        config.model = ConfigDict(fields | {"normalise": audio.get("do_normalize", True)})
         return config
     features = fields.pop("features")
-    if heard.get("preemphasis", hf_folder.PREEMPHASIS) != hf_folder.PREEMPHASIS:
-        raise UserError(f"{path / HEARD}: preemphasis must be {hf_folder.PREEMPHASIS}")
-    features |= {"window": heard.get("win_length", 400), "hop": heard.get("hop_length", 160)}
-    config.features = ConfigDict(features | {"n_fft": heard.get("n_fft", 512)})
+    if audio.get("preemphasis", hf_folder.PREEMPHASIS) != hf_folder.PREEMPHASIS:
+        raise UserError(f"{path / PREPROCESSOR}: preemphasis must be {hf_folder.PREEMPHASIS}")
+    features |= {"window": audio.get("win_length", 400), "hop": audio.get("hop_length", 160)}
+    config.features = ConfigDict(features | {"n_fft": audio.get("n_fft", 512)})
     config.model = ConfigDict(fields)
     return config

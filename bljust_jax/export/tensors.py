@@ -1,4 +1,4 @@
-"""Named tensors on disk: safetensors files, one or in shards, and pickles only where allowed."""
+"""Read and write named tensors: safetensors, single or in shards; pickles only if allowed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import pathlib
 import pickle
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -23,7 +22,7 @@ OLDEST_TORCH = (2, 10)  # before it, a crafted file could escape weights_only
 
 
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """A safetensors file that `transformers` accepts: it asks for the metadata {"format": "pt"}."""
+    """Write a safetensors file, with the metadata {"format": "pt"} for `transformers`."""
     from safetensors.numpy import save
 
     whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
@@ -33,7 +32,7 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
 def read(path: pathlib.Path, *, allow_pickle: bool = False) -> Tensors:
     """The tensors of a model's folder or of one file; floats become float32.
 
-    A pickle (*.bin, *.pt) is read only where `allow_pickle`, as weights alone, by torch.
+    A pickle (*.bin, *.pt) is read only if `allow_pickle`, by torch, restricted to weights.
     Raises UserError: nothing to read, a damaged file, a shard outside the folder, a pickle.
     """
     if path.is_dir():
@@ -112,31 +111,3 @@ def _read_pickle(path: pathlib.Path) -> Tensors:
 
 def _float32(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.kind == "f" else array
-
-
-# What the tables of names share
-
-
-def refuse(what: str, names: set[str]) -> None:
-    """UserError that names the first of `names`, where there are any."""
-    if names:
-        shown, more = sorted(names)[:5], max(len(names) - 5, 0)
-        raise UserError(
-            f"the weights {what} {', '.join(shown)}{f' and {more} more' if more else ''}"
-        )
-
-
-def nested(leaves: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
-    """A tree of arrays by path ("encoder/norm/bias"); those of blocks are stacked in order."""
-    arrays: dict[str, list[np.ndarray]] = {}
-    for path, array in leaves:
-        arrays.setdefault(path, []).append(array)
-    tree: dict[str, Any] = {}
-    for path, parts in arrays.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        stacked = path.startswith("encoder/blocks/")
-        node[leaf] = np.stack(parts) if stacked else np.ascontiguousarray(parts[0])
-    return tree

@@ -1,4 +1,4 @@
-"""Any run as safetensors beside a copy of `modeling.py`, which needs PyTorch and nothing else."""
+"""Write a run as safetensors beside `modeling.py`, a model file that needs PyTorch only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODELING = "modeling.py"  # in the exported folder, a copy of SOURCE
 SOURCE = "torch_model.py"
 COUNTER = "encoder.blocks.conv.norm.num_batches_tracked"
 
-# How an array is called in torch, and how it lies there, by the end of its name.
+# (end of our name, name in torch, layout in torch)
 RULES: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
     (r"\.depthwise\.kernel$", ".depthwise.weight", lambda k: k.T[:, None]),  # to [D, 1, taps]
     (r"\.forward\.input\.kernel$", ".cells.weight_ih_l0", np.transpose),
@@ -46,7 +46,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def write_folder(
     folder: pathlib.Path, config: Any, units: Any, params: Mapping, stats: Mapping
 ) -> None:
-    """config.json, model.safetensors and modeling.py in an existing folder."""
+    """Write config.json, model.safetensors and modeling.py into an existing folder."""
     context = config.ctc.context
     facts = {
         "model_type": MODEL_TYPE,
@@ -63,9 +63,9 @@ def write_folder(
 
 
 def tensors(params: Mapping, stats: Mapping, *, stored: bool) -> Tensors:
-    """The encoder and its CTC head under the names of `modeling.py`; other heads stay here.
+    """The encoder and the CTC head by the names of `modeling.py`; other heads are not written.
 
-    `stored`: the statistics of features too, which causal contexts are normalised by.
+    `stored`: include the feature statistics, which normalise features in causal contexts.
     """
     found = {}
     for name, array in _leaves({key: params[key] for key in ("encoder", "ctc_head")}):
@@ -73,7 +73,7 @@ def tensors(params: Mapping, stats: Mapping, *, stored: bool) -> Tensors:
     for name, array in _leaves(stats.get("encoder", {})):
         running = f"encoder.blocks.conv.norm.running_{name}"
         found |= _unstacked(running, array)
-    if "encoder" in stats:  # torch's own count of training steps
+    if "encoder" in stats:  # torch's counter of training steps
         depth = len(stats["encoder"]["mean"])
         found |= _unstacked(COUNTER, np.zeros(depth, np.int64))
     if stored:
@@ -90,7 +90,7 @@ def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]
 
 
 def _unstacked(name: str, array: np.ndarray) -> Tensors:
-    """One array a block, "blocks.3.", of those that hold all blocks on their first axis."""
+    """One array per block ("blocks.3.") of an array with all blocks on axis 0."""
     if ".blocks." not in name:
         return {name: array}
     block = name.replace(".blocks.", ".blocks.{}.")

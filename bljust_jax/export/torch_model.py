@@ -1,11 +1,11 @@
 """A speech recognizer in one file that needs PyTorch alone; the weights and config.json lie beside.
 
-    from modeling import Recogniser           # or: python modeling.py SPEECH.wav ...
-    model = Recogniser.load("FOLDER")
+    from modeling import Recognizer           # or: python modeling.py SPEECH.wav ...
+    model = Recognizer.load("FOLDER")
     logits, frames = model(audio, samples)    # audio [B, S] in [-1, 1] or int16, samples [B]
     texts = model.transcribe(audio, samples)
 
-Audio is mono, at config.json's sample_rate; what follows an utterance's samples never matters.
+Audio is mono, at config.json's sample_rate; samples beyond the length of an utterance are ignored.
 Class 0 of the logits is the CTC blank.
 """
 
@@ -50,7 +50,7 @@ class Features(nn.Module):
         self.window, self.hop, self.n_fft, self.frontend = window, hop, n_fft, frontend
         self.register_buffer("filters", mel_filters(sample_rate, n_fft, n_mels), persistent=False)
         self.register_buffer("hann", torch.hann_window(window, periodic=False), persistent=False)
-        if stored:  # statistics of the training data: nothing of the future is needed
+        if stored:  # statistics of the training data, so that no future frame is needed
             self.register_buffer("mean", torch.zeros(n_mels))
             self.register_buffer("std", torch.ones(n_mels))
         self.stored = stored
@@ -177,7 +177,7 @@ class FeedForward(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """Pointwise, GLU, depthwise, norm, SiLU, pointwise; `causal` leaves out taps of the future."""
+    """Pointwise, GLU, depthwise, norm, SiLU, pointwise; `causal` uses no taps of the future."""
 
     def __init__(self, dim, taps, norm):
         super().__init__()
@@ -321,13 +321,13 @@ class CnnRnn(nn.Module):
         return torch.where(valid[..., None], x, 0.0), lengths
 
 
-# The recogniser
+# The recognizer
 
 
 ENCODERS = {"conformer": Conformer, "cnn_rnn": CnnRnn}
 
 
-class Recogniser(nn.Module):
+class Recognizer(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
         self.config = config
@@ -338,7 +338,7 @@ class Recogniser(nn.Module):
         self.ctc_head = nn.Linear(self.encoder.dim, len(config["tokens"]))
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path) -> "Recogniser":
+    def load(cls, folder: str | pathlib.Path) -> "Recognizer":
         folder = pathlib.Path(folder)
         model = cls(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         model.load_state_dict(read_safetensors(folder / "model.safetensors"))
@@ -386,7 +386,7 @@ def read_wav(path: str, sample_rate: int) -> Tensor:
 
 
 def main() -> None:
-    model = Recogniser.load(pathlib.Path(__file__).parent)
+    model = Recognizer.load(pathlib.Path(__file__).parent)
     for path in sys.argv[1:]:
         try:
             audio = read_wav(path, model.config["sample_rate"])

@@ -69,19 +69,19 @@ def test_a_parakeet_comes_back_bit_for_bit(parakeet):
     assert_equal(again, params)
 
 
-def test_a_pretrained_wav2vec2_brings_its_quantiser(for_pretraining):
+def test_a_pretrained_wav2vec2_brings_its_quantizer(for_pretraining):
     out, config, weights = for_pretraining
     params, _, lines = load(out, config, weights)
     for name in ("encoder", "wav2vec2_head"):
         assert_equal(params[name], weights.params[name])
     assert is_untouched(params["ctc_head"])
-    assert any("quantiser" in line for line in lines)
-    assert lines[-1].endswith("starts fresh, that of the file is not there")
+    assert any("quantizer" in line for line in lines)
+    assert lines[-1].endswith("is initialised, that of the file is missing")
 
 
-def test_a_ctc_model_has_no_quantiser(for_ctc):
+def test_a_ctc_model_has_no_quantizer(for_ctc):
     out, config, weights = for_ctc
-    with pytest.raises(UserError, match="no quantiser: Wav2Vec2ForCTC and Wav2Vec2Model files"):
+    with pytest.raises(UserError, match="no quantizer: Wav2Vec2ForCTC and Wav2Vec2Model files"):
         load(out, config, weights)
     supervised = config.copy_and_resolve_references()
     supervised.method = "supervised"
@@ -104,7 +104,7 @@ def test_a_run_of_several_tasks_takes_the_encoder_alone(parakeet):
     params, _, lines = load(out, config, weights._replace(params=heads), units=None)
     assert_equal(params["encoder"], weights.params["encoder"])
     assert is_untouched(params["asr_en_head"])
-    assert lines[-1] == "init_from: the heads of the tasks start fresh"
+    assert lines[-1] == "init_from: the heads of the tasks are initialised"
 
 
 def test_a_file_alone_is_read_by_the_config(for_pretraining, tmp_path):
