@@ -1,9 +1,9 @@
 """python -m bljust_jax.ngram --data URI [--order 3] --out X.arpa
 
 Estimates an n-gram language model (interpolated modified Kneser-Ney) from the texts of a source, or
-of a file with one sentence a line, and writes it as ARPA for `python -m bljust_jax.evaluate --lm`.
---workdir RUN spells the texts as that run does, and --over units models its characters or pieces in
-place of words. Exit 2: a mistake, in one line.
+of a file with one sentence per line, and writes it as ARPA for `bljust evaluate --lm`. --workdir
+RUN normalises texts as in that run; with --over units the tokens are its characters or pieces
+instead of words. Exit 2: a mistake, in one line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p = cli.Parser(__doc__)
     p.add_argument("--data", default="", metavar="URI", help="as config.data.train")
     p.add_argument("--root", default="", help="as config.data.root")
-    p.add_argument("--text", type=pathlib.Path, metavar="FILE", help="UTF-8, a sentence a line")
+    p.add_argument("--text", type=pathlib.Path, metavar="FILE", help="UTF-8, one sentence per line")
     p.add_argument("--order", type=int, default=3, help="longest n-gram (%(default)s)")
     p.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help="X.arpa[.gz]")
     p.add_argument(
@@ -34,18 +34,24 @@ def parser() -> argparse.ArgumentParser:
         help="steps of config.data.text.normalise, by commas (%(default)s)",
     )
     p.add_argument(
-        "--workdir", type=pathlib.Path, metavar="RUN", help="spell as this run, not --normalise"
+        "--workdir",
+        type=pathlib.Path,
+        metavar="RUN",
+        help="normalise as in this run",
     )
     p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
     p.add_argument(
-        "--over", choices=("words", "units"), default="words", help="what to model (%(default)s)"
+        "--over",
+        choices=("words", "units"),
+        default="words",
+        help="its tokens (%(default)s)",
     )
     p.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     return p
 
 
 def read_texts(args: argparse.Namespace) -> Iterator[str]:
-    """The texts of --data and --text as they are written there, empty ones left out."""
+    """The texts of --data and --text, unchanged, without empty ones."""
     if not args.data and args.text is None:
         raise UserError("give --data URI or --text FILE to learn from; see --help")
     if args.data:
@@ -58,9 +64,9 @@ def read_texts(args: argparse.Namespace) -> Iterator[str]:
 
 
 def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Each text as the model's tokens; what the units of --workdir cannot spell is left out."""
+    """The tokens of each text; texts that the units of --workdir do not cover are skipped."""
     if args.over == "units" and args.workdir is None:
-        raise UserError("--over units needs --workdir RUN: the units are that run's")
+        raise UserError("--over units needs --workdir RUN, whose units are the tokens")
     tokenizer = tokenizer_files.load_one(args.workdir, args.task) if args.workdir else None
     steps = [name for name in args.normalise.split(",") if name]
     spell = tokenizer.normalise if tokenizer else normalise.make(steps)
@@ -77,7 +83,7 @@ def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Estimates and writes; returns what --json prints."""
+    """Estimate and write a model; returns what --json prints."""
     found = list(sentences(args))
     model = kneser_ney.estimate(found, args.order)
     args.out.parent.mkdir(parents=True, exist_ok=True)

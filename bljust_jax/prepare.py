@@ -1,9 +1,9 @@
 """python -m bljust_jax.prepare URI --out DIR [--split NAME] [--verify] ...
 
-Writes any source into ArrayRecord shards, once. A killed run leaves nothing that reads as complete.
-URI is what `config.data.train` takes: a *.jsonl manifest, librispeech:ROOT/SPLIT,
-tedlium:ROOT/SPLIT and so on. DIR/SPLIT then trains as `--config.data.train=tfds:DIR/SPLIT`, with
-the same bits as URI. Exit 0: done; 2: a mistake in the flags or the data, in one line.
+Writes a source as ArrayRecord shards. A killed run leaves no shards that count as complete. URI is
+a value of `config.data.train`: a *.jsonl manifest, librispeech:ROOT/SPLIT, tedlium:ROOT/SPLIT and
+so on. Train on DIR/SPLIT with `--config.data.train=tfds:DIR/SPLIT`: same bits as URI. Exit 0: done;
+2: a mistake in the flags or the data, in one line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bljust_jax.data import shards, sources
 
 def parser() -> argparse.ArgumentParser:
     p = cli.Parser(__doc__)
-    p.add_argument("uri", metavar="URI", help="what to read; with --verify alone, tfds:DIR/SPLIT")
+    p.add_argument("uri", metavar="URI", help="source to read; with --verify alone, tfds:DIR/SPLIT")
     p.add_argument("--out", metavar="DIR", help="the shards become DIR/SPLIT, a TFDS folder")
     p.add_argument("--split", help="default: the last name of URI, without extension")
     p.add_argument("--sample_rate", type=int, default=16000, help="Hz (%(default)s)")
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--max_bad_fraction",
         type=float,
         default=0.01,
-        help="give up when a larger share of the audio cannot be decoded (%(default)s)",
+        help="stop if a larger share of the audio cannot be decoded (%(default)s)",
     )
     p.add_argument("--verify", action="store_true", help="read all back and compare checksums")
     p.add_argument("--json", action="store_true", help="print the summary as a JSON object")
@@ -53,7 +53,7 @@ def body(args: argparse.Namespace) -> None:
     summary = run(args)
     hours = summary.seconds / 3600
     size = f"{summary.utterances} utterances, {hours:.2f} h, {summary.bytes / 1e6:.1f} MB"
-    bad = f"; {summary.bad} left out, see quarantine-*.jsonl beside it" if summary.bad else ""
+    bad = f"; {summary.bad} skipped, see quarantine-*.jsonl beside it" if summary.bad else ""
     print(
         json.dumps(dataclasses.asdict(summary)) if args.json else f"{summary.folder}: {size}{bad}"
     )
@@ -64,14 +64,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> shards.Summary:
-    """Writes, verifies, or both."""
+    """Write shards, verify them, or both."""
     if args.out is None:
         scheme, _, rest = args.uri.partition(":")
         folder = pathlib.Path(args.root, rest).absolute()
         if not args.verify or scheme != "tfds":
             raise UserError("--out is required, or --verify with URI tfds:DIR/SPLIT; see --help")
         if not shards.index_path(folder, folder.name).is_file():
-            raise UserError(f"{args.uri}: {folder} was not made by bljust_jax.prepare")
+            raise UserError(f"{args.uri}: {folder} was not written by bljust_jax.prepare")
         return shards.verify(str(folder), folder.name, Progress("verified"))
     if not 0 <= args.max_bad_fraction <= 1:
         raise UserError(f"--max_bad_fraction={args.max_bad_fraction:g} must be from 0 to 1")

@@ -1,8 +1,8 @@
 """python -m bljust_jax.report RUN [RUN ...] [--out DIR] [--json]
 
-One RUN (the --workdir of a training run): its report.md and plots/ are made again from what it has
-written so far. Several: one table on stdout; the table and a picture of WER over compute go to DIR
-(default: comparison/ in the folder that holds the runs). Exit 2: a mistake, in one line.
+One RUN (the --workdir of a training run): writes its report.md and plots/ from its files. Several:
+prints one table; the table and a plot of WER over compute are written to DIR (default: comparison/
+in the parent folder of the runs). Exit 2: a mistake, in one line.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bljust_jax.reporting.run_files import RunFiles, as_json, read_run_files
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=pathlib.Path)
-    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="where a comparison goes")
-    parser.add_argument("--json", action="store_true", help="print a list, one object a run")
+    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder of the comparison")
+    parser.add_argument("--json", action="store_true", help="print a list, one object per run")
     return cli.run(parser, body, argv)
 
 

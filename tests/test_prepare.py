@@ -53,7 +53,7 @@ def test_left_out_audio_is_said(manifest, tmp_path, capsys):
     assert "train.jsonl:5: " in told.err
     assert "1 of 5 utterances are bad by now" in told.err
     assert prepare.main([manifest, *flags, "0.2"]) == 0
-    assert "; 1 left out, see quarantine-*.jsonl" in capsys.readouterr().out
+    assert "; 1 skipped, see quarantine-*.jsonl" in capsys.readouterr().out
     row = json.loads((tmp_path / "out" / "quarantine-x.jsonl").read_text())
     assert row["line"].endswith("train.jsonl:5")
 
@@ -64,7 +64,7 @@ def test_left_out_audio_is_said(manifest, tmp_path, capsys):
         ([], "required: URI"),
         (["{}"], "--out is required"),
         (["{}", "--verify"], "--out is required"),
-        (["tfds:none", "--verify"], "was not made by"),
+        (["tfds:none", "--verify"], "was not written by"),
         (["{}.none.jsonl", "--out", "o"], "none.jsonl"),
         (["nowhere:x", "--out", "o"], "SCHEME one of"),
         (["{}", "--out", "o", "--shards", "0"], "neither auto nor a number"),

@@ -1,10 +1,10 @@
-"""Back-off n-gram language models: a reader of ARPA files and a scorer, in NumPy.
+"""Back-off n-gram language models: read, score and write ARPA files, in NumPy.
 
-    p(w | h) = p(hw) where the model lists hw, else b(h) p(w | h without its first word)
+    p(w | h) = p(hw) if the model lists hw, else b(h) p(w | h without its first word)
 
 (Katz, 1987; the format is Doug Paul's). Files hold log10; **everything here is in nats**. An n-gram
-is found by (place of its context among the n-1-grams, id of its last word), one sorted int64 array
-an order: 24 bytes an n-gram and a binary search.
+is found by (index of its context among the n-1-grams, id of its last word), one sorted int64 array
+per order: 24 bytes per n-gram and a binary search.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from bljust_jax.common.errors import UserError
 
 LN10 = math.log(10.0)
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
-# log10 of a word outside a model that lists no <unk>, as in KenLM; files' lower ones count as this
+# log10 p of an unknown word in a model without <unk>, as in KenLM; lower values are clipped to it
 MISSING = -100.0
-SPACE_UNIT = "▁"  # U+2581: how a model of characters spells the space, as SentencePiece does
+SPACE_UNIT = "▁"  # U+2581: the space in models over characters, as in SentencePiece
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What the beam search asks of a model. States are hashable; histories that score alike may
+    """Interface of a language model for beam search. States are hashable; equivalent histories may
     share one."""
 
     order: int
@@ -40,7 +40,7 @@ class LanguageModel(Protocol):
         """The state at the beginning of a sentence."""
 
     def score(self, state: Any, word: str) -> tuple[float, Hashable]:
-        """(ln p(word | state), the state after it); a word that is not listed counts as <unk>."""
+        """(ln p(word | state), next state); an unlisted word counts as <unk>."""
 
     def end(self, state: Any) -> float:
         """ln p(</s> | state)."""
@@ -59,16 +59,16 @@ def sentence_score(lm: LanguageModel, words: Iterable[str]) -> float:
 
 
 def unit_word(unit: str) -> str:
-    """How a model over units spells one: ARPA words hold no space, so " " is written "▁"."""
+    """A unit as an ARPA word: ARPA words contain no space, so " " is written "▁"."""
     return unit.replace(" ", SPACE_UNIT)
 
 
 def open_lm(path: str | pathlib.Path) -> LanguageModel:
-    """The model in a file: read by kenlm where that is installed and takes the file, else by
-    `Arpa`; which one is logged. Their scores agree to 1e-4.
+    """The model in a file, read by kenlm if installed and applicable, else by `Arpa`; logs which.
+    Their scores agree to 1e-4.
 
-    kenlm takes its own binary files and plain ARPA of order 2 or more without a preamble. Raises
-    UserError naming the file and what is wrong with it.
+    kenlm reads its own binary files, and plain ARPA of order 2 or more without a preamble. Raises
+    UserError with the file and the reason.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -88,7 +88,7 @@ def open_lm(path: str | pathlib.Path) -> LanguageModel:
 class Arpa:
     """A back-off model in memory.
 
-    A state is a tuple: entry m is the place of the last m + 1 words among the (m+1)-grams, -1 where
+    A state is a tuple: entry m is the index of the last m + 1 words among the (m+1)-grams, -1 if
     the model does not list them.
     """
 
@@ -99,7 +99,7 @@ class Arpa:
 
     @classmethod
     def read(cls, path: str | pathlib.Path) -> Arpa:
-        """Reads an ARPA file (UTF-8, plain or .gz). Raises UserError with the line at fault."""
+        """Read an ARPA file (UTF-8, plain or .gz). Raises UserError with the line number."""
         return _Reader(pathlib.Path(path)).model()
 
     def __contains__(self, word: str) -> bool:
@@ -118,7 +118,7 @@ class Arpa:
         return self._score(state, self._ids[END])[0]
 
     def _score(self, state: tuple[int, ...], word: int) -> tuple[float, tuple[int, ...]]:
-        """The probability of the longest listed n-gram, times the back-offs of longer contexts."""
+        """ln p of the longest listed n-gram plus the back-off weights of longer contexts."""
         if word < 0:
             passed = sum(t.backoff[i] for t, i in zip(self._tables, state, strict=False) if i >= 0)
             return MISSING * LN10 + float(passed), (-1,) * (self.order - 1)
@@ -146,13 +146,13 @@ class Table(NamedTuple):
     backoff: np.ndarray
 
     def find(self, key: int) -> int:
-        """The place of an n-gram, -1 where it is not listed."""
+        """The index of an n-gram, -1 if it is not listed."""
         at = int(self.keys.searchsorted(key))
         return at if at < len(self.keys) and self.keys[at] == key else -1
 
 
 class KenLM:
-    """`kenlm.Model` behind the same methods."""
+    """`kenlm.Model` with the methods of `LanguageModel`."""
 
     def __init__(self, path: pathlib.Path):
         import kenlm
@@ -191,7 +191,7 @@ class KenLM:
 
 
 class _Reader:
-    """One pass over the lines of an ARPA file."""
+    """Parser of an ARPA file, in one pass."""
 
     def __init__(self, path: pathlib.Path):
         self._path, self._number = path, 0
@@ -205,7 +205,7 @@ class _Reader:
             raise self._wrong(f"cannot be read as UTF-8 text ({error})") from error
 
     def _lines(self, file: Iterable[str]) -> Iterator[str]:
-        """Lines that are not empty, counted."""
+        """Lines that are not empty; counts all lines."""
         for line in file:
             self._number += 1
             if line.strip():
@@ -228,7 +228,7 @@ class _Reader:
         return Arpa(vocabulary, tables)
 
     def _sizes(self, lines: Iterator[str]) -> list[int]:
-        """N-grams of each order; consumes the header of the unigrams too."""
+        """Number of n-grams of each order; also consumes the header of the unigrams."""
         sizes: list[int] = []
         for line in lines:
             if line.strip() == "\\1-grams:" and sizes:
@@ -305,9 +305,9 @@ class _Reader:
 
 
 def write(path: pathlib.Path, orders: list[dict[tuple[str, ...], tuple[float, float]]]) -> None:
-    """Writes `{words: (p, back-off weight)}` of each order, sorted, as ARPA (.gz by its name).
+    """Write `{words: (p, back-off weight)}` of each order, sorted, as ARPA (gzipped for *.gz).
 
-    A probability of 0 (that of <s>) is written as -99, the custom of the format.
+    A probability of 0 (<s>) is written as -99, as is usual in ARPA.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     sizes = [f"ngram {n}={len(table)}" for n, table in enumerate(orders, start=1)]

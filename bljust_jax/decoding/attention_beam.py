@@ -1,15 +1,15 @@
-"""Beam search for an attention decoder, on the device, inside `jit`.
+"""Beam search for an attention decoder on the device, inside `jit`.
 
     score(y) = ln P(y, end | x) / ((5 + n) / 6)^alpha,     n = the tokens of y and its end
 
-after Wu et al. (GNMT, arXiv 1609.08144), equation 14, without coverage. Each row keeps its `beam`
-texts of the best score, n being the tokens so far while a text grows. A text that has ended keeps
-its score and its place until `beam` better ones push it out. The search is over when no growing
-text of any row can still reach the best that has ended: its ln P can only fall, and n is at most
-the row's limit. A beam of 1 is the greedy search: the most probable token at every step. A beam
-that drops nothing finds the best text. Ties go to the better parent, then to the smaller id.
+after Wu et al. (GNMT, arXiv 1609.08144), equation 14, without coverage. Each row keeps the `beam`
+hypotheses of best score; n is the number of tokens so far for an unfinished hypothesis. A finished
+one keeps its score and stays until `beam` better ones replace it. The search stops when no
+unfinished hypothesis of any row can exceed the best finished one: its ln P can only decrease, and n
+is at most the row's limit. A beam of 1 is greedy search: the most probable token at every step. A
+beam that prunes nothing is exact. Ties go to the better parent, then to the smaller id.
 
-Every text ends: one of as many tokens as the row's limit may take nothing but the end.
+Every hypothesis ends: at the row's limit of tokens only the end is allowed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-END = 0  # begins a text as an input, ends it as an output
+END = 0  # start of sequence as an input, end of sequence as an output
 PADDING = -1
 NONE = -jnp.inf
 
@@ -39,17 +39,17 @@ def search(
     max_ratio: float = 1.0,
     max_extra: int = 10,
 ) -> Int[Array, "b u"]:
-    """The best text of each row that the search finds, int32 `[B, U]`, -1 after its last token.
+    """The best hypothesis of each row, int32 `[B, U]`, -1 after its last token.
 
     Args:
-      begin(max_len, beam) -> cache of `beam` texts a row, of at most max_len inputs each.
+      begin(max_len, beam) -> cache of `beam` hypotheses per row, of at most max_len inputs each.
       extend(cache, tokens `[B, W]`, position, parents `[B, W]` or None) -> (logits `[B, W, K]`,
-        cache): text w of a row takes one more token, after what was the row's text parents[w].
-      lengths: `[B]` frames of an encoder's output; a row without any has no tokens.
-      frames: T, the frames that rows are padded to.
-      beam: texts kept a row. alpha: of the score, at least 0; 0 favours short texts.
-      max_ratio, max_extra: a row of n frames has at most ceil(max_ratio n) + max_extra tokens, so
-        that a decoder that never ends a text does not run on. U is that of T frames.
+        cache): appends tokens[w] to the hypothesis parents[w] of the row.
+      lengths: `[B]` valid frames of the encoder output; a row of length 0 gets no tokens.
+      frames: T, the padded number of frames.
+      beam: hypotheses kept per row. alpha: of the score, at least 0; 0 favours short texts.
+      max_ratio, max_extra: a row of n frames gets at most ceil(max_ratio n) + max_extra tokens;
+        U is this limit for T frames.
 
     Raises:
       ValueError: a beam below 1, or another setting below 0.
@@ -92,24 +92,24 @@ def search(
 
 
 def limits(frames: int, ratio: float, extra: int) -> Int[np.ndarray, "n"]:
-    """The most tokens of a row of 0, 1, ..., `frames` frames: 0, then ceil(ratio n) + extra."""
+    """Maximum number of tokens for 0, 1, ..., `frames` frames: 0, then ceil(ratio n) + extra."""
     most = np.ceil(ratio * np.arange(frames + 1)).astype(np.int32) + np.int32(extra)
     most[0] = 0
     return most
 
 
 def penalty(length: Int[Array, "*b"], alpha: float) -> Float[Array, "*b"]:
-    """((5 + n) / 6)^alpha, which divides ln P of a text of n tokens, the end included."""
+    """Length penalty ((5 + n) / 6)^alpha of a hypothesis of n tokens, the end included."""
     return ((5 + length) / 6) ** alpha
 
 
 class _State(NamedTuple):
-    """W texts a row, best first."""
+    """W hypotheses per row, best first."""
 
-    position: Int[Array, ""]  # of the token that they take next
-    tokens: Int[Array, "b w"]  # their last ones
-    parents: Int[Array, "b w"]  # where they stood before these
-    total: Float[Array, "b w"]  # ln P; -inf: an empty place
+    position: Int[Array, ""]  # of the next token
+    tokens: Int[Array, "b w"]  # last tokens
+    parents: Int[Array, "b w"]  # index in the previous beam
+    total: Float[Array, "b w"]  # ln P; -inf: unused
     ended: Bool[Array, "b w"]
     ids: Int[Array, "b w u"]
     cache: Any
@@ -118,9 +118,9 @@ class _State(NamedTuple):
 def _choose(
     state: _State, log_probs: Float[Array, "b w k"], full: Bool[Array, "b #w"], alpha: float
 ) -> tuple[Int[Array, "b w"], Int[Array, "b w"], Float[Array, "b w"]]:
-    """(parents, tokens, ln P) of the best W of all continuations, best first.
+    """(parents, tokens, ln P) of the W best continuations, best first.
 
-    An ended text has one: the end again, at no cost. A full text has one: the end.
+    A finished hypothesis continues with the end at no cost; a full one with the end only.
     """
     beam, classes = log_probs.shape[1:]
     end = (jnp.arange(classes) == END)[None, None]
@@ -134,5 +134,5 @@ def _choose(
 
 
 def _lengths(state: _State) -> Int[Array, "b w"]:
-    """Tokens with the end, of a growing text with what it takes next."""
+    """Number of tokens, including the end or the next token."""
     return 1 + jnp.sum(state.ids != PADDING, axis=-1)

@@ -1,15 +1,15 @@
-"""CTC prefix beam search on the host, with an n-gram model over words or over units.
+"""CTC prefix beam search on the host, with an n-gram language model over words or units.
 
     score(y) = ln P_ctc(y | x) + alpha ln P_lm(y) + beta n(y),     n words (units) in y
 
-after Hannun et al. (arXiv 1408.2873) and Graves (2012, section 7.5.3). A prefix keeps two masses:
-of its paths that end in a blank, and of those that end in its last unit. These halves compete on
-their own and `beam` counts halves, so a beam of 1 without a language model follows, frame by frame,
-the best class (ties to the smaller id): it is exactly the collapse of the best path. A beam that
-drops nothing sums all paths of every prefix. Equal prefixes are always merged.
+after Hannun et al. (arXiv 1408.2873) and Graves (2012, section 7.5.3). Each prefix has two masses:
+of its paths that end in a blank, and of those that end in its last unit. These halves are pruned
+separately and `beam` counts halves, so a beam of 1 without a language model follows the best class
+of each frame (ties to the smaller id): its result equals the collapsed best path. A beam that
+prunes nothing sums all paths of every prefix. Equal prefixes are always merged.
 
 A word is scored when it is complete: at the space, at a piece that begins with "▁", and at the end,
-where ln P_lm(</s>) is added too; a unit is scored when it is emitted.
+where ln P_lm(</s>) is added; a unit is scored when it is emitted.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ BLANK = 0
 
 
 class Hypothesis(NamedTuple):
-    """units: ids, blanks gone; score = ctc + alpha lm + beta count; ctc: ln of the mass of the
-    paths that the beam kept; lm: ln P_lm, the end included, 0 without a model; count: words or
-    units."""
+    """units: ids without blanks; score = ctc + alpha lm + beta count; ctc: ln of the mass of the
+    paths in the beam; lm: ln P_lm with the end of sentence, 0 without a model; count: number of
+    words or units."""
 
     units: tuple[int, ...]
     score: float
@@ -42,7 +42,7 @@ class Hypothesis(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """A language model and its weights; `over` says what its tokens are: "words" or "units"."""
+    """A language model and its weights; `over`: kind of its tokens, "words" or "units"."""
 
     lm: LanguageModel
     alpha: float
@@ -51,11 +51,11 @@ class Fusion(NamedTuple):
 
 
 class BeamSearch:
-    """The search for one vocabulary; `symbols[n]` has id n + 1, id 0 is the blank.
+    """Beam search for one vocabulary; `symbols[n]` has id n + 1, id 0 is the blank.
 
-    beam: halves kept a frame. prune: at each frame, classes less probable than `prune` times the
-    most probable one are dropped, the blank never; 0 drops none. Scores of the language model are
-    cached for the life of the object.
+    beam: halves kept per frame. prune: at each frame, classes less probable than `prune` times the
+    most probable one are dropped, except the blank; 0 drops none. Scores of the language model are
+    cached in the object.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class BeamSearch:
         self._scorer = _make_scorer(symbols, fusion)
 
     def __call__(self, log_probs: Float[np.ndarray, "t k"], nbest: int = 1) -> list[Hypothesis]:
-        """The `nbest` best prefixes of log-probabilities [T, K], best first; fewer where the beam
-        holds fewer. Raises ValueError for K that is not the number of classes, and for a frame
-        with NaN or without a possible class."""
+        """The `nbest` best hypotheses of log-probabilities [T, K], best first; fewer if the beam
+        holds fewer. Raises ValueError if K is not the number of classes, and for a frame with NaN
+        or with all classes at -inf."""
         if log_probs.shape[1] != self._size:
             raise ValueError(f"log_probs are {log_probs.shape}, not [T, {self._size}]")
         frames = log_probs.astype(np.float64)
@@ -93,9 +93,9 @@ class BeamSearch:
     def _advance(
         self, tree: _Prefixes, live: _Live, frame: np.ndarray, classes: np.ndarray
     ) -> _Live:
-        """One frame [K] of which `classes` [C] are kept. Candidates: each of P prefixes and a blank
-        [P], and its last unit again [P], and each with one more unit [P, C]; what leads to the same
-        half is added up."""
+        """The beam after one frame [K] with the kept `classes` [C]. Candidates: each of P prefixes
+        followed by a blank [P], by its last unit again [P], by one more unit [P, C]; candidates of
+        the same half are summed."""
         both = np.logaddexp(live.blank, live.unit)
         blank = both + frame[BLANK]
         if not len(classes):
@@ -122,7 +122,7 @@ class BeamSearch:
         return _collect(tree, live.nodes.tolist(), classes.tolist(), chosen.tolist(), mass.tolist())
 
     def _finish(self, tree: _Prefixes, live: _Live) -> list[Hypothesis]:
-        """Every prefix of the last beam with its end scored, best first."""
+        """All prefixes of the last beam with the end of sentence scored, best first."""
         made = []
         for node, ctc in zip(live.nodes, np.logaddexp(live.blank, live.unit), strict=True):
             lm, count = self._scorer.finish(tree, int(node))
@@ -132,7 +132,7 @@ class BeamSearch:
 
 
 def _best(scores: np.ndarray, kinds: np.ndarray, count: int) -> np.ndarray:
-    """Places of the `count` greatest finite scores, best first; ties go to the smaller class."""
+    """Indices of the `count` greatest finite scores, best first; ties go to the smaller class."""
     if len(scores) > count:
         floor = np.partition(scores, len(scores) - count)[len(scores) - count]
         places = np.flatnonzero((scores >= floor) & (scores > NONE))
@@ -144,7 +144,7 @@ def _best(scores: np.ndarray, kinds: np.ndarray, count: int) -> np.ndarray:
 def _collect(
     tree: _Prefixes, nodes: list[int], classes: list[int], chosen: list[int], mass: list[float]
 ) -> _Live:
-    """The prefixes of the chosen candidates, with the masses of their chosen halves."""
+    """The beam of the chosen candidates: their prefixes and the masses of the chosen halves."""
     found: dict[int, list[float]] = {}
     for at, value in zip(chosen, mass, strict=True):
         half, row = divmod(at, len(nodes))
@@ -159,7 +159,7 @@ def _collect(
 
 
 class _Live(NamedTuple):
-    """The beam: prefixes [P], ln mass that ends in a blank [P], and in the last unit [P]."""
+    """The beam: prefixes [P], ln mass of paths ending in a blank [P] and in the last unit [P]."""
 
     nodes: np.ndarray
     blank: np.ndarray
@@ -167,10 +167,10 @@ class _Live(NamedTuple):
 
 
 class _Prefixes:
-    """A tree of prefixes: node 0 is the empty one; each has a parent and a last unit.
+    """A tree of prefixes: node 0 is empty; each node has a parent and a last unit.
 
-    state, lm, count: of the language model after the tokens scored so far; fused = alpha lm + beta
-    count.
+    state, lm, count: language-model state, score and number of tokens so far; fused = alpha lm +
+    beta count.
     """
 
     def __init__(self, scorer: _Scorer, size: int):
@@ -184,7 +184,7 @@ class _Prefixes:
         self.completion: dict[int, tuple[float, object]] = {}
 
     def child(self, node: int, unit: int) -> int:
-        """The prefix `node` + `unit`, made where it is new."""
+        """The prefix `node` + `unit`, added if it is new."""
         key = node * self._size + unit
         if key not in self._children:
             self._children[key] = self._add(node, unit)
@@ -204,7 +204,7 @@ class _Prefixes:
         return new
 
     def units(self, node: int) -> tuple[int, ...]:
-        """The ids that a prefix is made of."""
+        """The ids of a prefix."""
         ids = []
         while node:
             ids.append(int(self.unit[node]))
@@ -212,7 +212,7 @@ class _Prefixes:
         return tuple(reversed(ids))
 
 
-# What the language model sees of a prefix
+# Scoring of prefixes by a language model
 
 
 def _make_scorer(symbols: Sequence[str], fusion: Fusion | None) -> _Scorer:
@@ -241,7 +241,7 @@ class _Scorer:
 
 
 class _UnitScorer(_Scorer):
-    """A model whose tokens are the units."""
+    """A language model over units."""
 
     def __init__(self, symbols: Sequence[str], fusion: Fusion):
         lm, self.alpha, self.beta = fusion.lm, fusion.alpha, fusion.beta
@@ -264,7 +264,7 @@ class _UnitScorer(_Scorer):
 
 
 class _WordScorer(_Scorer):
-    """A model whose tokens are words: a space, or a piece that begins with "▁", completes one."""
+    """A language model over words; a space, or a piece that begins with "▁", completes a word."""
 
     def __init__(self, symbols: Sequence[str], fusion: Fusion):
         lm, self.alpha, self.beta = fusion.lm, fusion.alpha, fusion.beta
@@ -288,7 +288,7 @@ class _WordScorer(_Scorer):
         return np.where(begins[None, :], gain[:, None], 0.0)
 
     def _complete(self, tree: _Prefixes, node: int) -> tuple[float, object, int]:
-        """`step` of the word that `node` ends with, kept for the next frame."""
+        """`step` for the last word of `node`, cached."""
         if node not in tree.completion:
             word, state = self._word(tree, node), tree.state[node]
             tree.completion[node] = (*self._score(state, word), 1) if word else (0.0, state, 0)

@@ -1,17 +1,17 @@
-"""Interpolated modified Kneser-Ney estimation of n-gram models (Chen & Goodman, 1999, eq. 28-31).
+"""Estimate n-gram models by interpolated modified Kneser-Ney (Chen & Goodman, 1999, eq. 28-31).
 
     p(w | h) = max(c(hw) - D(c(hw)), 0) / sum_v c(hv)  +  g(h) p(w | h without its first word)
     g(h)     = (D1 N1(h) + D2 N2(h) + D3 N3+(h)) / sum_v c(hv)
 
-N_k(h) words follow h exactly k times. c counts occurrences at the highest order and after <s>;
-below that, how many different words precede the n-gram. The empty history backs off to the uniform
-distribution over all words, </s> and <unk>, so <unk> gets g() / V. D1, D2, D3+ come from the counts
-of counts n1..n4 of each order:
+N_k(h) is the number of words that follow h exactly k times. c is the number of occurrences at the
+highest order and after <s>, else the number of different words that precede the n-gram. The empty
+history backs off to the uniform distribution over all words, </s> and <unk>, so <unk> gets g() / V.
+D1, D2, D3+ are computed per order from the counts of counts n1..n4:
 
     Y = n1 / (n1 + 2 n2),   Dk = k - (k + 1) Y n(k+1) / nk
 
-Small texts lack some of n1..n4, or give a D outside [0, k]; their order takes D = 0.5, 1, 1.5, the
-values that KenLM falls back to. Written in back-off form, the model sums to 1 after every history.
+If one of n1..n4 is 0 (small texts), or a D is outside [0, k], the order uses D = 0.5, 1, 1.5, the
+fallback of KenLM. In back-off form the probabilities sum to 1 after every history.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FALLBACK = (0.5, 1.0, 1.5)
 
 
 class Estimate(NamedTuple):
-    """orders[n - 1]: {n-gram: (p, back-off weight)}; discounts: (D1, D2, D3+) an order; fallback:
-    the orders whose counts were too few to find theirs."""
+    """orders[n - 1]: {n-gram: (p, back-off weight)}; discounts: (D1, D2, D3+) per order; fallback:
+    orders with too few counts, which use `FALLBACK`."""
 
     orders: list[dict[Ngram, tuple[float, float]]]
     discounts: list[tuple[float, ...]]
@@ -38,9 +38,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(sentences: Iterable[Sequence[str]], order: int) -> Estimate:
-    """The model of `order` >= 1 of sentences given as words.
+    """Estimate a model of `order` >= 1 from sentences as lists of words.
 
-    Raises UserError where there is no word, or where a word is <s>, </s> or <unk>.
+    Raises UserError without any word, and for the words <s>, </s> and <unk>.
     """
     if order < 1:
         raise UserError(f"--order {order}: an n-gram has at least one word")
@@ -65,7 +65,7 @@ def estimate(sentences: Iterable[Sequence[str]], order: int) -> Estimate:
 
 
 def occurrences(sentences: Iterable[Sequence[str]], order: int) -> list[collections.Counter]:
-    """How often each n-gram of <s> words </s> occurs, an order; <s> alone is not counted."""
+    """Occurrences of each n-gram of <s> words </s>, per order; the 1-gram <s> is not counted."""
     counts: list[collections.Counter] = [collections.Counter() for _ in range(order)]
     some = False
     for words in sentences:
@@ -82,8 +82,8 @@ def occurrences(sentences: Iterable[Sequence[str]], order: int) -> list[collecti
 
 
 def adjusted_counts(counts: Sequence[Mapping[Ngram, int]]) -> list[dict[Ngram, int]]:
-    """Below the highest order: how many different words precede an n-gram; nothing precedes <s>, so
-    what starts there keeps its count."""
+    """Below the highest order: the number of different words that precede an n-gram. N-grams that
+    start with <s> keep their count."""
     adjusted: list[dict[Ngram, int]] = []
     for lower, higher in itertools.pairwise(counts):
         before = collections.Counter(words[1:] for words in higher)
@@ -92,7 +92,7 @@ def adjusted_counts(counts: Sequence[Mapping[Ngram, int]]) -> list[dict[Ngram, i
 
 
 def discounts(counts: Mapping[Ngram, int]) -> tuple[float, ...] | None:
-    """(D1, D2, D3+), or None where the counts of counts do not give them."""
+    """(D1, D2, D3+), or None if the counts of counts do not determine them."""
     times = collections.Counter(counts.values())
     n = [times[k] for k in range(1, 5)]
     if not all(n):
@@ -105,7 +105,7 @@ def discounts(counts: Mapping[Ngram, int]) -> tuple[float, ...] | None:
 def interpolate(
     counts: Mapping[Ngram, int], discount: tuple[float, ...], lower: Mapping[Ngram, float]
 ) -> tuple[dict[Ngram, float], dict[Ngram, float]]:
-    """({history: g}, {n-gram: p}) of one order from the probabilities of the order below."""
+    """({history: g}, {n-gram: p}) of one order, given the probabilities of the order below."""
     totals: collections.Counter = collections.Counter()
     freed: collections.Counter = collections.Counter()
     for words, count in counts.items():

@@ -1,4 +1,4 @@
-"""Coordinate search for the weights of a language model."""
+"""Tune language-model weights (alpha, beta) by coordinate search on WER."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ class Trial(NamedTuple):
 def tune(
     try_out: Callable[[float, float], Trial], start: tuple[float, float]
 ) -> tuple[Trial, list[Trial]]:
-    """(the best trial, all of them): coordinate search over ALPHAS and BETAS, from `start`.
+    """(best trial, all trials) of a coordinate search over ALPHAS and BETAS from `start`.
 
-    One weight is varied with the other held, in turn, until neither improves WER (CER, where WER is
-    equal).
+    Varies one weight with the other fixed, in turn, until neither improves WER (CER at equal WER).
     """
     tried: dict[tuple[float, float], Trial] = {}
 
