@@ -48,8 +48,7 @@ def search(
       lengths: `[B]` valid frames of the encoder output; a row of length 0 gets no tokens.
       frames: T, the padded number of frames.
       beam: hypotheses kept per row. alpha: of the score, at least 0; 0 favours short texts.
-      max_ratio, max_extra: a row of n frames gets at most ceil(max_ratio n) + max_extra tokens;
-        U is this limit for T frames.
+      max_ratio, max_extra: n frames give at most ceil(max_ratio n) + max_extra tokens; U: for T.
 
     Raises:
       ValueError: a beam below 1, or another setting below 0.
