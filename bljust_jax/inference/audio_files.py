@@ -84,7 +84,7 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
             f"cannot decode {path}: {reason}; convert it to WAV, FLAC, Ogg or MP3"
         ) from error
     if missing > DURATION_SLACK:
-        logging.warning("%s ends %.1f s before its header says", path, missing)
+        logging.warning("%s ends %.1f s before the duration in its header", path, missing)
     return np.concatenate([np.zeros(0, np.int16), *blocks])
 
 

@@ -58,9 +58,13 @@ def test_the_folder_of_a_parakeet(parakeet):
     config = read(out / "config.json")
     assert (config["architectures"], config["model_type"]) == (["ParakeetForCTC"], "parakeet_ctc")
     assert (config["vocab_size"], config["pad_token_id"]) == (29, 0)
-    heard = read(out / "preprocessor_config.json")
-    assert heard["feature_extractor_type"] == "ParakeetFeatureExtractor"
-    assert (heard["feature_size"], heard["sampling_rate"], heard["hop_length"]) == (40, 16000, 160)
+    audio = read(out / "preprocessor_config.json")
+    assert audio["feature_extractor_type"] == "ParakeetFeatureExtractor"
+    assert (
+        audio["feature_size"],
+        audio["sampling_rate"],
+        audio["hop_length"],
+    ) == (40, 16000, 160)
     assert read(out / "tokenizer.json")["model"]["vocab"][:3] == [
         ["<pad>", 0.0],
         ["\u2581", 0.0],
@@ -77,9 +81,9 @@ def test_the_folder_of_a_wav2vec2(wav2vec2):
     assert sorted(vocabulary.values()) == list(range(29))
     settings = read(out / "tokenizer_config.json")
     assert (settings["pad_token"], settings["word_delimiter_token"]) == ("<pad>", "|")
-    heard = read(out / "preprocessor_config.json")
-    assert heard["do_normalize"]
-    assert heard["return_attention_mask"]
+    audio = read(out / "preprocessor_config.json")
+    assert audio["do_normalize"]
+    assert audio["return_attention_mask"]
     assert "lm_head.weight" in header(out / "model.safetensors")
 
 
@@ -130,16 +134,16 @@ def test_what_was_written_recognises_as_the_run_does(kind, request):
     audio = (1000 * rng.standard_normal((2, 16000))).astype(np.int16)
     batch = {"audio": audio, "audio_lengths": lengths}
     expected, frames = jax.jit(opened.recipe.predict)(*opened.weights, batch)
-    recogniser = exported_recognizer(folder / "out")
-    found, found_frames = recogniser.predict(batch)
-    assert found_frames.tolist() == frames.tolist() == [recogniser.frames(int(n)) for n in lengths]
+    recognizer = exported_recognizer(folder / "out")
+    found, found_frames = recognizer.predict(batch)
+    assert found_frames.tolist() == frames.tolist() == [recognizer.frames(int(n)) for n in lengths]
     # the same operations on the same weights, in two programs
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.abs(expected).max()))
-    assert recogniser.sample_rate == 16000
-    spelt = tuple(" " if s == "\u2581" else s for s in recogniser.symbols)
+    assert recognizer.sample_rate == 16000
+    spelt = tuple(" " if s == "\u2581" else s for s in recognizer.symbols)
     assert spelt == opened.tokenizer.symbols
     ids = opened.tokenizer.encode("it's a test").tolist()
-    assert recogniser.decode(ids) == "it's a test"
+    assert recognizer.decode(ids) == "it's a test"
 
 
 # Tokenizers
@@ -185,7 +189,7 @@ def test_a_vocabulary_with_the_blank_elsewhere_and_special_tokens(tmp_path):
 
 def test_a_certificate_is_refused_for_logits_and_for_texts():
     logits = np.array([[1.0, 4.0], [2.0, -3.0]], np.float32)
-    heard = parity.RunOutput([np.zeros(5, np.int16)] * 2, [logits, logits[:1]], ["x", "y"])
+    reference = parity.RunOutput([np.zeros(5, np.int16)] * 2, [logits, logits[:1]], ["x", "y"])
 
     def exported(difference, last):
         def run(audio):
@@ -198,7 +202,7 @@ def test_a_certificate_is_refused_for_logits_and_for_texts():
 
     def certify(difference, last):
         run = exported(np.float32(difference), last)
-        return parity.certify(heard, run, 1e-4, kind="none", batched=True)
+        return parity.certify(reference, run, 1e-4, kind="none", batched=True)
 
     parity.NEEDS["none"] = ()
     found = certify(2e-4, "y")

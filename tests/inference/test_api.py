@@ -83,16 +83,16 @@ def test_samples_of_any_type_rate_and_channels_are_those_of_the_file(tmp_path):
     assert result == ("", "abc", [Word("abc", 0.0, 0.2)], 2.0)
     assert model.transcribe(audio.astype(np.float64) / 32768) == result
     assert model.transcribe(np.stack([audio, audio], axis=1), RATE) == result
-    heard = []
+    batches = []
     keep = SpeechModel(
-        recognizer._replace(predict=lambda b: heard.append(b["audio"]) or recognizer.predict(b))
+        recognizer._replace(predict=lambda b: batches.append(b["audio"]) or recognizer.predict(b))
     )
     stereo = (0.1 * rng.standard_normal((22050, 2))).astype(np.float32)
     path = tmp_path / "a.wav"
     soundfile.write(path, stereo, 22050, subtype="FLOAT")
     keep.transcribe(path)
     keep.transcribe(stereo, 22050)
-    np.testing.assert_array_equal(*heard)
+    np.testing.assert_array_equal(*batches)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How hypotheses of several tasks are scored, told of and kept."""
+"""Scores of several tasks, their log lines and samples."""
 
 import json
 import subprocess

@@ -107,21 +107,21 @@ def test_windows_cover_a_recording_and_join_to_the_whole(samples, overlap):
 
 
 def test_a_label_that_windows_place_a_frame_apart_is_kept_once():
-    """Every window shifts its labels by -1, 0 or 1 frames; wherever they stand, each is heard
+    """Every window shifts its labels by -1, 0 or 1 frames; wherever they stand, each is decoded
     once, as there is a blank between any two that both windows agree on."""
     rng = np.random.default_rng(0)
     hop, length, overlap = 10, 400, 80
     for _ in range(100):
         places = np.cumsum(rng.integers(5, 9, 40))
         cuts = windows.cut(int(places[-1] + 9) * hop, length, overlap, hop)
-        heard = []
+        outputs = []
         for start, stop in cuts:
             path = np.zeros((stop - start) // hop, np.int32)
             own = places + rng.integers(-1, 2) - start // hop
             inside = (own >= 0) & (own < len(path))
             path[own[inside]] = 1 + np.arange(40)[inside]
-            heard.append(DecodedRow(path, None))
-        joined = windows.join(cuts, heard, overlap, hop)
+            outputs.append(DecodedRow(path, None))
+        joined = windows.join(cuts, outputs, overlap, hop)
         assert collapse(np.concatenate([p.path for p in joined])) == list(range(1, 41))
 
 
@@ -246,12 +246,14 @@ def test_files_share_batches_of_few_shapes_and_keep_their_order(tmp_path):
         for n, length in enumerate(seconds)
     ]
     model, shapes = fake()
-    told = []
-    found = list(transcribe(model, paths, WindowOptions(batch_seconds=60.0), progress=told.append))
+    seconds_done = []
+    found = list(
+        transcribe(model, paths, WindowOptions(batch_seconds=60.0), progress=seconds_done.append)
+    )
     assert [f.path for f in found] == paths
     assert "".join(f.text for f in found) == "".join(letters[: len(paths)])
-    assert sum(told) == pytest.approx(sum(f.seconds for f in found))
-    assert len(shapes) == len(told) < len(paths)
+    assert sum(seconds_done) == pytest.approx(sum(f.seconds for f in found))
+    assert len(shapes) == len(seconds_done) < len(paths)
     assert {samples / RATE for _, samples in shapes} == {3.75, 7.5, 15, 30}
     assert all(rows * samples <= 60 * RATE for rows, samples in shapes)
     assert all(rows & (rows - 1) == 0 for rows, _ in shapes)

@@ -107,17 +107,17 @@ def check_generated(out, recognise, audio, text):
 
 def check_read_back(out, ours):
     """The folder, read without torch, recognises as the run does."""
-    recogniser = exported_recognizer(out)
+    recognizer = exported_recognizer(out)
     lengths = np.array([len(x) for x in ours.audio], np.int32)
     batch = np.zeros((len(lengths), lengths.max()), np.int16)
     for row, audio in zip(batch, ours.audio, strict=True):
         row[: len(audio)] = audio
-    logits, frames = recogniser.predict({"audio": batch, "audio_lengths": lengths})
-    assert frames.tolist() == [recogniser.frames(int(n)) for n in lengths]
+    logits, frames = recognizer.predict({"audio": batch, "audio_lengths": lengths})
+    assert frames.tolist() == [recognizer.frames(int(n)) for n in lengths]
     for row, own, text in zip(np.asarray(logits), ours.logits, ours.texts, strict=True):
         # the same program on the same weights, padded to another length
         np.testing.assert_allclose(row[: len(own)], own, atol=1e-4 * np.abs(own).max())
-        assert recogniser.decode(greedy.collapse(row[: len(own)].argmax(-1))) == text
+        assert recognizer.decode(greedy.collapse(row[: len(own)].argmax(-1))) == text
 
 
 @pytest.mark.parametrize("change", [runs.wav2vec2, runs.base])
