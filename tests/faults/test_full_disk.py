@@ -52,7 +52,12 @@ def save_on_full_disk(workdir, policy, size):
     done = subprocess.run(
         [sys.executable, "-c", SAVE, str(workdir), policy, str(size)],
         cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        # without the cache of compiled programs: its files would be over the limit too
+        env={
+            **os.environ,
+            "JAX_NUM_CPU_DEVICES": "1",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+        },
         capture_output=True,
         text=True,
         check=False,
