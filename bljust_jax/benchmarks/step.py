@@ -114,7 +114,7 @@ def compile_phase(
 ) -> Program:
     """The step of a phase of a recipe on one device; `optimizer` replaces that of the config."""
     system = make_system(config, recipe, make_mesh(data=1), optimizer)
-    state = step.init_state(recipe, system.optimizer, config.seed)
+    state = step.compute_init_state(recipe, system.optimizer, config.seed)
     state = state._replace(stats=state.stats | recipe.statistics([batch["unlabelled"]]))
     state = jax.device_put(state, system.shardings)
     streams = {s for o in recipe.active(phase) for s in o.streams}

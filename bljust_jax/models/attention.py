@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from bljust_jax.models.layers import Dense
 from bljust_jax.models.norms import at_least_float32
 
 MASKED_SCORE = -1e30
@@ -156,7 +157,7 @@ class RelativeAttention(nn.Module):
         )  # else blocks would need more scores than full attention
 
         def project(name: str, x: Array) -> Array:
-            dense = nn.Dense(dim, use_bias=False, dtype=self.dtype, name=name)
+            dense = Dense(dim, use_bias=False, dtype=self.dtype, name=name)
             return dense(x).reshape(*x.shape[:-1], self.heads, size)
 
         def distances(first: int, last: int) -> Array:
@@ -176,7 +177,7 @@ class RelativeAttention(nn.Module):
             position = distances(frames - 1, -1 if causal else -frames)
             mask = valid[:, None, :] & _band(frames, reach, causal)[None]
             context = full_attention(*queries, key, value, position, mask)
-        return nn.Dense(dim, dtype=self.dtype, name="out")(context.reshape(x.shape))
+        return Dense(dim, dtype=self.dtype, name="out")(context.reshape(x.shape))
 
 
 def _band(frames: int, reach: int, causal: bool) -> Bool[Array, "#t t"]:

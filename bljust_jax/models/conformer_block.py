@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.models.attention import RelativeAttention
+from bljust_jax.models.layers import Dense
 from bljust_jax.models.norms import BatchNorm, LayerNorm, Stats, at_least_float32
 
 
@@ -90,8 +91,8 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        hidden = nn.Dense(self.expansion * x.shape[-1], dtype=self.dtype, name="up")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(nn.silu(hidden))
+        hidden = Dense(self.expansion * x.shape[-1], dtype=self.dtype, name="up")(x)
+        return Dense(x.shape[-1], dtype=self.dtype, name="down")(nn.silu(hidden))
 
 
 class ConvModule(nn.Module):
@@ -114,7 +115,7 @@ class ConvModule(nn.Module):
         stats: Stats | None = None,
     ) -> tuple[Float[Array, "b t d"], Stats | None]:
         dim = x.shape[-1]
-        x = nn.glu(nn.Dense(2 * dim, dtype=self.dtype, name="pointwise_in")(x))
+        x = nn.glu(Dense(2 * dim, dtype=self.dtype, name="pointwise_in")(x))
         x = jnp.where(valid[..., None], x, 0.0)
         x = DepthwiseConv(self.taps, name="depthwise")(x, causal)
         if stats is None:
@@ -122,7 +123,7 @@ class ConvModule(nn.Module):
         else:
             batch = train and not causal
             x, stats = BatchNorm(dtype=self.dtype, name="norm")(x, valid, stats, batch)
-        return nn.Dense(dim, dtype=self.dtype, name="pointwise_out")(nn.silu(x)), stats
+        return Dense(dim, dtype=self.dtype, name="pointwise_out")(nn.silu(x)), stats
 
 
 class ConformerBlock(nn.Module):

@@ -16,9 +16,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import heads, initial
+from bljust_jax.models import heads
 from bljust_jax.models.attention import MASKED_SCORE, relative_positions
 from bljust_jax.models.conformer_block import FeedForward
+from bljust_jax.models.layers import Dense, dropout_keys, init_params, init_stack
 from bljust_jax.models.norms import LayerNorm, at_least_float32
 from bljust_jax.ops.log_mel import valid_frames
 from bljust_jax.parallel.rules import gathered
@@ -51,7 +52,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        dense = partial(nn.Dense, self.dim, dtype=self.dtype)
+        dense = partial(Dense, self.dim, dtype=self.dtype)
         self.query, self.out = dense(), dense()
         self.key, self.value = dense(use_bias=False), dense(use_bias=False)
 
@@ -183,27 +184,21 @@ class Decoder:
         dtype = jnp.dtype(self.dtype)
         return DecoderBlock(self.dim, self.heads, self.ff_mult, self.dropout, dtype)
 
+    @partial(jax.jit, static_argnums=0)
     def init(self, rng: Key[Array, ""]) -> dict[str, Any]:
         """Float32 parameters {"embedding" `[K, D]`, "blocks" stacked on axis 0, "norm", "output"}.
 
         Kernels are normal with variance 1 / fan-in, the embedding with variance 1 / D, scales 1,
         biases 0.
         """
-        params = initial.draw(rng, self.shapes())
-        shape, key = params["embedding"].shape, jax.random.fold_in(rng, 1)
-        params["embedding"] = jax.random.normal(key, shape, jnp.float32) * self.dim**-0.5
-        return params
-
-    def shapes(self) -> dict[str, Any]:
-        """The shape of each parameter of `init`."""
+        embedding, blocks, output = jax.random.split(rng, 3)
         x, memory = jnp.zeros((1, 1, self.dim)), jnp.zeros((1, 1, self.memory_dim))
-        valid = jnp.ones((1, 1), bool)
-        block = jax.eval_shape(self.block.init, jax.random.key(0), x, memory, valid)["params"]
+        valid, shape = jnp.ones((1, 1), bool), (self.vocab_size, self.dim)
         return {
-            "embedding": (self.vocab_size, self.dim),
-            "blocks": jax.tree.map(lambda leaf: (self.layers, *leaf.shape), block),
-            "norm": {"scale": (self.dim,), "bias": (self.dim,)},
-            "output": {"kernel": (self.dim, self.vocab_size), "bias": (self.vocab_size,)},
+            "embedding": jax.random.normal(embedding, shape, jnp.float32) * self.dim**-0.5,
+            "blocks": init_stack(self.block, blocks, self.layers, x, memory, valid),
+            "norm": init_params(LayerNorm(), rng, x),
+            "output": heads.init(output, self.dim, self.vocab_size),
         }
 
     def apply(
@@ -242,7 +237,7 @@ class Decoder:
         x = self._embed(params, tokens, positions)
         keys = None
         if dropping:
-            keys = initial.dropout_keys(rng, self.layers + 1)
+            keys = dropout_keys(rng, self.layers + 1)
             x = nn.Dropout(self.dropout).apply({}, x, deterministic=False, rng=keys[0])
             keys = keys[1:]
         block = self.block

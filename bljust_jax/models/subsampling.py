@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.ops.log_mel import Counts, valid_frames
 
 FACTORS = {"conv2d": 4, "parakeet": 8}  # default factor of each kind
@@ -73,8 +74,7 @@ class StridedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t f c"]) -> Float[Array, "b u g k"]:
-        initialise = nn.initializers.lecun_normal()
-        kernel = self.param("kernel", initialise, (3, 3, x.shape[-1], self.channels))
+        kernel = self.param("kernel", KERNEL, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
         columns = jnp.concatenate(strided_taps(x.astype(self.dtype)), axis=-1)
         kernel = kernel.astype(self.dtype).reshape(columns.shape[-1], self.channels)
@@ -122,14 +122,17 @@ class Subsampling(nn.Module):
             valid = valid_frames(x.shape[1], lengths)
             x = jnp.where(valid[:, :, None, None], x, 0.0)
         x = x.reshape(*x.shape[:2], -1)
-        x = nn.Dense(self.dim, dtype=self.dtype, name="linear")(x)
+        # Frames that SpecAugment masks are this bias alone; with a bias of exactly 0 the first
+        # LayerNorm would multiply their gradient by a thousand.
+        bias = nn.initializers.normal(0.1)
+        x = Dense(self.dim, dtype=self.dtype, bias_init=bias, name="linear")(x)
         return jnp.where(valid[..., None], x, 0.0), lengths
 
     def _stage(self, x: Array, stage: int) -> Array:
         if stage == 1 or not self.separable:
             return StridedConv(self.channels, self.dtype, name=f"conv{stage}")(x)
         x = StridedDepthwiseConv(self.dtype, name=f"depthwise{stage}")(x)
-        return nn.Dense(self.channels, dtype=self.dtype, name=f"pointwise{stage}")(x)
+        return Dense(self.channels, dtype=self.dtype, name=f"pointwise{stage}")(x)
 
 
 def subsampling_flops(

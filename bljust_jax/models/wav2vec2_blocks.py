@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bljust_jax.models.attention import MASKED_SCORE
+from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.models.norms import EPSILON, at_least_float32
 from bljust_jax.ops.log_mel import frame_count, valid_frames
 from bljust_jax.parallel.batch_map import map_rows
@@ -33,7 +34,8 @@ class StridedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b u k"]:
-        initialise = nn.initializers.lecun_normal()
+        # variance 2 / fan-in, for the GELU that follows
+        initialise = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         kernel = self.param("kernel", initialise, (self.taps, x.shape[-1], self.channels))
         axes = ("NWC", "WIO", "NWC")
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -112,7 +114,7 @@ class Projection(nn.Module):
         self, x: Float[Array, "b t c"]
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t c"]]:
         normed = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return nn.Dense(self.dim, dtype=self.dtype, name="linear")(normed), normed
+        return Dense(self.dim, dtype=self.dtype, name="linear")(normed), normed
 
 
 def grouped_conv(x: Float[Array, "b t d"], kernel: Float[Array, "k i d"]) -> Float[Array, "b t d"]:
@@ -144,7 +146,8 @@ class Positions(nn.Module):
 
         weight[j] = gain[j] kernel[j] / |kernel[j]|,  kernel `[K, D / groups, D]`.
 
-    Tap j of output t reads frame t + j - K // 2. Source: wav2vec 2.0, section 2; Salimans and
+    Tap j of output t reads frame t + j - K // 2. A gain starts at 2 / sqrt(groups) times the norm
+    of its tap. Source: wav2vec 2.0, section 2; Salimans and
     Kingma, Weight Normalization, NeurIPS 2016.
     """
 
@@ -154,11 +157,10 @@ class Positions(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         dim = x.shape[-1]
-        initialise = nn.initializers.lecun_normal()
-        kernel = self.param("kernel", initialise, (self.taps, dim // self.groups, dim))
-        gain = self.param("gain", nn.initializers.zeros_init(), (self.taps,))
+        kernel = self.param("kernel", KERNEL, (self.taps, dim // self.groups, dim))
         bias = self.param("bias", nn.initializers.zeros_init(), (dim,))
         norm = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=(1, 2)))
+        gain = self.param("gain", lambda _: 2 * self.groups**-0.5 * norm)
         weight = kernel * (gain / norm)[:, None, None]
         return x + gelu(grouped_conv(x, weight) + bias.astype(x.dtype)[None, None, :])
 
@@ -178,7 +180,7 @@ class SelfAttention(nn.Module):
         size = dim // self.heads
 
         def project(name: str) -> Array:
-            y = nn.Dense(dim, dtype=self.dtype, name=name)(x)
+            y = Dense(dim, dtype=self.dtype, name=name)(x)
             return y.reshape(*x.shape[:-1], self.heads, size)
 
         query, key, value = project("query") * size**-0.5, project("key"), project("value")
@@ -187,7 +189,7 @@ class SelfAttention(nn.Module):
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
         context = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        return nn.Dense(dim, dtype=self.dtype, name="out")(context)
+        return Dense(dim, dtype=self.dtype, name="out")(context)
 
 
 class TransformerBlock(nn.Module):
@@ -208,8 +210,8 @@ class TransformerBlock(nn.Module):
         attention = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
 
         def feed_forward(x: Array) -> Array:
-            hidden = gelu(nn.Dense(self.ff_dim, dtype=self.dtype, name="up")(x))
-            return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
+            hidden = gelu(Dense(self.ff_dim, dtype=self.dtype, name="up")(x))
+            return Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
 
         def residual(x: Array, branch: Any, name: str) -> Array:
             norm = LayerNorm(dtype=self.dtype, name=name)

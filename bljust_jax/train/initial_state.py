@@ -23,7 +23,7 @@ def make_state(
 ) -> tuple[TrainState, list[str]]:
     """(state at step 0, log lines): random initialisation, replaced by pretrained weights
     (`config.init_from`), encoders of finished runs (`Recipe.borrow`) and statistics of the data."""
-    state, lines = step.init_state(recipe, optimizer, config.seed), []
+    state, lines = step.compute_init_state(recipe, optimizer, config.seed), []
     if config.init_from:
         from bljust_jax.export import pretrained
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import heads
-from bljust_jax.models.encoders import cnn_rnn, load
+from bljust_jax.models import cnn_rnn_blocks, heads
+from bljust_jax.models.encoders import load
 from bljust_jax.models.encoders.cnn_rnn import CnnRnn
 from bljust_jax.models.norms import EPSILON
 from configs import defaults
@@ -158,7 +158,13 @@ def test_recurrent_layers_are_the_plain_recursions(kind):
     """One utterance of one layer in float64 numpy, each direction its own loop."""
     model, params = SMALL[kind], randomised(kind)
     _, lengths, latents, _ = encode(kind, features(), LENGTHS)
-    run = jax.jit(lambda layer, x, n: model._recur(layer, x, cnn_rnn._backwards(x.shape[1], n)))
+    module = model.modules["rnn1"]
+
+    @jax.jit
+    def run(layer, x, n):
+        backwards = cnn_rnn_blocks.reversed_frames(x.shape[1], n)
+        return module.apply({"params": layer}, x, backwards)
+
     found = run(params["rnn1"], latents, lengths)[1, :9]
     layer = jax.tree.map(lambda p: np.asarray(p, np.float64), params["rnn1"])
     x = np.asarray(latents[1, :9], np.float64)
@@ -192,11 +198,12 @@ def recursion(kind, cell, x):
 @pytest.mark.parametrize("scores", [2**26, 40])
 def test_attention_is_the_plain_sum_in_blocks_of_any_size(monkeypatch, scores):
     """Against loops in numpy; 40 scores are one query a block, the last one padded or not."""
-    monkeypatch.setattr(cnn_rnn, "SCORES", scores)
+    monkeypatch.setattr(cnn_rnn_blocks, "SCORES", scores)
     params = randomised("gru")["cnn1"]["attention"]
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 3, 4)), jnp.float32)
     valid = jnp.array([[True] * 5, [True] * 3 + [False] * 2])
-    found = jax.jit(lambda p, x, v: cnn_rnn.attention_over_grid(p, x, v, 2))(params, x, valid)
+    attention = cnn_rnn_blocks.GridAttention(2)
+    found = jax.jit(lambda p, x, v: attention.apply({"params": p}, x, v))(params, x, valid)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     for row, frames in ((0, 5), (1, 3)):
         grid = np.asarray(x[row], np.float64).reshape(15, 4)

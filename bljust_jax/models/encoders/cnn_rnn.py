@@ -8,27 +8,31 @@ second but not their connection: here residual branches of norm, GELU, dropout, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import encoders, initial
-from bljust_jax.models.attention import MASKED_SCORE
+from bljust_jax.models import encoders
+from bljust_jax.models.cnn_rnn_blocks import (
+    GATES,
+    Convolution,
+    ConvolutionLayer,
+    Params,
+    RecurrentLayer,
+    ResidualLayer,
+    gelu,
+    reversed_frames,
+)
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.models.norms import EPSILON, at_least_float32
+from bljust_jax.models.layers import Dense, dropout_keys, init_params
+from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.subsampling import output_lengths
 from bljust_jax.ops.log_mel import valid_frames
-
-GATES = {"gru": 3, "lstm": 4}
-SCORES = 2**26  # attention scores per block of queries, 256 MiB in float32
-
-Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,35 +97,40 @@ class CnnRnn:
         """Bands after the stem."""
         return output_lengths(self.n_mels, 2)
 
-    def init(self, rng: Key[Array, ""]) -> tuple[Params, dict[str, Any]]:
-        """Float32 parameters {"stem", "cnn1", ..., "linear", "rnn1", ..., "proj"} and no stats.
-
-        Kernels are normal with variance 1 / fan-in, scales 1, biases 0, all from one draw.
-        """
-        return initial.draw(rng, self._shapes()), {}
-
-    def _shapes(self) -> dict[str, Any]:
-        c, width, gates = self.channels, 2 * self.units, GATES[self.kind] * self.units
-        norm = {"scale": (self.bands,), "bias": (self.bands,)}
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules of the parameters of the same names, in the order of their application."""
+        dtype, rate = jnp.dtype(self.dtype), self.dropout
+        cnn = ConvolutionLayer(self.channels, rate)
         if self.kind == "gru":
-            sizes = [c, 2 * c, 2 * c, 2 * c, c]
-            layer = {"attention": {"input": _linear(c, 3 * c), "out": _linear(c, c)}}
-            for i in range(4):
-                conv = _linear(3, 3, sizes[i], sizes[i + 1])
-                layer |= {f"norm{i + 1}": norm, f"conv{i + 1}": conv}
-        else:
-            layer = {"conv": _linear(3, 3, c, c)}
-        shapes = {"stem": _linear(3, 3, 1, c)}
-        shapes |= {f"cnn{i + 1}": layer for i in range(self.cnn_layers)}
-        shapes["linear"] = _linear(self.bands * c, self.latent_dim)
-        for i in range(self.rnn_layers):
-            inputs = width if i else self.latent_dim
-            cell = {"input": _linear(inputs, gates), "recurrent": _linear(self.units, gates)}
-            norm = {"scale": (inputs,), "bias": (inputs,)}
-            shapes[f"rnn{i + 1}"] = {"norm": norm, "forward": cell, "backward": cell}
-        if self.proj:
-            shapes["proj"] = _linear(width, self.proj)
-        return shapes
+            cnn = ResidualLayer(self.channels, self.heads, rate)
+        rnn = RecurrentLayer(self.kind, self.units, rate, self.scan_unroll)
+        modules = {"stem": Convolution(self.channels, 2)}
+        modules |= {f"cnn{i + 1}": cnn for i in range(self.cnn_layers)}
+        modules["linear"] = Dense(self.latent_dim, dtype=dtype)
+        modules |= {f"rnn{i + 1}": rnn for i in range(self.rnn_layers)}
+        return modules | ({"proj": Dense(self.proj, dtype=dtype)} if self.proj else {})
+
+    @partial(jax.jit, static_argnums=0)
+    def init(self, rng: Key[Array, ""]) -> tuple[Params, dict[str, Any]]:
+        """Float32 parameters {"stem", "cnn1", ..., "linear", "rnn1", ..., "proj"} and no stats."""
+        c, width, valid = self.channels, 2 * self.units, jnp.ones((1, 1), bool)
+        grid, backwards = jnp.zeros((1, 1, self.bands, c)), jnp.zeros((1, 1, 1), jnp.int32)
+        inputs = {
+            "stem": (jnp.zeros((1, 1, self.n_mels, 1)), valid),
+            "cnn": (grid, valid),
+            "linear": (grid.reshape(1, 1, -1),),
+            "rnn1": (jnp.zeros((1, 1, self.latent_dim)), backwards),
+            "rnn": (jnp.zeros((1, 1, width)), backwards),
+            "proj": (jnp.zeros((1, 1, width)),),
+        }
+        modules = self.modules
+        keys = jax.random.split(rng, len(modules))
+        params = {}
+        for (name, module), key in zip(modules.items(), keys, strict=True):
+            given = inputs[name] if name in inputs else inputs[name.rstrip("0123456789")]
+            params[name] = init_params(module, key, *given)
+        return params, {}
 
     def apply(
         self,
@@ -161,64 +170,32 @@ class CnnRnn:
         layers = self.rnn_layers if depth is None else depth
         if not 1 <= layers <= self.rnn_layers:
             raise ValueError(f"depth={depth} must lie in 1..{self.rnn_layers}")
-        rate = self.dropout if train else 0.0
-        if rate and rng is None:
+        train = train and self.dropout > 0
+        if train and rng is None:
             raise ValueError("training with dropout needs rng")
-        calls = 4 * self.cnn_layers + layers
-        drop = _dropout(rate, initial.dropout_keys(rng, calls) if rate else None)
-        latents, lengths = self._convolve(params, x, lengths, drop)
-        valid, hidden = valid_frames(latents.shape[1], lengths), latents
-        backwards = _backwards(latents.shape[1], lengths)
-        for i in range(layers):
-            hidden = drop(self._recur(params[f"rnn{i + 1}"], hidden, backwards))
-        if self.proj:
-            hidden = jax.nn.gelu(_apply_linear(params["proj"], hidden), approximate=False)
-        output = jnp.where(valid[..., None], at_least_float32(hidden), 0.0)
-        return output, lengths, {"latents": at_least_float32(latents)}, stats or {}
+        keys = iter(dropout_keys(rng, self.cnn_layers + layers)) if train else None
+        modules = self.modules
 
-    def _convolve(
-        self, params: Params, x: Array, lengths: Array, drop: Callable[[Array], Array]
-    ) -> tuple[Array, Array]:
-        """Latents `[B, ceil(T / 2), E]`, 0 in padded frames, and their lengths."""
+        def run(name: str, *given: Array, options: tuple = ()) -> Array:
+            rngs = {"dropout": next(keys)} if train and options else {}
+            return modules[name].apply({"params": params[name]}, *given, *options, rngs=rngs)
+
         x = x.astype(self.dtype)[..., None]
-        x = _convolution(params["stem"], x, valid_frames(x.shape[1], lengths), stride=2)
+        x = run("stem", x, valid_frames(x.shape[1], lengths))
         lengths = output_lengths(lengths, 2)
         valid = valid_frames(x.shape[1], lengths)
         for i in range(self.cnn_layers):
-            layer = params[f"cnn{i + 1}"]
-            if self.kind == "gru":
-                branch = x + attention_over_grid(layer["attention"], x, valid, self.heads)
-                for n in range(1, 5):
-                    branch = _layer_norm(layer[f"norm{n}"], branch, axis=2)
-                    branch = drop(jax.nn.gelu(branch, approximate=False))
-                    branch = _convolution(layer[f"conv{n}"], branch, valid)
-                x = x + branch
-            else:
-                x = drop(jax.nn.gelu(x, approximate=False))
-                x = _convolution(layer["conv"], x, valid)
+            x = run(f"cnn{i + 1}", x, valid, options=(train,))
         x = jnp.where(valid[..., None, None], x, 0.0)
-        x = _apply_linear(params["linear"], x.reshape(*x.shape[:2], -1))
-        return jnp.where(valid[..., None], x, 0.0), lengths
-
-    def _recur(self, layer: Params, x: Array, backwards: Array) -> Array:
-        """LayerNorm, GELU, both directions: `[B, T, I]` to `[B, T, 2 units]`.
-
-        One scan computes both directions; the second starts at the last valid frame of each
-        utterance. Padded frames come last in both, so they do not affect valid ones.
-        """
-        x = jax.nn.gelu(_layer_norm(layer["norm"], x, axis=2), approximate=False)
-        cells = jax.tree.map(lambda *p: jnp.stack(p), layer["forward"], layer["backward"])
-        cells = jax.tree.map(lambda p: p.astype(x.dtype), cells)
-        both = jnp.stack([x, jnp.take_along_axis(x, backwards, axis=1)])
-        gates = jnp.einsum("dbti,dig->tdbg", both, cells["input"]["kernel"])
-        gates = gates + cells["input"]["bias"][None, :, None, :]
-        step = partial({"gru": gru_step, "lstm": lstm_step}[self.kind], cells["recurrent"])
-        start = jnp.zeros((2, x.shape[0], self.units), jnp.promote_types(x.dtype, jnp.float32))
-        carry = start if self.kind == "gru" else (start, start)
-        _, states = lax.scan(step, carry, gates, unroll=self.scan_unroll)
-        forward, backward = states[:, 0].swapaxes(0, 1), states[:, 1].swapaxes(0, 1)
-        backward = jnp.take_along_axis(backward, backwards, axis=1)
-        return jnp.concatenate([forward, backward], axis=-1).astype(x.dtype)
+        latents = run("linear", x.reshape(*x.shape[:2], -1))
+        latents = hidden = jnp.where(valid[..., None], latents, 0.0)
+        backwards = reversed_frames(latents.shape[1], lengths)
+        for i in range(layers):
+            hidden = run(f"rnn{i + 1}", hidden, backwards, options=(train,))
+        if self.proj:
+            hidden = gelu(run("proj", hidden))
+        output = jnp.where(valid[..., None], at_least_float32(hidden), 0.0)
+        return output, lengths, {"latents": at_least_float32(latents)}, stats or {}
 
     def frames(self, frames: int) -> int:
         """Output frames of `frames` feature frames."""
@@ -239,126 +216,6 @@ class CnnRnn:
             inputs = 2 * h if i else self.latent_dim
             total += 4 * t * GATES[self.kind] * h * (inputs + h)
         return float(total + 4 * t * h * self.proj)
-
-
-def _linear(*shape: int) -> dict[str, tuple[int, ...]]:
-    return {"kernel": shape, "bias": shape[-1:]}
-
-
-def _apply_linear(p: Params, x: Array) -> Array:
-    """x @ kernel + bias over the last axis, in x's dtype."""
-    bias = p["bias"].astype(x.dtype)
-    return x @ p["kernel"].astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-
-
-def _layer_norm(p: Params, x: Array, axis: int) -> Array:
-    """LayerNorm of `axis` alone, statistics in float32."""
-    wide = at_least_float32(x)
-    centred = wide - jnp.mean(wide, axis, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis, keepdims=True)
-    shape = [x.shape[axis] if a == axis else 1 for a in range(x.ndim)]
-    scale, bias = p["scale"].reshape(shape), p["bias"].reshape(shape)
-    return (centred * lax.rsqrt(variance + EPSILON) * scale + bias).astype(x.dtype)
-
-
-def _convolution(p: Params, x: Array, valid: Array, stride: int = 1) -> Array:
-    """3x3 convolution over (time, band), padding 1; padded frames of x are read as 0."""
-    x = jnp.where(valid[..., None, None], x, 0.0)
-    y = lax.conv_general_dilated(
-        x,
-        p["kernel"].astype(x.dtype),
-        (stride, stride),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y + p["bias"].astype(x.dtype)[None, None, None, :]
-
-
-def attention_over_grid(
-    p: Params, x: Float[Array, "b t f c"], valid: Bool[Array, "b t"], heads: int
-) -> Float[Array, "b t f c"]:
-    """Self-attention over all (frame, band) positions of valid frames, without position encoding:
-    softmax(q k / sqrt(C / heads)) v.
-
-    Queries are processed in blocks of at most `SCORES` scores (at least one query per row of the
-    batch), which the backward pass recomputes. A row without valid frames is finite.
-    """
-    batch, frames, bands, channels = x.shape
-    n, size = frames * bands, channels // heads
-    mixed = _apply_linear(p["input"], x).reshape(batch, n, 3, heads, size)
-    query, key, value = mixed[:, :, 0] * size**-0.5, mixed[:, :, 1], mixed[:, :, 2]
-    mask = jnp.repeat(valid, bands, axis=1)[:, None, None, :]
-    rows = min(n, max(1, SCORES // (batch * heads * n)))
-    blocks = -(-n // rows)
-
-    @jax.checkpoint
-    def attend(query: Array) -> Array:
-        scores = at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", query, key))
-        weights = jax.nn.softmax(jnp.where(mask, scores, MASKED_SCORE)).astype(x.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-    query = jnp.pad(query, ((0, 0), (0, blocks * rows - n), (0, 0), (0, 0)))
-    query = query.reshape(batch, blocks, rows, heads, size).swapaxes(0, 1)
-    mixed = lax.map(attend, query).swapaxes(0, 1).reshape(batch, blocks * rows, channels)
-    return _apply_linear(p["out"], mixed[:, :n]).reshape(x.shape)
-
-
-def _recurrent_gates(p: Params, hidden: Array) -> Array:
-    """U h + b of both directions `[2, B, G H]`, in the dtype of the carry."""
-    gates = jnp.einsum("dbh,dhg->dbg", hidden.astype(p["kernel"].dtype), p["kernel"])
-    return gates.astype(hidden.dtype) + p["bias"].astype(hidden.dtype)[:, None, :]
-
-
-def gru_step(
-    p: Params, hidden: Float[Array, "2 b h"], gates: Float[Array, "2 b g"]
-) -> tuple[Float[Array, "2 b h"], Float[Array, "2 b h"]]:
-    """One step of a GRU in both directions, `gates` = W x + b in the order reset, update, new:
-
-    r = sigmoid(.), z = sigmoid(.), n = tanh(W_n x + b_n + r (U_n h + c_n)), h' = (1 - z) n + z h.
-
-    The reset gate acts after the product, which therefore has its own bias, as in the published
-    counts (Cho et al. 2014 apply it before).
-    """
-    reset, update, new = jnp.split(gates.astype(hidden.dtype), 3, axis=-1)
-    from_reset, from_update, from_new = jnp.split(_recurrent_gates(p, hidden), 3, axis=-1)
-    update = jax.nn.sigmoid(update + from_update)
-    new = jnp.tanh(new + jax.nn.sigmoid(reset + from_reset) * from_new)
-    hidden = new + update * (hidden - new)
-    return hidden, hidden
-
-
-def lstm_step(
-    p: Params,
-    carry: tuple[Float[Array, "2 b h"], Float[Array, "2 b h"]],
-    gates: Float[Array, "2 b g"],
-) -> tuple[tuple[Float[Array, "2 b h"], Float[Array, "2 b h"]], Float[Array, "2 b h"]]:
-    """One step of an LSTM in both directions, `gates` = W x + b in the order input, forget, new,
-    output: c' = f c + i tanh(g), h' = o tanh(c')."""
-    hidden, cell = carry
-    gates = gates.astype(hidden.dtype) + _recurrent_gates(p, hidden)
-    enter, forget, new, leave = jnp.split(gates, 4, axis=-1)
-    cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(enter) * jnp.tanh(new)
-    hidden = jax.nn.sigmoid(leave) * jnp.tanh(cell)
-    return (hidden, cell), hidden
-
-
-def _backwards(frames: int, lengths: Array) -> Array:
-    """Indices `[B, T, 1]` that reverse the valid frames of each row and keep the padded ones."""
-    time = jnp.arange(frames)[None, :]
-    return jnp.where(time < lengths[:, None], lengths[:, None] - 1 - time, time)[..., None]
-
-
-def _dropout(rate: float, keys: Key[Array, "n"] | None) -> Callable[[Array], Array]:
-    """Dropout at `rate`, with the next key at each call."""
-    if not rate:
-        return lambda x: x
-    rest = iter(keys)
-
-    def drop(x: Array) -> Array:
-        kept = jax.random.bernoulli(next(rest), 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
-
-    return drop
 
 
 def build(config: Any) -> Encoder:

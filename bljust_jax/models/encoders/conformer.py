@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -11,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import encoders, initial, remat
+from bljust_jax.models import encoders, remat
 from bljust_jax.models.conformer_block import ConformerBlock
 from bljust_jax.models.encoders import Encoder
+from bljust_jax.models.layers import dropout_keys, init_params, init_stack, shapes_of
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.subsampling import FACTORS, Subsampling, output_lengths, subsampling_flops
 from bljust_jax.ops.log_mel import valid_frames
@@ -102,34 +104,26 @@ class Conformer:
         dtype, dropout = jnp.dtype(self.dtype), self.dropout
         return ConformerBlock(self.heads, self.kernel, self.ff_mult, dropout, self.window, dtype)
 
+    @partial(jax.jit, static_argnums=0)
     def init(self, rng: Key[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Float32 parameters {"frontend", "blocks"} and stats; blocks are stacked on axis 0.
 
         Stats are {"mean": 0, "var": 1}, `[L, D]` each, for the "batch" norm and {} for "layer".
-        Kernels are normal with variance 1 / fan-in, scales 1, biases 0, all from one draw: an
-        initialiser a parameter would compile for many times as long. The front end's last bias is
-        normal of deviation 0.1: frames that SpecAugment blanks are that bias alone, and at exactly
-        0 the first LayerNorm would multiply their gradient by a thousand.
         """
-        params = initial.draw(rng, self.shapes())
-        bias = 0.1 * jax.random.normal(jax.random.fold_in(rng, 1), (self.dim,), jnp.float32)
-        params["frontend"]["linear"]["bias"] = bias
-        if self.norm == "layer":
-            return params, {}
+        lengths, valid = jnp.ones(1, jnp.int32), jnp.ones((1, 1), bool)
+        features, latents = jnp.zeros((1, 4, self.n_mels)), jnp.zeros((1, 1, self.dim))
+        frontend, blocks = jax.random.split(rng)
+        params = {
+            "frontend": init_params(self.frontend, frontend, features, lengths),
+            "blocks": init_stack(self.block, blocks, self.layers, latents, valid),
+        }
         moments = self.layers, self.dim
-        return params, {"mean": jnp.zeros(moments), "var": jnp.ones(moments)}
+        batch = self.norm == "batch"
+        return params, {"mean": jnp.zeros(moments), "var": jnp.ones(moments)} if batch else {}
 
     def shapes(self) -> dict[str, Any]:
         """The shape of each parameter of `init`."""
-        lengths, valid = jnp.ones(1, jnp.int32), jnp.ones((1, 1), bool)
-        features, latents = jnp.zeros((1, 4, self.n_mels)), jnp.zeros((1, 1, self.dim))
-        key = jax.random.key(0)
-        frontend = jax.eval_shape(self.frontend.init, key, features, lengths)["params"]
-        block = jax.eval_shape(self.block.init, key, latents, valid)["params"]
-        return {
-            "frontend": jax.tree.map(lambda leaf: leaf.shape, frontend),
-            "blocks": jax.tree.map(lambda leaf: (self.layers, *leaf.shape), block),
-        }
+        return shapes_of(self.init)[0]
 
     def apply(
         self,
@@ -182,7 +176,7 @@ class Conformer:
         valid = valid_frames(latents.shape[1], lengths)
         blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
         moments = jax.tree.map(lambda leaf: leaf[:layers], stats) or None
-        keys = initial.dropout_keys(rng, layers) if dropping else None
+        keys = dropout_keys(rng, layers) if dropping else None
         block, causal = self.block, context == "causal"
 
         def step(x, layer):

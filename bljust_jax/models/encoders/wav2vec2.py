@@ -14,8 +14,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models import audio_features, encoders, initial, remat
+from bljust_jax.models import audio_features, encoders, remat
 from bljust_jax.models.encoders import Encoder
+from bljust_jax.models.layers import dropout_keys, init_params, init_stack, shapes_of
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.wav2vec2_blocks import (
     LayerNorm,
@@ -115,26 +116,11 @@ class Wav2Vec2:
             "blocks": block,
         }
 
+    @partial(jax.jit, static_argnums=0)
     def init(self, rng: Key[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Float32 parameters {"frontend", "projection", "masked_embedding", "positions", "norm",
-        "blocks"} and no stats; blocks are stacked on axis 0.
-
-        Kernels are normal with variance 1 / fan-in (2 / fan-in before a GELU of the front end),
-        scales 1, biases 0, the mask's embedding uniform on [0, 1); a gain is 2 / sqrt(groups)
-        times its tap's norm.
-        """
-        params = initial.draw(rng, self.shapes())
-        for module in params["frontend"].values():
-            if "kernel" in module:
-                module["kernel"] = module["kernel"] * math.sqrt(2)
-        norms = jnp.sqrt(jnp.sum(jnp.square(params["positions"]["kernel"]), axis=(1, 2)))
-        params["positions"]["gain"] = norms * 2 * self.pos_groups**-0.5
-        key = jax.random.fold_in(rng, 1)
-        params["masked_embedding"] = jax.random.uniform(key, (self.dim,), jnp.float32)
-        return params, {}
-
-    def shapes(self) -> dict[str, Any]:
-        """The tree of shapes that `init` fills."""
+        "blocks"} and no stats; blocks are stacked on axis 0. The mask embedding is uniform on
+        [0, 1)."""
         valid, lengths = jnp.ones((1, 1), bool), jnp.ones(1, jnp.int32)
         frames = jnp.zeros((1, 1, self.dim))
         audio = jnp.zeros((1, math.prod(self.conv_stride) * sum(self.conv_kernel)))
@@ -143,14 +129,20 @@ class Wav2Vec2:
             "projection": (jnp.zeros((1, 1, self.conv_dim[-1])),),
             "positions": (frames,),
             "norm": (frames,),
-            "blocks": (frames, valid),
         }
-        tree: dict[str, Any] = {"masked_embedding": (self.dim,)}
-        for name, module in self.modules.items():
-            shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs[name])["params"]
-            lead = (self.layers,) if name == "blocks" else ()
-            tree[name] = jax.tree.map(lambda leaf, lead=lead: (*lead, *leaf.shape), shapes)
-        return tree
+        modules = self.modules
+        embedding, blocks, *keys = jax.random.split(rng, 2 + len(inputs))
+        params = {
+            name: init_params(modules[name], key, *given)
+            for (name, given), key in zip(inputs.items(), keys, strict=True)
+        }
+        params["blocks"] = init_stack(modules["blocks"], blocks, self.layers, frames, valid)
+        params["masked_embedding"] = jax.random.uniform(embedding, (self.dim,), jnp.float32)
+        return params, {}
+
+    def shapes(self) -> dict[str, Any]:
+        """The shape of each parameter of `init`."""
+        return shapes_of(self.init)[0]
 
     def apply(
         self,
@@ -237,7 +229,7 @@ class Wav2Vec2:
         if not self.stable_layer_norm:
             x = self._run("norm", params, x)
         if dropping:
-            keys = initial.dropout_keys(rng, layers + 1)
+            keys = dropout_keys(rng, layers + 1)
             x = nn.Dropout(self.dropout).apply({}, x, deterministic=False, rng=keys[0])
             keys = keys[1:]
         block = self.modules["blocks"]

@@ -1,0 +1,37 @@
+"""Dense layers with normal kernels, and initialisation and dropout keys of stacked blocks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+# Normal with variance 1 / fan-in, the product of all axes but the last.
+KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+Dense = partial(nn.Dense, kernel_init=KERNEL)
+
+
+def init_params(module: nn.Module, rng: Key[Array, ""], *inputs: Any) -> dict[str, Any]:
+    """Parameters of a module by its own initialisers; `inputs` give shapes only."""
+    return module.lazy_init(rng, *inputs)["params"]
+
+
+def init_stack(block: nn.Module, rng: Key[Array, ""], layers: int, *inputs: Any) -> dict[str, Any]:
+    """Parameters of `layers` equal blocks, each leaf stacked on axis 0."""
+    keys = jax.random.split(rng, layers)
+    return jax.vmap(lambda key: init_params(block, key, *inputs))(keys)
+
+
+def shapes_of(init: Callable[[Any], Any]) -> Any:
+    """The shape of each array that `init(rng)` returns."""
+    return jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(init, jax.random.key(0)))
+
+
+def dropout_keys(rng: Key[Array, ""], count: int) -> Key[Array, "n"]:
+    """`count` fast (rbg) keys."""
+    bits = jax.random.bits(rng, (4,), jnp.uint32)
+    return jax.random.split(jax.random.wrap_key_data(bits, impl="rbg"), count)
