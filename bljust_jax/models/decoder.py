@@ -19,7 +19,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.models import heads
 from bljust_jax.models.attention import MASKED_SCORE, relative_positions
 from bljust_jax.models.conformer_block import FeedForward
-from bljust_jax.models.layers import Dense, dropout_keys, init_params, init_stack
+from bljust_jax.models.layers import Dense, dropout_keys, drops, init_params, init_stack
 from bljust_jax.models.norms import LayerNorm, at_least_float32
 from bljust_jax.ops.log_mel import valid_frames
 from bljust_jax.parallel.rules import gathered
@@ -228,9 +228,7 @@ class Decoder:
         Raises:
           ValueError: dropout without `rng`.
         """
-        dropping = train and self.dropout > 0
-        if dropping and rng is None:
-            raise ValueError("training with dropout needs rng")
+        dropping = drops(self.dropout, train, rng)
         valid, memory = _clean(memory, memory_lengths)
         real = valid_frames(tokens.shape[1], token_lengths)
         positions = _positions(tokens.shape[1], self.dim)[None]

@@ -1,4 +1,4 @@
-"""Dense layers with normal kernels, and initialisation and dropout keys of stacked blocks."""
+"""Dense layers with normal kernels; initialisation, depth and dropout keys of stacked blocks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +29,21 @@ def init_stack(block: nn.Module, rng: Key[Array, ""], layers: int, *inputs: Any)
 def shapes_of(init: Callable[[Any], Any]) -> Any:
     """The shape of each array that `init(rng)` returns."""
     return jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(init, jax.random.key(0)))
+
+
+def resolve_depth(depth: int | None, layers: int, least: int = 0) -> int:
+    """`depth`, or all `layers` if None. Raises ValueError outside of least..layers."""
+    depth = layers if depth is None else depth
+    if not least <= depth <= layers:
+        raise ValueError(f"depth={depth} must lie in {least}..{layers}")
+    return depth
+
+
+def drops(rate: float | int, train: bool, rng: Key[Array, ""] | None) -> bool:
+    """True if dropout at `rate` is active. Raises ValueError if it is and has no key."""
+    if train and rate > 0 and rng is None:
+        raise ValueError("training with dropout needs rng")
+    return train and rate > 0
 
 
 def dropout_keys(rng: Key[Array, ""], count: int) -> Key[Array, "n"]:

@@ -29,7 +29,7 @@ from bljust_jax.models.cnn_rnn_blocks import (
     reversed_frames,
 )
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.models.layers import Dense, dropout_keys, init_params
+from bljust_jax.models.layers import Dense, dropout_keys, drops, init_params, resolve_depth
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.subsampling import output_lengths
 from bljust_jax.ops.log_mel import valid_frames
@@ -167,12 +167,8 @@ class CnnRnn:
                 f"context={context!r}: a bidirectional encoder reads future frames; set"
                 " config.cpc.context='chunked' and config.ctc.context='full'"
             )
-        layers = self.rnn_layers if depth is None else depth
-        if not 1 <= layers <= self.rnn_layers:
-            raise ValueError(f"depth={depth} must lie in 1..{self.rnn_layers}")
-        train = train and self.dropout > 0
-        if train and rng is None:
-            raise ValueError("training with dropout needs rng")
+        layers = resolve_depth(depth, self.rnn_layers, least=1)
+        train = drops(self.dropout, train, rng)
         keys = iter(dropout_keys(rng, self.cnn_layers + layers)) if train else None
         modules = self.modules
 

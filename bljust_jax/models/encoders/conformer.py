@@ -15,7 +15,14 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders, remat
 from bljust_jax.models.conformer_block import ConformerBlock
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.models.layers import dropout_keys, init_params, init_stack, shapes_of
+from bljust_jax.models.layers import (
+    dropout_keys,
+    drops,
+    init_params,
+    init_stack,
+    resolve_depth,
+    shapes_of,
+)
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.subsampling import FACTORS, Subsampling, output_lengths, subsampling_flops
 from bljust_jax.ops.log_mel import valid_frames
@@ -152,25 +159,19 @@ class Conformer:
           stats: of `init` or the last call, for the "batch" norm.
 
         Returns:
-          float32 output `[B, ceil(T / factor), D]`, exactly 0 in padded frames; its lengths `[B]`;
-          {"latents": the output of the front end, same shape}; the stats, updated for the blocks
-          that ran where a "batch" norm trains in full context.
+          float32 output `[B, ceil(T / factor), D]`, 0 in padded frames; its lengths; {"latents":
+          output of the front end}; stats, updated by a "batch" norm that trains in full context.
 
-        Raises:
-          ValueError: an unknown context or depth, dropout without `rng`, a "batch" norm without
-            stats.
+        Raises ValueError for an unknown context or depth, dropout without `rng`, a "batch" norm
+        without stats.
         """
         if context not in ("full", "causal"):
             raise ValueError(f"context={context!r} must be 'full' or 'causal'")
-        dropping = train and self.dropout > 0
-        if dropping and rng is None:
-            raise ValueError("training with dropout needs rng")
+        dropping = drops(self.dropout, train, rng)
         stats = (stats or {}) if self.norm == "batch" else {}
         if self.norm == "batch" and not stats:
             raise ValueError('norm="batch" needs stats')
-        layers = self.layers if depth is None else depth
-        if not 0 <= layers <= self.layers:
-            raise ValueError(f"depth={depth} must lie in 0..{self.layers}")
+        layers = resolve_depth(depth, self.layers)
         subsample = remat.wrap(self.frontend.apply, self.remat)
         latents, lengths = subsample({"params": params["frontend"]}, x, lengths)
         valid = valid_frames(latents.shape[1], lengths)

@@ -16,7 +16,14 @@ from jaxtyping import Array, Float, Int, Key
 from bljust_jax.common.errors import UserError
 from bljust_jax.models import audio_features, encoders, remat
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.models.layers import dropout_keys, init_params, init_stack, shapes_of
+from bljust_jax.models.layers import (
+    dropout_keys,
+    drops,
+    init_params,
+    init_stack,
+    resolve_depth,
+    shapes_of,
+)
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.wav2vec2_blocks import (
     LayerNorm,
@@ -183,11 +190,8 @@ class Wav2Vec2:
         """
         if context != "full":
             raise UserError(f"wav2vec 2.0 has no context {context!r}: it reads the whole utterance")
-        if train and max(self.dropout, self.layerdrop) > 0 and rng is None:
-            raise ValueError("training with dropout needs rng")
-        layers = self.layers if depth is None else depth
-        if not 0 <= layers <= self.layers:
-            raise ValueError(f"depth={depth} must lie in 0..{self.layers}")
+        drops(max(self.dropout, self.layerdrop), train, rng)
+        layers = resolve_depth(depth, self.layers)
         embed = remat.wrap(self._embed, self.remat)
         x, conv, latents, lengths = embed(params, x, lengths, input_mask)
         valid = valid_frames(x.shape[1], lengths)
