@@ -126,7 +126,7 @@ def test_fused_gradients_are_the_separate_ones(recipe):
 @pytest.mark.parametrize("recipe", BILEVEL)
 def test_direction_of_the_whole_recipe_against_finite_differences(recipe):
     """Law 4 on the real model: along the gradient of f + 0.5 g, and along that of g alone, the
-    penalised objective, in float64, changes as the step's float32 direction says."""
+    penalised objective, in float64, changes as the step's float32 direction predicts."""
     weights = WEIGHTS[0]
     total, _ = gradient(recipe, "joint")
     lower, _ = gradient(recipe, "joint", WEIGHTS.index((0.0, 1.0)))

@@ -208,17 +208,17 @@ def test_attention_is_the_plain_sum_in_blocks_of_any_size(monkeypatch, scores):
     for row, frames in ((0, 5), (1, 3)):
         grid = np.asarray(x[row], np.float64).reshape(15, 4)
         q, k, v = np.split(grid @ p["input"]["kernel"] + p["input"]["bias"], 3, axis=-1)
-        heard = 3 * frames
+        positions = 3 * frames
         context = np.zeros((15, 4))
         for head in (slice(0, 2), slice(2, 4)):
-            weights = np.exp(q[:, head] @ k[:heard, head].T / np.sqrt(2))
-            context[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:heard, head]
+            weights = np.exp(q[:, head] @ k[:positions, head].T / np.sqrt(2))
+            context[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:positions, head]
         expected = context @ p["out"]["kernel"] + p["out"]["bias"]
         # float32 sums of fifteen weights
         np.testing.assert_allclose(found[row].reshape(15, 4), expected, atol=2e-6)
 
 
-def test_upto_runs_the_first_layers():
+def test_depth_runs_the_first_layers():
     model, params = SMALL["gru"], randomised("gru")
     short = dataclasses.replace(model, rnn_layers=1)
     first = {name: leaf for name, leaf in params.items() if name != "rnn2"}

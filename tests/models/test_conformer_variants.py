@@ -65,7 +65,7 @@ def test_training_moves_the_moments_of_the_blocks_that_ran():
 
 @pytest.mark.parametrize("how", [{}, {"train": True, "context": "causal"}], ids=["eval", "causal"])
 def test_evaluation_and_causal_training_take_stored_moments(how):
-    """A batch's own moments would tell a causal frame of its future."""
+    """Moments of the batch would make a causal frame depend on its future."""
     out, _, _, stats = encode(BATCH, X, **how)
     jax.tree.map(np.testing.assert_array_equal, stats, weights(BATCH)[1])
     alone = encode(BATCH, X.at[1].set(0.0), **how)[0]

@@ -115,12 +115,12 @@ def test_one_block_is_the_formula_in_numpy(params, memory):
         4 * p["embedding"][token] + np.concatenate([np.sin(n * rates), np.cos(n * rates)])
         for n, token in enumerate(TOKENS[0].tolist())
     ]
-    heard = np.asarray(memory[0], np.float64)
+    wide_memory = np.asarray(memory[0], np.float64)
     expected = []
     for t in range(5):
         normed = [norm(y, block["self_norm"]) for y in x[: t + 1]]
         y = x[t] + attend(block["self_attention"], normed[t], normed)
-        y = y + attend(block["cross_attention"], norm(y, block["cross_norm"]), heard)
+        y = y + attend(block["cross_attention"], norm(y, block["cross_norm"]), wide_memory)
         up, down = block["feed_forward"]["up"], block["feed_forward"]["down"]
         hidden = norm(y, block["ff_norm"]) @ up["kernel"] + up["bias"]
         y = y + hidden / (1 + np.exp(-hidden)) @ down["kernel"] + down["bias"]
@@ -139,10 +139,10 @@ def test_a_token_at_a_time_gives_what_all_at_once_gives(params, memory, dtype, a
     model = dataclasses.replace(SMALL, dtype=dtype, scan_unroll=2)
     wide = "float64" if dtype == "float64" else "float32"
     with jax.enable_x64(dtype == "float64"):
-        p, heard = jax.tree.map(lambda leaf: jnp.asarray(leaf, wide), (params, memory))
+        p, wide_memory = jax.tree.map(lambda leaf: jnp.asarray(leaf, wide), (params, memory))
         lengths = jnp.full(3, 5)
-        expected = jax.jit(model.apply)(p, heard, MEMORY_LENGTHS, TOKENS, lengths)
-        cache = jax.jit(model.begin, static_argnums=3)(p, heard, MEMORY_LENGTHS, 8)
+        expected = jax.jit(model.apply)(p, wide_memory, MEMORY_LENGTHS, TOKENS, lengths)
+        cache = jax.jit(model.begin, static_argnums=3)(p, wide_memory, MEMORY_LENGTHS, 8)
         extend = jax.jit(model.extend)
         for t in range(5):
             logits, cache = extend(p, cache, TOKENS[:, t : t + 1], t)
@@ -184,13 +184,15 @@ def test_gradient_matches_a_finite_difference_in_float64(params, memory):
     model = dataclasses.replace(SMALL, dtype="float64", scan_unroll=2)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        heard, draw = jnp.asarray(memory, jnp.float64), np.random.default_rng(1)
+        wide_memory, draw = jnp.asarray(memory, jnp.float64), np.random.default_rng(1)
         direction = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), exact)
 
         @jax.jit
         def loss(s):
             moved = jax.tree.map(lambda p, d: p + s * d, exact, direction)
-            return jnp.sum(jnp.sin(model.apply(moved, heard, MEMORY_LENGTHS, TOKENS, LENGTHS)))
+            return jnp.sum(
+                jnp.sin(model.apply(moved, wide_memory, MEMORY_LENGTHS, TOKENS, LENGTHS))
+            )
 
         slope = jax.grad(loss)(jnp.float64(0.0))
         # Central differences: error O(step^2) = 1e-10 and rounding 1e-16 / step = 1e-11.

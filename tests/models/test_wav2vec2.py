@@ -57,7 +57,7 @@ def input_mask():
 
 @functools.cache
 def runner(model, **options):
-    """`model.apply` compiled once a set of options."""
+    """`model.apply` compiled once per set of options."""
     return jax.jit(
         lambda p, x, n, input_mask=None: model.apply(p, x, n, input_mask=input_mask, **options)
     )
@@ -70,7 +70,7 @@ def encoded(kind):
 @functools.cache
 def differentiated(model, **options):
     """(the outputs of `apply`, gradients of a loss in which every valid output counts
-    differently), compiled once a set of options."""
+    differently), compiled once per set of options."""
 
     def loss(params, x):
         results = model.apply(params, x, LENGTHS, **options)

@@ -195,24 +195,24 @@ def test_the_mask_covers_all_codebooks_of_a_frame_and_no_other_frame():
 
 
 def test_labels_are_an_input_of_nothing():
-    """The encoder hears the same whatever the labels are: clean features or noise."""
-    heard = []
+    """The input of the encoder does not depend on the labels: clean features or noise."""
+    inputs = []
 
-    def listening(params, x, lengths, **how):
-        heard.append(x)
+    def recording(params, x, lengths, **how):
+        inputs.append(x)
         return encode(params, x, lengths, **how)
 
-    batch, objective = make_batch(), make(encode=listening)
+    batch, objective = make_batch(), make(encode=recording)
     others = jax.tree.map(lambda a: a[:, ::-1], FROZEN)
     losses = [
         objective.apply(parameters(), extras(frozen), batch, KEY)[0]["best_rq"][0]
         for frozen in (FROZEN, others)
     ]
-    np.testing.assert_array_equal(*heard)
+    np.testing.assert_array_equal(*inputs)
     assert losses[0] != losses[1]
     data = batch["unlabelled"]
     clean, lengths, _ = features(data["audio"], data["audio_lengths"], keys=None, train=True)
-    changed = np.any(np.asarray(heard[0] != clean), axis=-1)
+    changed = np.any(np.asarray(inputs[0] != clean), axis=-1)
     keys = row_keys(jax.random.split(KEY)[0], data["ids"])
     mask = start_spans(keys, -(-lengths // STACK), 25, probability=0.25, span=3)
     inside = np.arange(50)[None] < np.asarray(lengths)[:, None]

@@ -130,8 +130,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_gradient_of_the_enhanced_loss_against_finite_differences(way):
     """Noise is fixed by the key; the error of central differences at 1e-6 in float64 is far under
-    1e-6 of the slope. With one encoder the slope is that of both its paths; two encoders tell the
-    label path from the prediction path."""
+    1e-6 of the slope. With one encoder the slope is that of both its paths; two encoders
+    separate the label path from the prediction path."""
     heads = ("enhanced_head",) if "own head" in way else ("label_head",)
     with jax.enable_x64(True):
         params = to_float64(make_params(heads))
@@ -250,7 +250,7 @@ def test_without_noise_a_cold_label_is_the_nearest_code():
 
 
 def test_collapse_shows_in_the_metrics():
-    """Labels that are all one code, and scores that say nothing: perplexity 1, entropy log V."""
+    """Labels that are all one code, and uniform scores: perplexity 1, entropy log V."""
     params = to_float32(make_params())
     params["labeller"] = jax.tree.map(jnp.zeros_like, params["encoder"])
     scale = {ENHANCED: 1.0, ANCHOR: 1.0}

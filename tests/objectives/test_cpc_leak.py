@@ -80,30 +80,30 @@ def perturbed(audio, start, stop=None):
 
 @pytest.mark.parametrize("frame", [0, 7, 20])
 def test_causal_context_has_not_seen_its_target(audio, frame):
-    """Output t hears feature frames up to 4t + 3; target t + 2 begins at feature frame 4t + 5."""
+    """Output t depends on feature frames up to 4t + 3; target t + 2 begins at frame 4t + 5."""
     view = make_view("causal")
     end = (STRIDE * frame + 3) * HOP + WINDOW
     contexts, targets, (loss, pairs) = view(audio)
-    heard, changed, (other_loss, _) = view(perturbed(audio, end))
-    np.testing.assert_array_equal(contexts[: frame + 1], heard[: frame + 1])
+    others, changed, (other_loss, _) = view(perturbed(audio, end))
+    np.testing.assert_array_equal(contexts[: frame + 1], others[: frame + 1])
     assert (np.abs(targets - changed).max(-1)[frame + FIRST_STEP :] > 1e-3).all()
-    assert np.abs(contexts - heard).max(-1)[frame + 1] > 1e-6
+    assert np.abs(contexts - others).max(-1)[frame + 1] > 1e-6
     assert pairs == len(targets) - FIRST_STEP
     assert loss != other_loss
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_chunked_context_has_not_seen_its_target(audio, window):
-    """Nor has the target heard its context: the two windows are encoded apart."""
+    """Nor does the target depend on its context: both windows are encoded separately."""
     view = make_view("chunked")
     past, future, slide = (round(s * RATE) for s in CHUNK)
     start = window * slide
     contexts, targets, (_, pairs) = view(audio)
     assert len(contexts) == pairs == (RATE - past - future) // slide + 1
     first = len(targets) // len(contexts) * window
-    heard, changed, _ = view(perturbed(audio, start + past))
-    np.testing.assert_array_equal(contexts[window], heard[window])
+    others, changed, _ = view(perturbed(audio, start + past))
+    np.testing.assert_array_equal(contexts[window], others[window])
     assert np.abs(targets - changed).max(-1)[first] > 1e-3
-    heard, changed, _ = view(perturbed(audio, 0, start + past))
-    assert np.abs(contexts - heard).max(-1)[window] > 1e-6
+    others, changed, _ = view(perturbed(audio, 0, start + past))
+    assert np.abs(contexts - others).max(-1)[window] > 1e-6
     np.testing.assert_array_equal(targets[first], changed[first])

@@ -56,8 +56,8 @@ def batch():
 
 def test_teacher_forcing_shifts_by_one():
     labels = jnp.array([[4, 2, 3], [1, -1, 9], [7, 7, 7]])
-    heard = jnp.array([True, True, False])
-    inputs, targets, counts = cross_entropy.teacher_forcing(labels, jnp.array([3, 1, 2]), heard)
+    has_audio = jnp.array([True, True, False])
+    inputs, targets, counts = cross_entropy.teacher_forcing(labels, jnp.array([3, 1, 2]), has_audio)
     np.testing.assert_array_equal(inputs, [[0, 4, 2, 3], [0, 1, 0, 0], [0, 7, 7, 0]])
     np.testing.assert_array_equal(targets, [[4, 2, 3, 0], [1, 0, 0, 0], [7, 7, 0, 0]])
     np.testing.assert_array_equal(counts, [4, 2, 0])

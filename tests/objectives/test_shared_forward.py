@@ -59,12 +59,12 @@ def test_a_phase_reads_only_its_own_losses():
     optimizer = make_optimizer(recipe.combiner, recipe.groups)
     state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, seed=0))
     groups = group_of_parameters(state.params, recipe.groups)
-    heard = {}
+    computed = {}
     for phase in recipe.phases:
         train_step = step.make_train_step(recipe, phase, optimizer, groups, 0)
         _, means = jax.eval_shape(train_step, state, {"labelled": make_batch()})
-        heard[phase.name] = {name.split("/")[0] for name in means} & {"ctc", "cpc"}
-    assert heard == {"explore": {"cpc"}, "joint": {"ctc", "cpc"}, "finetune": {"ctc"}}
+        computed[phase.name] = {name.split("/")[0] for name in means} & {"ctc", "cpc"}
+    assert computed == {"explore": {"cpc"}, "joint": {"ctc", "cpc"}, "finetune": {"ctc"}}
 
 
 def test_an_epoch_of_exploration_is_one_of_the_audio_that_it_hears():

@@ -203,7 +203,7 @@ def test_every_part_of_the_head_learns():
 
 def test_a_collapsed_codebook_shows():
     """All frames have one code: the contrastive loss is 0 (no other vector), finite everywhere, and
-    the metrics say why."""
+    the metrics show why."""
     params = parameters()
     project = params["wav2vec2_head"]["quantizer"]["project"]
     project["kernel"] = jnp.zeros_like(project["kernel"])

@@ -46,7 +46,7 @@ def test_nearest_is_the_brute_force_one(entries):
     frozen = {**frozen, "codebook": frozen["codebook"] * lengths}
     codes = q.nearest(frozen, x, entries)
     np.testing.assert_array_equal(codes, brute_force(frozen, x))
-    # the test can tell: without the normalisation of codes another entry is nearest
+    # without the normalisation of codes another entry would be nearest
     raw = jnp.einsum("bte,ced,cvd->btcv", x, frozen["projection"], frozen["codebook"])
     assert np.mean(np.asarray(jnp.argmax(raw, axis=-1)) != np.asarray(codes)) > 0.3
 

@@ -158,7 +158,7 @@ def half(k):
 
 
 class Weights(dict):
-    """A mapping that `functools.cache` can tell apart."""
+    """A hashable mapping, for `functools.cache`."""
 
     def __hash__(self):
         return hash(tuple(sorted(self.items())))

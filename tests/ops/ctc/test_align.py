@@ -37,7 +37,7 @@ def best_score(logits, labels, blank):
 
 
 def check(found, i, logits, labels, frames, blank=0):
-    """Row i is a path that spells the labels, and every field is what the path says."""
+    """Row i is a path that spells the labels, and every field agrees with the path."""
     path = found.path[i]
     log_probs = log_softmax(logits[i, :frames])
     assert (path[frames:] == -1).all()

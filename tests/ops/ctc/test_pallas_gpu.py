@@ -142,7 +142,7 @@ def interpreter():
 
 @pytest.mark.parametrize(
     ("labels", "frames_ahead"),
-    [(4, 4), (130, 2)],  # one and two numbers a thread; 11 frames end within a block of either
+    [(4, 4), (130, 2)],  # one and two numbers per thread; 11 frames end within a block of either
 )
 def test_the_kernel_walks_as_the_scan_does(interpreter, labels, frames_ahead):
     trellis, tiles = pallas_gpu._on_lanes(lattice(frames=11, batch=2, labels=labels))
