@@ -67,7 +67,7 @@ def literal_paragraphs(app, what, name, obj, options, lines: list[str]) -> None:
     out: list[str] = []
     for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
         rows = paragraph.strip("\n").split("\n")
-        if not any(rows):
+        if not any(rows) or rows[0].startswith("Alias for field number"):
             continue
         if any(row.startswith(" ") for row in rows) or (len(rows) > 1 and ragged(rows)):
             out += ["::", "", *(f"    {row}" for row in rows), ""]
