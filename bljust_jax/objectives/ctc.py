@@ -21,7 +21,8 @@ REDUCTIONS = ("label", "utterance")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ctc(EncoderObjective):
-    """-log P(labels | audio) in nats, summed over the feasible utterances of `stream`.
+    """-log P(labels | audio) in nats, summed over the feasible utterances of `stream`; an utterance
+    without labels enters neither the sum nor the weight.
 
     vocab_size: classes K of the head, params[head] = {"kernel" [D, K], "bias" [K]}; 0 is the blank
     reduction: the weight of the loss is the number of labels ("label") or of utterances
@@ -65,10 +66,11 @@ class Ctc(EncoderObjective):
         nats = ctc_loss(logits, lengths, labels, label_lengths, implementation=self.implementation)
         real = data["audio_lengths"] > 0
         feasible = ctc_feasible(labels, label_lengths, lengths)
+        counted = feasible & (label_lengths > 0)
         counts = label_lengths if self.reduction == "label" else real
-        weight = jnp.sum(jnp.where(feasible, counts, 0), dtype=jnp.float32)
+        weight = jnp.sum(jnp.where(counted, counts, 0), dtype=jnp.float32)
         metrics = {
             f"{self.name}/infeasible": (jnp.sum(~feasible, dtype=jnp.float32), jnp.float32(1)),
             f"{self.name}/blank_share": blank_share(logits, lengths, blank=0),
         }
-        return {self.name: (jnp.sum(nats), weight)}, Aux(metrics, {})
+        return {self.name: (jnp.sum(jnp.where(counted, nats, 0)), weight)}, Aux(metrics, {})

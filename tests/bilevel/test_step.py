@@ -173,7 +173,7 @@ def test_streams_of_randomness_differ_by_name_step_and_row():
 
 
 def test_a_step_s_randomness_is_of_its_seed_its_step_and_the_objective():
-    """Each objective tells of one number that it drew: no two meet, and each comes again."""
+    """Each objective reports a number that it drew: all differ, and a repeated step repeats it."""
     drawn = {}
     for seed in (0, 1):
         train_step, state = toy.soup((toy.SOUP,), Conflict("mgda"), ("sum",), seed=seed)
@@ -198,7 +198,7 @@ def test_the_first_parameters_are_those_of_the_seed():
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("gradients", ["separate", "fused"])
 def test_statistics_of_a_batch_are_in_the_state_after_its_step(gradients, accumulate):
-    """Those of micro-batches are averaged; those that no objective tells of stay."""
+    """Statistics of micro-batches are averaged; those that no objective returns stay."""
 
     def heard(params, extras, batch, rng):
         losses, aux = toy.upper(params, extras, batch, rng)

@@ -267,8 +267,8 @@ def members(plan, epoch):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0, 5.0])
 def test_languages_share_an_epochs_audio_by_temperature(temperature):
-    """A language of H_l hours with share p_l of H hours in all is heard p_l H / H_l times: each of
-    its utterances so often, rounded up or down, and in all to the nearest utterance."""
+    """A language of H_l hours with share p_l of H hours in all is drawn p_l H / H_l times per
+    epoch: each utterance that often, rounded up or down, and in total to the nearest utterance."""
     plan = spoken(temperature)
     hours = [plan._durations[list(own)].sum() for own in LANGUAGES.values()]
     factors = shares(hours, temperature) * sum(hours) / hours

@@ -127,7 +127,7 @@ def test_translations_of_one_speakers_utterances_join_by_spaces(folder):
 
 
 def test_a_speaker_of_two_languages_is_two(folder):
-    """Names of speakers are of one corpus: s0 of ar and s0 of en are no one's string."""
+    """A speaker name belongs to one corpus: utterances of s0 in ar and s0 in en are not joined."""
     corpus = load(folder, unlabelled_join=(2, 3), unlabelled_join_share=1.0, buckets=(0.7, 2.0))
     heard = corpus.utterances("unlabelled")
     assert ids(u for u in heard if u.speaker == "s1" and u.lang == "en")

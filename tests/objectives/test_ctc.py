@@ -75,6 +75,20 @@ def test_loss_is_the_sum_over_feasible_utterances(params, batch):
     assert by_utterance["ctc"][1] == 2
 
 
+@pytest.mark.parametrize("reduction", ctc.REDUCTIONS)
+def test_a_row_without_labels_counts_nowhere(reduction, params, batch):
+    """Neither in the loss, its weight and its gradient, nor in the metrics."""
+    data = batch["labelled"]
+    lengths = data["audio_lengths"]
+    unlabelled = {**data, "label_lengths": data["label_lengths"].at[2].set(0)}
+    absent = {**unlabelled, "audio_lengths": lengths.at[2].set(0)}
+    apply = jax.jit(make(reduction=reduction).apply)
+    found, aux = apply(params, EXTRAS, {"labelled": unlabelled}, jax.random.key(3))
+    expected, expected_aux = apply(params, EXTRAS, {"labelled": absent}, jax.random.key(3))
+    np.testing.assert_allclose(found["ctc"], expected["ctc"], rtol=1e-6)
+    assert aux.metrics["ctc/infeasible"] == expected_aux.metrics["ctc/infeasible"]
+
+
 def test_permuting_a_batch_permutes_the_draws_of_its_utterances(params, batch):
     order = jnp.array([2, 0, 3, 1])
     permuted = jax.tree.map(lambda x: x[order], batch)
