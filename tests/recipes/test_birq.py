@@ -186,17 +186,17 @@ def test_a_step_reports_both_codebooks():
 def test_the_benchmark_compares_the_three_steps(monkeypatch):
     compiled = []
 
-    def compile_step(config, phase, batch, say):
+    def compile_step(config, phase, batch, log):
         compiled.append((config.method, config.birq.label_gradient, phase, config.model.layers))
         metrics = {"train/skipped": (0.0, 1.0)}
         return bench_step.Program(lambda: metrics, 2**20, 2**20, float(len(compiled)), 10)
 
-    def interleave(runs, rounds, say):
+    def interleave(runs, rounds, log):
         return {n: {"min_s": float(k), "median_s": 1.0} for k, n in enumerate(runs, start=1)}
 
     monkeypatch.setattr(bench_birq, "compile_step", compile_step)
     monkeypatch.setattr(bench_birq, "interleave", interleave)
-    how = {"dtype": "float32", "rounds": 1, "say": lambda line: None}
+    how = {"dtype": "float32", "rounds": 1, "log": lambda line: None}
     result = bench_birq.run(shapes=[(1, 1, 16, 4)], **how)
     assert compiled == [
         ("best_rq", True, "pretrain", 4),
