@@ -124,7 +124,7 @@ class CnnRnn:
             "rnn": (jnp.zeros((1, 1, width)), backwards),
             "proj": (jnp.zeros((1, 1, width)),),
         }
-        modules = self.modules
+        modules = dataclasses.replace(self, dtype="float32").modules
         keys = jax.random.split(rng, len(modules))
         params = {}
         for (name, module), key in zip(modules.items(), keys, strict=True):
