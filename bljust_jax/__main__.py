@@ -19,7 +19,6 @@ COMMANDS = {
     "compile-ahead": ("aot", "compile training steps for devices that are not here"),
     "ngram": ("ngram", "estimate an n-gram language model"),
 }
-MISTAKE = 2
 
 
 def usage() -> str:
@@ -40,10 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, *rest = argv
     if command not in COMMANDS:
+        from bljust_jax.common.cli import USER_ERROR
         from bljust_jax.common.errors import nearest
 
         print(f"error: no command {command!r}{nearest(command, COMMANDS)}", file=sys.stderr)
-        return MISTAKE
+        return USER_ERROR
     if command in ("bench", "compile-ahead"):  # these import configs
         from bljust_jax.common import shipped_configs
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+# Both XLA forms are imported here, not when chosen: that is in the depth of a trace, where Python
+# 3.11 can fail to parse a module.
 from bljust_jax.ops.ctc import one_scan, scan  # noqa: F401
 from bljust_jax.ops.ctc.align import Alignment, ctc_align
 from bljust_jax.ops.ctc.trellis import (
@@ -27,7 +29,7 @@ from bljust_jax.ops.ctc.trellis import (
 
 __all__ = ["Alignment", "blank_share", "ctc_align", "ctc_feasible", "ctc_loss"]
 
-# All but "auto" are modules of this folder with RECURSIONS, imported when chosen.
+# All but "auto" are modules of this folder with RECURSIONS; kernels are imported when chosen.
 IMPLEMENTATIONS = ("auto", "scan", "one_scan", "pallas_tpu", "pallas_gpu")
 # The implementation that "auto" chooses per platform.
 _AUTO = {"cpu": "scan", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
