@@ -27,7 +27,7 @@ def test_noise_has_the_requested_snr(snr_db, draw):
     noisy = augment.noise(TONE, snr_db, augment.generator(0, 1, draw))
     added = noisy.astype(float) - TONE
     ratio = 10 * np.log10(np.mean(TONE.astype(float) ** 2) / np.mean(added**2))
-    assert abs(ratio - snr_db) < 0.05  # rounding and the odd saturated sample
+    assert abs(ratio - snr_db) < 0.05  # rounding, and a few saturated samples
 
 
 def test_noise_is_sometimes_pink_and_sometimes_white():

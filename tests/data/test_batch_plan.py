@@ -148,7 +148,7 @@ def test_balance_draws_rare_texts_more_often():
         drawn = [i for epoch in range(10) for item in plan.items(epoch) for i in item.members]
         share.append(np.mean(np.array(drawn) >= 90))
     assert share[0] == 0.1
-    assert abs(share[1] - 0.5) < 0.08  # five standard errors of 1000 draws
+    assert abs(share[1] - 0.5) < 0.08  # five standard errors over 1000 draws
 
 
 def test_utterances_that_fit_no_bucket_are_excluded_with_a_reason():
@@ -161,7 +161,7 @@ def test_utterances_that_fit_no_bucket_are_excluded_with_a_reason():
 
 
 def wordy(labels, **settings):
-    """Utterances of 0.4 s of one speaker: two of them are no longer than the first bucket."""
+    """Utterances of 0.4 s of one speaker: two of them fit the first bucket."""
     n, ids = len(labels), [f"u{i}" for i in range(len(labels))]
     return Plan([0.4] * n, labels, ["s"] * n, ["t"] * n, ids, TABLE, 0, **settings)
 
@@ -183,7 +183,7 @@ def test_texts_too_long_for_a_bucket_lead_to_a_longer_one():
     ("labels", "bucket", "members"), [(5, 0, 2), (6, 1, 2), (23, 2, 2), (30, 2, 1)]
 )
 def test_strings_have_the_labels_of_their_texts_and_the_spaces_between(labels, bucket, members):
-    """5 + 1 + 5 labels fit 12, 6 + 1 + 6 do not; 30 + 1 + 30 are too many for any bucket."""
+    """5 + 1 + 5 labels fit 12; 6 + 1 + 6 do not; 30 + 1 + 30 are too many for any bucket."""
     plan = wordy([labels] * 8, join=(2, 2), join_share=1.0)
     assert {len(item.members) for item in plan.items(0)} == {members}
     assert {plan.bucket_of(n) for n in range(plan.batches_per_epoch)} == {bucket}
@@ -223,7 +223,7 @@ def test_buckets_led_by_another_plan_have_epochs_of_their_own(monkeypatch):
     make_epoch = Plan._make_epoch
     monkeypatch.setattr(Plan, "_make_epoch", lambda s, e: made.append(e) or make_epoch(s, e))
     plan = make()
-    # two of the three buckets are read over the end of an epoch
+    # two of the three buckets are read beyond the end of an epoch
     places = [(0, 0), (0, 1), (1, 3), (1, 4), (2, 6)]
     for position in range(3):
         for k, epoch in places:
@@ -294,7 +294,7 @@ def test_skipped_utterances_of_a_language_depend_on_the_epoch_alone():
 
 
 def test_every_language_keeps_at_least_one_utterance():
-    plan = spoken(0.01)  # nearly all for the language with the most audio
+    plan = spoken(0.01)  # nearly all draws are of the language with the most audio
     assert [language.wanted for language in plan.languages.values()][1:] == [1, 1]
 
 

@@ -1,4 +1,4 @@
-"""Wrong fields of config.data with several streams: one line each that names the field."""
+"""Wrong fields of config.data with several streams: a one-line error that names the field."""
 
 import pytest
 
@@ -102,4 +102,4 @@ def test_a_bucket_without_utterances_of_a_stream_is_named(folder):
     with pytest.raises(UserError, match=said):
         load(folder, **PLAIN, edit=of("asr/en", buckets=(0.9, 1.4)))
     alone = {"without": ["asr/ar", "st/ar-en"], "edit": of("asr/en", buckets=(0.9, 1.4))}
-    assert load(folder, **PLAIN, **alone).plans["asr/en"].counts[0] == 0  # it never gets there
+    assert load(folder, **PLAIN, **alone).plans["asr/en"].counts[0] == 0  # it never occurs

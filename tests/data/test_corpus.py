@@ -38,7 +38,7 @@ def test_streams_and_shapes_follow_the_segments(folder):
             assert np.all(lengths > 0)
             assert not arrays["audio"][padding].any()
             assert ("labels" in arrays) == (stream == "labelled")
-        if set(batch) == set(JOINT):  # one bucket index a step
+        if set(batch) == set(JOINT):  # one bucket index per step
             assert shapes["labelled"][1] == shapes["unlabelled"][1]
             labels = batch["labelled"]["labels"]
             used = np.arange(labels.shape[1])[None, :] < batch["labelled"]["label_lengths"][:, None]
@@ -259,7 +259,7 @@ def test_unlabelled_batches_are_loaded_one_by_one(folder, monkeypatch):
     monkeypatch.setattr(corpus, "_train_batch", lambda *args: made.append(args) or make(*args))
     batches = corpus.unlabelled_batches(30)
     first = next(batches)
-    assert len(made) < 10  # the first, and a few read ahead
+    assert len(made) < 10  # the first batch, and a few read ahead
     assert len(list(batches)) == 29
     again = next(load(folder, num_threads=0).unlabelled_batches(1))
     assert_equal({"unlabelled": first}, {"unlabelled": again})
@@ -274,7 +274,7 @@ def test_the_utterances_of_a_step_are_named(folder):
         assert all(re.fullmatch(r"u\d+ \(\S+train\.jsonl:\d+\)", name) for name in names)
         ids = {name.split()[0] for name in names}
         singles = {zlib.crc32(identity.encode()) for identity in ids}
-        assert set(batch["unlabelled"]["ids"].tolist()) <= singles  # never joined here
+        assert set(batch["unlabelled"]["ids"].tolist()) <= singles  # never joined in this test
         k, m = corpus.draws(segments, step)["labelled"]
         items = corpus.plans["labelled"].nth_batch_of_bucket(k, m)
         assert {f"u{i}" for i in range(40)} >= ids

@@ -28,7 +28,7 @@ JOINT = [Segment(0, 3, ("unlabelled",)), Segment(3, 6, ("labelled", "unlabelled"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A manifest of 24 segments of one FLAC and one Opus file, offsets off the sample grid too."""
+    """A manifest of 24 segments of one FLAC and one Opus file, some offsets between samples."""
     made = tmp_path_factory.mktemp("corpus")
     noise = np.random.default_rng(0).integers(-3000, 3000, 40 * RATE).astype(np.int16)
     soundfile.write(made / "a.flac", noise, RATE)
@@ -45,7 +45,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(corpus):
-    """The corpus as shards; the summary of writing them."""
+    """The corpus written as shards, and the summary of `write`."""
     out = corpus / "shards"
     return shards.write(
         open_source(str(corpus / "train.jsonl")), out, "train", sample_rate=RATE, shards=3
@@ -53,7 +53,7 @@ def prepared(corpus):
 
 
 def assert_same(original, stored, rate):
-    """Equal in all that training reads, and sample for sample."""
+    """Equal in all fields that training uses, and in every sample."""
     assert len(original) == len(stored)
     kept = ("id", "duration", "text", "lang", "speaker", "part")
     for u, v in zip(original, stored, strict=True):
@@ -75,7 +75,7 @@ def test_shards_equal_the_manifest(corpus, prepared):
 
 
 def test_crops_are_the_same_samples(corpus, prepared):
-    """As the pipeline crops: offset and duration replaced before decoding."""
+    """Crops as in training: offset and duration are replaced before decoding."""
     original = open_source(str(corpus / "train.jsonl"))
     stored = open_source(f"tfds:{corpus}/shards/train")
     rng = np.random.default_rng(1)
@@ -86,7 +86,7 @@ def test_crops_are_the_same_samples(corpus, prepared):
 
 
 def batches(train, dev, **changes):
-    """Digest and first batches of a corpus that joins, crops, stretches and adds noise."""
+    """Digest and first batches of a corpus with joining, cropping, speed perturbation and noise."""
     c = defaults.base()
     c.data.update(sample_rate=RATE, buckets=(0.5, 1.2), batch_seconds=4.0, join=(2, 3))
     c.data.update(unlabelled_batch_seconds=4.0, join_share=0.5, speed=(0.9, 1.1), min_seconds=0.0)
@@ -201,7 +201,7 @@ def test_two_writers_do_not_mix(tmp_path, corpus):
 
 
 def test_a_full_disk_is_an_os_error_of_one_line(tmp_path, corpus):
-    """A limit on the size of files stands for the disk's: the writes fail alike."""
+    """A limit on file size stands for a full disk: writes fail in the same way."""
     utterances = open_source(str(corpus / "train.jsonl"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -237,7 +237,7 @@ def test_a_damaged_shard_is_named(copy):
 
 
 def rewrite(copy, change):
-    """The index with its rows changed by a function of the list."""
+    """Rewrite the index: `change` modifies the list of its rows."""
     path = shards.index_path(copy, "c")
     rows = change([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -267,11 +267,11 @@ def test_damaged_index_lines_are_named(copy):
         open_source(f"tfds:{copy}")
 
 
-# Folders and data sets of others
+# Folders and data sets of other builders
 
 
 def foreign(folder, features, records, split="train", file_format="array_record"):
-    """A TFDS folder written by a builder that is not ours."""
+    """A TFDS folder written by another builder."""
     api = shards.tfds()
 
     class Builder(api.core.GeneratorBasedBuilder, skip_registration=True):
@@ -372,11 +372,11 @@ def test_features_that_need_tensorflow_are_named(tmp_path, capsys):
 
 
 def test_official_names_need_tensorflow_and_a_build(tmp_path):
-    """Where TensorFlow is missing the line says how to get it; else, how to build the data set."""
+    """The message names TensorFlow's installation if it is missing, else the build command."""
     with pytest.raises(UserError, match=r"pip install tensorflow-cpu|tfds build") as caught:
         open_source("tfds:librispeech/train_clean100", str(tmp_path))
     assert "\n" not in str(caught.value)
-    (tmp_path / "librispeech").mkdir()  # where builds of another version lie
+    (tmp_path / "librispeech").mkdir()  # the folder of a build of another version
     with pytest.raises(UserError, match=r"pip install tensorflow-cpu|tfds build"):
         open_source("tfds:librispeech/train_clean100", str(tmp_path))
 

@@ -221,7 +221,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
     path = write(tmp_path, "a.wav", tone(1.0, 440.0, rate), rate)
     audio = read_audio(utterance(path)) / 32768
     assert len(audio) == RATE
-    # 16-bit storage and the resampler's pass band; its edges, 100 samples, are left out.
+    # 16-bit storage and the resampler's pass band; 100 samples at either end are not compared.
     assert np.max(np.abs(audio - tone(1.0))[100:-100]) < 1e-3
 
 
@@ -230,7 +230,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
 def test_lengths_at_other_rates_are_within_a_frame(tmp_path, rate, seconds):
     path = write(tmp_path, "a.flac", tone(seconds, 440.0, rate), rate)
     (u,) = open_source(manifest(tmp_path, {"audio_filepath": path.name}))
-    assert abs(len(read_audio(u)) - seconds * RATE) <= 1  # a sample; a frame has 160
+    assert abs(len(read_audio(u)) - seconds * RATE) <= 1  # one sample; a frame has 160
 
 
 def test_24_bits_and_float_and_8_bits_are_the_same_sound(tmp_path):
@@ -338,7 +338,7 @@ def test_missing_librispeech_split(tmp_path):
 def test_librispeech_stays_inside_the_root(tmp_path):
     uri = libri(tmp_path / "in")
     root = str(tmp_path / "in")
-    (u,) = open_source(uri, root)  # absolute, and inside
+    (u,) = open_source(uri, root)  # absolute, and inside the root the root
     assert u.path == os.path.realpath(tmp_path / "in/LS/dev/1/2/1-2-0000.flac")
     libri(tmp_path / "out")
     for rest in (f"{tmp_path}/out/LS/dev", "../out/LS/dev", "LS/../../out/LS/dev"):
@@ -349,7 +349,7 @@ def test_librispeech_stays_inside_the_root(tmp_path):
     recording.symlink_to(tmp_path / "out/LS/dev/1/2/1-2-0000.flac")
     with pytest.raises(UserError, match=r"1-2\.trans\.txt:1: .*1-2-0000\.flac. lies outside"):
         open_source("librispeech:LS/dev", root)
-    assert len(open_source(uri)) == 1  # without a root nothing is confined
+    assert len(open_source(uri)) == 1  # without a root every path is allowed
 
 
 def test_original_librispeech_files(speech):

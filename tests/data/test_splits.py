@@ -32,7 +32,7 @@ def test_evaluation_has_each_utterance_once_and_pads_with_empty_rows(folder):
             np.testing.assert_array_equal(batch["audio"][row, : len(audio)], audio)
             assert batch["ids"][row] == zlib.crc32(u.id.encode())
             seen.append(u)
-    # beyond 0.8 s: 1.2 and 1.8 s
+    # longer than 0.8 s: 1.2 and 1.8 s
     assert shapes == {(6, 4000), (3, 6400), (2, 9600), (1, 14400)}
     assert sorted(u.id for u in seen) == sorted(u.id for u in corpus.utterances("dev"))
     assert corpus.references("dev")[-1] == "ab!"

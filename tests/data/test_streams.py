@@ -34,7 +34,7 @@ def ids(utterances):
 
 
 def rows(corpus, batches, stream):
-    """(id, audio, text of the labels) of each row of a stream, which joins nothing."""
+    """(id, audio, text of the labels) of each row of a stream without joined utterances."""
     names = {zlib.crc32(u.id.encode()): u.id for u in corpus.utterances(stream)}
     decode = corpus.tokenizer_of(stream).decode
     for batch in batches:
@@ -127,7 +127,7 @@ def test_translations_of_one_speakers_utterances_join_by_spaces(folder):
 
 
 def test_a_speaker_of_two_languages_is_two(folder):
-    """A speaker name belongs to one corpus: utterances of s0 in ar and s0 in en are not joined."""
+    """Speaker names are unique per corpus only: s0 of ar and s0 of en are not joined."""
     corpus = load(folder, unlabelled_join=(2, 3), unlabelled_join_share=1.0, buckets=(0.7, 2.0))
     heard = corpus.utterances("unlabelled")
     assert ids(u for u in heard if u.speaker == "s1" and u.lang == "en")
@@ -231,7 +231,7 @@ def test_shares_of_a_step_follow_hours_by_temperature(folder):
         expected = 120.0 * weights / weights.sum()
         tables = [corpus.plans[name].buckets for name in LABELLED]
         found = np.array([[b.batch_size * b.seconds for b in table] for table in tables])
-        rounding = np.array([[b.seconds for b in table] for table in tables])  # a row at most
+        rounding = np.array([[b.seconds for b in table] for table in tables])  # one row at most
         assert np.all(found <= expected[:, None] + 1e-6)
         assert np.all(found > expected[:, None] - rounding)
         seconds[temperature] = found
@@ -242,7 +242,7 @@ def test_shares_of_a_step_follow_hours_by_temperature(folder):
 
 
 def test_rows_are_a_multiple_and_at_least_one_multiple(folder):
-    corpus = load(folder, temperature=0.1, rows_multiple=2, multiple=2)  # the smallest get nothing
+    corpus = load(folder, temperature=0.1, rows_multiple=2, multiple=2)  # smallest shares: about 0
     sizes = [b.batch_size for plan in corpus.plans.values() for b in plan.buckets]
     assert all(size >= 4 and size % 4 == 0 for size in sizes)
     assert min(sizes) == 4
@@ -309,7 +309,7 @@ def test_splits_load_without_training_data(folder):
     found = load_splits(several(folder, edit=forget), uris, whole.tokenizers)
     assert found.utterances("dev/asr/en") == whole.utterances("dev/asr/en")
     assert found.references("mine/st/ar-en") == ["x1 y", "x2 y"]
-    # of 1.37 s: beyond 1.0, but within the stream's own 1.4
+    # 1.37 s: above 1.0, but below the stream's own 1.4
     ((batch, _),) = found.eval_batches("dev/asr/en")
     assert batch["audio"].shape[1] == round(1.4 * RATE)
     with pytest.raises(UserError, match="'dev' is of no stream"):

@@ -61,7 +61,7 @@ def test_audio_is_speech_between_short_silences(tiny):
         audio = soundfile.read(tiny / row["audio_filepath"])[0]
         assert 0.2 < np.abs(audio).max() < 0.95, "neither faint nor clipped"
         power = np.square(audio[: len(audio) // 160 * 160]).reshape(-1, 160).mean(axis=1)
-        # At SNR >= 15 dB speech frames stand 6 dB above the noise at both ends.
+        # At SNR >= 15 dB speech frames are 6 dB above the noise at both ends.
         speech = np.flatnonzero(power > 4 * max(power[:4].mean(), power[-4:].mean()))
         assert speech[0] <= 25
         assert len(power) - speech[-1] <= 30
@@ -69,7 +69,7 @@ def test_audio_is_speech_between_short_silences(tiny):
 
 
 def test_different_words_differ_more_than_repetitions():
-    """One word at two pitches and rates is closer, in smoothed log spectra, than two words."""
+    """Smoothed log spectra differ less between two renderings of a word than between two words."""
     espeak = synthetic.Espeak()
 
     def spectrum(word: str, rate: int, pitch: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_noise_has_the_drawn_snr():
     quiet = dataclasses.replace(settings, snr_db=(200.0, 200.0))
     clean = synthetic.record(tone, quiet, key=1) / 32767
     snr = 10 * np.log10(0.125 / np.mean((audio - clean) ** 2))  # a sine of 0.5 has power 1/8
-    assert snr == pytest.approx(20.0, abs=0.1)  # the tone's ends are not at its zeros: < 0.1 dB
+    assert snr == pytest.approx(20.0, abs=0.1)  # ends off zero crossings: below 0.1 dB
     assert 17_600 <= len(audio) <= 19_200
 
 
@@ -222,7 +222,7 @@ def test_no_test_captures_the_log_of_corpus_creation(capsys, name):
 
 
 def test_no_test_captures_that_log_with_an_empty_cache(tmp_path):
-    """The test above, as the first on a new machine."""
+    """Run the test above with an empty cache, as on a new machine."""
     node = f"{__file__}::{test_no_test_captures_the_log_of_corpus_creation.__name__}"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -238,7 +238,7 @@ def test_no_test_captures_that_log_with_an_empty_cache(tmp_path):
 
 @pytest.mark.slow
 def test_eight_utterances_are_overfitted(tmp_path):
-    """`configs/quickstart.py:overfit`: the first thing to try with a new set-up works."""
+    """`configs/quickstart.py:overfit`, the first check of a new installation, reaches WER 0."""
     from bljust_jax.train import loop
 
     config = quickstart.get_config("overfit")

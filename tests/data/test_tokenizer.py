@@ -45,7 +45,7 @@ def one_line(caught):
     return str(caught.value)
 
 
-# Laws of every tokenizer
+# Properties of every tokenizer
 
 
 @pytest.mark.parametrize("units", UNITS)
@@ -91,7 +91,7 @@ def test_covered_texts_round_trip_and_others_are_refused(made, units, data):
 @settings(deadline=None, max_examples=25)
 @given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_all_that_was_learned_is_covered(units, texts):
-    """With the smallest vocabulary there can be: each character, and the mark of a space."""
+    """Smallest possible vocabulary: every character, and the mark of a space."""
     spell = CharTokenizer(()).normalise
     learnable = [t for t in texts if spell(t.replace("▁", " ")) and not RESERVED & set(t)]
     characters = {c for t in learnable for c in spell(t)}
@@ -220,7 +220,7 @@ def test_long_texts_are_learned_from():
 
 
 def test_no_piece_crosses_a_space(made):
-    """What a space parts, no piece joins: labels of strings are the labels of their parts."""
+    """Labels of joined texts are the joined labels of the texts."""
     for units in PIECES:
         encode = made[units].encode
         assert encode("zero one").tolist() == [*encode("zero"), *encode("one")]
@@ -235,7 +235,7 @@ def test_the_table_of_pieces_lists_ids_of_the_head(made, tmp_path):
     assert all(float(score) <= 0 for _, _, score in rows)  # log probabilities
 
 
-# A model of the user's
+# The user's own model
 
 
 def test_a_given_model_is_used_as_it_is(made, tmp_path):
@@ -246,7 +246,7 @@ def test_a_given_model_is_used_as_it_is(made, tmp_path):
 
 
 def test_controls_and_the_models_own_normalisation(tmp_path):
-    """Trained elsewhere with the library's defaults: <s>, </s> and NFKC."""
+    """A model trained with SentencePiece's defaults: <s>, </s> and NFKC."""
     import io
 
     import sentencepiece
@@ -290,7 +290,7 @@ def test_a_file_that_is_no_model_is_named(tmp_path, content):
     one_line(caught)
 
 
-# A folder that was tampered with
+# Changed or damaged folders
 
 
 def test_a_replaced_model_is_refused(made, tmp_path):

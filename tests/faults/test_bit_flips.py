@@ -1,4 +1,4 @@
-"""F4: a flipped bit in the newest checkpoint is found, and the step before it restored."""
+"""F4: a flipped bit in the newest checkpoint is detected, and the step before it is restored."""
 
 import random
 import shutil

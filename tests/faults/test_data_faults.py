@@ -1,4 +1,4 @@
-"""Unusable data: one line with file, line and cure, exit 2, nothing written (F9 to F19)."""
+"""Unusable data: one-line error with file, line and cure, exit code 2, no file (F9 to F19)."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_byte_order_mark_crlf_and_decomposed_letters_are_accepted(folder):
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_five_ways_to_lose_a_recording_are_all_noticed(tmp_path, bare):
-    """F9; without durations those that have a sound header are noticed when they are decoded."""
+    """F9; files with an intact header and no given duration fail when they are decoded."""
     rng, entries = np.random.default_rng(0), []
     for i in range(20):
         name = f"{i}.flac"
@@ -119,7 +119,7 @@ def test_five_ways_to_lose_a_recording_are_all_noticed(tmp_path, bare):
 
 
 def test_very_short_and_very_long_utterances_are_left_out_or_cut(tmp_path):
-    """F15: counted, and no batch has another shape than without them."""
+    """F15: they are counted, and batch shapes are those without them."""
     entries = []
     for i, seconds in enumerate((0.01, 0.5, 0.5, 300.0)):
         soundfile.write(tmp_path / f"{i}.wav", np.full(round(seconds * RATE), 99, np.int16), RATE)
@@ -145,7 +145,7 @@ def test_very_short_and_very_long_utterances_are_left_out_or_cut(tmp_path):
 
 
 def test_characters_outside_the_vocabulary_are_scored_and_named(folder):
-    """F10: in dev they count as errors, in training they occur with a given tokenizer alone."""
+    """F10: errors in dev; in training they occur only with a given tokenizer."""
     corpus = load(folder, tokenizer=CharTokenizer(" ab01"))
     summary = "\n".join(corpus.summary())
     assert re.search(r"labelled: \d+ utterances skipped: with unknown characters", summary)

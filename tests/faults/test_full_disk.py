@@ -13,7 +13,7 @@ from tests.helpers.checkpoints import assert_whole, opened, restore, save
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Saves steps 3 to 6 where 1 and 2 are; no file may grow beyond so many bytes from before 3 until 4
+# Saves steps 3 to 6 after 1 and 2; a limit on file size holds from before step 3 until step 4
 # has failed.
 SAVE = """
 import pathlib, resource, sys, threading, time
@@ -52,7 +52,7 @@ def save_on_full_disk(workdir, policy, size):
     done = subprocess.run(
         [sys.executable, "-c", SAVE, str(workdir), policy, str(size)],
         cwd=ROOT,
-        # without the cache of compiled programs: its files would be over the limit too
+        # without the compile cache, whose files would also exceed the limit
         env={
             **os.environ,
             "JAX_NUM_CPU_DEVICES": "1",
@@ -69,7 +69,7 @@ def steps(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
-# What cannot be written: anything; the arrays; the sums of the files
+# What cannot be written: any file; the arrays; the checksums
 SIZES = [0, pytest.param(600, marks=pytest.mark.slow), pytest.param(1500, marks=pytest.mark.slow)]
 
 

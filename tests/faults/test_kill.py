@@ -1,4 +1,4 @@
-"""F1, F2: kill -9 at any step or during a save; the resumed run equals an unbroken one."""
+"""F1, F2: kill -9 at any step or during a save; the resumed run equals an uninterrupted one."""
 
 import json
 import os
@@ -22,7 +22,7 @@ WRITING = ".orbax-checkpoint-tmp"
 
 
 def flags(steps):
-    phases = {"explore": 0, "joint": steps, "finetune": 0}  # one program
+    phases = {"explore": 0, "joint": steps, "finetune": 0}  # one compiled program
     return [
         *(f"--config.phases.{name}={length}" for name, length in phases.items()),
         *(f"--config.eval_every={steps}", f"--config.save_every={EVERY}", "--config.log_every=1"),
@@ -31,7 +31,7 @@ def flags(steps):
 
 
 def train(workdir, steps):
-    """Runs to the end: (what it printed, its rows, its last step and digest of all arrays)."""
+    """Run to the end: (output, rows of metrics, last step, digest of all arrays)."""
     code, out, err = finish(launch_quickstart(workdir, *flags(steps)))
     assert code == 0, err
     rows = rows_without_perf(workdir)
@@ -39,13 +39,13 @@ def train(workdir, steps):
 
 
 def committed(workdir):
-    """The newest step that has its name, -1 without."""
+    """The newest committed step, -1 without one."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
 def writing(workdir):
-    """The steps that are being written."""
+    """The steps whose save is in progress."""
     names = [path.name for path in (workdir / "checkpoints").glob(f"*{WRITING}*")]
     return {int(name.partition(".")[0]) for name in names}
 
@@ -55,7 +55,7 @@ def last_row(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # orbax warns of restoring without a target
+@pytest.mark.filterwarnings("ignore")  # Orbax warns if it restores without a target
 def test_killed_at_ten_steps_each_ends_as_the_unbroken_run(tmp_path):
     """F1: parameters, optimizer state and metrics."""
     steps, lost = 14, []
@@ -78,7 +78,7 @@ def test_killed_at_ten_steps_each_ends_as_the_unbroken_run(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_killed_in_ten_writes_each_goes_on_from_the_newest_whole_one(tmp_path):
-    """F2: one run, killed in ten writes of a checkpoint, ends as an unbroken one."""
+    """F2: a run killed during ten saves ends with the result of an uninterrupted one."""
     steps, lost, tries = EVERY * 14, [], 0
     *whole, _ = train(tmp_path / "whole", steps)
     workdir, newest = tmp_path / "broken", -1
@@ -96,7 +96,7 @@ def test_killed_in_ten_writes_each_goes_on_from_the_newest_whole_one(tmp_path):
         assert (f"resumed from step {newest}" in err) == (newest >= 0)
         newest = committed(workdir)
         assert newest in (target - EVERY, target)
-        if target in writing(workdir):  # else it was committed just before
+        if target in writing(workdir):  # else it was committed just before the kill the kill
             assert newest == target - EVERY
             lost.append(last_row(workdir) - newest)
     *broken, err = train(workdir, steps)
@@ -105,7 +105,7 @@ def test_killed_in_ten_writes_each_goes_on_from_the_newest_whole_one(tmp_path):
     print(f"F2: 10 of 10 in {tries} kills; steps that were run again: {lost}, saved each {EVERY}")
 
 
-# Saves one step after the other, until it is killed.
+# Saves step after step until it is killed.
 SAVE = """
 import itertools, pathlib, sys
 from tests.helpers.checkpoints import make_state, opened
@@ -118,7 +118,7 @@ with opened(pathlib.Path(sys.argv[1]), keep=2) as checkpoints:
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_while_it_saves_restores_the_newest(kills, tmp_path):
-    """F2, without a run around the checkpoints."""
+    """F2 for `Checkpoints` alone, without training."""
     for _ in range(kills):
         before = committed(tmp_path)
         process = subprocess.Popen(

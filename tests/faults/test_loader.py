@@ -1,4 +1,4 @@
-"""F22: a data loader that fails or hangs ends the run soon, with the file named."""
+"""F22: a data loader that fails or hangs ends the run within seconds and names the file."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def reading(monkeypatch):
-    """reading(act) has act() called in a thread that reads utterance u17."""
+    """`reading(act)` calls act() in the thread that reads utterance u17."""
     read = splits.read_audio
 
     def reading(act):
@@ -37,7 +37,7 @@ def reading(monkeypatch):
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_an_error_in_a_thread_names_the_utterance(folder, reading, threads):
-    """One that nobody foresaw: it keeps its traceback, and a note says what was read."""
+    """An unexpected error keeps its traceback and gets a note that names the utterance."""
 
     def fail():
         raise MemoryError("no room")
@@ -47,7 +47,7 @@ def test_an_error_in_a_thread_names_the_utterance(folder, reading, threads):
     with pytest.raises(MemoryError, match="no room") as raised:
         list(load(folder, num_threads=threads).train_batches(SEGMENTS, 0))
     assert time.monotonic() - began < SECONDS
-    note, *_ = raised.value.__notes__  # grain adds its own
+    note, *_ = raised.value.__notes__  # grain adds its own note note
     assert note == f"while reading {folder}/17.flac of u17 ({folder}/train.jsonl:18)"
 
 
@@ -73,7 +73,7 @@ sys.exit(main.main())
 
 
 def test_a_disk_that_does_not_answer_ends_the_command(tmp_path):
-    """And nothing at the end of the process waits for the threads that still do."""
+    """The process ends although its threads still wait for the disk."""
     flags = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'run'}"]
     process = start(["-c", SILENT], *flags, "--config.data.timeout=2.0")
     _, err = process.communicate(timeout=240)

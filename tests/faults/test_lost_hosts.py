@@ -31,7 +31,7 @@ sys.exit(main.main())
 
 
 def wait_for_step(processes, workdir, step):
-    """Until these processes, and not those before them, have logged a step that far."""
+    """Wait until these processes, not those before them, have logged step `step` or a later one."""
     path = workdir / "metrics.jsonl"
 
     def logged():
@@ -39,7 +39,7 @@ def wait_for_step(processes, workdir, step):
         time.sleep(0.02)
         return path.exists() and any(row["step"] >= step for row in metrics.read(path))
 
-    while logged():  # they drop what was logged after the last save
+    while logged():  # rows logged after the last save are dropped
         pass
     while not logged():
         pass
@@ -47,8 +47,8 @@ def wait_for_step(processes, workdir, step):
 
 @pytest.mark.slow
 def test_a_killed_host_ends_the_others_and_all_start_again(tmp_path):
-    """F7: first the one of two that coordinates nothing, then the one that does; parameters and
-    metrics are those of an unbroken run of two."""
+    """F7: of two hosts, first the one without the coordinator, then the coordinator is killed;
+    parameters and metrics equal those of an uninterrupted run of two."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     last = json.loads(finish_all(train_on(2, whole, devices=1))[0].splitlines()[-1])
     waited = []
@@ -71,8 +71,8 @@ def test_a_killed_host_ends_the_others_and_all_start_again(tmp_path):
 
 @pytest.mark.slow
 def test_one_two_and_four_hosts_hear_and_learn_the_same(tmp_path):
-    """F8: four devices in all. Every step has the same utterances, and losses differ by no more
-    than 1e-5."""
+    """F8: four devices in all. Every step has the same utterances, and losses differ by at
+    most 1e-5."""
     heard, losses = {}, {}
     for count in (1, 2, 4):
         workdir, heard[count] = tmp_path / str(count), {}
@@ -100,7 +100,7 @@ def test_one_two_and_four_hosts_hear_and_learn_the_same(tmp_path):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_shards_of_any_number_of_hosts_are_the_whole_batch(count, tmp_path):
-    """F8 for the loader alone: as many runs of rows, in order, as hosts."""
+    """F8 for the loader alone: the hosts' rows in order are those of the whole batch."""
     corpus = load(corpora.noise(tmp_path), multiple=4)
     whole = corpus.train_batches(SEGMENTS, 0)
     parts = [corpus.train_batches(SEGMENTS, 0, shard=(i, count)) for i in range(count)]

@@ -28,7 +28,7 @@ def test_damaged_audio_is_named_at_once(damaged):
         list(corpus.train_batches([Segment(0, 50, JOINT)], 0))
     with pytest.raises(UserError, match=message):
         list(corpus.eval_batches("dev"))
-    assert time.monotonic() - started < 20  # no hang; two busy cores take a second
+    assert time.monotonic() - started < 20  # no hang; it takes a second on two busy cores
 
 
 def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):
@@ -48,7 +48,7 @@ def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):
 
 
 def test_what_is_quarantined_is_a_function_of_the_steps_taken(damaged):
-    """Not of the batches read ahead: the count of a resumed run is that of an unbroken one."""
+    """Batches read ahead do not count: a resumed run has the count of an uninterrupted one."""
     settings = {**PLAIN, "max_bad_fraction": 0.1, "batch_seconds": 1.0, "prefetch": 20}
     settings |= {"dev": str(damaged / "train.jsonl"), "buckets": (0.5,)}
     segment = [Segment(0, 5, ("labelled",))]

@@ -89,7 +89,7 @@ def test_bad_audio_and_a_full_disk(folder, command, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_without_the_checkpoint_that_found_no_space(folder, tmp_path):
-    """F6 by config.on_full_disk: the save after it succeeds, and the run ends as any."""
+    """F6 with on_full_disk=warn: the next save succeeds, and the run ends normally."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finals = []
     for workdir, step in ((whole, None), (broken, 8)):
@@ -107,7 +107,7 @@ def test_a_run_goes_on_without_the_checkpoint_that_found_no_space(folder, tmp_pa
 
 
 def check_listing(folder: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Every bad recording is listed once, with its place in the manifest and a reason."""
+    """Every bad recording is listed once, with its line of the manifest and a reason."""
     entries = [json.loads(line) for line in (workdir / "quarantine.jsonl").read_text().splitlines()]
     train = [json.loads(line)["id"] for line in (folder / "train.jsonl").read_text().splitlines()]
     dev = [json.loads(line)["id"] for line in (folder / "dev.jsonl").read_text().splitlines()]

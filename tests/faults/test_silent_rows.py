@@ -8,12 +8,12 @@ import pytest
 from tests.helpers.laws import CASES, bind_objective, lengthen
 from tests.helpers.systems import ROWS, make_batch
 
-# Batch norm, and the mean use of codes, let a row's loss know of the others.
+# Batch norm and the mean use of codes make a row's loss depend on the other rows.
 COUPLED = (("parakeet", "ctc"), ("wav2vec2_just", "wav2vec2"))
 
 
 def silence(batch, rows):
-    """The batch with these rows as the pipeline makes them: ids stay, all else is 0."""
+    """The batch with these rows as the loader leaves them: ids stay, all else is 0."""
     kept = np.isin(np.arange(ROWS), rows, invert=True)
     return {
         name: x if name == "ids" else jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
@@ -40,5 +40,5 @@ def test_a_silent_row_adds_exactly_nothing(name, objective):
     for key, (total, weight) in whole.items():
         assert float(weight) > 0
         assert float(weight) == sum(float(part[key][1]) for part in alone)
-        # each row's loss does not know of the others; float32 sums differ in order
+        # rows are independent; float32 sums differ in order
         np.testing.assert_allclose(total, sum(float(part[key][0]) for part in alone), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""F17, F18: untrusted files run no code and name nothing outside themselves."""
+"""F17, F18: untrusted files run no code and access no path outside their folder."""
 
 import pathlib
 import pickle
@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(page.__file__).parents[1]
 
 @pytest.mark.parametrize("folder", ["../../audio", "/audio", "audio/../../x"])
 def test_a_tar_that_points_outside_itself_is_refused(tmp_path, folder):
-    """F17; what is in order is read at its place in the file, and nothing is ever unpacked."""
+    """F17; valid members are read at their offsets in the file; nothing is extracted."""
     tar = write_shard(tmp_path / "en000", folder=folder)
     with pytest.raises(UserError, match=re.escape(f"{tar}: holds {folder}, outside of itself")):
         open_source(f"yodas:{tmp_path}/en000")
@@ -68,7 +68,7 @@ def test_objects_in_an_npz_are_not_opened(tmp_path):
 
 
 def test_one_place_unpickles_and_by_flag_alone():
-    """F18; torch reads weights alone there."""
+    """F18; there torch reads weights only."""
     risky = re.compile(r"allow_pickle=True|pickle\.loads?\(|torch\.load\(|yaml\.(unsafe_)?load\(")
     found = [path for path in PACKAGE.rglob("*.py") if risky.search(path.read_text())]
     assert [path.relative_to(PACKAGE).as_posix() for path in found] == ["export/tensors.py"]

@@ -21,7 +21,7 @@ WAVS = {"train": ("S0002W0122", "S0002W0123", "S0002W0124"), "dev": ("S0724W0121
 
 
 def corpus(top, lines=LINES):
-    """Four recordings in the published layout, one of them without a line of the transcript."""
+    """Four recordings in the published layout, one without a line in the transcript."""
     for split, names in WAVS.items():
         for n, name in enumerate(names, start=1):
             path = top / "data_aishell" / "wav" / split / name[:5] / f"BAC009{name}.wav"
@@ -42,7 +42,7 @@ def test_a_split_is_a_folder_of_speakers(tmp_path):
     assert first.text == "而对楼市成交抑制作用最大的限购"
     assert [u.duration for u in (first, second, third)] == [0.25, 0.5, 0.75]
     assert (third.text, third.line) == ("播放iron man的歌", f"{transcript}:2")
-    assert (second.text, second.speaker, second.fault) == (None, "S0002", "")  # has no line
+    assert (second.text, second.speaker, second.fault) == (None, "S0002", "")  # not listed
     (u,) = open_source(f"aishell:{tmp_path}/data_aishell/dev")
     assert (u.id, u.text) == ("BAC009S0724W0121", "广州市房地产中介协会分析")
     assert np.array_equal(read_audio(u), np.full(4000, 1))
@@ -104,7 +104,7 @@ def test_a_damaged_recording_is_a_fault_that_names_its_line(tmp_path):
         (folder / name).write_bytes(b"not a recording")
     first, second, third = open_source(f"aishell:{tmp_path}/train")
     assert first.fault == ""
-    assert second.fault.startswith(f"{second.path}: cannot read the header")  # it has no line
+    assert second.fault.startswith(f"{second.path}: cannot read the header")  # not listed
     assert third.fault.startswith(f"{transcript}:2: cannot read the header of {third.path}")
 
 
@@ -121,7 +121,7 @@ def test_nothing_outside_the_root_is_read(tmp_path):
     recording.symlink_to(os.path.relpath(str(recording).replace("/in/", "/out/"), recording.parent))
     with pytest.raises(UserError, match=r"v0\.8\.txt:1: .* outside the data root"):
         open_source("aishell:train", root)
-    assert len(open_source(f"aishell:{root}/train")) == 3  # without a root nothing is confined
+    assert len(open_source(f"aishell:{root}/train")) == 3  # without a root every path is allowed
 
 
 def test_original_files(speech):

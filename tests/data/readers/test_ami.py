@@ -40,7 +40,7 @@ def write(path, body):
 
 
 def meeting(top, name="ES2002a", segments=SEGMENTS, notes="", audio=""):
-    """A meeting of two people; the second wears headset 3 and says the same later in the file."""
+    """A meeting of two people; the second, on headset 3, has the same words later."""
     speakers = ""
     for agent, channel in (("A", 0), ("B", 3)):
         rows = [segment(name, agent, i, *row) for i, row in enumerate(segments)]
@@ -74,7 +74,7 @@ def test_segments_of_a_meeting(tmp_path, caplog):
     assert np.array_equal(read_audio(second), SAMPLES[20000:32000])
     assert np.array_equal(read_audio(found[5]), SAMPLES[40000:] + 3)
     assert len(found) == 6
-    assert "2 segments skipped" in caplog.text  # a laugh of each
+    assert "2 segments skipped" in caplog.text  # one laugh per speaker
 
 
 def test_the_distant_microphone_has_all_speakers(tmp_path):
@@ -146,7 +146,7 @@ def test_bad_annotations_are_named(tmp_path, file, old, new, complaint):
 
 
 def test_entities_are_never_expanded(tmp_path):
-    """A file of a few hundred bytes that would take gigabytes."""
+    """A file of a few hundred bytes that would expand to gigabytes."""
     bomb = '<!DOCTYPE r [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><r><w>&b;</w></r>'
     meeting(tmp_path)
     for encoding in ("utf-8", "utf-16"):

@@ -34,7 +34,7 @@ def tone(number, seconds=1.0):
 
 
 def corpus(top, columns=COLUMNS):
-    """Seven clips of Dutch, six of them in CoVoST, one without a recording; nothing of others."""
+    """Seven Dutch clips, six of them in CoVoST, one without a recording; no other language."""
     rows = []
     for number in range(1, 8):
         path = top / "nl" / "clips" / clip(number)
@@ -58,7 +58,7 @@ def test_a_split_is_covosts_and_its_text_common_voices(tmp_path):
     assert [u.id for u in found] == [f"common_voice_nl_{n}" for n in (1, 2, 5)]
     first = found[0]
     assert first.path == str(tmp_path / "nl" / "clips" / clip(1))
-    assert first.text == 'Zin "1", één'  # NFC; quotes are plain, a backslash escapes
+    assert first.text == 'Zin "1", één'  # NFC; quotes are ordinary characters, a backslash escapes
     assert [u.translation for u in found] == [f'A "café", {n}.' for n in (1, 2, 5)]
     assert (first.lang, first.speaker, first.duration, first.fault) == ("nl", "c1", 1.0, "")
     assert first.line == f"{tmp_path}/nl/validated.tsv:2"
@@ -120,17 +120,17 @@ def test_a_clip_that_does_not_decode_is_a_fault_of_its_own(tmp_path, capfd):
         first.fault == f"{where}:2: {first.path} does not decode as MP3; unpack the archive again"
     )
     assert second.fault.startswith(f"{where}:3: {second.path} is missing from the folder")
-    assert third.fault == ""  # its header is whole
+    assert third.fault == ""  # its header is intact
     with pytest.raises(UserError, match=rf"{where}:6: .*nl_5\.mp3 ends early"):
         read_audio(third)
-    capfd.readouterr()  # the MP3 decoder writes to stderr itself
+    capfd.readouterr()  # the MP3 decoder itself writes to stderr
 
 
 def test_clips_that_do_not_decode_end_in_quarantine(tmp_path, capfd):
     clips = corpus(tmp_path) / "nl" / "clips"
-    (clips / clip(1)).write_text("<html>not found</html>")  # known before training
+    (clips / clip(1)).write_text("<html>not found</html>")  # found before training
     whole = (clips / clip(5)).read_bytes()
-    (clips / clip(5)).write_bytes(whole[: len(whole) // 4])  # its header is whole
+    (clips / clip(5)).write_bytes(whole[: len(whole) // 4])  # its header is intact
     uri = f"covost:{tmp_path}/nl_en"
     data = {"train": f"{uri}/train", "dev": f"{uri}/dev", "max_bad_fraction": 0.7}
     loaded = corpora.load(tmp_path, **data, **corpora.PLAIN)
@@ -141,7 +141,7 @@ def test_clips_that_do_not_decode_end_in_quarantine(tmp_path, capfd):
     where = f"{tmp_path}/nl/validated.tsv"
     assert first["reason"].startswith(f"{where}:2: {clips / clip(1)} does not decode as MP3")
     assert second["reason"].startswith(f"{where}:6: {clips / clip(5)} ends early")
-    capfd.readouterr()  # the MP3 decoder writes to stderr itself
+    capfd.readouterr()  # the MP3 decoder itself writes to stderr
 
 
 @pytest.mark.parametrize("rest", ["nl/train", "nl_en", "nl_en/valid", "NL_EN/train", "../train"])

@@ -22,7 +22,7 @@ RATE = 16000
 
 
 def corpus(top, counts=(10, 13, 2), lang="ar", split="train", order=slice(None)):
-    """Digits of speakers who say `counts` of them, each a stretch of noise without a zero."""
+    """`counts` digits per speaker, each a stretch of noise without zero samples."""
     rng = np.random.default_rng(0)
     folder = top / f"digits_{lang}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def corpus(top, counts=(10, 13, 2), lang="ar", split="train", order=slice(None))
 
 
 def spoken(audio):
-    """(stretches between silences, lengths of the silences) of a rendered string."""
+    """(audio between silences, lengths of the silences) of a concatenated string."""
     edges = np.flatnonzero(np.diff(audio != 0)) + 1
     runs = np.split(audio, edges)
     return runs[::2], [len(run) for run in runs[1::2]]
@@ -51,7 +51,7 @@ def spoken(audio):
 def test_digits_have_the_other_languages_word_as_translation(tmp_path):
     for lang, other in (("ar", "en"), ("en", "ar")):
         found = open_source(corpus(tmp_path, lang=lang))
-        assert len(found) == 25  # the command is skipped
+        assert len(found) == 25  # the word that is no digit is skipped
         assert {u.lang for u in found} == {lang}
         for u in found:
             assert digits.WORDS[lang].index(u.text) == digits.WORDS[other].index(u.translation)
@@ -86,7 +86,7 @@ def test_strings_hold_each_digit_twice_with_its_words(tmp_path_factory, counts):
         )
         assert all(320 <= pause <= 2400 for pause in pauses)
         assert string.line == members[0].line
-        uses.update({u.id for u in members})  # once a string, so in two strings
+        uses.update({u.id for u in members})  # once per string, so in two strings
     assert uses == dict.fromkeys((u.id for u in single.values()), 2)
 
 
@@ -111,7 +111,7 @@ def test_strings_are_the_same_on_every_call_and_whatever_the_order_of_lines(tmp_
     first = strings(slice(None))
     assert first == strings(slice(None))
     assert first == strings(slice(None, None, -1))
-    # Written down, since every interpreter has hashes of its own.
+    # Fixed values, as Python's hashes differ between interpreters.
     assert " ".join(u.id for u in first[0][:5]) == (
         "s0-1.001-214548 s0-1.002-6544 s0-2.001-2514644 s0-2.002-485 s1-1.001-7595"
     )
@@ -133,7 +133,7 @@ def test_strings_are_made_at_16_khz_and_read_at_any_rate(tmp_path):
 
 
 def test_strings_of_lossy_files_are_read_with_one_lock(tmp_path, monkeypatch):
-    """Reading a string decodes its digits' file; with a single lock it would wait for itself."""
+    """Reading a string decodes its digits' file; with a single lock that would deadlock."""
     uri = corpus(tmp_path)
     folder = tmp_path / "digits_ar"
     samples, _ = soundfile.read(folder / "a.flac", dtype="int16")

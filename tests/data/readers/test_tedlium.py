@@ -73,7 +73,7 @@ def test_the_label_is_optional(tmp_path):
 
 
 def test_the_legacy_split_of_release_3_is_found(tmp_path):
-    """There recordings are links into another folder of the release."""
+    """Its recordings are links into another folder of the release."""
     path = talk(tmp_path / "legacy" / "dev")
     (tmp_path / "data").mkdir()
     shutil.move(path, tmp_path / "data" / path.name)
@@ -122,7 +122,7 @@ def test_shorten_is_named_with_its_cure(tmp_path):
         open_source(f"tedlium:{tmp_path}/dev")
     assert f"sph2pipe -p -f wav {path} {wav}" in str(caught.value)
     assert "TalkA_2010.stm:4:" in str(caught.value)
-    soundfile.write(wav, SAMPLES, RATE)  # what the cure leaves
+    soundfile.write(wav, SAMPLES, RATE)  # the result of the recommended conversion
     first, _ = open_source(f"tedlium:{tmp_path}/dev")
     assert np.array_equal(read_audio(first), SAMPLES[8000:20000])
 
@@ -149,7 +149,7 @@ def test_nothing_outside_the_root_is_read(tmp_path):
 
 
 def test_original_sphere_files(speech, tmp_path):
-    """AN4's recordings under generated .stm files: each half is the half of the whole."""
+    """AN4's recordings with generated .stm files: each half has the samples of half the file."""
     split = tmp_path / "test"
     for part in ("sph", "stm"):
         (split / part).mkdir(parents=True)

@@ -30,7 +30,7 @@ def test_utterances_of_a_shard(tmp_path):
 
 
 def test_members_are_read_at_their_places(tmp_path):
-    """The bytes that are fetched are those that tarfile would unpack, and nothing is unpacked."""
+    """`fetch` returns the bytes that tarfile would extract; no file is extracted."""
     tar = write_shard(tmp_path / "en000")
     before = sorted(tmp_path.rglob("*"))
     found = open_source(f"yodas:{tmp_path}/en000")
