@@ -12,8 +12,6 @@ the true one, collectives are not split. Without it steps are compiled as for tr
 Needs libtpu and jax's CUDA plugin: `make aot` makes an environment that has them.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import json
 import os

@@ -16,8 +16,6 @@ FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of step, birq and moo. 
 installed are listed. Exit 2: a mistake, in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

@@ -7,8 +7,6 @@ hypotheses are written to RUN/samples/SPLIT-beam.jsonl (SPLIT-TASK-beam.jsonl). 
 values that it finds when you score test. Exit 2: a mistake, reported in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

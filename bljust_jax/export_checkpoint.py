@@ -8,8 +8,6 @@ largest difference of their logits is printed and written into the card; if it i
 text differs, DIR is not made. Exit 0: done; 2: a mistake or no parity, reported in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

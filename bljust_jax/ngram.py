@@ -6,8 +6,6 @@ RUN normalises texts as in that run; with --over units the tokens are its charac
 instead of words. Exit 2: a mistake, in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

@@ -6,8 +6,6 @@ so on. Train on DIR/SPLIT with `--config.data.train=tfds:DIR/SPLIT`: same bits a
 2: a mistake in the flags or the data, in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -5,8 +5,6 @@ prints one table; the table and a plot of WER over compute are written to DIR (d
 in the parent folder of the runs). Exit 2: a mistake, in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,8 +9,6 @@ parts. A file that cannot be read is one line on stderr; the others are still tr
 Exit 0: all done; 2: a mistake, or a file that could not be read.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -4,8 +4,6 @@ BiRQ adds a pass over the clean features up to layer k = 0.7 K, with or without 
 and soft labels over the whole codebook. The steps are those of training, without dropout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ libtpu describes TPUs. XLA:GPU compiles from the `target_config` of an NVIDIA GP
 device and without autotuning.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 The machine needs neither; nothing is executed.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import re

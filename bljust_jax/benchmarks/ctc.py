@@ -1,7 +1,5 @@
 """Benchmark of CTC value and gradient, log-softmax included, against optax and torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

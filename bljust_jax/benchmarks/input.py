@@ -1,7 +1,5 @@
 """Benchmark of reading FLAC audio: hours decoded per second, wait of a step for its batch."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import statistics

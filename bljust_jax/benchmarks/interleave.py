@@ -4,8 +4,6 @@ The speed of a shared machine varies: each round runs every program once, so tha
 and ratios are those of the minima.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -7,8 +7,6 @@ measured. The gradients of all losses are kept until their weights are known: on
 parameters per objective with MGDA, two with MoDo.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

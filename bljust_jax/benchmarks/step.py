@@ -4,8 +4,6 @@ Each is the whole step of training: log-mel of int16 audio, losses, gradients, c
 without dropout and SpecAugment, as the peer has neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

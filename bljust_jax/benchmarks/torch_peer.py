@@ -4,8 +4,6 @@ They run with as many threads as jax has cores. The benchmarks print the reason,
 a peer cannot run.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Callable

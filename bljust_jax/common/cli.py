@@ -1,7 +1,5 @@
 """Command-line base of all commands: parser, one-line errors, exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -1,7 +1,5 @@
 """Write the model card (README.md) of an export from the facts of the run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Write a run as a folder for `transformers`, if one of its classes fits."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 from typing import Any

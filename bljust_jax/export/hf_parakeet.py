@@ -6,8 +6,6 @@ output map into its bias; a scale of the subsampling output multiplies its linea
 hold zeros for these biases and no scale.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any

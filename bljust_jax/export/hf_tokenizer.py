@@ -3,8 +3,6 @@
 Id 0 is the CTC blank, written as the pad token; the other ids are unchanged.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Reads files of `Wav2Vec2ForCTC`, `Wav2Vec2ForPreTraining` and `Wav2Vec2Model`; w
 Their kernels have the axes reversed: [out, in, taps] and [out, in].
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

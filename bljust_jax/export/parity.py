@@ -1,7 +1,5 @@
 """Compare logits and texts of a run and of its exported model on the same audio."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ Into a run (config.init_from), or as a whole CTC model for inference. Reads fold
 and safetensors, single or in shards, and single .safetensors files.
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple

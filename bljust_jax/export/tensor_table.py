@@ -1,7 +1,5 @@
 """Map between our parameter trees and the named tensors of transformers: names, layouts, checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Read and write named tensors: safetensors, single or in shards; pickles only if allowed."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import pickle

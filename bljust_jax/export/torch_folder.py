@@ -1,7 +1,5 @@
 """Write a run as safetensors beside `modeling.py`, a model file that needs PyTorch only."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import shutil

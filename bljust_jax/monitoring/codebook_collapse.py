@@ -1,7 +1,5 @@
 """Codebook collapse alarm: a loss may fall while all frames get the same code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Compute counters of a run: encoder FLOPs (forward 1, backward 2), padded audio, loss updates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from bljust_jax.bilevel.types import Phase, Recipe

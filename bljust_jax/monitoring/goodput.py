@@ -5,8 +5,6 @@ compilation, waiting for input, steps, evaluation and saves. Time after the last
 run, up to its last logged row, counts as lost.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ A mean is taken once over the whole window between two log lines, so it is exact
 hosts.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib

@@ -1,7 +1,5 @@
 """Peak FLOP/s of devices by vendor specification, for model FLOP utilisation (MFU)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 H100 = {"bfloat16": 989e12, "float32": 494e12}

@@ -3,8 +3,6 @@
 Steps A to B - 1 are recorded, on host and devices, in WORKDIR/profile.
 """
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """Training progress on stderr: log lines, rates per step, and a status line with the time left."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Metric trackers: write rows of metrics to metrics.jsonl and TensorBoard, and resume them."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

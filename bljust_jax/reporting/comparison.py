@@ -1,7 +1,5 @@
 """Compare runs: one table of scores and costs, one picture of error rate over compute."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Plain arrays, no pickle.
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 from typing import Any

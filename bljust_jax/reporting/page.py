@@ -1,7 +1,5 @@
 """report.md of one run: scores, costs, phases, pictures, course and worst utterances."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Callable

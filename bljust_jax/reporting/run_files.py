@@ -1,7 +1,5 @@
 """Read the files of a run's folder: config, run.json and metrics; its scores and costs."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Markdown tables whose columns are aligned in a terminal; numbers as text."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from typing import Any

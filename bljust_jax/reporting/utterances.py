@@ -1,7 +1,5 @@
 """Select the utterances that a report shows: a typical one, and those with the most errors."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Draw the pictures of a run with matplotlib: PNG files, 1000 pixels wide."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

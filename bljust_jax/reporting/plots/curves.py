@@ -3,8 +3,6 @@
 Series that a run did not log are absent, and so are panels without a series.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 

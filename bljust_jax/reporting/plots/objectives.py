@@ -1,7 +1,5 @@
 """Heat maps and areas of several objectives: weights per level, cosines of gradients per layer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Panels of lines over steps with shaded phases, legends and equal colours in all panels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple

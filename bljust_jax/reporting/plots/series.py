@@ -1,7 +1,5 @@
 """Series over steps and over compute, read from the rows of metrics.jsonl."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

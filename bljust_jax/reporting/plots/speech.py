@@ -1,7 +1,5 @@
 """Pictures of one utterance of example.npz: CTC posteriors with alignment, and spectrogram."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Colours are those of Okabe and Ito ("Color Universal Design", 2008), which every
 vision distinguishes; beyond their number lines differ in their dashes.
 """
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np
