@@ -1,7 +1,5 @@
 """Integrity of checkpoints: SHA-256 checksums of files and fingerprints of arrays on devices."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import pathlib

@@ -7,8 +7,6 @@ A damaged step is renamed to `<step>.bad` and the step before it is restored; if
 is a `UserError`: a run never starts anew over existing checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import errno

@@ -3,8 +3,6 @@
 Importing this module filters what Orbax and asyncio log besides the error that is raised.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import pathlib

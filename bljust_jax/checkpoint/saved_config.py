@@ -5,8 +5,6 @@ therefore have a default that changes no number, and a row in `ADDED`; its absen
 config.json never refuses a workdir.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from typing import Any

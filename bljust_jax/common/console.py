@@ -1,7 +1,5 @@
 """Console output on stderr: log lines, and a status line that stays in place on a terminal."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -3,8 +3,6 @@
 A new recipe, encoder, self-supervised loss or corpus reader is one new file in its package.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from typing import Any

@@ -5,8 +5,6 @@ They import each other as `configs`; `bind` gives them that name, so that an ins
 top-level package `configs` and a folder of that name of the user's can coexist.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import pathlib

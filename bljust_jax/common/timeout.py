@@ -1,7 +1,5 @@
 """Call a function with a timeout: for hosts, devices and disks that may never answer."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from typing import Any

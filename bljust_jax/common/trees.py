@@ -1,7 +1,5 @@
 """Parameter trees: path names of leaves, inner products, norms, cosines and digests."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from typing import Any

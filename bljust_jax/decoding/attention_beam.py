@@ -12,8 +12,6 @@ beam that prunes nothing is exact. Ties go to the better parent, then to the sma
 Every hypothesis ends: at the row's limit of tokens only the end is allowed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

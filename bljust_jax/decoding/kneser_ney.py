@@ -14,8 +14,6 @@ If one of n1..n4 is 0 (small texts), or a D is outside [0, k], the order uses D 
 fallback of KenLM. In back-off form the probabilities sum to 1 after every history.
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Tune language-model weights (alpha, beta) by coordinate search on WER."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """CTC labels with frame times, and their grouping into words."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Run a model over pieces of audio in padded batches of few shapes, to compile few programs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Decode a split of a corpus: best paths, translations and CTC log-probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Load a training run, or a folder written by export_checkpoint, as a Recognizer or Translator."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ are never averaged. BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are s
 scores (Post, 2018), from 0 to 100, equal to those of its command line.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Recognizer and Translator: a trained model as functions of a batch of audio."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

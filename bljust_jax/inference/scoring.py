@@ -3,8 +3,6 @@
 The measures are in `measures`.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Command-line options of beam search and n-gram models for evaluate and transcribe."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

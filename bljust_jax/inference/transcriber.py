@@ -4,8 +4,6 @@ Windows of all files share batches. An encoder that normalises by utterance (log
 except in causal contexts) treats a window as an utterance of its own.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Windows begin at multiples of the frame hop, so frame n of a window that begins 
 m + n of the recording. Neighbours overlap; they are joined where both paths are blank.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -10,8 +10,6 @@ Which processes belong together, by the first rule that applies:
 JAX is imported in functions only, so that wrong flags are reported before it is loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Persistent cache of compiled programs (`config.compile_cache`)."""
 
-from __future__ import annotations
-
 import os
 
 import jax

@@ -1,7 +1,5 @@
 """Device check before training: list the devices, and sum a one from each over all hosts."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -12,8 +12,6 @@ before their use and gradients scattered after it; over `tensor` the outputs of 
 feed-forward layers are summed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Preemption: stop before the same step on all hosts after a SIGTERM on any of them."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Callable

@@ -4,8 +4,6 @@
 A new field of a config gets a row here; a test compares the two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The row of a config field: its type, its range or choices, and a line of help."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import inf
