@@ -4,8 +4,6 @@
 `EncoderObjective`. One new file with a `build` adds a self-supervised loss.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -5,10 +5,8 @@ speech recognition", ICML 2022. The quantiser reads the clean features, the enco
 labels are targets of the head and never an input.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +24,6 @@ from bljust_jax.ops.log_mel import normalise, valid_frames
 from bljust_jax.ops.masking import start_spans
 
 
-def build(config: Any, encoder: Encoder) -> BestRq:
-    """BEST-RQ as `config.best_rq` sets it."""
-    return BestRq(
-        encoder=encoder,
-        sample_rate=config.data.sample_rate,
-        masking=Masking.of(config),
-        size=QuantizerSize.of(config),
-    )
-
-
 class QuantizerSize(NamedTuple):
     """Shape of the fixed quantiser: projections `[C, dim, code_dim]`, codes `[C, V, code_dim]`."""
 
@@ -45,7 +33,7 @@ class QuantizerSize(NamedTuple):
     codebooks: int
 
     @classmethod
-    def of(cls, config: Any) -> QuantizerSize:
+    def of(cls, config: Any) -> Self:
         c = config.best_rq
         return cls(c.stack * config.features.n_mels, c.codes, c.code_dim, c.codebooks)
 
@@ -59,7 +47,7 @@ class Masking(NamedTuple):
     noise_std: float | int
 
     @classmethod
-    def of(cls, config: Any) -> Masking:
+    def of(cls, config: Any) -> Self:
         c = config.best_rq
         return cls(c.stack, c.mask_prob, c.mask_length, c.noise_std)
 
@@ -113,6 +101,16 @@ class BestRq(EncoderObjective):
             **quantizer.usage_metrics("anchor", quantizer.count_codes(labels, mask, codes)),
         }
         return {name: (nats, frames)}, Aux(metrics, {})
+
+
+def build(config: Any, encoder: Encoder) -> BestRq:
+    """BEST-RQ as `config.best_rq` sets it."""
+    return BestRq(
+        encoder=encoder,
+        sample_rate=config.data.sample_rate,
+        masking=Masking.of(config),
+        size=QuantizerSize.of(config),
+    )
 
 
 class MaskedPass(NamedTuple):

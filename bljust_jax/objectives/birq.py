@@ -13,11 +13,9 @@ through the label. Source: Jiang, Cui, Kingsbury, Chen, Chen, "BiRQ: bi-level se
 quantization for self-supervised speech recognition", arXiv 2509.15430, equations 2, 4, 8 and 9.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +38,18 @@ EPS = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class SelfLabels:
-    """Settings of the enhanced labels: the points that the paper leaves open.
+    """Settings of the enhanced labels, named as in `config.birq`: the points that the paper leaves
+    open.
 
     layer: k, the number of blocks whose output on the clean features is z
     normalise: z per "feature" over the utterance's time, or per "frame" over its features
     score, sharpness: s_v is `sharpness` times the cosine of A' z and c_v or, with "distance", minus
         the distance of the two scaled to length 1
-    temperature: (start, end, decay): tau = max(end, start decay^step)
     noise: Gumbel noise on the scores, drawn from the utterance's key and the frame index
     hard: one-hot labels with the gradient of the soft ones (straight-through)
-    gradient: False stops the gradient of the labels before the encoder
-    dropout: the pass that computes z has dropout
+    label_gradient: False stops the gradient of the labels before the encoder
+    label_dropout: the pass that computes z has dropout
+    tau_start, tau_end, tau_decay: tau = max(end, start decay^step)
     teacher: z is that of another run's encoder, `extras.frozen["teacher"]` = (params, stats), and
         the label its nearest code: relabelling without label files
     """
@@ -59,38 +58,30 @@ class SelfLabels:
     normalise: str = "feature"
     score: str = "cosine"
     sharpness: float | int = 1.0
-    temperature: tuple[float | int, float | int, float | int] = (0.5, 0.5, 1.0)
     noise: bool = True
     hard: bool = False
-    gradient: bool = True
-    dropout: bool = False
+    label_gradient: bool = True
+    label_dropout: bool = False
+    tau_start: float | int = 0.5
+    tau_end: float | int = 0.5
+    tau_decay: float | int = 1.0
     teacher: bool = False
 
     @classmethod
-    def of(cls, config: Any, blocks: int, teacher: bool) -> SelfLabels:
-        b = config.birq
-        return cls(
-            layer=b.layer or round(0.7 * blocks),
-            normalise=b.normalise,
-            score=b.score,
-            sharpness=b.sharpness,
-            temperature=(b.tau_start, b.tau_end, b.tau_decay),
-            noise=b.noise,
-            hard=b.hard,
-            gradient=b.label_gradient,
-            dropout=b.label_dropout,
-            teacher=teacher,
-        )
+    def of(cls, config: Any, blocks: int, teacher: bool) -> Self:
+        names = {field.name for field in dataclasses.fields(cls)}
+        own = {name: value for name, value in config.birq.items() if name in names}
+        return cls(**own | {"layer": config.birq.layer or round(0.7 * blocks)}, teacher=teacher)
 
     def hidden(self, encoder: Encoder, params, extras, x, frames, rng) -> Float[Array, "b t d"]:
-        """Layer k of the features x, normalised; without gradient where `gradient` is False."""
+        """Layer k of the features x, normalised; no gradient where `label_gradient` is False."""
         stats = extras.stats
         if self.teacher:
             params, stats = extras.frozen["teacher"]
         options = {"context": "full", "input_mask": None, "depth": self.layer, "rng": rng}
-        train = self.dropout and not self.teacher
+        train = self.label_dropout and not self.teacher
         z, lengths, *_ = encoder.encode(params, stats, x, frames, **options, train=train)
-        if self.teacher or not self.gradient:
+        if self.teacher or not self.label_gradient:
             z = jax.lax.stop_gradient(z)
         if self.normalise == "feature":
             return normalise(z, lengths)
@@ -107,35 +98,7 @@ class SelfLabels:
         return self.sharpness * s
 
     def tau(self, step: Any) -> Float[Array, ""]:
-        start, end, decay = self.temperature
-        return quantizer.annealed(step, start, end, decay)
-
-
-def build_levels(
-    config: Any, encoder: Encoder, losses: tuple[str, ...], *, teacher: bool = False
-) -> BiRq:
-    """`losses` as `config.best_rq` (masking and quantiser) and `config.birq` (the rest) set them.
-
-    teacher: see `SelfLabels`. Raises UserError for fields out of range.
-    """
-    check(config, encoder.blocks)
-    return BiRq(
-        encoder=encoder,
-        losses=losses,
-        sample_rate=config.data.sample_rate,
-        labels=SelfLabels.of(config, encoder.blocks, teacher),
-        masking=Masking.of(config),
-        size=QuantizerSize.of(config),
-        shared_head=config.birq.head == "shared",
-        shared_codebook=config.birq.codebook == "shared",
-    )
-
-
-def check(config: Any, blocks: int) -> None:
-    """Raise UserError if `config.birq.layer` exceeds the encoder's number of blocks."""
-    layer = config.birq.layer
-    if not 0 <= layer <= blocks:
-        raise UserError(f"config.birq.layer={layer} must be 1 .. {blocks}, or 0 for 0.7 of them")
+        return quantizer.annealed(step, self.tau_start, self.tau_end, self.tau_decay)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +176,7 @@ class BiRq:
         samples = round(seconds * self.sample_rate)
         total = 3 * self.encoder.flops(samples)
         if ENHANCED in losses:
-            passes = 1 if self.labels.teacher or not self.labels.gradient else 3
+            passes = 1 if self.labels.teacher or not self.labels.label_gradient else 3
             total += passes * self.encoder.flops(samples, self.labels.layer)
         return total
 
@@ -260,6 +223,29 @@ class BiRq:
         )
         losses, metrics = _report(sums, mask, encoded.lengths)
         return losses, Aux(metrics, encoded.stats)
+
+
+def build_levels(
+    config: Any, encoder: Encoder, losses: tuple[str, ...], *, teacher: bool = False
+) -> BiRq:
+    """`losses` as `config.best_rq` (masking and quantiser) and `config.birq` (the rest) set them.
+
+    teacher: see `SelfLabels`. Raises UserError for a `config.birq.layer` beyond the encoder's
+    blocks.
+    """
+    layer, blocks = config.birq.layer, encoder.blocks
+    if not 0 <= layer <= blocks:
+        raise UserError(f"config.birq.layer={layer} must be 1 .. {blocks}, or 0 for 0.7 of them")
+    return BiRq(
+        encoder=encoder,
+        losses=losses,
+        sample_rate=config.data.sample_rate,
+        labels=SelfLabels.of(config, blocks, teacher),
+        masking=Masking.of(config),
+        size=QuantizerSize.of(config),
+        shared_head=config.birq.head == "shared",
+        shared_codebook=config.birq.codebook == "shared",
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

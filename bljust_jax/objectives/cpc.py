@@ -4,8 +4,6 @@ Sources: van den Oord, Li, Vinyals, "Representation Learning with Contrastive Pr
 (2018), equations 3 and 4; as the lower level of BL-JUST, arXiv 2401.06980.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,18 +18,20 @@ from bljust_jax.bilevel.types import Aux
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded, Encoder
 from bljust_jax.objectives import EncoderObjective
+from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import valid_frames
 
 EPS = 1e-8
 CONTEXTS = ("causal", "chunked")
 
 
-def build(config: Any, encoder: Encoder) -> Cpc:
-    """CPC as `config.cpc` sets it."""
-    fields = config.cpc.to_dict() | {"chunk": tuple(config.cpc.chunk)}
-    if config.cpc.context == "causal":
-        encoder.check_context("cpc.context", "causal", instead="chunked")
-    return Cpc(encoder=encoder, sample_rate=config.data.sample_rate, **fields)
+class Candidates(NamedTuple):
+    """Predictions of a batch and the targets among which they must find theirs."""
+
+    queries: Float[Array, "k b q p"]  # K steps predicted from each of Q times
+    targets: Float[Array, "b m p"]  # all targets of each utterance
+    valid: Bool[Array, "b m"]  # True = real target
+    truth_of: Callable[[Array], Array]  # [B, M, ...] per target -> [K, B, Q, ...] per query
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,13 +213,12 @@ class Cpc(EncoderObjective):
         return {self.name: (jnp.sum(nats), pairs)}, Aux(metrics, {})
 
 
-class Candidates(NamedTuple):
-    """Predictions of a batch and the targets among which they must find theirs."""
-
-    queries: Float[Array, "k b q p"]  # K steps predicted from each of Q times
-    targets: Float[Array, "b m p"]  # all targets of each utterance
-    valid: Bool[Array, "b m"]  # True = real target
-    truth_of: Callable[[Array], Array]  # [B, M, ...] per target -> [K, B, Q, ...] per query
+def build(config: Any, encoder: Encoder) -> Cpc:
+    """CPC as `config.cpc` sets it."""
+    fields = config.cpc.to_dict() | {"chunk": tuple(config.cpc.chunk)}
+    if config.cpc.context == "causal":
+        encoder.check_context("cpc.context", "causal", instead="chunked")
+    return Cpc(encoder=encoder, sample_rate=config.data.sample_rate, **fields)
 
 
 def info_nce(
@@ -243,7 +242,7 @@ def info_nce(
     counted), whether the truth scores above every negative, and what is counted: pairs that have
     at least one negative. float32.
     """
-    queries, truth, negatives = _unit(queries), _unit(truth), _unit(negatives)
+    queries, truth, negatives = (quantizer.unit(x, EPS) for x in (queries, truth, negatives))
     highest = jax.lax.Precision.HIGHEST
     positive = jnp.sum(queries * truth, axis=-1) / temperature
     scores = jnp.einsum("kbqp,bnp->kbqn", queries, negatives, precision=highest) / temperature
@@ -270,15 +269,7 @@ def draw_negatives(
     if count > 0:
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,), jnp.float32))(keys)
         rank, position = jax.lax.top_k(jnp.where(candidates.valid, uniform, -1.0), min(count, size))
-        real, drawn = (
-            rank >= 0,
-            jnp.take_along_axis(candidates.targets, position[..., None], axis=1),
-        )
+        real = rank >= 0
+        drawn = jnp.take_along_axis(candidates.targets, position[..., None], axis=1)
     is_negative = real[None, :, None, :] & (own[..., None] != position[None, :, None, :])
     return drawn, is_negative
-
-
-def _unit(x):
-    """x / |x| in float32, with a finite gradient at x = 0."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + EPS)

@@ -1,7 +1,5 @@
 """The objective of an attention decoder: cross-entropy of the next token, with label smoothing."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

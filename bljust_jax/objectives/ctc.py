@@ -1,7 +1,5 @@
 """The CTC objective on labelled audio."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

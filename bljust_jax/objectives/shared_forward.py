@@ -6,8 +6,6 @@ with a causal encoder. Both levels then draw the same batch, which gives another
 estimate of the penalised gradient than two batches do.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -4,8 +4,6 @@ Source: Baevski, Zhou, Mohamed, Auli, "wav2vec 2.0: a framework for self-supervi
 speech representations", NeurIPS 2020, equations 2 to 4; as the lower level of Wav2Vec2-JUST.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -23,21 +21,6 @@ from bljust_jax.objectives import EncoderObjective
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import valid_frames
 from bljust_jax.ops.masking import InputMask, wav2vec2_spans
-
-
-def build(config: Any, encoder: Encoder) -> Wav2Vec2Loss:
-    """The loss as `config.wav2vec2` sets it."""
-    if not encoder.masks_input:
-        raise UserError(
-            f"config.ssl='wav2vec2' masks inside the encoder, and {config.encoder!r} does not: "
-            "take configs/wav2vec2_just.py"
-        )
-    c = config.wav2vec2
-    if c.code_dim % c.groups:
-        raise UserError(
-            f"config.wav2vec2.code_dim={c.code_dim} must be a multiple of groups={c.groups}"
-        )
-    return Wav2Vec2Loss(encoder=encoder, sample_rate=config.data.sample_rate, **c.to_dict())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +134,21 @@ class Wav2Vec2Loss(EncoderObjective):
             **quantizer.usage_metrics(name, counts),
         }
         return {name: (loss, n)}, Aux(metrics, {})
+
+
+def build(config: Any, encoder: Encoder) -> Wav2Vec2Loss:
+    """The loss as `config.wav2vec2` sets it."""
+    if not encoder.masks_input:
+        raise UserError(
+            f"config.ssl='wav2vec2' masks inside the encoder, and {config.encoder!r} does not: "
+            "take configs/wav2vec2_just.py"
+        )
+    c = config.wav2vec2
+    if c.code_dim % c.groups:
+        raise UserError(
+            f"config.wav2vec2.code_dim={c.code_dim} must be a multiple of groups={c.groups}"
+        )
+    return Wav2Vec2Loss(encoder=encoder, sample_rate=config.data.sample_rate, **c.to_dict())
 
 
 def draw_negatives(

@@ -35,10 +35,11 @@ def init_random_projection(
     }
 
 
-def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """x / |x| over the last axis in float32 or wider; 0, with a finite gradient, where x is 0."""
+def unit(x: Float[Array, "... d"], eps: float = EPS) -> Float[Array, "... d"]:
+    """x / sqrt(|x|^2 + eps) over the last axis, in float32 or wider; at x = 0 it is 0 and its
+    gradient finite."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + EPS)
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
 def project(projection: Float[Array, "c e d"], x: Float[Array, "b t e"]) -> Float[Array, "b t c d"]:

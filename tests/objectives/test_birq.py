@@ -123,7 +123,7 @@ def dot(a, b):
 WAYS = {
     "one encoder": {},
     "no noise, own head": {"noise": False, "normalise": "frame", "score": "distance"},
-    "no label gradient": {"gradient": False},
+    "no label gradient": {"label_gradient": False},
 }
 
 
@@ -237,7 +237,7 @@ def metrics_of(**how):
 def test_without_noise_a_cold_label_is_the_nearest_code():
     """tau -> 0: the soft label is the nearest code, which is what relabelling by a teacher with the
     same weights gives; so is the straight-through one at any temperature."""
-    cold = {"noise": False, "temperature": (1e-5, 1e-5, 1.0)}
+    cold = {"noise": False, "tau_start": 1e-5, "tau_end": 1e-5, "tau_decay": 1.0}
     expected, metrics = metrics_of(teacher=True)
     for how in (cold, {"noise": False, "hard": True}):
         losses, others = metrics_of(**how)
