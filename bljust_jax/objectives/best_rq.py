@@ -6,7 +6,7 @@ labels are targets of the head and never an input.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class QuantizerSize(NamedTuple):
     codebooks: int
 
     @classmethod
-    def of(cls, config: Any) -> Self:
+    def of(cls, config: Any) -> "QuantizerSize":
         c = config.best_rq
         return cls(c.stack * config.features.n_mels, c.codes, c.code_dim, c.codebooks)
 
@@ -47,7 +47,7 @@ class Masking(NamedTuple):
     noise_std: float | int
 
     @classmethod
-    def of(cls, config: Any) -> Self:
+    def of(cls, config: Any) -> "Masking":
         c = config.best_rq
         return cls(c.stack, c.mask_prob, c.mask_length, c.noise_std)
 

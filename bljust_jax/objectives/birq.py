@@ -15,7 +15,7 @@ quantization for self-supervised speech recognition", arXiv 2509.15430, equation
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class SelfLabels:
     teacher: bool = False
 
     @classmethod
-    def of(cls, config: Any, blocks: int, teacher: bool) -> Self:
+    def of(cls, config: Any, blocks: int, teacher: bool) -> "SelfLabels":
         names = {field.name for field in dataclasses.fields(cls)}
         own = {name: value for name, value in config.birq.items() if name in names}
         return cls(**own | {"layer": config.birq.layer or round(0.7 * blocks)}, teacher=teacher)
