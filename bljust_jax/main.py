@@ -164,7 +164,7 @@ def config_flag(argv: list[str]) -> str:
     path = given.partition(":")[0]
     if not os.path.isfile(path):
         there = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        there = [p for p in there if not p.endswith(("common.py", "defaults.py", "__init__.py"))]
+        there = [p for p in there if not p.endswith(("defaults.py", "variants.py", "__init__.py"))]
         there = there or shipped_configs.names()
         raise UserError(f"--config={given}: no such config file{nearest(path, there)}")
     return given

@@ -32,7 +32,7 @@ Below, "ours" marks our choice where the paper gives no value.
 
 from ml_collections import ConfigDict
 
-from configs import common, defaults
+from configs import defaults, variants
 from configs import librispeech as librispeech_base
 
 METHODS = ("birq", "best_rq", "relabel")
@@ -121,7 +121,7 @@ def size(dim, heads, channels):
 
 def tiny(c):
     """0.9 M parameters on two CPU cores; read sentences of 1-10 s, a few hours."""
-    common.tiny_model(c)
+    variants.tiny_model(c)
     # a batch has 300 masked frames, so most of 8,192 codes would never occur, and the head would be
     # as large as the encoder
     c.best_rq.codes = 512
@@ -140,14 +140,14 @@ def tiny(c):
 
 
 def smoke(c):
-    """`common.shrink` for these phases: 40 steps of each."""
-    common.shrink(c)
+    """`variants.shrink` for these phases: 40 steps of each."""
+    variants.shrink(c)
     in_steps(c, pretrain=40, finetune=40, supervised=80)
 
 
 def overfit(c):
-    """`common.overfit` with method supervised."""
-    common.overfit(c)
+    """`variants.overfit` with method supervised."""
+    variants.overfit(c)
     in_steps(c, pretrain=0, finetune=0, supervised=400)
 
 
@@ -157,7 +157,7 @@ def in_steps(c, **phases):
 
 
 VARIANTS = {
-    **{name: common.method(name) for name in METHODS},
+    **{name: variants.method(name) for name in METHODS},
     "librispeech": librispeech,
     "ami": ami,
     "yodas": yodas,
@@ -171,7 +171,7 @@ def get_config(arg=None):
     c = librispeech_base.get_config()
     fields(c)
     librispeech(c)
-    c = common.apply_variants(c, arg, VARIANTS)
+    c = variants.apply_variants(c, arg, VARIANTS)
     for name in ("ssl", "cpc", "penalty", "gradients", "share_forward"):  # of BL-JUST only
         del c[name]
     for name in ("explore", "joint", "turn_ctc", "turn_ssl"):

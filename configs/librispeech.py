@@ -32,7 +32,7 @@ model, has test-clean / test-other WER 8.7 / 23.0 supervised, 7.4 / 19.5 PT+FT, 
 from 100 h of labels. Below, a comment "ours" marks our choice, "script" the authors' script.
 """
 
-from configs import common, defaults
+from configs import defaults, variants
 
 LABELLED = "librispeech:train-clean-100"
 CLEAN_REST = "librispeech:train-clean-360"
@@ -64,7 +64,7 @@ def chunked(c):
 def lstm(c):
     """LSTM-JUST on LibriSpeech: 100 h for both levels, test-clean. The paper's test WER with 3 + 5
     layers: PT+FT 11.6, BL-JUST 10.0; configs/wav2vec2_just.py explains how it is counted."""
-    common.lstm(c)
+    variants.lstm(c)
     c.data.update(unlabelled="", test="librispeech:test-clean")
     c.data.text.update(units="unigram", vocab_size=1022)  # with the blank 1,023: the paper
     c.data.batch_seconds = c.data.unlabelled_batch_seconds = 400.0
@@ -74,7 +74,7 @@ def gru(c):
     """LSTM-JUST with the network of its published parameter count, 27,257,631. Its attention is
     quadratic in frames times bands, so batches are small."""
     lstm(c)
-    common.gru(c)
+    variants.gru(c)
     c.data.batch_seconds = c.data.unlabelled_batch_seconds = 50.0
 
 
@@ -132,4 +132,4 @@ def get_config(arg=None):
     c.lr.heads = 10.0  # ours: heads start untrained after exploration
     c.ema_decay = 0.9998
     c.update(eval_every=500, save_every=500, log_every=50)
-    return common.apply_variants(c, arg, VARIANTS)
+    return variants.apply_variants(c, arg, VARIANTS)

@@ -47,7 +47,7 @@ and all of `digits`.
 
 from ml_collections import ConfigDict
 
-from configs import common, defaults
+from configs import defaults, variants
 
 METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage")
 
@@ -155,7 +155,7 @@ def digits(c):
             units="bpe",
             vocab_size=60,  # one piece per word
         )
-    common.tiny_model(c)
+    variants.tiny_model(c)
     c.model.update(dim=80, layers=3)
     c.model.scan_unroll = 1  # a step has one encoder per objective: unrolled layers compile long
     c.decoder.update(dim=80, layers=2, heads=4, dropout=0.0)
@@ -191,17 +191,17 @@ def in_steps(c, **phases):
 
 
 def smoke(c):
-    """`common.shrink` for these streams: synthetic commands in each; a translation is the words in
-    reverse order."""
-    common.shrink(c)
+    """`variants.shrink` for these streams: synthetic commands in each; a translation is the words
+    in reverse order."""
+    variants.shrink(c)
     synthetic(c, "tiny")
     c.decoder.update(dim=32, layers=1, heads=2)
     in_steps(c, explore=8, joint=24, finetune=8)
 
 
 def overfit(c):
-    """`common.overfit`: eight utterances of each stream, without the lowest level."""
-    common.overfit(c)
+    """`variants.overfit`: eight utterances of each stream, without the lowest level."""
+    variants.overfit(c)
     synthetic(c, "overfit")
     c.method = "joint"
     c.decoder.update(dim=96, layers=2, heads=4, dropout=0.0)
@@ -218,7 +218,7 @@ def synthetic(c, name):
 
 
 VARIANTS = {
-    **{name: common.method(name) for name in METHODS},
+    **{name: variants.method(name) for name in METHODS},
     "librispeech_aishell": librispeech_aishell,
     "covost": covost,
     "digits": digits,
@@ -240,7 +240,7 @@ def get_config(arg=None):
     c.lr.heads = 10.0
     c.ema_decay = 0.9998
     c.update(eval_every=1000, save_every=1000, log_every=50)
-    c = common.apply_variants(c, arg, VARIANTS)
+    c = variants.apply_variants(c, arg, VARIANTS)
     for name in ("gradients", "share_forward"):  # of BL-JUST only
         del c[name]
     for name in ("turn_ctc", "turn_ssl"):

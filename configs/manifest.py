@@ -18,33 +18,33 @@ Expected: `digits` on 40 Arabic words of 18 speakers, dev WER of 6 other speaker
 `bljust` 11.7 %, `ptft` 12.6 %, `supervised` 20.6 % (results/README.md).
 """
 
-from configs import common, defaults
+from configs import defaults, variants
 
 
 def digits(c):
     """Isolated words of many speakers."""
-    common.tiny_model(c)
-    common.join_words(c)
+    variants.tiny_model(c)
+    variants.join_words(c)
     if c.encoder == "cnn_rnn":
         c.cpc.chunk = (1.0, 0.5, 0.5)  # several windows in a string of 4 s
     c.penalty.cap = 0.3
-    common.set_all_lr(c, 2e-3, 100)
-    common.steps(c, 2400)
+    variants.set_all_lr(c, 2e-3, 100)
+    variants.steps(c, 2400)
     c.ema_decay = 0.99
     c.update(eval_every=300, save_every=300, log_every=20)
 
 
 def sentences(c):
     """Read sentences of 1-10 s, a few hours of them: a quarter of an hour on two CPU cores."""
-    common.tiny_model(c)
+    variants.tiny_model(c)
     c.data.buckets = (3.0, 5.0, 8.0)
     c.data.batch_seconds = 40.0
     c.data.unlabelled_batch_seconds = 40.0
     c.data.speed = (0.9, 1.1)
     c.data.noise_snr = (10.0, 40.0)
     c.penalty.cap = 0.3
-    common.set_all_lr(c, 2e-3, 200)
-    common.steps(c, 3000)
+    variants.set_all_lr(c, 2e-3, 200)
+    variants.steps(c, 3000)
     c.ema_decay = 0.995
     c.update(eval_every=300, save_every=300, log_every=20)
 
@@ -52,4 +52,4 @@ def sentences(c):
 def get_config(arg=None):
     c = defaults.base()
     sentences(c)
-    return common.apply_variants(c, arg, {"digits": digits, "sentences": sentences})
+    return variants.apply_variants(c, arg, {"digits": digits, "sentences": sentences})

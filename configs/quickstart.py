@@ -9,21 +9,21 @@ Expected: test WER 3 to 5 % (seeds 0, 1, 2; results/README.md). This is no evide
 supervised training: with a grammar this small, CTC on the same 300 labels does as well.
 """
 
-from configs import common, defaults
+from configs import defaults, variants
 
 
 def get_config(arg=None):
     c = defaults.base()
-    common.synthetic(c, "commands")
-    common.tiny_model(c)
+    variants.synthetic(c, "commands")
+    variants.tiny_model(c)
     c.data.labelled_fraction = 0.2  # 300 of 1,500 utterances; the lower level reads all
     c.data.buckets = (2.0, 3.0)  # two shapes, so two compiled programs per phase
     c.data.batch_seconds = 27.0
     c.data.unlabelled_batch_seconds = 27.0
     c.data.speed = (0.9, 1.1)
     c.penalty.cap = 0.3  # largest gamma; reached after 80 % of the joint phase
-    common.set_all_lr(c, 2e-3, 50)
-    common.steps(c, 1200)  # encoder gradients
+    variants.set_all_lr(c, 2e-3, 50)
+    variants.steps(c, 1200)  # encoder gradients
     c.ema_decay = 0.995
     c.update(eval_every=100, save_every=100, log_every=20)
-    return common.apply_variants(c, arg, {})
+    return variants.apply_variants(c, arg, {})

@@ -26,7 +26,7 @@ learning rates, batch sizes, penalty and WER table. 100 joint epochs are the pap
 configs/librispeech.py's, whose comments name the source, or our choice if set below.
 """
 
-from configs import common, librispeech
+from configs import librispeech, variants
 
 
 def tenth(c):
@@ -47,4 +47,4 @@ def get_config(arg=None):
     c.data.test = "tedlium:test"  # 2.6 h, 11 talks
     c.data.buckets = (4.0, 7.0, 10.0, 13.0, 16.0, 20.5)  # the longest segment has 20.3 s
     c.data.labels_per_second = 25.0  # characters; the mean is 16
-    return common.apply_variants(c, arg, VARIANTS)
+    return variants.apply_variants(c, arg, VARIANTS)

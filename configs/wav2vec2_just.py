@@ -34,7 +34,7 @@ Below, "ours" marks our choice where the paper gives no value.
 
 from ml_collections import ConfigDict
 
-from configs import common, defaults
+from configs import defaults, variants
 
 # CoVoST v2; the paper trains on 2 h of Dutch, 3 h of Mongolian, 2 h of Arabic.
 PAIRS = {"nl": "nl_en", "mn": "mn_en", "ar": "ar_en"}
@@ -111,15 +111,15 @@ def base(c):
 def tiny(c):
     """From scratch on two CPU cores: the convolutions train, too; penalty and rates as in
     configs/manifest.py."""
-    common.tiny_model(c)
+    variants.tiny_model(c)
     thaw(c)
     # ours: a tenth or less, as there are no pretrained parameters
     c.mask.update(time_prob=0.065, channel_prob=0.004)
     c.data.update(buckets=(3.0, 5.0, 8.0), batch_seconds=32.0, unlabelled_batch_seconds=32.0)
     c.data.speed = (0.9, 1.1)
     c.penalty.update(start=0.0, cap=0.3)
-    common.set_all_lr(c, 1e-3, 100)
-    common.steps(c, 1000, explore=0.0)
+    variants.set_all_lr(c, 1e-3, 100)
+    variants.steps(c, 1000, explore=0.0)
     c.ema_decay = 0.995
     c.update(eval_every=200, save_every=200, log_every=20)
 
@@ -127,8 +127,8 @@ def tiny(c):
 def digits(c):
     """`tiny` for isolated words, as `digits` in configs/manifest.py."""
     tiny(c)
-    common.join_words(c)
-    common.steps(c, 1200, explore=0.0)
+    variants.join_words(c)
+    variants.steps(c, 1200, explore=0.0)
 
 
 def ft(c):
@@ -190,4 +190,4 @@ def get_config(arg=None):
     c.lr.heads = 10.0  # ours: CTC's head starts untrained
     c.ema_decay = 0.999
     c.update(eval_every=200, save_every=200, log_every=20)
-    return common.apply_variants(c, arg, VARIANTS)
+    return variants.apply_variants(c, arg, VARIANTS)

@@ -70,13 +70,13 @@ def test_arguments_reach_the_command(capsys, tmp_path):
 
 def test_names_are_resolved_and_files_stay(tmp_path, monkeypatch):
     assert {"quickstart", "librispeech", "m2asr"} <= set(shipped_configs.names())
-    assert not {"common", "defaults"} & set(shipped_configs.names())
+    assert not {"variants", "defaults"} & set(shipped_configs.names())
     monkeypatch.chdir(tmp_path)
     shipped = f"{shipped_configs.FOLDER}/quickstart.py"
     for given in ("quickstart", "quickstart.py", "configs/quickstart.py"):
         assert shipped_configs.resolve(given) == shipped
         assert shipped_configs.resolve(f"{given}:ptft,smoke") == f"{shipped}:ptft,smoke"
-    for given in ("quikstart", "other/quickstart.py", "common"):
+    for given in ("quikstart", "other/quickstart.py", "variants"):
         assert shipped_configs.resolve(given) == given
     (tmp_path / "quickstart.py").write_text("")
     assert shipped_configs.resolve("quickstart.py:smoke") == "quickstart.py:smoke"
@@ -86,7 +86,7 @@ def test_names_are_resolved_and_files_stay(tmp_path, monkeypatch):
     ]
 
 
-CONFIG = """from configs import common, mine
+CONFIG = """from configs import mine, variants
 def get_config(arg=None):
     from configs import quickstart
     config = quickstart.get_config(arg)

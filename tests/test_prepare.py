@@ -8,7 +8,7 @@ import soundfile
 
 from bljust_jax import prepare
 from bljust_jax.data.sources import open_source, read_audio
-from configs import common, librispeech, tedlium
+from configs import librispeech, tedlium, variants
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_default_split(uri, split):
 
 
 @pytest.mark.parametrize(
-    "arg", [None, "S", "L,ptft", "tenth,chunked", "smoke", "overfit", *common.METHODS]
+    "arg", [None, "S", "L,ptft", "tenth,chunked", "smoke", "overfit", *variants.METHODS]
 )
 def test_tedlium_config_takes_variants(arg):
     c = tedlium.get_config(arg)

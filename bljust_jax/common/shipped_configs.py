@@ -16,7 +16,7 @@ FOLDER = next(
     (p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()),
     PACKAGE / "configs",
 )
-SHARED = {"__init__", "common", "defaults"}  # modules that are no config
+SHARED = {"__init__", "defaults", "variants"}  # modules that are no config
 
 
 def names() -> list[str]:

@@ -17,12 +17,12 @@ from bljust_jax.models import audio_features, encoders, remat, subsampling
 from bljust_jax.models.encoders import cnn_rnn, conformer
 from bljust_jax.objectives import cpc, ctc
 from bljust_jax.ops import ctc as ops_ctc
-from configs import birq, common, librispeech, m2asr, manifest, quickstart, tedlium, wav2vec2_just
+from configs import birq, librispeech, m2asr, manifest, quickstart, tedlium, variants, wav2vec2_just
 from tests.helpers.systems import FACTS
 
 CONFIGS = (
     *((module, "") for module in (librispeech, manifest, quickstart, tedlium)),
-    *((manifest, name) for name in (*common.COMMON, "lstm,smoke", "gru,overfit", "lstm,digits")),
+    *((manifest, name) for name in (*variants.COMMON, "lstm,smoke", "gru,overfit", "lstm,digits")),
     *((birq, name) for name in birq.VARIANTS),
     *((m2asr, name) for name in (*m2asr.VARIANTS, "digits,smoke", "covost,overfit")),
     *((wav2vec2_just, name) for name in (*wav2vec2_just.VARIANTS, "smoke", "overfit")),
@@ -112,7 +112,7 @@ def test_choices_are_those_of_the_code():
 @pytest.mark.parametrize(
     ("module", "variant", "methods"),
     [
-        (quickstart, "smoke", common.METHODS),
+        (quickstart, "smoke", variants.METHODS),
         (birq, "smoke", (*birq.METHODS, "supervised")),
         (m2asr, "digits,smoke", m2asr.METHODS),
     ],

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from configs import common
+from configs import variants
 from tests.helpers.documents import README, ROOT, check_command, commands, pages
 from tests.helpers.training_configs import CONFIGS, M2ASR_CONFIG
 
@@ -62,7 +62,7 @@ def test_readme_links_and_files_exist(page):
 
 def test_readme_names_every_method():
     text = README.read_text(encoding="utf-8")
-    assert all(f"`{name}`" in text for name in common.METHODS)
+    assert all(f"`{name}`" in text for name in variants.METHODS)
 
 
 # Tables name a file and a function: in neighbouring cells, or in one cell with a comma between.

@@ -87,7 +87,7 @@ def test_tpu_pod_installs_the_checkout(platform):
     assert make[7].startswith("--command=mkdir -p bljust_jax && tar -xzf bljust_jax.tgz ")
     assert make[7].endswith("make -C bljust_jax setup ACCEL=tpu PYTHON=python3.11")
     listing = set((platform.folder / "listing").read_text().splitlines())
-    assert {"bljust_jax/main.py", "configs/common.py", "launch/on_host.sh", "Makefile"} <= listing
+    assert {"bljust_jax/main.py", "configs/variants.py", "launch/on_host.sh", "Makefile"} <= listing
     assert {"requirements.lock", "pyproject.toml"} <= listing
     assert not any(name.startswith((".venv", "runs/", ".git")) for name in listing)
 

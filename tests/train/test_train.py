@@ -14,7 +14,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from bljust_jax.train.workdir import check_config, config_hash
-from configs import birq, common, librispeech, m2asr, manifest, quickstart
+from configs import birq, librispeech, m2asr, manifest, quickstart, variants
 from tests.helpers.processes import SHORT, finish, launch_quickstart, wait_for_step
 from tests.helpers.training_configs import CONFIGS, shorten
 from tests.helpers.workdirs import arrays, rows_without_perf
@@ -237,4 +237,4 @@ def test_every_config_takes_smoke_and_overfit():
         assert config.keep == 3
     with pytest.raises(ValueError, match="did you mean 'overfit'"):
         quickstart.get_config("overfitt")
-    assert set(common.METHODS) <= set(common.COMMON)
+    assert set(variants.METHODS) <= set(variants.COMMON)
