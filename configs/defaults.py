@@ -239,7 +239,7 @@ def run(c: ConfigDict) -> None:
     c.eval_every = 2000  # steps between evaluations of dev
     c.save_every = 2000  # steps between checkpoints
     c.save_minutes = 0.0  # minutes after which a checkpoint is due at a log_every; 0 = off
-    c.keep = 3  # newest checkpoints that are kept
+    c.keep = 3  # newest checkpoints that are kept; those at the ends of phases always are
     c.keep_every = 0  # steps; checkpoints at its multiples are kept for good; 0 = none
     c.on_full_disk = "stop"  # or "warn": go on without the checkpoint; for one process
     c.log_every = 50  # steps per row of metrics.jsonl

@@ -15,13 +15,14 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
 
 from bljust_jax.bilevel.types import TrainState, Weights
 from bljust_jax.checkpoint import integrity
@@ -61,11 +62,12 @@ class Checkpoints:
         keep: int = 1,
         *,
         keep_every: int = 0,
+        keep_steps: Collection[int] = (),
         on_full_disk: str = "stop",
         read_only: bool = False,
     ):
-        """keep, keep_every: the last `keep` steps are kept, and for good those that are multiples
-            of `keep_every` (0: none)
+        """keep, keep_every, keep_steps: the last `keep` steps are kept, and for good those that
+            are multiples of `keep_every` (0: none) and those in `keep_steps`
         on_full_disk: "stop" or "warn"
         read_only: change nothing in the folder, which a running training may be writing, and
             verify only the files that `restore_best` reads
@@ -82,9 +84,10 @@ class Checkpoints:
         if read_only:
             self._options = ocp.CheckpointManagerOptions(read_only=True)
         else:
+            kept = [policies.LatestN(keep), policies.CustomSteps(keep_steps)]
+            kept += [policies.EveryNSteps(keep_every)] if keep_every else []
             self._options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                keep_period=keep_every or None,
+                preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,
                 temporary_path_class=ChecksummedPath,
             )

@@ -44,8 +44,8 @@ def train(run: TrainingRun) -> dict | None:
         stopping = run.stop_requested(now) and now < total
         fresh, ending = now != run.restored, now == total
         evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
-        saving = ending or now % config.save_every == 0 or stopping or run.save_timer.is_due(now)
-        saving = saving and fresh
+        due = now % config.save_every == 0 or run.save_timer.is_due(now) or now in timeline.ends
+        saving = fresh and (due or stopping)
         if evaluating or saving or stopping:
             log.write_pending()
 
@@ -70,6 +70,9 @@ def train(run: TrainingRun) -> dict | None:
                 log.writer.sync()  # rows reach the disk before the checkpoint that follows them
                 run.checkpoints.save(now, run.state, run.best, meta.to_json())
             run.save_timer.restart()
+            if now in timeline.ends and not ending:
+                at = f"--config.init_from={run.workdir}@{now}"
+                progress.log(f"phase {timeline.ends[now]} ends, checkpoint kept: {at} starts here")
         if stopping:
             progress.log(goodput.describe(clock.shares()))
             progress.log(f"stopped by SIGTERM at step {now}, saved; run the same command to resume")

@@ -88,6 +88,7 @@ class TrainingRun:
         stack.callback(self.tracer.close)
 
         policy = {name: config[name] for name in ("keep", "keep_every", "on_full_disk")}
+        policy["keep_steps"] = tuple(self.timeline.ends)
         self.checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, **policy)))
         origin = self._restore_or_initialise(options)
         if self.is_main:

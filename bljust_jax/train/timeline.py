@@ -13,6 +13,8 @@ class Timeline:
 
     segments  per phase its first step, number of steps and the streams that its objectives read
     total     number of steps of the whole run
+    ends      {step: phase name}: where the last phase of each name ends; a checkpoint of each is
+              kept, to start other runs from (`config.init_from`)
     """
 
     def __init__(self, recipe: Recipe):
@@ -21,6 +23,9 @@ class Timeline:
             streams = {s for o in recipe.active(phase) for s in o.streams}
             self.segments.append(Segment(self.total, phase.steps, tuple(sorted(streams))))
             self.total += phase.steps
+        rows = zip(self._phases, self.segments, strict=True)
+        last = {phase.name: s.start + s.length for phase, s in rows}
+        self.ends = {step: name for name, step in last.items()}
         self._starts = np.array([s.start for s in self.segments])
 
     def phase_at(self, step: int) -> Phase:

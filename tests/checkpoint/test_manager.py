@@ -48,6 +48,13 @@ def test_multiples_of_keep_every_stay_for_good(tmp_path):
     assert steps(tmp_path) == ["0", "10", "3", "6", "9"]
 
 
+def test_the_ends_of_phases_stay_for_good(tmp_path):
+    save(tmp_path, *range(8), keep=1, keep_steps=(2, 5))
+    assert steps(tmp_path) == ["2", "5", "7"]
+    save(tmp_path, 8, 9, keep=1, keep_every=4, keep_steps=(2,))
+    assert steps(tmp_path) == ["2", "8", "9"], "5 is the end of no phase any more"
+
+
 def test_every_file_has_its_sum(tmp_path):
     save(tmp_path, 1)
     step = tmp_path / "checkpoints" / "1"

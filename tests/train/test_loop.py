@@ -156,8 +156,28 @@ def test_no_checkpoint_outlives_the_rows_before_it(run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Checkpoints, "save", noting)
     run(tmp_path)
-    assert len(at_saves) == 9
+    assert len(at_saves) == 11, "every third step, and the ends of phases at 8 and 16"
     assert all(on_disk == written for on_disk, written in at_saves)
+
+
+def test_a_checkpoint_of_the_end_of_each_phase_is_kept(run, tmp_path, capsys):
+    """Of the last turn of each loss for `alternating`, of each name once."""
+    run(tmp_path / "bljust", changes={"keep": 1, "save_every": 100})
+    assert saved_steps(tmp_path / "bljust") == {8, 16, 24}
+    logged = capsys.readouterr().err
+    for end, phase in ((8, "explore"), (16, "joint")):
+        assert f"phase {phase} ends, checkpoint kept: --config.init_from=" in logged
+        assert f"@{end} starts here" in logged
+    assert "@24" not in logged, "the run itself is its end"
+    changes = {"keep": 1, "save_every": 100, "method": "alternating", "phases.turn": 2}
+    run(tmp_path / "turns", stop=23, changes=changes)
+    assert saved_steps(tmp_path / "turns") == {8, 22, 23}, "16 steps in turns: 14 to 16 of CTC"
+    run(tmp_path / "turns", changes=changes)
+    assert saved_steps(tmp_path / "turns") == {8, 22, 24, 32}
+
+
+def saved_steps(workdir):
+    return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
 
 
 def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_allowed(
@@ -167,8 +187,7 @@ def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_
     assert (
         run(tmp_path, stop=9, changes={"save_every": 24, "save_minutes": 1e-9, "keep": 9}) is None
     )
-    steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
-    assert steps == {0, 2, 4, 6, 8, 9}
+    assert saved_steps(tmp_path) == {0, 2, 4, 6, 8, 9}
     facts = json.loads((tmp_path / "run.json").read_text())
     with pytest.raises(UserError, match=r"another config \(save_every 24 -> 3, seed 0 -> 1\)"):
         run(tmp_path, changes={"seed": 1})

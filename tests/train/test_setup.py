@@ -49,6 +49,9 @@ def test_a_timeline_gives_the_phase_and_the_streams_of_each_step():
         "joint": ("labelled", "unlabelled"),
     }
     assert list(timeline.streams_from(3)) == ["joint"]
+    assert timeline.ends == {3: first.name, 5: second.name}
+    turns = Timeline(dataclasses.replace(recipe, phases=phases * 3))
+    assert turns.ends == {13: first.name, 15: second.name}, "of the last one of each name"
 
 
 def test_run_metadata_survive_json():
