@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from bljust_jax.common.shapes import Frames, Mask
 from bljust_jax.models.layers import Dense
 from bljust_jax.models.norms import at_least_float32
 
@@ -96,7 +97,7 @@ def local_attention(
     key: Float[Array, "b t h s"],
     value: Float[Array, "b t h s"],
     position: Float[Array, "r h s"],
-    valid: Bool[Array, "b t"],
+    valid: Mask,
     reach: int,
 ) -> Float[Array, "b t h s"]:
     """`full_attention` under the band mask -ahead <= i - j <= reach, in memory that grows with T.
@@ -146,9 +147,7 @@ class RelativeAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], causal: bool = False
-    ) -> Float[Array, "b t d"]:
+    def __call__(self, x: Frames, valid: Mask, causal: bool = False) -> Frames:
         """`valid` is True on real frames; an utterance without any is finite."""
         frames, dim = x.shape[1:]
         size, reach = dim // self.heads, self.window // 2

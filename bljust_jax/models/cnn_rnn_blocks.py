@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from bljust_jax.common.shapes import Lengths, Mask
 from bljust_jax.models.attention import MASKED_SCORE
 from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.models.norms import EPSILON, at_least_float32
@@ -47,9 +48,7 @@ class Convolution(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t f c"], valid: Bool[Array, "b t"]
-    ) -> Float[Array, "b u g k"]:
+    def __call__(self, x: Float[Array, "b t f c"], valid: Mask) -> Float[Array, "b u g k"]:
         kernel = self.param("kernel", KERNEL, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
         y = lax.conv_general_dilated(
@@ -70,7 +69,7 @@ class ConvolutionLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t f c"], valid: Bool[Array, "b t"], train: bool = False
+        self, x: Float[Array, "b t f c"], valid: Mask, train: bool = False
     ) -> Float[Array, "b t f c"]:
         x = nn.Dropout(self.dropout, deterministic=not train)(gelu(x))
         return Convolution(self.channels, name="conv")(x, valid)
@@ -86,7 +85,7 @@ class ResidualLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t f c"], valid: Bool[Array, "b t"], train: bool = False
+        self, x: Float[Array, "b t f c"], valid: Mask, train: bool = False
     ) -> Float[Array, "b t f c"]:
         branch = x + GridAttention(self.heads, name="attention")(x, valid)
         for n, factor in enumerate((2, 2, 2, 1), start=1):
@@ -107,9 +106,7 @@ class GridAttention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t f c"], valid: Bool[Array, "b t"]
-    ) -> Float[Array, "b t f c"]:
+    def __call__(self, x: Float[Array, "b t f c"], valid: Mask) -> Float[Array, "b t f c"]:
         channels = x.shape[-1]
         mixed = Dense(3 * channels, dtype=x.dtype, name="input")(x)
         context = _attend_in_blocks(mixed, valid, self.heads)
@@ -117,7 +114,7 @@ class GridAttention(nn.Module):
 
 
 def _attend_in_blocks(
-    mixed: Float[Array, "b t f d"], valid: Bool[Array, "b t"], heads: int
+    mixed: Float[Array, "b t f d"], valid: Mask, heads: int
 ) -> Float[Array, "b n c"]:
     """Attention of the positions' queries, keys and values, concatenated in `mixed`; N = T F."""
     batch, frames, bands, width = mixed.shape
@@ -201,7 +198,7 @@ class RecurrentLayer(nn.Module):
         return nn.Dropout(self.dropout, deterministic=not train)(output)
 
 
-def reversed_frames(frames: int, lengths: Int[Array, "b"]) -> Int[Array, "b t 1"]:
+def reversed_frames(frames: int, lengths: Lengths) -> Int[Array, "b t 1"]:
     """Indices `[B, T, 1]` that reverse the valid frames of each row and keep the padded ones."""
     time = jnp.arange(frames)[None, :]
     return jnp.where(time < lengths[:, None], lengths[:, None] - 1 - time, time)[..., None]

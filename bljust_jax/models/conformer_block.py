@@ -9,16 +9,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from bljust_jax.common.shapes import Frames, Mask
 from bljust_jax.models.attention import RelativeAttention
 from bljust_jax.models.layers import Dense
 from bljust_jax.models.norms import BatchNorm, LayerNorm, Stats, at_least_float32
 
 
-def depthwise_conv(
-    x: Float[Array, "b t d"], kernel: Float[Array, "k d"], causal: bool = False
-) -> Float[Array, "b t d"]:
+def depthwise_conv(x: Frames, kernel: Float[Array, "k d"], causal: bool = False) -> Frames:
     """y[b, t, d] = sum_j kernel[j, d] x[b, t + j - c, d], c = (k - 1) / 2, x = 0 outside.
 
     A sum of shifted products with its own VJP, because a grouped convolution inside `lax.scan` is
@@ -76,7 +75,7 @@ class DepthwiseConv(nn.Module):
     taps: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"], causal: bool = False) -> Float[Array, "b t d"]:
+    def __call__(self, x: Frames, causal: bool = False) -> Frames:
         initialise = nn.initializers.normal(self.taps**-0.5)
         kernel = self.param("kernel", initialise, (self.taps, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
@@ -90,7 +89,7 @@ class FeedForward(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Frames) -> Frames:
         hidden = Dense(self.expansion * x.shape[-1], dtype=self.dtype, name="up")(x)
         return Dense(x.shape[-1], dtype=self.dtype, name="down")(nn.silu(hidden))
 
@@ -108,12 +107,12 @@ class ConvModule(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b t d"],
-        valid: Bool[Array, "b t"],
+        x: Frames,
+        valid: Mask,
         causal: bool = False,
         train: bool = False,
         stats: Stats | None = None,
-    ) -> tuple[Float[Array, "b t d"], Stats | None]:
+    ) -> tuple[Frames, Stats | None]:
         dim = x.shape[-1]
         x = nn.glu(Dense(2 * dim, dtype=self.dtype, name="pointwise_in")(x))
         x = jnp.where(valid[..., None], x, 0.0)
@@ -144,12 +143,12 @@ class ConformerBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b t d"],
-        valid: Bool[Array, "b t"],
+        x: Frames,
+        valid: Mask,
         causal: bool = False,
         train: bool = False,
         stats: Stats | None = None,
-    ) -> tuple[Float[Array, "b t d"], Stats | None]:
+    ) -> tuple[Frames, Stats | None]:
         def norm(name: str) -> nn.Module:
             return LayerNorm(dtype=self.dtype, name=name)
 

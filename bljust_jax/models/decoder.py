@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Labels, Lengths, Mask, Rng
 from bljust_jax.models import heads
 from bljust_jax.models.attention import MASKED_SCORE, relative_positions
 from bljust_jax.models.conformer_block import FeedForward
@@ -36,7 +37,7 @@ class Cache(NamedTuple):
     """Decoding state of B rows of W texts that grow by one token per call."""
 
     memory: KeysValues  # of the encoder's output, [L, B, T, H, S]
-    valid: Bool[Array, "b t"]  # True on its real frames
+    valid: Mask  # True on its real frames
     past: KeysValues  # of the tokens so far, [L, B, W, N, H, S], N = the maximum length
 
 
@@ -100,7 +101,7 @@ class DecoderBlock(nn.Module):
         self,
         x: Float[Array, "b u d"],
         memory: Float[Array, "b t c"],
-        valid: Bool[Array, "b t"],
+        valid: Mask,
         train: bool = False,
     ) -> Float[Array, "b u d"]:
         """All positions of a text at once; `valid` is True on real frames of `memory`."""
@@ -114,7 +115,7 @@ class DecoderBlock(nn.Module):
         self,
         x: Float[Array, "b w d"],
         memory: KeysValues,
-        valid: Bool[Array, "b t"],
+        valid: Mask,
         past: KeysValues,
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "b w d"], KeysValues]:
@@ -185,7 +186,7 @@ class Decoder:
         return DecoderBlock(self.dim, self.heads, self.ff_mult, self.dropout, dtype)
 
     @partial(jax.jit, static_argnums=0)
-    def init(self, rng: Key[Array, ""]) -> dict[str, Any]:
+    def init(self, rng: Rng) -> dict[str, Any]:
         """Float32 parameters {"embedding" `[K, D]`, "blocks" stacked on axis 0, "norm", "output"}.
 
         Kernels are normal with variance 1 / fan-in, the embedding with variance 1 / D, scales 1,
@@ -205,12 +206,12 @@ class Decoder:
         self,
         params: dict[str, Any],
         memory: Float[Array, "b t c"],
-        memory_lengths: Int[Array, "b"],
-        tokens: Int[Array, "b u"],
-        token_lengths: Int[Array, "b"],
+        memory_lengths: Lengths,
+        tokens: Labels,
+        token_lengths: Lengths,
         *,
         train: bool = False,
-        rng: Key[Array, ""] | None = None,
+        rng: Rng | None = None,
     ) -> Float[Array, "b u k"]:
         """Logits of the token after each of `tokens`, all positions at once (teacher forcing).
 
@@ -253,7 +254,7 @@ class Decoder:
         self,
         params: dict[str, Any],
         memory: Float[Array, "b t c"],
-        memory_lengths: Int[Array, "b"],
+        memory_lengths: Lengths,
         max_len: int,
         beam: int = 1,
     ) -> Cache:

@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
+
+from bljust_jax.common.shapes import Frames, Logits, Rng
 
 
-def init(rng: Key[Array, ""], dim: int, out: int, *, steps: int | None = None) -> dict[str, Array]:
+def init(rng: Rng, dim: int, out: int, *, steps: int | None = None) -> dict[str, Array]:
     """{"kernel": `[dim, out]`, "bias": `[out]`}; with `steps`, one map per step on a leading axis.
 
     Kernels are normal with variance 1 / dim, biases 0, float32.
@@ -15,9 +17,7 @@ def init(rng: Key[Array, ""], dim: int, out: int, *, steps: int | None = None) -
     return {"kernel": kernel, "bias": jnp.zeros((*lead, out), jnp.float32)}
 
 
-def apply(
-    params: dict[str, Array], x: Float[Array, "b t d"]
-) -> Float[Array, "b t k"] | Float[Array, "b t steps k"]:
+def apply(params: dict[str, Array], x: Frames) -> Logits | Float[Array, "b t steps k"]:
     """x @ kernel + bias in float32: `[B, T, K]`, or `[B, T, steps, K]` for a stack of maps."""
     kernel, bias = params["kernel"], params["bias"]
     x = x.astype(kernel.dtype)

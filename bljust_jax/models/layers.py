@@ -10,17 +10,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 # Normal with variance 1 / fan-in, the product of all axes but the last.
+from bljust_jax.common.shapes import Rng
+
 KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 Dense = partial(nn.Dense, kernel_init=KERNEL)
 
 
-def init_params(module: nn.Module, rng: Key[Array, ""], *inputs: Any) -> dict[str, Any]:
+def init_params(module: nn.Module, rng: Rng, *inputs: Any) -> dict[str, Any]:
     """Parameters of a module by its own initialisers; `inputs` give shapes only."""
     return module.lazy_init(rng, *inputs)["params"]
 
 
-def init_stack(block: nn.Module, rng: Key[Array, ""], layers: int, *inputs: Any) -> dict[str, Any]:
+def init_stack(block: nn.Module, rng: Rng, layers: int, *inputs: Any) -> dict[str, Any]:
     """Parameters of `layers` equal blocks, each leaf stacked on axis 0."""
     keys = jax.random.split(rng, layers)
     return jax.vmap(lambda key: init_params(block, key, *inputs))(keys)
@@ -39,14 +41,14 @@ def resolve_depth(depth: int | None, layers: int, least: int = 0) -> int:
     return depth
 
 
-def drops(rate: float | int, train: bool, rng: Key[Array, ""] | None) -> bool:
+def drops(rate: float | int, train: bool, rng: Rng | None) -> bool:
     """True if dropout at `rate` is active. Raises ValueError if it is and has no key."""
     if train and rate > 0 and rng is None:
         raise ValueError("training with dropout needs rng")
     return train and rate > 0
 
 
-def dropout_keys(rng: Key[Array, ""], count: int) -> Key[Array, "n"]:
+def dropout_keys(rng: Rng, count: int) -> Key[Array, "n"]:
     """`count` fast (rbg) keys."""
     bits = jax.random.bits(rng, (4,), jnp.uint32)
     return jax.random.split(jax.random.wrap_key_data(bits, impl="rbg"), count)

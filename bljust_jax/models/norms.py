@@ -6,7 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from bljust_jax.common.shapes import Frames, Mask
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
@@ -34,8 +36,8 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], stats: Stats, batch: bool = False
-    ) -> tuple[Float[Array, "b t d"], Stats]:
+        self, x: Frames, valid: Mask, stats: Stats, batch: bool = False
+    ) -> tuple[Frames, Stats]:
         """`stats` is {"mean" `[D]`, "var" `[D]`}; valid: True = real frame."""
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))

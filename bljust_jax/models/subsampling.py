@@ -11,8 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from bljust_jax.common.shapes import Features, Lengths
 from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.ops.log_mel import Counts, valid_frames
 
@@ -112,8 +113,8 @@ class Subsampling(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, "b t m"], lengths: Int[Array, "b"]
-    ) -> tuple[Float[Array, "b u d"], Int[Array, "b"]]:
+        self, features: Features, lengths: Lengths
+    ) -> tuple[Float[Array, "b u d"], Lengths]:
         valid = valid_frames(features.shape[1], lengths)
         x = jnp.where(valid[..., None], features, 0.0)[..., None]
         for stage in range(1, int(math.log2(self.factor)) + 1):

@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from bljust_jax.common.shapes import Frames, Lengths, Mask
 from bljust_jax.models.attention import MASKED_SCORE
 from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.models.norms import EPSILON, at_least_float32
@@ -53,9 +54,7 @@ class TimeNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t c"], counted: Bool[Array, "b t"]
-    ) -> Float[Array, "b t c"]:
+    def __call__(self, x: Float[Array, "b t c"], counted: Mask) -> Float[Array, "b t c"]:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         x, counted = at_least_float32(x), counted[..., None]
@@ -86,8 +85,8 @@ class WaveformEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b s"], lengths: Int[Array, "b"]
-    ) -> tuple[Float[Array, "b t c"], Int[Array, "b"]]:
+        self, x: Float[Array, "b s"], lengths: Lengths
+    ) -> tuple[Float[Array, "b t c"], Lengths]:
         x = jnp.where(valid_frames(x.shape[1], lengths), x, 0.0)[..., None]
         shapes = zip(self.channels, self.taps, self.strides, strict=True)
         for n, (channels, taps, stride) in enumerate(shapes):
@@ -110,14 +109,12 @@ class Projection(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t c"]
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t c"]]:
+    def __call__(self, x: Float[Array, "b t c"]) -> tuple[Frames, Float[Array, "b t c"]]:
         normed = LayerNorm(dtype=self.dtype, name="norm")(x)
         return Dense(self.dim, dtype=self.dtype, name="linear")(normed), normed
 
 
-def grouped_conv(x: Float[Array, "b t d"], kernel: Float[Array, "k i d"]) -> Float[Array, "b t d"]:
+def grouped_conv(x: Frames, kernel: Float[Array, "k i d"]) -> Frames:
     """y[t, o] = sum over j, i of kernel[j, i, o] x[t + j - K // 2, g I + i], x = 0 outside.
 
     Groups have I channels in and out; o lies in group g. Computed as a product of Fourier
@@ -155,7 +152,7 @@ class Positions(nn.Module):
     groups: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Frames) -> Frames:
         dim = x.shape[-1]
         kernel = self.param("kernel", KERNEL, (self.taps, dim // self.groups, dim))
         bias = self.param("bias", nn.initializers.zeros_init(), (dim,))
@@ -173,9 +170,7 @@ class SelfAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], train: bool = False
-    ) -> Float[Array, "b t d"]:
+    def __call__(self, x: Frames, valid: Mask, train: bool = False) -> Frames:
         dim = x.shape[-1]
         size = dim // self.heads
 
@@ -204,9 +199,7 @@ class TransformerBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"], train: bool = False
-    ) -> Float[Array, "b t d"]:
+    def __call__(self, x: Frames, valid: Mask, train: bool = False) -> Frames:
         attention = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
 
         def feed_forward(x: Array) -> Array:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Features, Frames, Lengths, Logits, Mask, RowKeys, Scalar
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded, Encoder
 from bljust_jax.objectives import EncoderObjective
@@ -77,7 +78,7 @@ class BestRq(EncoderObjective):
         frozen = quantizer.init_random_projection(labels, *size)
         return {self.head: {"head": kernel}}, {self.name: frozen}
 
-    def logits(self, params: Any, h: Float[Array, "b t d"]) -> Float[Array, "b t c v"]:
+    def logits(self, params: Any, h: Frames) -> Float[Array, "b t c v"]:
         return split_codebooks(heads.apply(params[self.head]["head"], h), self.size)
 
     def apply(self, params, extras, batch, rng):
@@ -116,8 +117,8 @@ def build(config: Any, encoder: Encoder) -> BestRq:
 class MaskedPass(NamedTuple):
     """A forward pass over masked features."""
 
-    features: Float[Array, "b t m"]  # not masked
-    frames: Int[Array, "b"]  # valid frames of the features
+    features: Features  # not masked
+    frames: Lengths  # valid frames of the features
     mask: Bool[Array, "b u"]  # at the rate of the output, True = masked
     encoded: Encoded
 
@@ -145,15 +146,15 @@ def encode_masked(
     return MaskedPass(x, frames, mask, encoded)
 
 
-def split_codebooks(logits: Float[Array, "b t k"], size: QuantizerSize) -> Float[Array, "b t c v"]:
+def split_codebooks(logits: Logits, size: QuantizerSize) -> Float[Array, "b t c v"]:
     """K = C V classes by codebook."""
     return logits.reshape(*logits.shape[:2], size.codebooks, size.codes)
 
 
 def anchor_labels(
     frozen: dict[str, Float[Array, "..."]],
-    x: Float[Array, "b t m"],
-    lengths: Int[Array, "b"],
+    x: Features,
+    lengths: Lengths,
     stack: int,
 ) -> Int[Array, "b u c"]:
     """The nearest code of each `stack` frames of features, U = ceil(T / stack).
@@ -169,15 +170,15 @@ def anchor_labels(
 
 
 def mask_input(
-    x: Float[Array, "b t m"],
-    lengths: Int[Array, "b"],
-    keys: Key[Array, "b"],
+    x: Features,
+    lengths: Lengths,
+    keys: RowKeys,
     *,
     stack: int,
     probability: float,
     span: int,
     noise_std: float,
-) -> tuple[Float[Array, "b t m"], Bool[Array, "b u"]]:
+) -> tuple[Features, Bool[Array, "b u"]]:
     """(features with masked frames replaced by N(0, noise_std^2), mask at the rate of labels).
 
     Spans are drawn at the rate of labels (`masking.start_spans`), so that the frames of one label
@@ -194,8 +195,8 @@ def mask_input(
 
 
 def score_labels(
-    logits: Float[Array, "b t c v"], labels: Int[Array, "b t c"], wanted: Bool[Array, "b t"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    logits: Float[Array, "b t c v"], labels: Int[Array, "b t c"], wanted: Mask
+) -> tuple[Scalar, Scalar]:
     """Sums over the wanted frames of (nats, hits) of hard labels, each frame the mean of its
     codebooks."""
     nats = jnp.mean(quantizer.hard_nats(logits, labels), axis=-1)

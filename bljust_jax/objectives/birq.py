@@ -19,12 +19,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux, Tree, Weights
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Frames, Lengths, Mask, RowKeys, Scalar
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.objectives import best_rq
@@ -73,7 +74,7 @@ class SelfLabels:
         own = {name: value for name, value in config.birq.items() if name in names}
         return cls(**own | {"layer": config.birq.layer or round(0.7 * blocks)}, teacher=teacher)
 
-    def hidden(self, encoder: Encoder, params, extras, x, frames, rng) -> Float[Array, "b t d"]:
+    def hidden(self, encoder: Encoder, params, extras, x, frames, rng) -> Frames:
         """Layer k of the features x, normalised; no gradient where `label_gradient` is False."""
         stats = extras.stats
         if self.teacher:
@@ -97,7 +98,7 @@ class SelfLabels:
             s = -jnp.sqrt(jnp.maximum(2 - 2 * s, 0) + EPS)
         return self.sharpness * s
 
-    def tau(self, step: Any) -> Float[Array, ""]:
+    def tau(self, step: Any) -> Scalar:
         return quantizer.annealed(step, self.tau_start, self.tau_end, self.tau_decay)
 
 
@@ -256,8 +257,8 @@ class FrameSums:
     predict: Callable  # hidden [B, F, D] -> {loss: logits [B, F, C, V]}
     given: tuple[str, ...]  # losses whose labels are given as codes
     codebook: Float[Array, "c v d"]  # of the enhanced labels
-    keys: Key[Array, "b"]  # of their noise
-    tau: Float[Array, ""]
+    keys: RowKeys  # of their noise
+    tau: Scalar
 
     def __call__(self, positions, wanted, hidden, *labels):
         """{"nats", "hits": a number per loss; "used": counts [C, V] per loss; "entropy",
@@ -299,7 +300,7 @@ class FrameSums:
         return chosen, entropy, jnp.argmax(s, axis=-1)
 
 
-def _report(sums: Tree, mask: Bool[Array, "b t"], lengths: Int[Array, "b"]):
+def _report(sums: Tree, mask: Mask, lengths: Lengths):
     """Losses and metrics of the sums over masked frames."""
     count = jnp.sum(mask, dtype=jnp.float32)
     metrics = {f"{n}/accuracy": (hits, count) for n, hits in sums["hits"].items()}

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux
+from bljust_jax.common.shapes import Frames, RowKeys
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded, Encoder
 from bljust_jax.objectives import EncoderObjective
@@ -102,7 +103,7 @@ class Cpc(EncoderObjective):
         """Targets of latents."""
         return heads.apply(params[self.head]["project"], latents)
 
-    def predict(self, params: Any, output: Float[Array, "b t d"]) -> Float[Array, "k b t p"]:
+    def predict(self, params: Any, output: Frames) -> Float[Array, "k b t p"]:
         """Predictions of the targets 1, ..., K steps ahead."""
         return jnp.moveaxis(heads.apply(params[self.head]["predict"], output), 2, 0)
 
@@ -256,7 +257,7 @@ def info_nce(
 
 
 def draw_negatives(
-    keys: Key[Array, "b"], candidates: Candidates, count: int
+    keys: RowKeys, candidates: Candidates, count: int
 ) -> tuple[Float[Array, "b n p"], Bool[Array, "k b q n"]]:
     """`count` distinct valid targets per utterance, uniformly (0: all of them); N = min(count, M).
 

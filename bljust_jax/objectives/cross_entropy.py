@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.types import Aux
+from bljust_jax.common.shapes import Labels, Lengths
 from bljust_jax.models.decoder import Decoder
 from bljust_jax.objectives import EncoderObjective
 from bljust_jax.ops.log_mel import valid_frames
@@ -63,8 +64,8 @@ class CrossEntropy(EncoderObjective):
 
 
 def teacher_forcing(
-    labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], has_audio: Bool[Array, "b"]
-) -> tuple[Int[Array, "b v"], Int[Array, "b v"], Int[Array, "b"]]:
+    labels: Labels, label_lengths: Lengths, has_audio: Bool[Array, "b"]
+) -> tuple[Int[Array, "b v"], Int[Array, "b v"], Lengths]:
     """(inputs 0, y_1, ..., y_n; targets y_1, ..., y_n, 0; n + 1), `[B, U + 1]` and `[B]`.
 
     Both are 0 after their end, whatever pads `labels`; the count is 0 for rows without audio.
@@ -77,7 +78,7 @@ def teacher_forcing(
 
 
 def smoothed_nats(
-    logits: Float[Array, "b u k"], targets: Int[Array, "b u"], smoothing: float
+    logits: Float[Array, "b u k"], targets: Labels, smoothing: float
 ) -> Float[Array, "b u"]:
     """-sum_k q_k ln p_k with q_k = (1 - smoothing) [k = target] + smoothing / K, p = softmax.
 

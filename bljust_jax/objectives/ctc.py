@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.types import Aux
+from bljust_jax.common.shapes import Frames, Logits
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded
 from bljust_jax.objectives import EncoderObjective
@@ -47,7 +47,7 @@ class Ctc(EncoderObjective):
     def init(self, rng: Any) -> tuple[dict, dict]:
         return {self.head: heads.init(rng, self.encoder.dim, self.vocab_size)}, {}
 
-    def logits(self, params: Any, output: Float[Array, "b t d"]) -> Float[Array, "b t k"]:
+    def logits(self, params: Any, output: Frames) -> Logits:
         return heads.apply(params[self.head], output)
 
     def apply(self, params, extras, batch, rng):

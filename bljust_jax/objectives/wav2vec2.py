@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Lengths, Mask, RowKeys, Scalar
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.objectives import EncoderObjective
@@ -151,9 +152,7 @@ def build(config: Any, encoder: Encoder) -> Wav2Vec2Loss:
     return Wav2Vec2Loss(encoder=encoder, sample_rate=config.data.sample_rate, **c.to_dict())
 
 
-def draw_negatives(
-    keys: Key[Array, "b"], mask: Bool[Array, "b t"], count: int
-) -> Int[Array, "b t n"]:
+def draw_negatives(keys: RowKeys, mask: Mask, count: int) -> Int[Array, "b t n"]:
     """Indices of `count` other masked frames of the same utterance for each frame, uniform and with
     replacement, as published; undefined for utterances with fewer than two masked frames.
 
@@ -174,11 +173,11 @@ def contrast(
     predictions: Float[Array, "b t p"],
     targets: Float[Array, "b t p"],
     codes: Int[Array, "b t g"],
-    mask: Bool[Array, "b t"],
+    mask: Mask,
     negatives: Int[Array, "b t n"],
     *,
     temperature: float | int,
-) -> tuple[Float[Array, "b t"], Bool[Array, "b t"], Bool[Array, "b t"]]:
+) -> tuple[Float[Array, "b t"], Mask, Mask]:
     """-log( exp(s_tt) / (exp(s_tt) + sum over negatives j of exp(s_tj)) ), s = cosine(prediction t,
     target j) / temperature.
 
@@ -201,7 +200,7 @@ def contrast(
     return nats, rivals & (positive > best), rivals
 
 
-def diversity_loss(scores: Float[Array, "b t g v"], mask: Bool[Array, "b t"]) -> Float[Array, ""]:
+def diversity_loss(scores: Float[Array, "b t g v"], mask: Mask) -> Scalar:
     """(G V - sum_g exp H(p_g)) / (G V), p = mean over masked frames of softmax(scores), without
     noise or temperature; 0 where all codes are equally used. transformers' is n times this."""
     groups, size = scores.shape[2:]
@@ -210,7 +209,7 @@ def diversity_loss(scores: Float[Array, "b t g v"], mask: Bool[Array, "b t"]) ->
     return 1 - jnp.sum(quantizer.perplexity(mean)) / (groups * size)
 
 
-def mean_square(x: Float[Array, "b t e"], lengths: Int[Array, "b"]) -> Float[Array, ""]:
+def mean_square(x: Float[Array, "b t e"], lengths: Lengths) -> Scalar:
     """Mean of x^2 over the channels of all valid frames; x is 0 in the others. 0 without frames."""
     return jnp.sum(jnp.square(x)) / jnp.maximum(jnp.sum(lengths) * x.shape[2], 1)
 

@@ -10,8 +10,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from bljust_jax.common.shapes import Features, Lengths, Mask, Scalar
 from bljust_jax.parallel.batch_map import map_rows
 
 FULL_SCALE = 2.0**-15
@@ -28,21 +29,21 @@ def frame_count(samples: Counts, window: int = 400, hop: int = 160) -> Counts:
     return frames * (frames > 0)
 
 
-def valid_frames(frames: int, lengths: Int[Array, "b"]) -> Bool[Array, "b t"]:
+def valid_frames(frames: int, lengths: Lengths) -> Mask:
     """True on the first `lengths[b]` of `frames` frames."""
     return jnp.arange(frames)[None, :] < lengths[:, None]
 
 
 def log_mel(
     audio: Int[Array, "b s"] | Int[np.ndarray, "b s"],
-    lengths: Int[Array, "b"] | Int[np.ndarray, "b"],
+    lengths: Lengths | Int[np.ndarray, "b"],
     *,
     sample_rate: int = 16000,
     n_mels: int = 80,
     window: int = 400,
     hop: int = 160,
     n_fft: int = 512,
-) -> tuple[Float[Array, "b t m"], Int[Array, "b"]]:
+) -> tuple[Features, Lengths]:
     """Log-mel features: log(sum_k F[k, m] |rfft(hann * x)_k|^2 + 2^-24).
 
     Args:
@@ -79,7 +80,7 @@ def windows(samples: Float[Array, "b s"], window: int, hop: int) -> Float[Array,
 
 def log_energies(
     frames: Float[Array, "b t w"], *, sample_rate: int, n_mels: int, n_fft: int
-) -> Float[Array, "b t m"]:
+) -> Features:
     """log(sum_k F[k, m] |rfft(hann * frame)_k|^2 + 2^-24), the logarithmic energy of each band.
 
     Raises:
@@ -97,11 +98,11 @@ def log_energies(
 
 
 def normalise(
-    features: Float[Array, "b t m"],
-    frame_lengths: Int[Array, "b"],
+    features: Features,
+    frame_lengths: Lengths,
     stats: tuple[Float[Array, "m"], Float[Array, "m"]] | None = None,
     eps: float = 1e-5,
-) -> Float[Array, "b t m"]:
+) -> Features:
     """(x - mean) * rsqrt(std^2 + eps) per mel band; padded frames stay exactly 0.
 
     `stats` is a stored (mean `[M]`, std `[M]`); without it, mean and population variance of the
@@ -121,8 +122,8 @@ def normalise(
 
 
 def moments(
-    features: Float[Array, "b t m"], lengths: Int[Array, "b"]
-) -> tuple[Float[Array, "m"], Float[Array, "m"], Float[Array, ""]]:
+    features: Features, lengths: Lengths
+) -> tuple[Float[Array, "m"], Float[Array, "m"], Scalar]:
     """Sum `[M]`, sum of squares `[M]` and number of valid frames.
 
     Sum them over batches in float64 on the host, then apply `mean_and_std`.

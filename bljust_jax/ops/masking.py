@@ -9,26 +9,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float
 
+from bljust_jax.common.shapes import Lengths, Mask, RowKeys
 from bljust_jax.ops.log_mel import valid_frames
 
 
 class InputMask(NamedTuple):
     """Masks that an encoder applies after its front end."""
 
-    time: Bool[Array, "b t"]  # True = frame replaced by the learned embedding
+    time: Mask  # True = frame replaced by the learned embedding
     channels: Bool[Array, "b d"] | None = None  # True = channel set to 0
 
 
 def start_spans(
-    keys: Key[Array, "b"],
-    lengths: Int[Array, "b"],
+    keys: RowKeys,
+    lengths: Lengths,
     frames: int,
     *,
     probability: float,
     span: int,
-) -> Bool[Array, "b t"]:
+) -> Mask:
     """Each valid frame starts a span with `probability`; a span covers `span` frames, clipped at
     the end of the utterance. True = masked.
 
@@ -47,14 +48,14 @@ def expected_share(length: int, probability: float, span: int) -> float:
 
 
 def wav2vec2_spans(
-    keys: Key[Array, "b"],
-    lengths: Int[Array, "b"],
+    keys: RowKeys,
+    lengths: Lengths,
     frames: int,
     *,
     probability: float,
     span: int,
     least: int = 0,
-) -> Bool[Array, "b t"]:
+) -> Mask:
     """n whole spans of `span` frames, which may overlap, at distinct starts uniform on
     0 .. length - span. True = masked.
 
@@ -73,14 +74,14 @@ def wav2vec2_spans(
     return _cover(rank < count[:, None], span)
 
 
-def _uniform(keys: Key[Array, "b"], draw: int, count: int) -> Float[Array, "b n"]:
+def _uniform(keys: RowKeys, draw: int, count: int) -> Float[Array, "b n"]:
     """Uniform on [0, 1), `count` per row; a prefix does not depend on `count`."""
     return jax.vmap(
         lambda key: jax.random.uniform(jax.random.fold_in(key, draw), (count,), jnp.float32)
     )(keys)
 
 
-def _cover(starts: Bool[Array, "b t"], span: int) -> Bool[Array, "b t"]:
+def _cover(starts: Mask, span: int) -> Mask:
     """True on the `span` frames from each start."""
     begun = jnp.cumsum(starts, axis=1)
     ended = jnp.pad(begun, ((0, 0), (span, 0)))[:, : begun.shape[1]]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from bljust_jax.common.shapes import Features, Lengths
 from bljust_jax.ops import log_mel as uncentred
 from bljust_jax.ops.log_mel import FULL_SCALE, Counts, log_energies, valid_frames, windows
 
@@ -24,14 +25,14 @@ def frame_count(samples: Counts, window: int = 400, hop: int = 160) -> Counts:
 
 def log_mel(
     audio: Int[Array, "b s"] | Int[np.ndarray, "b s"],
-    lengths: Int[Array, "b"] | Int[np.ndarray, "b"],
+    lengths: Lengths | Int[np.ndarray, "b"],
     *,
     sample_rate: int = 16000,
     n_mels: int = 80,
     window: int = 400,
     hop: int = 160,
     n_fft: int = 512,
-) -> tuple[Float[Array, "b t m"], Int[Array, "b"]]:
+) -> tuple[Features, Lengths]:
     """`ops.log_mel.log_mel` of x[n] - 0.97 x[n - 1], frame i over samples i * hop -+ window / 2.
 
     Args:
@@ -58,11 +59,11 @@ def log_mel(
 
 
 def normalise(
-    features: Float[Array, "b t m"],
-    frame_lengths: Int[Array, "b"],
+    features: Features,
+    frame_lengths: Lengths,
     stats: tuple[Float[Array, "m"], Float[Array, "m"]] | None = None,
     eps: float = 1e-5,
-) -> Float[Array, "b t m"]:
+) -> Features:
     """(x - mean) / (std + eps) per mel band; padded frames stay exactly 0.
 
     Mean and unbiased variance are those of the utterance's valid frames. With `stats`, a stored

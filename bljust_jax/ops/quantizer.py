@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
+
+from bljust_jax.common.shapes import Mask, Rng, RowKeys, Scalar
 
 HIGHEST = jax.lax.Precision.HIGHEST
 EPS = 1e-12
@@ -20,7 +22,7 @@ ENTRIES = 2**24
 
 
 def init_random_projection(
-    rng: Key[Array, ""], dim: int, codes: int, code_dim: int, codebooks: int = 1
+    rng: Rng, dim: int, codes: int, code_dim: int, codebooks: int = 1
 ) -> dict[str, Float[Array, "..."]]:
     """{"projection": `[C, D, d]`, "codebook": `[C, V, d]`}: arrays that are never trained.
 
@@ -77,7 +79,7 @@ def nearest(
 
 
 def gumbel(
-    keys: Key[Array, "b"], positions: Int[Array, "b t"], shape: tuple[int, ...]
+    keys: RowKeys, positions: Int[Array, "b t"], shape: tuple[int, ...]
 ) -> Float[Array, "b t ..."]:
     """Standard Gumbel noise -log(-log u), `[B, T, *shape]`, from (utterance key, frame index)."""
 
@@ -102,9 +104,7 @@ def select(
     return best + (soft - jax.lax.stop_gradient(soft))  # the difference is exactly 0
 
 
-def annealed(
-    step: Any, start: float | int, end: float | int, decay: float | int
-) -> Float[Array, ""]:
+def annealed(step: Any, start: float | int, end: float | int, decay: float | int) -> Scalar:
     """max(end, start * decay^step), the decreasing temperature of `select`."""
     return jnp.maximum(end, start * jnp.exp(math.log(decay) * jnp.asarray(step, jnp.float32)))
 
@@ -146,9 +146,7 @@ def usage_metrics(name: str, counts: Float[Array, "c v"]) -> dict[str, tuple[Any
     return {f"codebook/{name}/{key}": (some * jnp.mean(x), some) for key, x in figures.items()}
 
 
-def count_codes(
-    codes: Int[Array, "b t c"], counted: Bool[Array, "b t"], size: int
-) -> Float[Array, "c v"]:
+def count_codes(codes: Int[Array, "b t c"], counted: Mask, size: int) -> Float[Array, "c v"]:
     """Occurrences of each of `size` codes in the frames where `counted` is True."""
     books = codes.shape[-1]
     place = codes + size * jnp.arange(books)[None, None, :]
@@ -175,7 +173,7 @@ def soft_nats(
 
 def sum_over_frames(
     fn: Callable[..., Any],
-    wanted: Bool[Array, "b t"],
+    wanted: Mask,
     *arrays: Array,
     width: int,
     entries: int = ENTRIES,

@@ -2,20 +2,22 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
+
+from bljust_jax.common.shapes import Features, Lengths, Rng, RowKeys
 
 
 def specaugment(
-    features: Float[Array, "b t m"],
-    lengths: Int[Array, "b"],
-    keys: Key[Array, "b"],
+    features: Features,
+    lengths: Lengths,
+    keys: RowKeys,
     *,
     freq_masks: int = 2,
     freq_width: int = 27,
     time_masks: int = 2,
     time_width: int = 20,
     max_time_share: float = 0.15,
-) -> Float[Array, "b t m"]:
+) -> Features:
     """Set random mel bands and spans of frames to 0, the mean of normalised features.
 
     The width of a mask is uniform on 0..cap and its start uniform where it fits. The cap is
@@ -31,7 +33,7 @@ def specaugment(
     """
     frames, bands = features.shape[1:]
 
-    def masked(length: Int[Array, ""], key: Key[Array, ""]) -> Bool[Array, "t m"]:
+    def masked(length: Int[Array, ""], key: Rng) -> Bool[Array, "t m"]:
         draws = jax.random.uniform(key, (2, freq_masks + time_masks))
         time_cap = jnp.minimum(time_width, jnp.floor(max_time_share * length).astype(jnp.int32))
         in_band = _spans(draws[:, :freq_masks], bands, min(freq_width, bands), bands)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int
 
 from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Frames, Lengths, Rng, RowKeys
 from bljust_jax.models import audio_features
 from bljust_jax.ops.masking import InputMask
 
@@ -22,8 +23,8 @@ from bljust_jax.ops.masking import InputMask
 class Encoded(NamedTuple):
     """The output of `Encoder.encode`."""
 
-    output: Float[Array, "b t d"]  # float32, exactly 0 in padded frames
-    lengths: Int[Array, "b"]
+    output: Frames  # float32, exactly 0 in padded frames
+    lengths: Lengths
     hidden: dict[str, Any]  # "latents" [B, T, E]: the frames before any context is mixed in
     stats: dict[str, Any]  # {"encoder": updated running statistics}; {} without any
 
@@ -77,14 +78,14 @@ class Encoder:
         params: Any,
         stats: Any,
         audio: Int[Array, "b s"],
-        audio_lengths: Int[Array, "b"],
+        audio_lengths: Lengths,
         *,
         context: str = "full",
         train: bool = False,
         stored_statistics: bool | None = None,
-        augment_keys: Key[Array, "b"] | None = None,
+        augment_keys: RowKeys | None = None,
         input_mask: InputMask | None = None,
-        rng: Key[Array, ""] | None = None,
+        rng: Rng | None = None,
     ) -> Encoded:
         """Features of int16 audio, then `encode`: the forward pass of training and evaluation.
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Features, Lengths, Rng
 from bljust_jax.models import encoders
 from bljust_jax.models.cnn_rnn_blocks import (
     GATES,
@@ -112,7 +113,7 @@ class CnnRnn:
         return modules | ({"proj": Dense(self.proj, dtype=dtype)} if self.proj else {})
 
     @partial(jax.jit, static_argnums=0)
-    def init(self, rng: Key[Array, ""]) -> tuple[Params, dict[str, Any]]:
+    def init(self, rng: Rng) -> tuple[Params, dict[str, Any]]:
         """Float32 parameters {"stem", "cnn1", ..., "linear", "rnn1", ..., "proj"} and no stats."""
         c, width, valid = self.channels, 2 * self.units, jnp.ones((1, 1), bool)
         grid, backwards = jnp.zeros((1, 1, self.bands, c)), jnp.zeros((1, 1, 1), jnp.int32)
@@ -135,17 +136,15 @@ class CnnRnn:
     def apply(
         self,
         params: Params,
-        x: Float[Array, "b t m"],
-        lengths: Int[Array, "b"],
+        x: Features,
+        lengths: Lengths,
         *,
         context: Literal["full", "causal"] = "full",
         depth: int | None = None,
         train: bool = False,
         stats: dict[str, Any] | None = None,
-        rng: Key[Array, ""] | None = None,
-    ) -> tuple[
-        Float[Array, "b u d"], Int[Array, "b"], dict[str, Float[Array, "b u e"]], dict[str, Any]
-    ]:
+        rng: Rng | None = None,
+    ) -> tuple[Float[Array, "b u d"], Lengths, dict[str, Float[Array, "b u e"]], dict[str, Any]]:
         """Encode features.
 
         Args:

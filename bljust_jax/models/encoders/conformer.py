@@ -9,9 +9,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Features, Lengths, Rng
 from bljust_jax.models import encoders, remat
 from bljust_jax.models.conformer_block import ConformerBlock
 from bljust_jax.models.encoders import Encoder
@@ -112,7 +113,7 @@ class Conformer:
         return ConformerBlock(self.heads, self.kernel, self.ff_mult, dropout, self.window, dtype)
 
     @partial(jax.jit, static_argnums=0)
-    def init(self, rng: Key[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init(self, rng: Rng) -> tuple[dict[str, Any], dict[str, Any]]:
         """Float32 parameters {"frontend", "blocks"} and stats; blocks are stacked on axis 0.
 
         Stats are {"mean": 0, "var": 1}, `[L, D]` each, for the "batch" norm and {} for "layer".
@@ -135,17 +136,15 @@ class Conformer:
     def apply(
         self,
         params: dict[str, Any],
-        x: Float[Array, "b t m"],
-        lengths: Int[Array, "b"],
+        x: Features,
+        lengths: Lengths,
         *,
         context: Context = "full",
         depth: int | None = None,
         train: bool = False,
         stats: dict[str, Any] | None = None,
-        rng: Key[Array, ""] | None = None,
-    ) -> tuple[
-        Float[Array, "b u d"], Int[Array, "b"], dict[str, Float[Array, "b u d"]], dict[str, Any]
-    ]:
+        rng: Rng | None = None,
+    ) -> tuple[Float[Array, "b u d"], Lengths, dict[str, Float[Array, "b u d"]], dict[str, Any]]:
         """Encode features.
 
         Args:

@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.shapes import Frames, Lengths, Rng
 from bljust_jax.models import audio_features, encoders, remat
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.models.layers import (
@@ -124,7 +125,7 @@ class Wav2Vec2:
         }
 
     @partial(jax.jit, static_argnums=0)
-    def init(self, rng: Key[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init(self, rng: Rng) -> tuple[dict[str, Any], dict[str, Any]]:
         """Float32 parameters {"frontend", "projection", "masked_embedding", "positions", "norm",
         "blocks"} and no stats; blocks are stacked on axis 0. The mask embedding is uniform on
         [0, 1)."""
@@ -155,17 +156,15 @@ class Wav2Vec2:
         self,
         params: dict[str, Any],
         x: Float[Array, "b s"],
-        lengths: Int[Array, "b"],
+        lengths: Lengths,
         *,
         context: str = "full",
         input_mask: InputMask | None = None,
         depth: int | None = None,
         train: bool = False,
         stats: dict[str, Any] | None = None,
-        rng: Key[Array, ""] | None = None,
-    ) -> tuple[
-        Float[Array, "b t d"], Int[Array, "b"], dict[str, Float[Array, "b t c"]], dict[str, Any]
-    ]:
+        rng: Rng | None = None,
+    ) -> tuple[Frames, Lengths, dict[str, Float[Array, "b t c"]], dict[str, Any]]:
         """Encode waveforms.
 
         Args:
@@ -222,7 +221,7 @@ class Wav2Vec2:
         x: Array,
         valid: Array,
         layers: int,
-        rng: Key[Array, ""] | None,
+        rng: Rng | None,
     ) -> Array:
         """Positions, then the first `layers` blocks; with `rng`, dropout and layerdrop."""
         dropping, skipping = (rng is not None and p > 0 for p in (self.dropout, self.layerdrop))
@@ -341,9 +340,7 @@ def make_features(config: Any, model: Wav2Vec2):
     return features
 
 
-def waveform(
-    audio: Int[Array, "b s"], lengths: Int[Array, "b"], normalised: bool
-) -> Float[Array, "b s"]:
+def waveform(audio: Int[Array, "b s"], lengths: Lengths, normalised: bool) -> Float[Array, "b s"]:
     """int16 samples to float32, full scale 1.0, 0 in padding; `normalised`: (x - mean) /
     sqrt(var + 1e-7) over the valid samples of the utterance."""
     valid = valid_frames(audio.shape[1], lengths)

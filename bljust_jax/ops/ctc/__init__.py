@@ -11,10 +11,11 @@ import importlib
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 # Both XLA forms are imported here, not when chosen: that is in the depth of a trace, where Python
 # 3.11 can fail to parse a module.
+from bljust_jax.common.shapes import Labels, Lengths, Logits, Scalar
 from bljust_jax.ops.ctc import one_scan, scan  # noqa: F401
 from bljust_jax.ops.ctc.align import Alignment, ctc_align
 from bljust_jax.ops.ctc.trellis import (
@@ -36,10 +37,10 @@ _AUTO = {"cpu": "scan", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
 def ctc_loss(
-    logits: Float[Array, "b t k"],
-    logit_lengths: Int[Array, "b"],
-    labels: Int[Array, "b u"],
-    label_lengths: Int[Array, "b"],
+    logits: Logits,
+    logit_lengths: Lengths,
+    labels: Labels,
+    label_lengths: Lengths,
     *,
     blank: int = 0,
     implementation: str = "auto",
@@ -84,7 +85,7 @@ def ctc_loss(
 
 
 def ctc_feasible(
-    labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], logit_lengths: Int[Array, "b"]
+    labels: Labels, label_lengths: Lengths, logit_lengths: Lengths
 ) -> Bool[Array, "b"]:
     """True where some path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats.
 
@@ -94,9 +95,7 @@ def ctc_feasible(
     return feasible(labels, label_lengths, logit_lengths)
 
 
-def blank_share(
-    logits: Float[Array, "b t k"], logit_lengths: Int[Array, "b"], *, blank: int = 0
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def blank_share(logits: Logits, logit_lengths: Lengths, *, blank: int = 0) -> tuple[Scalar, Scalar]:
     """(number of valid frames whose best class is blank, number of valid frames).
 
     The share is near 1 early in training; if it stays there, CTC has not found its alignments.

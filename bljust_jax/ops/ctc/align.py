@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from bljust_jax.common.shapes import Labels, Lengths, Logits
 from bljust_jax.ops.ctc.trellis import (
     NEG,
     Trellis,
@@ -29,18 +30,18 @@ class Alignment(NamedTuple):
     """The most probable path that spells the labels; see `ctc_align`."""
 
     path: Int[Array, "b t"]
-    starts: Int[Array, "b u"]
-    ends: Int[Array, "b u"]
+    starts: Labels
+    ends: Labels
     confidence: Float[Array, "b u"]
     score: Float[Array, "b"]
 
 
 @functools.partial(jax.jit, static_argnames=("blank",))
 def ctc_align(
-    logits: Float[Array, "b t k"],
-    logit_lengths: Int[Array, "b"],
-    labels: Int[Array, "b u"],
-    label_lengths: Int[Array, "b"],
+    logits: Logits,
+    logit_lengths: Lengths,
+    labels: Labels,
+    label_lengths: Lengths,
     *,
     blank: int = 0,
 ) -> Alignment:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from bljust_jax.common.shapes import Labels, Lengths, Logits
 from bljust_jax.ops.log_mel import valid_frames
 
 NEG = -1e30  # log(0) as a finite number, so that differences stay finite
@@ -36,8 +37,8 @@ class Trellis(NamedTuple):
     blank: Float[Array, "t b 1"]  # log-probability of blank
     label: Float[Array, "t b w"]  # log-probability of label u; NEG where u is no label
     repeat: Bool[Array, "b w"]  # label u equals label u-1
-    logit_lengths: Int[Array, "b"]  # real frames, the first of T
-    label_lengths: Int[Array, "b"]  # real labels, at most W - 1
+    logit_lengths: Lengths  # real frames, the first of T
+    label_lengths: Lengths  # real labels, at most W - 1
 
 
 class Recursions(NamedTuple):
@@ -56,7 +57,7 @@ class Recursions(NamedTuple):
     occupancy: Callable[[Trellis, Any], Array]
 
 
-def repeats(labels: Int[Array, "b u"], label_lengths: Int[Array, "b"]) -> Bool[Array, "b u"]:
+def repeats(labels: Labels, label_lengths: Lengths) -> Bool[Array, "b u"]:
     """Real label u equals label u-1."""
     width = labels.shape[1]
     previous = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)))[:, :width]
@@ -64,9 +65,7 @@ def repeats(labels: Int[Array, "b u"], label_lengths: Int[Array, "b"]) -> Bool[A
     return (labels == previous) & (position < label_lengths[:, None]) & (position > 0)
 
 
-def feasible(
-    labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], logit_lengths: Int[Array, "b"]
-) -> Bool[Array, "b"]:
+def feasible(labels: Labels, label_lengths: Lengths, logit_lengths: Lengths) -> Bool[Array, "b"]:
     """True where a path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats."""
     return label_lengths + jnp.sum(repeats(labels, label_lengths), axis=1) <= logit_lengths
 
@@ -103,16 +102,14 @@ class Softmax(NamedTuple):
     log_sum: Float[Array, "b t 1"]  # log(sum(exp(logits - peak)))
 
 
-def softmax_of(logits: Float[Array, "b t k"]) -> Softmax:
+def softmax_of(logits: Logits) -> Softmax:
     """The two statistics of each frame, in float32 (float64 for float64)."""
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     peak = jnp.max(wide, axis=-1, keepdims=True)
     return Softmax(peak, jnp.log(jnp.sum(jnp.exp(wide - peak), axis=-1, keepdims=True)))
 
 
-def columns_of(
-    labels: Int[Array, "b u"], label_lengths: Int[Array, "b"], blank: int
-) -> Int[Array, "b w"]:
+def columns_of(labels: Labels, label_lengths: Lengths, blank: int) -> Int[Array, "b w"]:
     """Class id of each label position of the lattice, `blank` where there is no label."""
     is_label = jnp.arange(labels.shape[1])[None, :] < label_lengths[:, None]
     extra = VECTOR - labels.shape[1] % VECTOR
@@ -121,11 +118,11 @@ def columns_of(
 
 
 def trellis_of(
-    logits: Float[Array, "b t k"],
+    logits: Logits,
     softmax: Softmax,
-    logit_lengths: Int[Array, "b"],
-    labels: Int[Array, "b u"],
-    label_lengths: Int[Array, "b"],
+    logit_lengths: Lengths,
+    labels: Labels,
+    label_lengths: Lengths,
     blank: int,
 ) -> Trellis:
     """Gather the W log-probabilities of each frame, time first, without an array of size B*T*K.
