@@ -15,15 +15,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Labels, Lengths, Mask, Rng
-from bljust_jax.models import heads
+from bljust_jax.models import heads, layers
 from bljust_jax.models.attention import MASKED_SCORE, relative_positions
 from bljust_jax.models.conformer_block import FeedForward
-from bljust_jax.models.layers import Dense, dropout_keys, drops, init_params, init_stack
 from bljust_jax.models.norms import LayerNorm, at_least_float32
 from bljust_jax.ops.log_mel import valid_frames
-from bljust_jax.parallel.rules import gathered
 
 
 class KeysValues(NamedTuple):
@@ -53,7 +52,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        dense = partial(Dense, self.dim, dtype=self.dtype)
+        dense = partial(layers.Dense, self.dim, dtype=self.dtype)
         self.query, self.out = dense(), dense()
         self.key, self.value = dense(use_bias=False), dense(use_bias=False)
 
@@ -162,23 +161,13 @@ class Decoder:
     scan_unroll: int = 1
 
     def __post_init__(self):
+        config_schema.check_model(self, "decoder ")
         if self.dim % self.heads or self.dim % 2:
             raise UserError(
                 f"decoder dim={self.dim} must be even and a multiple of heads={self.heads}"
             )
-        if self.layers < 1:
-            raise UserError(f"decoder layers={self.layers} must be at least 1")
         if self.vocab_size < 2:
-            raise UserError(
-                f"decoder vocab_size={self.vocab_size} must be at least 2: the end of a text and a "
-                "token"
-            )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"decoder dropout={self.dropout} must lie in [0, 1)")
-        if self.dtype not in ("float32", "bfloat16", "float64"):
-            raise UserError(
-                f"decoder dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)"
-            )
+            raise UserError(f"decoder vocab_size={self.vocab_size} must be at least 2: end, token")
 
     @property
     def block(self) -> DecoderBlock:
@@ -197,8 +186,8 @@ class Decoder:
         valid, shape = jnp.ones((1, 1), bool), (self.vocab_size, self.dim)
         return {
             "embedding": jax.random.normal(embedding, shape, jnp.float32) * self.dim**-0.5,
-            "blocks": init_stack(self.block, blocks, self.layers, x, memory, valid),
-            "norm": init_params(LayerNorm(), rng, x),
+            "blocks": layers.init_stack(self.block, blocks, self.layers, x, memory, valid),
+            "norm": layers.init_params(LayerNorm(), rng, x),
             "output": heads.init(output, self.dim, self.vocab_size),
         }
 
@@ -229,25 +218,23 @@ class Decoder:
         Raises:
           ValueError: dropout without `rng`.
         """
-        dropping = drops(self.dropout, train, rng)
+        dropping = layers.drops(self.dropout, train, rng)
         valid, memory = _clean(memory, memory_lengths)
         real = valid_frames(tokens.shape[1], token_lengths)
         positions = _positions(tokens.shape[1], self.dim)[None]
         x = self._embed(params, tokens, positions)
         keys = None
         if dropping:
-            keys = dropout_keys(rng, self.layers + 1)
+            keys = layers.dropout_keys(rng, self.layers + 1)
             x = nn.Dropout(self.dropout).apply({}, x, deterministic=False, rng=keys[0])
             keys = keys[1:]
         block = self.block
 
-        def step(x, layer):
-            weights, key = layer
-            weights = gathered(weights)
+        def step(x, weights, key):
             rngs = {"dropout": key} if dropping else {}
             return block.apply({"params": weights}, x, memory, valid, dropping, rngs=rngs), None
 
-        x, _ = lax.scan(step, x, (params["blocks"], keys), unroll=self.scan_unroll)
+        x, _ = layers.scan_blocks(step, x, params["blocks"], keys, unroll=self.scan_unroll)
         return jnp.where(real[..., None], self._logits(params, x), 0.0)
 
     def begin(
@@ -265,8 +252,8 @@ class Decoder:
         valid, memory = _clean(memory, memory_lengths)
         project = partial(self.block.apply, method="project_memory")
         given = jax.vmap(lambda weights: project({"params": weights}, memory))(params["blocks"])
-        layers, batch, _, *split = given.keys.shape
-        shape = (layers, batch, beam, max_len, *split)
+        blocks, batch, _, *split = given.keys.shape
+        shape = (blocks, batch, beam, max_len, *split)
         past = KeysValues(*(jnp.zeros(shape, given.keys.dtype) for _ in KeysValues._fields))
         return Cache(given, valid, past)
 
@@ -296,8 +283,8 @@ class Decoder:
             inputs = x, memory, cache.valid, past, position
             return block.apply({"params": weights}, *inputs, method="extend")
 
-        layers = params["blocks"], cache.memory, past
-        x, new = lax.scan(step, x, layers, unroll=self.scan_unroll)
+        stacked = params["blocks"], cache.memory, past
+        x, new = lax.scan(step, x, stacked, unroll=self.scan_unroll)
         write = partial(lax.dynamic_update_slice_in_dim, start_index=position, axis=3)
         return self._logits(params, x), cache._replace(past=jax.tree.map(write, past, new))
 

@@ -1,4 +1,4 @@
-"""Dense layers with normal kernels; initialisation, depth and dropout keys of stacked blocks."""
+"""Dense layers with normal kernels; initialisation, scan and dropout keys of stacked blocks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,11 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Key
 
-# Normal with variance 1 / fan-in, the product of all axes but the last.
 from bljust_jax.common.shapes import Rng
+from bljust_jax.models import remat
+from bljust_jax.parallel.rules import gathered
 
+# Normal with variance 1 / fan-in, the product of all axes but the last.
 KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 Dense = partial(nn.Dense, kernel_init=KERNEL)
@@ -26,6 +29,24 @@ def init_stack(block: nn.Module, rng: Rng, layers: int, *inputs: Any) -> dict[st
     """Parameters of `layers` equal blocks, each leaf stacked on axis 0."""
     keys = jax.random.split(rng, layers)
     return jax.vmap(lambda key: init_params(block, key, *inputs))(keys)
+
+
+def scan_blocks(
+    step: Callable[..., Any], x: Any, params: Any, *own: Any, policy: str = "none", unroll: int
+) -> tuple[Any, Any]:
+    """x through stacked blocks, `step(x, params, *own) -> (x, output)` for each: (x, outputs).
+
+    params, own: trees with the blocks on axis 0, or None; the parameters of a block are gathered
+        from the devices that share them
+    policy: of rematerialisation; unroll: blocks per iteration
+    """
+
+    def block(x, layer):
+        params, *own = layer
+        return step(x, gathered(params), *own)
+
+    block = remat.wrap(block, policy, unrolled=unroll > 1)
+    return lax.scan(block, x, (params, *own), unroll=unroll)
 
 
 def shapes_of(init: Callable[[Any], Any]) -> Any:

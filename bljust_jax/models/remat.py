@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import jax
 
-from bljust_jax.common.errors import UserError
-
 # "none" stores all activations; "full" stores the block's input and recomputes the rest; "dots"
 # also stores the results of products with weights, the most expensive to recompute
 POLICIES = {
@@ -13,12 +11,6 @@ POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-def check(policy: str) -> None:
-    """Raise UserError for an unknown policy."""
-    if policy not in POLICIES:
-        raise UserError(f"config.model.remat={policy!r} must be one of {', '.join(POLICIES)}")
 
 
 def wrap(function: Callable, policy: str, unrolled: bool = True) -> Callable:

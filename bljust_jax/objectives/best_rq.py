@@ -152,10 +152,7 @@ def split_codebooks(logits: Logits, size: QuantizerSize) -> Float[Array, "b t c 
 
 
 def anchor_labels(
-    frozen: dict[str, Float[Array, "..."]],
-    x: Features,
-    lengths: Lengths,
-    stack: int,
+    frozen: dict[str, Float[Array, "..."]], x: Features, lengths: Lengths, stack: int
 ) -> Int[Array, "b u c"]:
     """The nearest code of each `stack` frames of features, U = ceil(T / stack).
 

@@ -23,12 +23,7 @@ class InputMask(NamedTuple):
 
 
 def start_spans(
-    keys: RowKeys,
-    lengths: Lengths,
-    frames: int,
-    *,
-    probability: float,
-    span: int,
+    keys: RowKeys, lengths: Lengths, frames: int, *, probability: float, span: int
 ) -> Mask:
     """Each valid frame starts a span with `probability`; a span covers `span` frames, clipped at
     the end of the utterance. True = masked.
@@ -48,13 +43,7 @@ def expected_share(length: int, probability: float, span: int) -> float:
 
 
 def wav2vec2_spans(
-    keys: RowKeys,
-    lengths: Lengths,
-    frames: int,
-    *,
-    probability: float,
-    span: int,
-    least: int = 0,
+    keys: RowKeys, lengths: Lengths, frames: int, *, probability: float, span: int, least: int = 0
 ) -> Mask:
     """n whole spans of `span` frames, which may overlap, at distinct starts uniform on
     0 .. length - span. True = masked.

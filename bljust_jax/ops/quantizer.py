@@ -172,11 +172,7 @@ def soft_nats(
 
 
 def sum_over_frames(
-    fn: Callable[..., Any],
-    wanted: Mask,
-    *arrays: Array,
-    width: int,
-    entries: int = ENTRIES,
+    fn: Callable[..., Any], wanted: Mask, *arrays: Array, width: int, entries: int = ENTRIES
 ) -> Any:
     """Sums of `fn` over the wanted frames, with the scores of few frames in memory at a time.
 

@@ -325,10 +325,10 @@ def test_flops_of_the_first_layers():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "rnn"}, "kind='rnn' must be gru or lstm"),
+        ({"kind": "rnn"}, "kind='rnn': .* There are: lstm, gru"),
         ({"heads": 3}, "channels=4 must be a multiple of heads=3"),
         ({"rnn_layers": 0}, "rnn_layers=0"),
-        ({"dtype": "bf16"}, "dtype=bf16"),
+        ({"dtype": "bf16"}, "dtype='bf16'"),
     ],
 )
 def test_impossible_fields_are_the_users_error(fields, message):

@@ -261,8 +261,8 @@ def test_flops_are_those_the_compiler_counts_in_the_products(subsampling):
     [
         ({"dim": 15}, "dim=15"),
         ({"kernel": 4}, "kernel=4"),
-        ({"dtype": "bf16"}, "dtype=bf16"),
-        ({"subsampling": "conv1d"}, "subsampling='conv1d' must be conv2d or parakeet"),
+        ({"dtype": "bf16"}, "dtype='bf16'"),
+        ({"subsampling": "conv1d"}, "subsampling='conv1d': .* There are: conv2d, parakeet"),
         ({"subsampling_factor": 6}, "subsampling_factor=6"),
     ],
 )

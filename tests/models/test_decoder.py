@@ -238,7 +238,7 @@ def test_initial_scale_and_size():
         ({"layers": 0}, "decoder layers=0"),
         ({"vocab_size": 1}, "decoder vocab_size=1"),
         ({"dropout": 1.0}, r"decoder dropout=1.0"),
-        ({"dtype": "bf16"}, "decoder dtype=bf16"),
+        ({"dtype": "bf16"}, "decoder dtype='bf16'"),
     ],
 )
 def test_impossible_fields_are_the_users_error(fields, message):

@@ -4,6 +4,7 @@
 A new field of a config gets a row here; a test compares the two.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -63,6 +64,15 @@ def check(group: Any, name: str = "config") -> None:
     for field, value, row in rows(group, name):
         if row is not None:
             _check_value(field, value, row, recipe)
+
+
+def check_model(model: Any, prefix: str = "") -> None:
+    """UserError for the first field of a dataclass that the row of that name of `config.model` does
+    not allow; `prefix` comes before the name."""
+    for field in dataclasses.fields(model):
+        if field.name in models.MODEL:
+            value, row = getattr(model, field.name), models.MODEL[field.name]
+            _check_value(prefix + field.name, value, row, "")
 
 
 def _check_value(name: str, value: Any, row: Field, recipe: str) -> None:

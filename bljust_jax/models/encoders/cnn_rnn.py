@@ -16,21 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Features, Lengths, Rng
-from bljust_jax.models import encoders
-from bljust_jax.models.cnn_rnn_blocks import (
-    GATES,
-    Convolution,
-    ConvolutionLayer,
-    Params,
-    RecurrentLayer,
-    ResidualLayer,
-    gelu,
-    reversed_frames,
-)
+from bljust_jax.models import cnn_rnn_blocks as parts
+from bljust_jax.models import encoders, layers
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.models.layers import Dense, dropout_keys, drops, init_params, resolve_depth
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.subsampling import output_lengths
 from bljust_jax.ops.log_mel import valid_frames
@@ -79,14 +70,9 @@ class CnnRnn:
     scan_unroll: int = 1
 
     def __post_init__(self):
-        if self.kind not in GATES:
-            raise UserError(f"kind={self.kind!r} must be {' or '.join(GATES)}")
+        config_schema.check_model(self)
         if self.kind == "gru" and self.channels % self.heads:
             raise UserError(f"channels={self.channels} must be a multiple of heads={self.heads}")
-        if self.rnn_layers < 1:
-            raise UserError(f"rnn_layers={self.rnn_layers} must be at least 1")
-        if self.dtype not in ("float32", "bfloat16", "float64"):
-            raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
 
     @property
     def dim(self) -> int:
@@ -102,18 +88,18 @@ class CnnRnn:
     def modules(self) -> dict[str, nn.Module]:
         """The modules of the parameters of the same names, in the order of their application."""
         dtype, rate = jnp.dtype(self.dtype), self.dropout
-        cnn = ConvolutionLayer(self.channels, rate)
+        cnn = parts.ConvolutionLayer(self.channels, rate)
         if self.kind == "gru":
-            cnn = ResidualLayer(self.channels, self.heads, rate)
-        rnn = RecurrentLayer(self.kind, self.units, rate, self.scan_unroll)
-        modules = {"stem": Convolution(self.channels, 2)}
+            cnn = parts.ResidualLayer(self.channels, self.heads, rate)
+        rnn = parts.RecurrentLayer(self.kind, self.units, rate, self.scan_unroll)
+        modules = {"stem": parts.Convolution(self.channels, 2)}
         modules |= {f"cnn{i + 1}": cnn for i in range(self.cnn_layers)}
-        modules["linear"] = Dense(self.latent_dim, dtype=dtype)
+        modules["linear"] = layers.Dense(self.latent_dim, dtype=dtype)
         modules |= {f"rnn{i + 1}": rnn for i in range(self.rnn_layers)}
-        return modules | ({"proj": Dense(self.proj, dtype=dtype)} if self.proj else {})
+        return modules | ({"proj": layers.Dense(self.proj, dtype=dtype)} if self.proj else {})
 
     @partial(jax.jit, static_argnums=0)
-    def init(self, rng: Rng) -> tuple[Params, dict[str, Any]]:
+    def init(self, rng: Rng) -> tuple[dict[str, Any], dict[str, Any]]:
         """Float32 parameters {"stem", "cnn1", ..., "linear", "rnn1", ..., "proj"} and no stats."""
         c, width, valid = self.channels, 2 * self.units, jnp.ones((1, 1), bool)
         grid, backwards = jnp.zeros((1, 1, self.bands, c)), jnp.zeros((1, 1, 1), jnp.int32)
@@ -130,12 +116,12 @@ class CnnRnn:
         params = {}
         for (name, module), key in zip(modules.items(), keys, strict=True):
             given = inputs[name] if name in inputs else inputs[name.rstrip("0123456789")]
-            params[name] = init_params(module, key, *given)
+            params[name] = layers.init_params(module, key, *given)
         return params, {}
 
     def apply(
         self,
-        params: Params,
+        params: dict[str, Any],
         x: Features,
         lengths: Lengths,
         *,
@@ -166,9 +152,9 @@ class CnnRnn:
                 f"context={context!r}: a bidirectional encoder reads future frames; set"
                 " config.cpc.context='chunked' and config.ctc.context='full'"
             )
-        layers = resolve_depth(depth, self.rnn_layers, least=1)
-        train = drops(self.dropout, train, rng)
-        keys = iter(dropout_keys(rng, self.cnn_layers + layers)) if train else None
+        depth = layers.resolve_depth(depth, self.rnn_layers, least=1)
+        train = layers.drops(self.dropout, train, rng)
+        keys = iter(layers.dropout_keys(rng, self.cnn_layers + depth)) if train else None
         modules = self.modules
 
         def run(name: str, *given: Array, options: tuple = ()) -> Array:
@@ -184,11 +170,11 @@ class CnnRnn:
         x = jnp.where(valid[..., None, None], x, 0.0)
         latents = run("linear", x.reshape(*x.shape[:2], -1))
         latents = hidden = jnp.where(valid[..., None], latents, 0.0)
-        backwards = reversed_frames(latents.shape[1], lengths)
-        for i in range(layers):
+        backwards = parts.reversed_frames(latents.shape[1], lengths)
+        for i in range(depth):
             hidden = run(f"rnn{i + 1}", hidden, backwards, options=(train,))
         if self.proj:
-            hidden = gelu(run("proj", hidden))
+            hidden = parts.gelu(run("proj", hidden))
         output = jnp.where(valid[..., None], at_least_float32(hidden), 0.0)
         return output, lengths, {"latents": at_least_float32(latents)}, stats or {}
 
@@ -209,7 +195,7 @@ class CnnRnn:
         total = 18 * n * c + self.cnn_layers * layer + 2 * n * c * self.latent_dim
         for i in range(self.rnn_layers if depth is None else depth):
             inputs = 2 * h if i else self.latent_dim
-            total += 4 * t * GATES[self.kind] * h * (inputs + h)
+            total += 4 * t * parts.GATES[self.kind] * h * (inputs + h)
         return float(total + 4 * t * h * self.proj)
 
 

@@ -8,26 +8,17 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
+from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Features, Lengths, Rng
-from bljust_jax.models import encoders, remat
+from bljust_jax.models import encoders, layers, remat
 from bljust_jax.models.conformer_block import ConformerBlock
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.models.layers import (
-    dropout_keys,
-    drops,
-    init_params,
-    init_stack,
-    resolve_depth,
-    shapes_of,
-)
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.models.subsampling import FACTORS, Subsampling, output_lengths, subsampling_flops
 from bljust_jax.ops.log_mel import valid_frames
-from bljust_jax.parallel.rules import gathered
 
 # S, M and L are table 1 of Gulati et al. (2020): 10.3, 30.7 and 118.8 M parameters with their LSTM
 # transducer decoders. These encoders have 8.7, 27.3 and 115.1 M (tests/golden): the rest, 1.6, 3.4
@@ -39,7 +30,6 @@ SIZES: dict[str, dict[str, int]] = {
     "L": {"dim": 512, "layers": 17, "heads": 8, "kernel": 31, "channels": 512},
 }
 
-NORMS = ("layer", "batch")
 Context = Literal["full", "causal"]
 
 
@@ -80,22 +70,11 @@ class Conformer:
     window: int = 0
 
     def __post_init__(self):
+        config_schema.check_model(self)
         if self.dim % self.heads or self.dim % 2:
             raise UserError(f"dim={self.dim} must be even and a multiple of heads={self.heads}")
-        remat.check(self.remat)
-        if self.dtype not in ("float32", "bfloat16", "float64"):
-            raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
         if self.kernel % 2 == 0:
             raise UserError(f"kernel={self.kernel} must be odd, as its taps are centred")
-        if self.subsampling not in FACTORS:
-            known = " or ".join(FACTORS)
-            raise UserError(f"subsampling={self.subsampling!r} must be {known}")
-        if self.factor not in (4, 8):
-            raise UserError(f"subsampling_factor={self.subsampling_factor} must be 4 or 8")
-        if self.norm not in NORMS:
-            raise UserError(f"norm={self.norm!r} must be {' or '.join(NORMS)}")
-        if self.window < 0 or self.window == 1:
-            raise UserError(f"window={self.window} must be 0, for all frames, or at least 2")
 
     @property
     def factor(self) -> int:
@@ -122,8 +101,8 @@ class Conformer:
         features, latents = jnp.zeros((1, 4, self.n_mels)), jnp.zeros((1, 1, self.dim))
         frontend, blocks = jax.random.split(rng)
         params = {
-            "frontend": init_params(self.frontend, frontend, features, lengths),
-            "blocks": init_stack(self.block, blocks, self.layers, latents, valid),
+            "frontend": layers.init_params(self.frontend, frontend, features, lengths),
+            "blocks": layers.init_stack(self.block, blocks, self.layers, latents, valid),
         }
         moments = self.layers, self.dim
         batch = self.norm == "batch"
@@ -131,7 +110,7 @@ class Conformer:
 
     def shapes(self) -> dict[str, Any]:
         """The shape of each parameter of `init`."""
-        return shapes_of(self.init)[0]
+        return layers.shapes_of(self.init)[0]
 
     def apply(
         self,
@@ -166,29 +145,27 @@ class Conformer:
         """
         if context not in ("full", "causal"):
             raise ValueError(f"context={context!r} must be 'full' or 'causal'")
-        dropping = drops(self.dropout, train, rng)
+        dropping = layers.drops(self.dropout, train, rng)
         stats = (stats or {}) if self.norm == "batch" else {}
         if self.norm == "batch" and not stats:
             raise ValueError('norm="batch" needs stats')
-        layers = resolve_depth(depth, self.layers)
+        depth = layers.resolve_depth(depth, self.layers)
         subsample = remat.wrap(self.frontend.apply, self.remat)
         latents, lengths = subsample({"params": params["frontend"]}, x, lengths)
         valid = valid_frames(latents.shape[1], lengths)
-        blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
-        moments = jax.tree.map(lambda leaf: leaf[:layers], stats) or None
-        keys = dropout_keys(rng, layers) if dropping else None
+        blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
+        moments = jax.tree.map(lambda leaf: leaf[:depth], stats) or None
+        keys = layers.dropout_keys(rng, depth) if dropping else None
         block, causal = self.block, context == "causal"
 
-        def step(x, layer):
-            weights, moments, key = layer
-            weights = gathered(weights)
+        def step(x, weights, moments, key):
             rngs = {"dropout": key} if dropping else {}
             return block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
 
-        step = remat.wrap(step, self.remat, unrolled=self.scan_unroll > 1)
-        output, moments = lax.scan(step, latents, (blocks, moments, keys), unroll=self.scan_unroll)
+        how = {"policy": self.remat, "unroll": self.scan_unroll}
+        output, moments = layers.scan_blocks(step, latents, blocks, moments, keys, **how)
         if moments:
-            stats = jax.tree.map(lambda old, new: old.at[:layers].set(new), stats, moments)
+            stats = jax.tree.map(lambda old, new: old.at[:depth].set(new), stats, moments)
         output = jnp.where(valid[..., None], at_least_float32(output), 0.0)
         return output, lengths, {"latents": at_least_float32(latents)}, stats
 
@@ -205,13 +182,13 @@ class Conformer:
         much.
         """
         d, separable = self.dim, self.subsampling == "parakeet"
-        layers = self.layers if depth is None else depth
+        depth = self.layers if depth is None else depth
         subsampling, t = subsampling_flops(
             frames, self.n_mels, self.channels, d, self.factor, separable
         )
         keys = min(t, 2 * (self.window // 2) + 1) if self.window else t
         frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + 6 * keys * d
-        return float(subsampling + layers * t * frame)
+        return float(subsampling + depth * t * frame)
 
 
 def build(config: Any) -> Encoder:

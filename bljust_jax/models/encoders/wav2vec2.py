@@ -13,29 +13,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Frames, Lengths, Rng
-from bljust_jax.models import audio_features, encoders, remat
+from bljust_jax.models import audio_features, encoders, layers, remat
+from bljust_jax.models import wav2vec2_blocks as parts
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.models.layers import (
-    dropout_keys,
-    drops,
-    init_params,
-    init_stack,
-    resolve_depth,
-    shapes_of,
-)
 from bljust_jax.models.norms import at_least_float32
-from bljust_jax.models.wav2vec2_blocks import (
-    LayerNorm,
-    Positions,
-    Projection,
-    TransformerBlock,
-    WaveformEncoder,
-)
 from bljust_jax.ops.log_mel import FULL_SCALE, Counts, frame_count, valid_frames
 from bljust_jax.ops.masking import InputMask, wav2vec2_spans
-from bljust_jax.parallel.rules import gathered
 
 VARIANCE_FLOOR = 1e-7
 KERNEL, STRIDE = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
@@ -92,35 +78,29 @@ class Wav2Vec2:
     hf_compat: bool = False
 
     def __post_init__(self):
-        for name in ("heads", "pos_groups"):
-            if self.dim % getattr(self, name):
-                raise UserError(
-                    f"dim={self.dim} must be a multiple of {name}={getattr(self, name)}"
-                )
+        config_schema.check_model(self)
+        for name, number in (("heads", self.heads), ("pos_groups", self.pos_groups)):
+            if self.dim % number:
+                raise UserError(f"dim={self.dim} must be a multiple of {name}={number}")
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
             raise UserError("conv_dim, conv_kernel and conv_stride must have as many entries each")
-        if self.feat_norm not in ("group", "layer"):
-            raise UserError(f"feat_norm={self.feat_norm!r} must be group or layer")
-        if self.dtype not in ("float32", "bfloat16", "float64"):
-            raise UserError(f"dtype={self.dtype} must be float32 or bfloat16 (float64 in tests)")
-        remat.check(self.remat)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """The modules behind the parameters of the same names; "blocks" is one block."""
         dtype = jnp.dtype(self.dtype)
         shapes = self.conv_dim, self.conv_kernel, self.conv_stride
-        waveform = WaveformEncoder(
+        waveform = parts.WaveformEncoder(
             *shapes, self.conv_bias, self.feat_norm, self.hf_compat, dtype=dtype
         )
-        block = TransformerBlock(
+        block = parts.TransformerBlock(
             self.heads, self.ff_dim, self.stable_layer_norm, self.dropout, dtype
         )
         return {
             "frontend": waveform,
-            "projection": Projection(self.dim, dtype),
-            "positions": Positions(self.pos_kernel, self.pos_groups),
-            "norm": LayerNorm(dtype=dtype),
+            "projection": parts.Projection(self.dim, dtype),
+            "positions": parts.Positions(self.pos_kernel, self.pos_groups),
+            "norm": parts.LayerNorm(dtype=dtype),
             "blocks": block,
         }
 
@@ -141,16 +121,16 @@ class Wav2Vec2:
         modules = self.modules
         embedding, blocks, *keys = jax.random.split(rng, 2 + len(inputs))
         params = {
-            name: init_params(modules[name], key, *given)
+            name: layers.init_params(modules[name], key, *given)
             for (name, given), key in zip(inputs.items(), keys, strict=True)
         }
-        params["blocks"] = init_stack(modules["blocks"], blocks, self.layers, frames, valid)
+        params["blocks"] = layers.init_stack(modules["blocks"], blocks, self.layers, frames, valid)
         params["masked_embedding"] = jax.random.uniform(embedding, (self.dim,), jnp.float32)
         return params, {}
 
     def shapes(self) -> dict[str, Any]:
         """The shape of each parameter of `init`."""
-        return shapes_of(self.init)[0]
+        return layers.shapes_of(self.init)[0]
 
     def apply(
         self,
@@ -189,12 +169,12 @@ class Wav2Vec2:
         """
         if context != "full":
             raise UserError(f"wav2vec 2.0 has no context {context!r}: it reads the whole utterance")
-        drops(max(self.dropout, self.layerdrop), train, rng)
-        layers = resolve_depth(depth, self.layers)
+        layers.drops(max(self.dropout, self.layerdrop), train, rng)
+        depth = layers.resolve_depth(depth, self.layers)
         embed = remat.wrap(self._embed, self.remat)
         x, conv, latents, lengths = embed(params, x, lengths, input_mask)
         valid = valid_frames(x.shape[1], lengths)
-        x = self._transform(params, x, valid, layers, rng if train else None)
+        x = self._transform(params, x, valid, depth, rng if train else None)
         output, latents, conv = (
             jnp.where(valid[..., None], at_least_float32(h), 0.0) for h in (x, latents, conv)
         )
@@ -216,38 +196,31 @@ class Wav2Vec2:
         return x, conv, latents, lengths
 
     def _transform(
-        self,
-        params: dict[str, Any],
-        x: Array,
-        valid: Array,
-        layers: int,
-        rng: Rng | None,
+        self, params: dict[str, Any], x: Array, valid: Array, depth: int, rng: Rng | None
     ) -> Array:
-        """Positions, then the first `layers` blocks; with `rng`, dropout and layerdrop."""
+        """Positions, then the first `depth` blocks; with `rng`, dropout and layerdrop."""
         dropping, skipping = (rng is not None and p > 0 for p in (self.dropout, self.layerdrop))
         keys, skips = None, None
         if skipping:
-            skips = jax.random.uniform(jax.random.fold_in(rng, 1), (layers,)) < self.layerdrop
+            skips = jax.random.uniform(jax.random.fold_in(rng, 1), (depth,)) < self.layerdrop
         x = self._run("positions", params, x)
         if not self.stable_layer_norm:
             x = self._run("norm", params, x)
         if dropping:
-            keys = dropout_keys(rng, layers + 1)
+            keys = layers.dropout_keys(rng, depth + 1)
             x = nn.Dropout(self.dropout).apply({}, x, deterministic=False, rng=keys[0])
             keys = keys[1:]
         block = self.modules["blocks"]
 
-        def step(x, layer):
-            weights, key, skip = layer
-            weights = gathered(weights)
+        def step(x, weights, key, skip):
             rngs = {"dropout": key} if dropping else {}
             y = block.apply({"params": weights}, x, valid, dropping, rngs=rngs)
             return (y if skip is None else jnp.where(skip, x, y)), None
 
-        step = remat.wrap(step, self.remat, unrolled=self.scan_unroll > 1)
-        blocks = jax.tree.map(lambda leaf: leaf[:layers], params["blocks"])
-        x, _ = lax.scan(step, x, (blocks, keys, skips), unroll=self.scan_unroll)
-        if self.stable_layer_norm and layers == self.layers:
+        blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
+        how = {"policy": self.remat, "unroll": self.scan_unroll}
+        x, _ = layers.scan_blocks(step, x, blocks, keys, skips, **how)
+        if self.stable_layer_norm and depth == self.layers:
             x = self._run("norm", params, x)
         return x
 
@@ -267,7 +240,7 @@ class Wav2Vec2:
         the positions' spectra and L t (8 d^2 + 4 d f + 4 t d), with t output frames, f = ff_dim and
         L blocks, `depth` if given. A backward pass costs twice as much.
         """
-        d, layers = self.dim, self.layers if depth is None else depth
+        d, depth = self.dim, self.layers if depth is None else depth
         total, inputs, t = 0, 1, samples
         for width, taps, stride in zip(
             self.conv_dim, self.conv_kernel, self.conv_stride, strict=True
@@ -276,7 +249,7 @@ class Wav2Vec2:
             total, inputs = total + 2 * t * taps * inputs * width, width
         positions = 4 * (t + self.pos_kernel) * d**2 // self.pos_groups
         block = t * (8 * d**2 + 4 * d * self.ff_dim + 4 * t * d)
-        return float(total + 2 * t * inputs * d + positions + layers * block)
+        return float(total + 2 * t * inputs * d + positions + depth * block)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
