@@ -9,6 +9,7 @@ Lengths = Int[Array, "b"]  # valid entries of each row, the first ones
 Mask = Bool[Array, "b t"]  # True = valid
 Features = Float[Array, "b t m"]  # of M mel bands
 Frames = Float[Array, "b t d"]  # hidden frames of width D
+Grid = Float[Array, "b t f c"]  # of F bands and C channels
 Logits = Float[Array, "b t k"]  # of K classes
 Labels = Int[Array, "b u"]
 Scalar = Float[Array, ""]

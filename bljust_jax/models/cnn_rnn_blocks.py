@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from bljust_jax.common.shapes import Lengths, Mask
+from bljust_jax.common.shapes import Grid, Lengths, Mask
 from bljust_jax.models.attention import MASKED_SCORE
 from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.models.norms import EPSILON, at_least_float32
@@ -23,6 +23,7 @@ SCORES = 2**26  # attention scores per block of queries, 256 MiB in float32
 gelu = partial(jax.nn.gelu, approximate=False)
 
 Params = dict[str, Any]
+Both = Float[Array, "2 b h"]  # a state of H units in both directions
 
 
 class LayerNorm(nn.Module):
@@ -48,7 +49,7 @@ class Convolution(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t f c"], valid: Mask) -> Float[Array, "b u g k"]:
+    def __call__(self, x: Grid, valid: Mask) -> Float[Array, "b u g k"]:
         kernel = self.param("kernel", KERNEL, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
         y = lax.conv_general_dilated(
@@ -68,9 +69,7 @@ class ConvolutionLayer(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t f c"], valid: Mask, train: bool = False
-    ) -> Float[Array, "b t f c"]:
+    def __call__(self, x: Grid, valid: Mask, train: bool = False) -> Grid:
         x = nn.Dropout(self.dropout, deterministic=not train)(gelu(x))
         return Convolution(self.channels, name="conv")(x, valid)
 
@@ -84,9 +83,7 @@ class ResidualLayer(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t f c"], valid: Mask, train: bool = False
-    ) -> Float[Array, "b t f c"]:
+    def __call__(self, x: Grid, valid: Mask, train: bool = False) -> Grid:
         branch = x + GridAttention(self.heads, name="attention")(x, valid)
         for n, factor in enumerate((2, 2, 2, 1), start=1):
             branch = gelu(LayerNorm(name=f"norm{n}")(branch))
@@ -106,7 +103,7 @@ class GridAttention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t f c"], valid: Mask) -> Float[Array, "b t f c"]:
+    def __call__(self, x: Grid, valid: Mask) -> Grid:
         channels = x.shape[-1]
         mixed = Dense(3 * channels, dtype=x.dtype, name="input")(x)
         context = _attend_in_blocks(mixed, valid, self.heads)
@@ -210,9 +207,7 @@ def _recurrent_gates(p: Params, hidden: Array) -> Array:
     return gates.astype(hidden.dtype) + p["bias"].astype(hidden.dtype)[:, None, :]
 
 
-def gru_step(
-    p: Params, hidden: Float[Array, "2 b h"], gates: Float[Array, "2 b g"]
-) -> tuple[Float[Array, "2 b h"], Float[Array, "2 b h"]]:
+def gru_step(p: Params, hidden: Both, gates: Float[Array, "2 b g"]) -> tuple[Both, Both]:
     """One step of a GRU in both directions, `gates` = W x + b in the order reset, update, new:
 
     r = sigmoid(.), z = sigmoid(.), n = tanh(W_n x + b_n + r (U_n h + c_n)), h' = (1 - z) n + z h.
@@ -229,10 +224,8 @@ def gru_step(
 
 
 def lstm_step(
-    p: Params,
-    carry: tuple[Float[Array, "2 b h"], Float[Array, "2 b h"]],
-    gates: Float[Array, "2 b g"],
-) -> tuple[tuple[Float[Array, "2 b h"], Float[Array, "2 b h"]], Float[Array, "2 b h"]]:
+    p: Params, carry: tuple[Both, Both], gates: Float[Array, "2 b g"]
+) -> tuple[tuple[Both, Both], Both]:
     """One step of an LSTM in both directions, `gates` = W x + b in the order input, forget, new,
     output: c' = f c + i tanh(g), h' = o tanh(c')."""
     hidden, cell = carry

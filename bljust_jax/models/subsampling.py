@@ -13,19 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bljust_jax.common.shapes import Features, Lengths
+from bljust_jax.common.shapes import Features, Grid, Lengths
 from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.ops.log_mel import Counts, valid_frames
 
 FACTORS = {"conv2d": 4, "parakeet": 8}  # default factor of each kind
-
-
-def receptive_field(factor: int = 4) -> tuple[int, int, int]:
-    """(stride, left, right) in feature frames: output t depends on inputs factor t +- (factor - 1).
-
-    That is the look-ahead of a causal encoder: 30 ms at factor 4, 70 ms at 8, plus one window.
-    """
-    return factor, factor - 1, factor - 1
 
 
 def output_lengths(lengths: Counts, factor: int = 4) -> Counts:
@@ -33,7 +25,7 @@ def output_lengths(lengths: Counts, factor: int = 4) -> Counts:
     return (lengths + factor - 1) // factor
 
 
-def strided_taps(x: Float[Array, "b t f c"]) -> list[Float[Array, "b u g c"]]:
+def strided_taps(x: Grid) -> list[Float[Array, "b u g c"]]:
     """The nine inputs of a 3x3 convolution of stride 2 and padding 1, row-major over the kernel.
 
     Tap (i, j) at output (u, g) is x[2u + i - 1, 2g + j - 1], zero outside; U = ceil(T / 2),
@@ -56,9 +48,7 @@ def _later(x: Array, axis: int) -> Array:
     return lax.slice_in_dim(jnp.pad(x, pad), 0, x.shape[axis], axis=axis)
 
 
-def depthwise_strided(
-    x: Float[Array, "b t f c"], kernel: Float[Array, "3 3 c"]
-) -> Float[Array, "b u g c"]:
+def depthwise_strided(x: Grid, kernel: Float[Array, "3 3 c"]) -> Float[Array, "b u g c"]:
     """Depthwise 3x3 convolution, stride 2, padding 1.
 
     Products and sums use the wider dtype of kernel and x; the result has the dtype of x.
@@ -74,7 +64,7 @@ class StridedConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t f c"]) -> Float[Array, "b u g k"]:
+    def __call__(self, x: Grid) -> Float[Array, "b u g k"]:
         kernel = self.param("kernel", KERNEL, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
         columns = jnp.concatenate(strided_taps(x.astype(self.dtype)), axis=-1)
@@ -88,7 +78,7 @@ class StridedDepthwiseConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t f c"]) -> Float[Array, "b u g c"]:
+    def __call__(self, x: Grid) -> Float[Array, "b u g c"]:
         kernel = self.param("kernel", nn.initializers.normal(1 / 3), (3, 3, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         y = depthwise_strided(x.astype(self.dtype), kernel)
@@ -100,7 +90,9 @@ class Subsampling(nn.Module):
 
     A stage halves time and bands and ends in ReLU. It is a full 3x3 convolution or, with
     `separable` and after the first stage, a depthwise convolution and a pointwise map. Padded
-    frames are set to 0 before each stage, NaN included, and in the output. Sources: full stages,
+    frames are set to 0 before each stage, NaN included, and in the output. Output t depends on the
+    frames factor t +- (factor - 1): a causal encoder looks ahead by 30 ms at factor 4, by 70 ms at
+    8, plus one window. Sources: full stages,
     factor 4: Gulati et al., Conformer, Interspeech 2020, figure 1; separable stages, factor 8:
     Rekesh et al., Fast Conformer, ASRU 2023, section 3.1 (NVIDIA's Parakeet).
     """

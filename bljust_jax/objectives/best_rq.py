@@ -23,6 +23,7 @@ from bljust_jax.objectives import EncoderObjective
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import normalise, valid_frames
 from bljust_jax.ops.masking import start_spans
+from bljust_jax.ops.quantizer import Codes, CodeScores
 
 
 class QuantizerSize(NamedTuple):
@@ -78,7 +79,7 @@ class BestRq(EncoderObjective):
         frozen = quantizer.init_random_projection(labels, *size)
         return {self.head: {"head": kernel}}, {self.name: frozen}
 
-    def logits(self, params: Any, h: Frames) -> Float[Array, "b t c v"]:
+    def logits(self, params: Any, h: Frames) -> CodeScores:
         return split_codebooks(heads.apply(params[self.head]["head"], h), self.size)
 
     def apply(self, params, extras, batch, rng):
@@ -146,7 +147,7 @@ def encode_masked(
     return MaskedPass(x, frames, mask, encoded)
 
 
-def split_codebooks(logits: Logits, size: QuantizerSize) -> Float[Array, "b t c v"]:
+def split_codebooks(logits: Logits, size: QuantizerSize) -> CodeScores:
     """K = C V classes by codebook."""
     return logits.reshape(*logits.shape[:2], size.codebooks, size.codes)
 
@@ -191,9 +192,7 @@ def mask_input(
     return jnp.where(hidden[..., None], noise_std * noise, x), mask
 
 
-def score_labels(
-    logits: Float[Array, "b t c v"], labels: Int[Array, "b t c"], wanted: Mask
-) -> tuple[Scalar, Scalar]:
+def score_labels(logits: CodeScores, labels: Codes, wanted: Mask) -> tuple[Scalar, Scalar]:
     """Sums over the wanted frames of (nats, hits) of hard labels, each frame the mean of its
     codebooks."""
     nats = jnp.mean(quantizer.hard_nats(logits, labels), axis=-1)

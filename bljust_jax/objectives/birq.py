@@ -91,7 +91,7 @@ class SelfLabels:
 
     def scores(
         self, vectors: Float[Array, "b t c d"], codebook: Float[Array, "c v d"]
-    ) -> Float[Array, "b t c v"]:
+    ) -> quantizer.CodeScores:
         """s_v of vectors of length 1."""
         s = quantizer.similarity(vectors, codebook)
         if self.score == "distance":

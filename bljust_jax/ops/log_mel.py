@@ -19,8 +19,8 @@ FULL_SCALE = 2.0**-15
 # Added to mel energies before the logarithm: about the rounding noise of 16-bit audio per band.
 FLOOR = 2.0**-24
 
-
 Counts = int | np.integer | Int[np.ndarray, "..."] | Int[Array, "..."]
+BandMoments = tuple[Float[Array, "m"], Float[Array, "m"]]  # mean and standard deviation per band
 
 
 def frame_count(samples: Counts, window: int = 400, hop: int = 160) -> Counts:
@@ -98,10 +98,7 @@ def log_energies(
 
 
 def normalise(
-    features: Features,
-    frame_lengths: Lengths,
-    stats: tuple[Float[Array, "m"], Float[Array, "m"]] | None = None,
-    eps: float = 1e-5,
+    features: Features, frame_lengths: Lengths, stats: BandMoments | None = None, eps: float = 1e-5
 ) -> Features:
     """(x - mean) * rsqrt(std^2 + eps) per mel band; padded frames stay exactly 0.
 
@@ -111,14 +108,25 @@ def normalise(
     """
     valid = valid_frames(features.shape[1], frame_lengths)[..., None]
     if stats is None:
-        count = jnp.maximum(frame_lengths, 1).astype(features.dtype)[:, None, None]
-        mean = jnp.sum(jnp.where(valid, features, 0.0), axis=1, keepdims=True) / count
-        centred = jnp.where(valid, features - mean, 0.0)
-        variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / count
+        centred, squares, count = masked_moments(features, valid)
+        variance = squares / jnp.maximum(count, 1)
     else:
         centred = jnp.where(valid, features - stats[0][None, None, :], 0.0)
         variance = jnp.square(stats[1])[None, None, :]
     return centred * jax.lax.rsqrt(variance + eps)
+
+
+def masked_moments(
+    x: Float[Array, "b t *c"], valid: Bool[Array, "b t *#c"]
+) -> tuple[Float[Array, "b t *c"], Float[Array, "b 1 *c"], Float[Array, "b 1 *#c"]]:
+    """(x - mean, 0 where not valid; sum of its squares; number n of valid entries) over axis 1.
+
+    The mean of no entries is 0. The variance is squares / n, the unbiased one squares / (n - 1).
+    """
+    count = jnp.sum(valid, axis=1, keepdims=True).astype(x.dtype)
+    mean = jnp.sum(jnp.where(valid, x, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1)
+    centred = jnp.where(valid, x - mean, 0.0)
+    return centred, jnp.sum(jnp.square(centred), axis=1, keepdims=True), count
 
 
 def moments(

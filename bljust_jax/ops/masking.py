@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.common.shapes import Lengths, Mask, RowKeys
@@ -28,18 +27,12 @@ def start_spans(
     """Each valid frame starts a span with `probability`; a span covers `span` frames, clipped at
     the end of the utterance. True = masked.
 
-    The expected share of an utterance is `expected_share`. Source: Chiu et al., BEST-RQ, ICML
-    2022, section 3.1 (probability 0.01 at frames of 10 ms, spans of 400 ms).
+    The expected share of n frames is the mean over t < n of 1 - (1 - probability)^min(t + 1, span).
+    Source: Chiu et al., BEST-RQ, ICML 2022, section 3.1 (probability 0.01 at frames of 10 ms, spans
+    of 400 ms).
     """
     valid = valid_frames(frames, lengths)
     return _cover(valid & (_uniform(keys, 0, frames) < probability), span) & valid
-
-
-def expected_share(length: int, probability: float, span: int) -> float:
-    """Expected masked share of `start_spans` over the valid frames of an utterance:
-    mean over t < length of 1 - (1 - probability)^min(t + 1, span); 0 for an empty one."""
-    starts = np.minimum(np.arange(length) + 1, span)
-    return float(np.sum(1 - (1 - probability) ** starts) / max(length, 1))
 
 
 def wav2vec2_spans(

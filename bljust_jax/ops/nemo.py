@@ -8,11 +8,11 @@ half window. Names and shapes are those of `ops.log_mel`, so either module can b
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from bljust_jax.common.shapes import Features, Lengths
 from bljust_jax.ops import log_mel as uncentred
-from bljust_jax.ops.log_mel import FULL_SCALE, Counts, log_energies, valid_frames, windows
+from bljust_jax.ops.log_mel import FULL_SCALE, BandMoments, Counts, valid_frames, windows
 
 PREEMPHASIS = 0.97
 
@@ -53,16 +53,13 @@ def log_mel(
     before = n_fft // 2 - (n_fft - window) // 2
     frames = windows(jnp.pad(x, ((0, 0), (before, window))), window, hop)
     frames, frame_lengths = frames[:, : frame_count(x.shape[1], hop=hop)], lengths // hop
-    features = log_energies(frames, sample_rate=sample_rate, n_mels=n_mels, n_fft=n_fft)
+    features = uncentred.log_energies(frames, sample_rate=sample_rate, n_mels=n_mels, n_fft=n_fft)
     valid = valid_frames(features.shape[1], frame_lengths)[..., None]
     return jnp.where(valid, features, 0.0), frame_lengths
 
 
 def normalise(
-    features: Features,
-    frame_lengths: Lengths,
-    stats: tuple[Float[Array, "m"], Float[Array, "m"]] | None = None,
-    eps: float = 1e-5,
+    features: Features, frame_lengths: Lengths, stats: BandMoments | None = None, eps: float = 1e-5
 ) -> Features:
     """(x - mean) / (std + eps) per mel band; padded frames stay exactly 0.
 
@@ -73,8 +70,5 @@ def normalise(
     if stats is not None:
         return uncentred.normalise(features, frame_lengths, stats, eps)
     valid = valid_frames(features.shape[1], frame_lengths)[..., None]
-    count = frame_lengths.astype(features.dtype)[:, None, None]
-    mean = jnp.sum(jnp.where(valid, features, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1)
-    centred = jnp.where(valid, features - mean, 0.0)
-    squares = jnp.sum(jnp.square(centred), axis=1, keepdims=True)
+    centred, squares, count = uncentred.masked_moments(features, valid)
     return centred / (jnp.sqrt(squares / jnp.maximum(count - 1, 1)) + eps)

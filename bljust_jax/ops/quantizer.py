@@ -20,6 +20,9 @@ EPS = 1e-12
 # Entries of one array of scores that may be in memory at once: 64 MiB of float32.
 ENTRIES = 2**24
 
+CodeScores = Float[Array, "b t c v"]  # of the V codes of C codebooks
+Codes = Int[Array, "b t c"]
+
 
 def init_random_projection(
     rng: Rng, dim: int, codes: int, code_dim: int, codebooks: int = 1
@@ -49,9 +52,7 @@ def project(projection: Float[Array, "c e d"], x: Float[Array, "b t e"]) -> Floa
     return unit(jnp.einsum("bte,ced->btcd", x, projection, precision=HIGHEST))
 
 
-def similarity(
-    vectors: Float[Array, "b t c d"], codebook: Float[Array, "c v d"]
-) -> Float[Array, "b t c v"]:
+def similarity(vectors: Float[Array, "b t c d"], codebook: Float[Array, "c v d"]) -> CodeScores:
     """Cosine of each vector (of length 1) with each code. The squared distance is 2 - 2 cosine, so
     the nearest code has the largest cosine."""
     return jnp.einsum("btcd,cvd->btcv", vectors, unit(codebook), precision=HIGHEST)
@@ -59,7 +60,7 @@ def similarity(
 
 def nearest(
     frozen: dict[str, Float[Array, "..."]], x: Float[Array, "b t e"], entries: int = ENTRIES
-) -> Int[Array, "b t c"]:
+) -> Codes:
     """argmin over v of | unit(x A_c) - unit(c_v) |: one code per frame and codebook.
 
     frozen: {"projection": A `[C, E, d]`, "codebook": `[C, V, d]`}. No gradient. Scores are computed
@@ -146,27 +147,22 @@ def usage_metrics(name: str, counts: Float[Array, "c v"]) -> dict[str, tuple[Any
     return {f"codebook/{name}/{key}": (some * jnp.mean(x), some) for key, x in figures.items()}
 
 
-def count_codes(codes: Int[Array, "b t c"], counted: Mask, size: int) -> Float[Array, "c v"]:
+def count_codes(codes: Codes, counted: Mask, size: int) -> Float[Array, "c v"]:
     """Occurrences of each of `size` codes in the frames where `counted` is True."""
     books = codes.shape[-1]
     place = codes + size * jnp.arange(books)[None, None, :]
     ones = jnp.broadcast_to(counted[..., None], codes.shape).astype(jnp.float32)
-    return (
-        jnp.zeros(books * size, jnp.float32).at[place.ravel()].add(ones.ravel()).reshape(-1, size)
-    )
+    counts = jnp.zeros(books * size, jnp.float32).at[place.ravel()].add(ones.ravel())
+    return counts.reshape(-1, size)
 
 
-def hard_nats(
-    logits: Float[Array, "b t c v"], labels: Int[Array, "b t c"]
-) -> Float[Array, "b t c"]:
+def hard_nats(logits: CodeScores, labels: Codes) -> Float[Array, "b t c"]:
     """-log softmax(logits)[label]."""
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-def soft_nats(
-    logits: Float[Array, "b t c v"], labels: Float[Array, "b t c v"]
-) -> Float[Array, "b t c"]:
+def soft_nats(logits: CodeScores, labels: CodeScores) -> Float[Array, "b t c"]:
     """-sum_v labels_v log softmax(logits)_v, labels of sum 1; differentiable in both."""
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(labels * logits, axis=-1)
 

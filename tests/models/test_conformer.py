@@ -11,7 +11,7 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.encoders.conformer import SIZES, Conformer
-from bljust_jax.models.subsampling import receptive_field
+from tests.helpers.closed_forms import receptive_field
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = Conformer(dim=16, layers=3, heads=2, kernel=5, n_mels=8, channels=4)

@@ -11,9 +11,9 @@ from bljust_jax.models.subsampling import (
     Subsampling,
     depthwise_strided,
     output_lengths,
-    receptive_field,
     subsampling_flops,
 )
+from tests.helpers.closed_forms import receptive_field
 
 # Whole convolutions by 4, the separable ones by 4 and 8.
 KINDS = [(4, False), (4, True), (8, True)]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.ops.masking import expected_share, start_spans, wav2vec2_spans
+from bljust_jax.ops.masking import start_spans, wav2vec2_spans
+from tests.helpers.closed_forms import expected_share
 
 ROWS = 4096
 # The standard error of a frequency over 4096 rows is at most 0.008: five of them.

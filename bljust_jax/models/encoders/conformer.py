@@ -131,7 +131,7 @@ class Conformer:
           lengths: valid frames `[B]`; 0 is allowed.
           context: "full", or "causal": the same weights with a triangular attention mask and
             without future taps of the depthwise convolutions; output t then depends on
-            feature frames up to factor (t + 1) - 1 alone (`subsampling.receptive_field`).
+            feature frames up to factor (t + 1) - 1 alone.
           depth: run the first `depth` blocks only.
           train, rng: dropout is active in training and needs a key.
           stats: of `init` or the last call, for the "batch" norm.

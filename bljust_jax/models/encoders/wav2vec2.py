@@ -20,7 +20,7 @@ from bljust_jax.models import audio_features, encoders, layers, remat
 from bljust_jax.models import wav2vec2_blocks as parts
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.models.norms import at_least_float32
-from bljust_jax.ops.log_mel import FULL_SCALE, Counts, frame_count, valid_frames
+from bljust_jax.ops.log_mel import FULL_SCALE, Counts, frame_count, masked_moments, valid_frames
 from bljust_jax.ops.masking import InputMask, wav2vec2_spans
 
 VARIANCE_FLOOR = 1e-7
@@ -320,8 +320,5 @@ def waveform(audio: Int[Array, "b s"], lengths: Lengths, normalised: bool) -> Fl
     x = jnp.where(valid, audio, 0).astype(jnp.float32) * FULL_SCALE
     if not normalised:
         return x
-    count = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]
-    mean = jnp.sum(x, axis=1, keepdims=True) / count
-    x = jnp.where(valid, x - mean, 0.0)
-    variance = jnp.sum(jnp.square(x), axis=1, keepdims=True) / count
-    return x * lax.rsqrt(variance + VARIANCE_FLOOR)
+    centred, squares, count = masked_moments(x, valid)
+    return centred * lax.rsqrt(squares / jnp.maximum(count, 1) + VARIANCE_FLOOR)

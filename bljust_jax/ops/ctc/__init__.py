@@ -11,29 +11,23 @@ import importlib
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from bljust_jax.common.shapes import Labels, Lengths, Logits, Scalar
 
 # Both XLA forms are imported here, not when chosen: that is in the depth of a trace, where Python
 # 3.11 can fail to parse a module.
-from bljust_jax.common.shapes import Labels, Lengths, Logits, Scalar
 from bljust_jax.ops.ctc import one_scan, scan  # noqa: F401
 from bljust_jax.ops.ctc.align import Alignment, ctc_align
-from bljust_jax.ops.ctc.trellis import (
-    NEG,
-    Recursions,
-    columns_of,
-    feasible,
-    softmax_of,
-    trellis_of,
-    valid_frames,
-)
+from bljust_jax.ops.ctc.trellis import NEG, columns_of, ctc_feasible, softmax_of, trellis_of
+from bljust_jax.ops.log_mel import valid_frames
 
 __all__ = ["Alignment", "blank_share", "ctc_align", "ctc_feasible", "ctc_loss"]
 
 # All but "auto" are modules of this folder with RECURSIONS; kernels are imported when chosen.
 IMPLEMENTATIONS = ("auto", "scan", "one_scan", "pallas_tpu", "pallas_gpu")
-# The implementation that "auto" chooses per platform.
-_AUTO = {"cpu": "scan", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
+# What "auto" chooses per platform: (kernel, its substitute where it does not support the input).
+_AUTO = {"gpu": ("pallas_gpu", "one_scan"), "tpu": ("pallas_tpu", "scan")}
 
 
 def ctc_loss(
@@ -84,17 +78,6 @@ def ctc_loss(
     return _loss(recursions, blank, logits, logit_lengths, labels, label_lengths)
 
 
-def ctc_feasible(
-    labels: Labels, label_lengths: Lengths, logit_lengths: Lengths
-) -> Bool[Array, "b"]:
-    """True where some path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats.
-
-    Two equal neighbours need a blank between them. Any number of frames, zero included, spells zero
-    labels. Padded labels never matter.
-    """
-    return feasible(labels, label_lengths, logit_lengths)
-
-
 def blank_share(logits: Logits, logit_lengths: Lengths, *, blank: int = 0) -> tuple[Scalar, Scalar]:
     """(number of valid frames whose best class is blank, number of valid frames).
 
@@ -105,58 +88,41 @@ def blank_share(logits: Logits, logit_lengths: Lengths, *, blank: int = 0) -> tu
     return jnp.sum(best_is_blank, dtype=jnp.float32), jnp.sum(real, dtype=jnp.float32)
 
 
-def _recursions(implementation, logits, labels) -> Recursions:
+def _recursions(implementation, logits, labels):
     if implementation == "auto":
-        implementation = _AUTO.get(jax.default_backend(), "scan")
-        if implementation == "pallas_tpu" and not _tpu_kernel_supports(logits, labels):
-            implementation = "scan"
-        if implementation == "pallas_gpu" and not _gpu_kernel_supports(logits, labels):
-            implementation = "one_scan"
-    return importlib.import_module(f"{__name__}.{implementation}").RECURSIONS
+        kernel, implementation = _AUTO.get(jax.default_backend(), (None, "scan"))
+        if kernel and _module(kernel).supports(labels.shape[1], logits.dtype):
+            implementation = kernel
+    return _module(implementation).RECURSIONS
 
 
-def _tpu_kernel_supports(logits, labels):
-    from bljust_jax.ops.ctc import pallas_tpu
-
-    return _kernel_supports(pallas_tpu, logits, labels)
-
-
-def _gpu_kernel_supports(logits, labels):
-    from bljust_jax.ops.ctc import pallas_gpu
-
-    return pallas_gpu.measured_here() and _kernel_supports(pallas_gpu, logits, labels)
-
-
-def _kernel_supports(kernel, logits, labels):
-    return labels.shape[1] <= kernel.MAX_LABELS and logits.dtype != jnp.float64
-
-
-def _to_loss(log_prob, logit_lengths, labels, label_lengths):
-    loss = jnp.where(log_prob <= NEG / 2, jnp.inf, jnp.maximum(-log_prob, 0.0))
-    return jnp.where(feasible(labels, label_lengths, logit_lengths), loss, 0.0)
+def _module(implementation):
+    return importlib.import_module(f"{__name__}.{implementation}")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loss(recursions: Recursions, blank, logits, logit_lengths, labels, label_lengths):
-    softmax = softmax_of(logits)
-    trellis = trellis_of(logits, softmax, logit_lengths, labels, label_lengths, blank)
-    log_prob, _ = recursions.forward(trellis, store=False)
-    return _to_loss(log_prob, logit_lengths, labels, label_lengths)
+def _loss(recursions, blank, logits, logit_lengths, labels, label_lengths):
+    return _forward(recursions, blank, logits, logit_lengths, labels, label_lengths, store=False)[0]
 
 
-def _loss_fwd(recursions, blank, logits, logit_lengths, labels, label_lengths):
+def _forward(recursions, blank, logits, logit_lengths, labels, label_lengths, *, store):
     softmax = softmax_of(logits)
     trellis = trellis_of(logits, softmax, logit_lengths, labels, label_lengths, blank)
-    log_prob, states = recursions.forward(trellis, store=True)
-    loss = _to_loss(log_prob, logit_lengths, labels, label_lengths)
-    occupancy = recursions.occupancy(trellis, states)
-    return loss, (logits, logit_lengths, labels, label_lengths, softmax, occupancy)
+    log_prob, states = recursions.forward(trellis, store=store)
+    loss = jnp.where(log_prob <= NEG / 2, jnp.inf, jnp.maximum(-log_prob, 0.0))
+    loss = jnp.where(ctc_feasible(labels, label_lengths, logit_lengths), loss, 0.0)
+    return loss, softmax, trellis, states
+
+
+def _loss_fwd(recursions, blank, *inputs):
+    loss, softmax, trellis, states = _forward(recursions, blank, *inputs, store=True)
+    return loss, (*inputs, softmax, recursions.occupancy(trellis, states))
 
 
 def _loss_bwd(_, blank, residuals, cotangent):
     logits, logit_lengths, labels, label_lengths, softmax, occupancy = residuals
     real = valid_frames(logits.shape[1], logit_lengths)
-    real &= feasible(labels, label_lengths, logit_lengths)[:, None]
+    real &= ctc_feasible(labels, label_lengths, logit_lengths)[:, None]
 
     def weighted(x):
         return jnp.where(real[..., None], x * cotangent[:, None, None], 0.0)

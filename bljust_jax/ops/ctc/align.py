@@ -13,15 +13,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from bljust_jax.common.shapes import Labels, Lengths, Logits
-from bljust_jax.ops.ctc.trellis import (
-    NEG,
-    Trellis,
-    end_states,
-    feasible,
-    softmax_of,
-    trellis_of,
-    valid_frames,
-)
+from bljust_jax.ops.ctc.trellis import NEG, Trellis, ctc_feasible, softmax_of, trellis_of
+from bljust_jax.ops.log_mel import valid_frames
 
 STAY, FROM_BLANK, FROM_LABEL = range(3)  # arcs into a label; the first two also into a blank
 
@@ -79,7 +72,7 @@ def ctc_align(
     label_score = jnp.sum(jnp.where(emits, log_probs, 0.0), axis=1)
     on_blank = jnp.where((path < 0) & real, trellis.blank[..., 0].T, 0.0)
     score = label_score.sum(axis=1) + on_blank.sum(axis=1)
-    found = feasible(labels, label_lengths, logit_lengths) & ~(score <= NEG / 2)
+    found = ctc_feasible(labels, label_lengths, logit_lengths) & ~(score <= NEG / 2)
 
     emits &= found[:, None, None]
     frames = jnp.sum(emits, axis=1, dtype=jnp.int32)
@@ -98,7 +91,7 @@ def ctc_align(
 def _best_path(trellis: Trellis, real):
     """Label index of each frame, -1 for blank and padding: [B, T]."""
     (blank, label), arcs = _viterbi(trellis, real)
-    end_blank, end_label = end_states(trellis)
+    end_blank, end_label = trellis.end_states
     best_blank = jnp.max(jnp.where(end_blank, blank, NEG), axis=1)
     best_label = jnp.max(jnp.where(end_label, label, NEG), axis=1)
     on_label = (best_label >= best_blank) & (trellis.label_lengths > 0)

@@ -24,14 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from bljust_jax.ops.ctc.trellis import (
-    NEG,
-    Recursions,
-    Trellis,
-    compensated_sum,
-    end_states,
-    log_add,
-)
+from bljust_jax.ops.ctc.trellis import NEG, Recursions, Trellis, compensated_sum, log_add
 
 
 class Walk(NamedTuple):
@@ -58,7 +51,7 @@ def walk_of(trellis: Trellis, *, backward: bool) -> Walk:
     frames, batch, width = trellis.label.shape
     lengths = trellis.logit_lengths
     begin = jnp.arange(width)[None, :] == jnp.zeros((batch, 1), jnp.int32)
-    end, _ = end_states(trellis)
+    end, _ = trellis.end_states
     directions = [
         (trellis.blank, trellis.label, begin, trellis.repeat, jnp.zeros_like(lengths), lengths),
         (
@@ -102,7 +95,7 @@ def walk_by_scan(walk: Walk, *, store: bool):
 
 def log_prob_of(trellis: Trellis, arrived: Array) -> Array:
     """log P(labels | logits) [B]: the forward state of the blank after the last label."""
-    end_blank, _ = end_states(trellis)
+    end_blank, _ = trellis.end_states
     return jnp.max(jnp.where(end_blank, arrived[0], -jnp.inf), axis=1)
 
 

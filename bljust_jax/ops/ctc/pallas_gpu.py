@@ -19,8 +19,6 @@ on an H200 with jax 0.11.2 (results/README.md): ten times as fast as `one_scan`,
 for float64, labels longer than `Tiles` supports, and other GPUs.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -68,17 +66,19 @@ class Tiles:
         return self.lanes // THREADS * (5 + 2 * self.frames)
 
     @classmethod
-    def fit(cls, width: int) -> Tiles:
+    def fit(cls, width: int) -> "Tiles":
         """Tiles for [T, B, W]: as many frames ahead as fit into registers, at most four."""
         lanes = pl.cdiv(width, THREADS) * THREADS
         each = lanes // THREADS
         return cls(lanes, max(1, min(4, (REGISTERS // each - 5) // 2)))
 
 
-def measured_here() -> bool:
-    """True for a device and jax version that the kernel has been run on."""
+def supports(labels: int, dtype: Any) -> bool:
+    """True for labels and logits that the kernel accepts, on a device and with a jax version that
+    it has been run with."""
     capability = getattr(jax.devices()[0], "compute_capability", None)
-    return capability == "9.0" and jax.__version_info__ >= SINCE
+    measured = capability == "9.0" and jax.__version_info__ >= SINCE
+    return measured and labels <= MAX_LABELS and dtype != jnp.float64
 
 
 def forward(trellis: Trellis, *, store: bool, interpret: Any = None) -> tuple[Array, Any]:

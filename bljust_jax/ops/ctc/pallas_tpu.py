@@ -16,8 +16,6 @@ multiplied with one-hot rows after it. The compiler cannot partition a Mosaic ca
 split over the mesh in context (`over_batch`).
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from bljust_jax.ops.ctc.trellis import NEG, Recursions, Trellis
+from bljust_jax.ops.ctc.trellis import NEG, Recursions, Trellis, log_add
 from bljust_jax.parallel.batch_map import over_batch
 
 LANES, SUBLANES = 128, 8  # of one vector register of 4-byte numbers
@@ -72,7 +70,7 @@ class Tiles:
         return (2 * 4 * self.frames + 2 + 2) * state + 8 * self.rows * LANES * self.itemsize
 
     @classmethod
-    def fit(cls, frames: int, batch: int, width: int, itemsize: int = 4) -> Tiles:
+    def fit(cls, frames: int, batch: int, width: int, itemsize: int = 4) -> "Tiles":
         """Tiles for [T, B, W]: four registers per state if the batch is large enough, which is
         independent work to hide the latency of exp, log and the maximum over lanes (compiled for
         v5e, the loops do not spill; with eight registers they do); then as many frames as fit into
@@ -83,6 +81,11 @@ class Tiles:
         most = max(1, VMEM_LIMIT // 2 // (8 * rows * lanes * itemsize))
         blocks = pl.cdiv(max(frames, 1), most)
         return cls(pl.cdiv(max(frames, 1), blocks), rows, lanes, itemsize)
+
+
+def supports(labels: int, dtype: Any) -> bool:
+    """True for a number of labels and a dtype of logits that the kernel accepts."""
+    return labels <= MAX_LABELS and dtype != jnp.float64
 
 
 def forward(
@@ -166,12 +169,9 @@ def _operands(trellis, tiles):
     """(tiles, padded kernel inputs, (T, B, W)). Padded utterances have no frames."""
     time, batch, width = trellis.label.shape
     tiles = tiles or Tiles.fit(time, batch, width, trellis.label.dtype.itemsize)
-    more = (
-        _round_up(time, tiles.frames) - time,
-        _round_up(batch, tiles.rows) - batch,
-        tiles.lanes - width,
-    )
-    pad_time, pad_batch, pad_width = ((0, n) for n in more)
+    pad_time = (0, _round_up(time, tiles.frames) - time)
+    pad_batch = (0, _round_up(batch, tiles.rows) - batch)
+    pad_width = (0, tiles.lanes - width)
     emission = jnp.concatenate([trellis.label[..., :-1], trellis.blank], axis=2)
     emission = jnp.pad(emission, (pad_time, pad_batch, pad_width), constant_values=NEG)
     repeat = jnp.pad(trellis.repeat.astype(jnp.int32), (pad_batch, pad_width))
@@ -191,9 +191,8 @@ def _specs(tiles: Tiles, block_of):
 
 
 def _scratch(tiles: Tiles, dtype, states: int, columns: int):
-    return [pltpu.VMEM((tiles.rows, tiles.lanes), dtype)] * states + [
-        pltpu.VMEM((tiles.rows, 1), dtype)
-    ] * columns
+    column = pltpu.VMEM((tiles.rows, 1), dtype)
+    return [pltpu.VMEM((tiles.rows, tiles.lanes), dtype)] * states + [column] * columns
 
 
 def _cost(state, *, arrays: int, transcendentals: int, flops: int) -> pl.CostEstimate:
@@ -223,10 +222,6 @@ def _call(kernel, tiles: Tiles, sizes, *, interpret, **specs):
 
 
 # Inside the kernels: every array is [rows, lanes] or [rows, 1]
-
-
-def _log_add(a, b):
-    return jnp.maximum(a, b) + jnp.log(1.0 + jnp.exp(-jnp.abs(a - b)))
 
 
 def _peak(blank, label):
@@ -268,8 +263,8 @@ def _forward_kernel(emission, repeat, lengths, label_lengths, log_prob, *refs, l
     def step(i, carry):
         blank, label, total, lost = carry
         emit_blank, emit_label = _emissions(emission[i], lane, last)
-        enter = _log_add(blank, pltpu.roll(label, 1, axis=1))
-        stay_or_enter = _log_add(label, jnp.where(is_repeat, blank, enter))
+        enter = log_add(blank, pltpu.roll(label, 1, axis=1))
+        stay_or_enter = log_add(label, jnp.where(is_repeat, blank, enter))
         new_blank, new_label, peak = _renormalise(emit_blank + enter, emit_label + stay_or_enter)
         term = peak - lost
         new_total = total + term
@@ -287,7 +282,7 @@ def _forward_kernel(emission, repeat, lengths, label_lengths, log_prob, *refs, l
     def end():
         blank, label, total, lost = carry
         count = label_lengths[...]
-        ends = _log_add(
+        ends = log_add(
             jnp.max(jnp.where(lane == count, blank, NEG), axis=1, keepdims=True),
             jnp.max(jnp.where(lane == count - 1, label, NEG), axis=1, keepdims=True),
         )
@@ -323,10 +318,10 @@ def _backward_kernel(
 
         emit_blank, emit_label = _emissions(emission[i], lane, last)
         to_blank, to_label = emit_blank + blank, emit_label + label
-        leave = _log_add(to_blank, to_label)
+        leave = log_add(to_blank, to_label)
         after = pltpu.roll(jnp.where(is_repeat, to_blank, leave), lanes - 1, axis=1)
         after = jnp.where(lane < last, after, NEG)
-        new = _renormalise(leave, _log_add(to_label, after))[:2]
+        new = _renormalise(leave, log_add(to_label, after))[:2]
         return tuple(jnp.where(i < remaining, n, o) for n, o in zip(new, carry, strict=True))
 
     blank, label = lax.fori_loop(0, frames, step, (blank_ref[...], label_ref[...]))

@@ -15,15 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from bljust_jax.ops.ctc.trellis import (
-    NEG,
-    Recursions,
-    Trellis,
-    compensated_sum,
-    end_states,
-    log_add,
-    valid_frames,
-)
+from bljust_jax.ops.ctc.trellis import NEG, Recursions, Trellis, compensated_sum, log_add
+from bljust_jax.ops.log_mel import valid_frames
 
 
 def _where_real(real, new, old):
@@ -51,7 +44,7 @@ def forward(trellis: Trellis, *, store: bool):
 
     origin = nowhere.at[:, 0].set(0.0)
     (blank, _), (peaks, alphas) = lax.scan(step, (origin, origin), _frames(trellis))
-    end = jnp.max(jnp.where(end_states(trellis)[0], blank, NEG), axis=1, keepdims=True)
+    end = jnp.max(jnp.where(trellis.end_states[0], blank, NEG), axis=1, keepdims=True)
     log_prob = (compensated_sum(peaks) + end)[:, 0]
     return log_prob, ((alphas, peaks, end) if store else None)
 
@@ -70,7 +63,7 @@ def occupancy(trellis: Trellis, states) -> Array:
         after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=NEG)
         return _where_real(real, (leave, log_add(label, after)), betas), (at_blank, at_label)
 
-    ends = tuple(jnp.where(at, -end, NEG) for at in end_states(trellis))
+    ends = tuple(jnp.where(at, -end, NEG) for at in trellis.end_states)
     inputs = (*_frames(trellis), peaks, *alphas)
     _, (at_blank, at_label) = lax.scan(step, ends, inputs, reverse=True)
     mass = at_blank + jnp.sum(at_label, axis=2, keepdims=True)

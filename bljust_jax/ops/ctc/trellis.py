@@ -40,6 +40,13 @@ class Trellis(NamedTuple):
     logit_lengths: Lengths  # real frames, the first of T
     label_lengths: Lengths  # real labels, at most W - 1
 
+    @property
+    def end_states(self) -> tuple[Bool[Array, "b w"], Bool[Array, "b w"]]:
+        """The blank after the last label, and the last label."""
+        position = jnp.arange(self.label.shape[2])[None, :]
+        last = self.label_lengths[:, None]
+        return position == last, position == last - 1
+
 
 class Recursions(NamedTuple):
     """One implementation of the forward-backward algorithm: a pair of functions.
@@ -65,16 +72,15 @@ def repeats(labels: Labels, label_lengths: Lengths) -> Bool[Array, "b u"]:
     return (labels == previous) & (position < label_lengths[:, None]) & (position > 0)
 
 
-def feasible(labels: Labels, label_lengths: Lengths, logit_lengths: Lengths) -> Bool[Array, "b"]:
-    """True where a path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats."""
+def ctc_feasible(
+    labels: Labels, label_lengths: Lengths, logit_lengths: Lengths
+) -> Bool[Array, "b"]:
+    """True where some path of `logit_lengths` frames spells the labels: T >= U + adjacent repeats.
+
+    Two equal neighbours need a blank between them. Any number of frames, zero included, spells zero
+    labels. Padded labels never matter.
+    """
     return label_lengths + jnp.sum(repeats(labels, label_lengths), axis=1) <= logit_lengths
-
-
-def end_states(trellis: Trellis) -> tuple[Bool[Array, "b w"], Bool[Array, "b w"]]:
-    """The blank after the last label, and the last label."""
-    position = jnp.arange(trellis.label.shape[2])[None, :]
-    last = trellis.label_lengths[:, None]
-    return position == last, position == last - 1
 
 
 def log_add(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
