@@ -8,8 +8,6 @@ the static extra argument `active`; an idle group keeps parameters and moments b
 here counts steps for a schedule.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Log-mel features of int16 audio as `config.features` sets them, and their stored statistics."""
 
-from __future__ import annotations
-
 from functools import partial
 from types import ModuleType
 from typing import Any

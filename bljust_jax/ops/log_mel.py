@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bljust_jax.common.shapes import Features, Lengths, Mask, Scalar
 from bljust_jax.parallel.batch_map import map_rows

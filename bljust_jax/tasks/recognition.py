@@ -1,7 +1,5 @@
 """Speech recognition by CTC on an encoder: its objective, and the logits that are decoded."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -35,9 +33,7 @@ def build(
         stream=stream,
         sample_rate=config.data.sample_rate,
         vocab_size=vocab_size,
-        reduction=c.reduction,
-        context=c.context,
-        implementation=c.implementation,
+        **c.to_dict(),
     )
     measure = "wer" if single else config.data.streams[stream].measure
     name, recognise = "" if single else stream, partial(predict, objective)

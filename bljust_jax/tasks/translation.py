@@ -1,7 +1,5 @@
 """Speech translation by an attention decoder on an encoder: its objective and its beam search."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -16,22 +14,14 @@ def build(config: Any, encoder: Encoder, vocab_size: int, stream: str) -> tuple[
     """A decoder of `vocab_size` classes as `config.decoder` sets it, with the task that evaluates
     it. Loss and task are named after the stream, "st/fr-en"."""
     c = config.decoder
-    decoder = Decoder(
-        dim=c.dim,
-        layers=c.layers,
-        heads=c.heads,
-        vocab_size=vocab_size,
-        memory_dim=encoder.dim,
-        ff_mult=c.ff_mult,
-        dropout=c.dropout,
-        dtype=config.model.dtype,
-    )
+    fields = {name: c[name] for name in ("dim", "layers", "heads", "ff_mult", "dropout")}
+    fields |= {"vocab_size": vocab_size, "memory_dim": encoder.dim, "dtype": config.model.dtype}
     objective = CrossEntropy(
         encoder=encoder,
         name=stream,
         stream=stream,
         sample_rate=config.data.sample_rate,
-        decoder=decoder,
+        decoder=Decoder(**fields),
         smoothing=c.smoothing,
         context=config.ctc.context,
     )

@@ -4,8 +4,6 @@
 returns an `Encoder`. One new file adds an encoder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial

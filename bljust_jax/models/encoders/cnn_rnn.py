@@ -5,8 +5,6 @@ counts describe two networks; `CnnRnn.kind` selects one. The counts determine th
 second but not their connection: here residual branches of norm, GELU, dropout, layer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The Conformer encoder on log-mel features: subsampling, then a `lax.scan` over stacked blocks."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from typing import Any, Literal

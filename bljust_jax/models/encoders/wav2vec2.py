@@ -1,7 +1,5 @@
 """The wav2vec 2.0 encoder: waveform convolutions, masking, a Transformer run by `lax.scan`."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import partial
