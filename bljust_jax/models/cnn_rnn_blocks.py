@@ -5,7 +5,6 @@ state are float32.
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,14 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from bljust_jax.common.shapes import Grid, Lengths, Mask
 from bljust_jax.models.attention import MASKED_SCORE
-from bljust_jax.models.layers import KERNEL, Dense
+from bljust_jax.models.layers import KERNEL, Dense, Params
 from bljust_jax.models.norms import EPSILON, at_least_float32
 
 GATES = {"gru": 3, "lstm": 4}
 SCORES = 2**26  # attention scores per block of queries, 256 MiB in float32
 gelu = partial(jax.nn.gelu, approximate=False)
 
-Params = dict[str, Any]
 Both = Float[Array, "2 b h"]  # a state of H units in both directions
 
 

@@ -21,8 +21,11 @@ from bljust_jax.common.shapes import Labels, Lengths, Mask, Rng
 from bljust_jax.models import heads, layers
 from bljust_jax.models.attention import MASKED_SCORE, relative_positions
 from bljust_jax.models.conformer_block import FeedForward
+from bljust_jax.models.layers import Params
 from bljust_jax.models.norms import LayerNorm, at_least_float32
 from bljust_jax.ops.log_mel import valid_frames
+
+Memory = Float[Array, "b t c"]  # frames of an encoder
 
 
 class KeysValues(NamedTuple):
@@ -92,16 +95,12 @@ class DecoderBlock(nn.Module):
         self.feed_forward = FeedForward(self.expansion, self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
-    def project_memory(self, memory: Float[Array, "b t c"]) -> KeysValues:
+    def project_memory(self, memory: Memory) -> KeysValues:
         """Keys and values of an encoder's output, for the second branch."""
         return self.cross_attention.keys_values(memory)
 
     def __call__(
-        self,
-        x: Float[Array, "b u d"],
-        memory: Float[Array, "b t c"],
-        valid: Mask,
-        train: bool = False,
+        self, x: Float[Array, "b u d"], memory: Memory, valid: Mask, train: bool = False
     ) -> Float[Array, "b u d"]:
         """All positions of a text at once; `valid` is True on real frames of `memory`."""
         causal = jnp.asarray(np.tri(x.shape[1], dtype=bool)[None])
@@ -175,7 +174,7 @@ class Decoder:
         return DecoderBlock(self.dim, self.heads, self.ff_mult, self.dropout, dtype)
 
     @partial(jax.jit, static_argnums=0)
-    def init(self, rng: Rng) -> dict[str, Any]:
+    def init(self, rng: Rng) -> Params:
         """Float32 parameters {"embedding" `[K, D]`, "blocks" stacked on axis 0, "norm", "output"}.
 
         Kernels are normal with variance 1 / fan-in, the embedding with variance 1 / D, scales 1,
@@ -193,8 +192,8 @@ class Decoder:
 
     def apply(
         self,
-        params: dict[str, Any],
-        memory: Float[Array, "b t c"],
+        params: Params,
+        memory: Memory,
         memory_lengths: Lengths,
         tokens: Labels,
         token_lengths: Lengths,
@@ -238,12 +237,7 @@ class Decoder:
         return jnp.where(real[..., None], self._logits(params, x), 0.0)
 
     def begin(
-        self,
-        params: dict[str, Any],
-        memory: Float[Array, "b t c"],
-        memory_lengths: Lengths,
-        max_len: int,
-        beam: int = 1,
+        self, params: Params, memory: Memory, memory_lengths: Lengths, max_len: int, beam: int = 1
     ) -> Cache:
         """The empty cache of `beam` texts per row, of at most `max_len` inputs each, 0 first.
 
@@ -259,7 +253,7 @@ class Decoder:
 
     def extend(
         self,
-        params: dict[str, Any],
+        params: Params,
         cache: Cache,
         tokens: Int[Array, "b w"],
         position: Int[Array, ""] | int,
@@ -288,11 +282,11 @@ class Decoder:
         write = partial(lax.dynamic_update_slice_in_dim, start_index=position, axis=3)
         return self._logits(params, x), cache._replace(past=jax.tree.map(write, past, new))
 
-    def _embed(self, params: dict[str, Any], tokens: Array, positions: Array) -> Array:
+    def _embed(self, params: Params, tokens: Array, positions: Array) -> Array:
         x = params["embedding"][tokens] * self.dim**0.5
         return x + positions.astype(x.dtype)
 
-    def _logits(self, params: dict[str, Any], x: Array) -> Array:
+    def _logits(self, params: Params, x: Array) -> Array:
         return heads.apply(params["output"], LayerNorm().apply({"params": params["norm"]}, x))
 
 

@@ -17,22 +17,23 @@ from bljust_jax.parallel.rules import gathered
 # Normal with variance 1 / fan-in, the product of all axes but the last.
 KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
+Params = dict[str, Any]
 Dense = partial(nn.Dense, kernel_init=KERNEL)
 
 
-def init_params(module: nn.Module, rng: Rng, *inputs: Any) -> dict[str, Any]:
+def init_params(module: nn.Module, rng: Rng, *inputs: Any) -> Params:
     """Parameters of a module by its own initialisers; `inputs` give shapes only."""
     return module.lazy_init(rng, *inputs)["params"]
 
 
-def init_stack(block: nn.Module, rng: Rng, layers: int, *inputs: Any) -> dict[str, Any]:
+def init_stack(block: nn.Module, rng: Rng, layers: int, *inputs: Any) -> Params:
     """Parameters of `layers` equal blocks, each leaf stacked on axis 0."""
     keys = jax.random.split(rng, layers)
     return jax.vmap(lambda key: init_params(block, key, *inputs))(keys)
 
 
 def scan_blocks(
-    step: Callable[..., Any], x: Any, params: Any, *own: Any, policy: str = "none", unroll: int
+    step: Callable[..., Any], x: Any, params: Params, *own: Any, policy: str = "none", unroll: int
 ) -> tuple[Any, Any]:
     """x through stacked blocks, `step(x, params, *own) -> (x, output)` for each: (x, outputs).
 
