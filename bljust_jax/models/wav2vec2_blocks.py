@@ -16,7 +16,7 @@ from bljust_jax.common.shapes import Frames, Lengths, Mask
 from bljust_jax.models.attention import MASKED_SCORE
 from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.models.norms import EPSILON, at_least_float32
-from bljust_jax.ops.log_mel import frame_count, masked_moments, valid_frames
+from bljust_jax.ops.log_mel import frame_count, valid_frames
 from bljust_jax.parallel.batch_map import map_rows
 
 # Means of trained features are far from 0: compute the variance in two passes.
@@ -49,7 +49,7 @@ class StridedConv(nn.Module):
 
 class TimeNorm(nn.Module):
     """(x - mean) / sqrt(var + 1e-5) * scale + bias, moments per utterance and channel over the
-    counted frames: group norm with one channel per group. Other frames give the bias."""
+    counted frames: group norm with one channel per group."""
 
     dtype: Any = jnp.float32
 
@@ -57,9 +57,12 @@ class TimeNorm(nn.Module):
     def __call__(self, x: Float[Array, "b t c"], counted: Mask) -> Float[Array, "b t c"]:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
-        centred, squares, count = masked_moments(at_least_float32(x), counted[..., None])
-        y = centred * lax.rsqrt(squares / jnp.maximum(count, 1) + EPSILON)
-        y = y * scale[None, None, :] + bias[None, None, :]
+        x, counted = at_least_float32(x), counted[..., None]
+        count = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 1).astype(x.dtype)
+        mean = jnp.sum(jnp.where(counted, x, 0.0), axis=1, keepdims=True) / count
+        squares = jnp.where(counted, jnp.square(x - mean), 0.0)
+        var = jnp.sum(squares, axis=1, keepdims=True) / count
+        y = (x - mean) * lax.rsqrt(var + EPSILON) * scale[None, None, :] + bias[None, None, :]
         return y.astype(self.dtype)
 
 
