@@ -20,6 +20,7 @@ from bljust_jax.bilevel.types import Group
 from bljust_jax.common import trees
 
 Tree = Any
+DECAYED = re.compile(r"(kernel|embedding)$")
 
 
 def group_of_parameters(params: Tree, groups: Sequence[Group]) -> Tree:
@@ -49,30 +50,27 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.98,
     eps: float = 1e-8,
-    decay_pattern: str = r"(kernel|embedding)$",
 ) -> optax.GradientTransformationExtraArgs:
     """The whole chain: `update(grads, state, params, *, level_weights, lr, active)` with `grads` a
     `levels.Grads`.
 
     AdamW (Loshchilov and Hutter 2019): decoupled weight decay, on parameters whose path matches
-    `decay_pattern`.
+    `DECAYED`.
     """
 
     def decayed(params):
-        return trees.map_named(lambda name, _: bool(re.search(decay_pattern, name)), params)
+        return trees.map_named(lambda name, _: bool(DECAYED.search(name)), params)
 
     def chain(group: Group) -> optax.GradientTransformationExtraArgs:
         if not group.owners:  # never active, so without moments
             return _gate(group.name, optax.with_extra_args_support(optax.identity()))
-        return _gate(
-            group.name,
-            optax.chain(
-                optax.clip_by_global_norm(group.clip),
-                optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-                optax.add_decayed_weights(group.weight_decay, mask=decayed),
-                _scale_by_lr(group.name),
-            ),
+        adamw = optax.chain(
+            optax.clip_by_global_norm(group.clip),
+            optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+            optax.add_decayed_weights(group.weight_decay, mask=decayed),
+            _scale_by_lr(group.name),
         )
+        return _gate(group.name, adamw)
 
     def labels(params):
         return jax.tree.map(lambda g: g.name, group_of_parameters(params, groups))

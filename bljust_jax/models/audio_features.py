@@ -30,12 +30,10 @@ def feature_frames(config: Any, samples: int) -> int:
 def make_log_mel(config: Any):
     """`log_mel(audio, lengths)` with the settings of `config.features`. Raises UserError for n_fft
     below the window."""
-    if config.features.n_fft < config.features.window:
-        raise UserError(
-            f"config.features.n_fft={config.features.n_fft} must be at least config.features."
-            f"window={config.features.window}"
-        )
-    settings = {k: v for k, v in config.features.items() if k != "frontend"}
+    f = config.features
+    if f.n_fft < f.window:
+        raise UserError(f"config.features.n_fft={f.n_fft} must be at least window={f.window}")
+    settings = {k: v for k, v in f.items() if k != "frontend"}
     return partial(frontend(config).log_mel, sample_rate=config.data.sample_rate, **settings)
 
 

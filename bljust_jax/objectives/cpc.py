@@ -75,9 +75,7 @@ class Cpc(EncoderObjective):
         if self.context not in CONTEXTS:
             raise ValueError(f"context {self.context!r}: expected one of {CONTEXTS}")
         if min(self.steps, self.first_step) < 1 or self.negatives < 0 or self.temperature <= 0:
-            raise ValueError(
-                "CPC needs steps >= 1, first_step >= 1, negatives >= 0, temperature > 0"
-            )
+            raise ValueError("CPC needs steps, first_step >= 1, negatives >= 0, temperature > 0")
         if self.context == "chunked" and not 0 < self.chunk[1] <= self.chunk[2]:
             raise ValueError(
                 f"chunk {self.chunk}: a slide shorter than the future window would make an "
