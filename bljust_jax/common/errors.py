@@ -15,3 +15,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return f"{hint} There are: {', '.join(known)}"
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error with its line breaks and repeated spaces replaced by one space."""
+    return " ".join(str(error).split())

@@ -15,47 +15,18 @@ import itertools
 import logging
 import math
 import pathlib
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import UserError, one_line
 
 LN10 = math.log(10.0)
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 # log10 p of an unknown word in a model without <unk>, as in KenLM; lower values are clipped to it
 MISSING = -100.0
 SPACE_UNIT = "▁"  # U+2581: the space in models over characters, as in SentencePiece
-
-
-@runtime_checkable
-class LanguageModel(Protocol):
-    """Interface of a language model for beam search. States are hashable; equivalent histories may
-    share one."""
-
-    order: int
-
-    def start(self) -> Hashable:
-        """The state at the beginning of a sentence."""
-
-    def score(self, state: Any, word: str) -> tuple[float, Hashable]:
-        """(ln p(word | state), next state); an unlisted word counts as <unk>."""
-
-    def end(self, state: Any) -> float:
-        """ln p(</s> | state)."""
-
-    def __contains__(self, word: str) -> bool:
-        """Whether the model lists the word."""
-
-
-def sentence_score(lm: LanguageModel, words: Iterable[str]) -> float:
-    """ln p of a whole sentence, its end included."""
-    state, total = lm.start(), 0.0
-    for word in words:
-        score, state = lm.score(state, word)
-        total += score
-    return total + lm.end(state)
 
 
 def unit_word(unit: str) -> str:
@@ -88,8 +59,8 @@ def open_lm(path: str | pathlib.Path) -> LanguageModel:
 class Arpa:
     """A back-off model in memory.
 
-    A state is a tuple: entry m is the index of the last m + 1 words among the (m+1)-grams, -1 if
-    the model does not list them.
+    A state is a hashable tuple: entry m is the index of the last m + 1 words among the (m+1)-grams,
+    -1 if the model does not list them. Equivalent histories may share one.
     """
 
     def __init__(self, vocabulary: dict[str, int], tables: list[Table]):
@@ -103,6 +74,7 @@ class Arpa:
         return _Reader(pathlib.Path(path)).model()
 
     def __contains__(self, word: str) -> bool:
+        """Whether the model lists the word."""
         return word in self._ids
 
     def start(self) -> tuple[int, ...]:
@@ -110,7 +82,7 @@ class Arpa:
         return (self._ids[START], *[-1] * (self.order - 2))[: self.order - 1]
 
     def score(self, state: tuple[int, ...], word: str) -> tuple[float, tuple[int, ...]]:
-        """(ln p(word | state), next state)."""
+        """(ln p(word | state), next state); an unlisted word counts as <unk>."""
         return self._score(state, self._ids.get(word, self._unknown))
 
     def end(self, state: tuple[int, ...]) -> float:
@@ -139,7 +111,7 @@ class Arpa:
 
 
 class Table(NamedTuple):
-    """All n-grams of one order: keys sorted int64 [N] (none for unigrams), nats float64 [N]."""
+    """All n-grams of one order: keys sorted int64 [N], of unigrams their ids; nats float64 [N]."""
 
     keys: np.ndarray
     logp: np.ndarray
@@ -152,7 +124,7 @@ class Table(NamedTuple):
 
 
 class KenLM:
-    """`kenlm.Model` with the methods of `LanguageModel`."""
+    """`kenlm.Model` with the methods of `Arpa`."""
 
     def __init__(self, path: pathlib.Path):
         import kenlm
@@ -164,8 +136,7 @@ class KenLM:
         try:
             self._model = kenlm.Model(str(path), quiet)
         except OSError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: not a language model: {reason}") from error
+            raise UserError(f"{path}: not a language model: {one_line(error)}") from error
         self.order = self._model.order
 
     def __contains__(self, word: str) -> bool:
@@ -187,6 +158,9 @@ class KenLM:
         return self.score(state, END)[0]
 
 
+LanguageModel = Arpa | KenLM
+
+
 # Reading
 
 
@@ -195,6 +169,8 @@ class _Reader:
 
     def __init__(self, path: pathlib.Path):
         self._path, self._number = path, 0
+        self._ids: dict[str, int] = {}
+        self._tables: list[Table] = []
 
     def model(self) -> Arpa:
         opener = gzip.open if self._path.suffix == ".gz" else open
@@ -218,14 +194,12 @@ class _Reader:
     def _model(self, lines: Iterator[str]) -> Arpa:
         if not any(line.strip() == "\\data\\" for line in lines):
             raise self._wrong("there is no line \\data\\")
-        sizes = self._sizes(lines)
-        vocabulary: dict[str, int] = {}
-        tables = [self._unigrams(lines, sizes[0], vocabulary)]
-        for order in range(2, len(sizes) + 1):
-            self._header(lines, f"\\{order}-grams:")
-            tables.append(self._ngrams(lines, order, sizes[order - 1], vocabulary, tables))
+        for order, size in enumerate(self._sizes(lines), start=1):
+            if order > 1:
+                self._header(lines, f"\\{order}-grams:")
+            self._tables.append(self._table(lines, order, size))
         self._header(lines, "\\end\\")
-        return Arpa(vocabulary, tables)
+        return Arpa(self._ids, self._tables)
 
     def _sizes(self, lines: Iterator[str]) -> list[int]:
         """Number of n-grams of each order; also consumes the header of the unigrams."""
@@ -247,44 +221,36 @@ class _Reader:
         if found != wanted:
             raise self._wrong(f"expected {wanted}, found {found!r}")
 
-    def _unigrams(self, lines: Iterator[str], size: int, vocabulary: dict[str, int]) -> Table:
-        logp, backoff = np.zeros(size), np.zeros(size)
-        for n in range(size):
-            (word,), logp[n], backoff[n] = self._entry(next(lines, ""), 1)
-            if word in vocabulary:
-                raise self._wrong(f"{word!r} is listed twice")
-            vocabulary[word] = n
-        for word in (START, END):
-            if word not in vocabulary:
-                raise self._wrong(f"the 1-grams lack {word}")
-        return Table(np.zeros(0, np.int64), logp, backoff)
-
-    def _ngrams(
-        self,
-        lines: Iterator[str],
-        order: int,
-        size: int,
-        vocabulary: dict[str, int],
-        tables: list[Table],
-    ) -> Table:
-        keys = np.zeros(size, np.int64)
-        logp, backoff = np.zeros(size), np.zeros(size)
+    def _table(self, lines: Iterator[str], order: int, size: int) -> Table:
+        keys, logp, backoff = np.zeros(size, np.int64), np.zeros(size), np.zeros(size)
         for n in range(size):
             words, logp[n], backoff[n] = self._entry(next(lines, ""), order)
-            try:
-                ids = [vocabulary[word] for word in words]
-            except KeyError as error:
-                raise self._wrong(f"{error.args[0]!r} is not among the 1-grams") from None
-            context = ids[0]
-            for table, word in zip(tables[1:], ids[1:-1], strict=True):
-                context = table.find(context * len(vocabulary) + word)
-                if context < 0:
-                    raise self._wrong(f"its context {' '.join(words[:-1])!r} is not listed")
-            keys[n] = context * len(vocabulary) + ids[-1]
+            keys[n] = self._key(words) if order > 1 else self._new_id(words[0])
+        for word in (START, END):
+            if word not in self._ids:
+                raise self._wrong(f"the 1-grams lack {word}")
         by_key = np.argsort(keys, kind="stable")
         if (np.diff(keys[by_key]) == 0).any():
             raise self._wrong(f"a {order}-gram above is listed twice")
         return Table(keys[by_key], logp[by_key], backoff[by_key])
+
+    def _new_id(self, word: str) -> int:
+        if word in self._ids:
+            raise self._wrong(f"{word!r} is listed twice")
+        self._ids[word] = len(self._ids)
+        return self._ids[word]
+
+    def _key(self, words: list[str]) -> int:
+        """Index of the context among the n-grams of the order below, and id of the last word."""
+        try:
+            context, *ids = (self._ids[word] for word in words)
+        except KeyError as error:
+            raise self._wrong(f"{error.args[0]!r} is not among the 1-grams") from None
+        for table, word in zip(self._tables[1:], ids[:-1], strict=True):
+            context = table.find(context * len(self._ids) + word)
+            if context < 0:
+                raise self._wrong(f"its context {' '.join(words[:-1])!r} is not listed")
+        return context * len(self._ids) + ids[-1]
 
     def _entry(self, line: str, order: int) -> tuple[list[str], float, float]:
         """(words, ln p, ln back-off weight) of `log10 p  words  [log10 b]`."""

@@ -70,7 +70,7 @@ class BeamSearch:
             raise ValueError(f"beam {beam} must be at least 1 and prune {prune} in [0, 1)")
         self._size, self._beam = len(symbols) + 1, beam
         self._margin = math.log(prune) if prune else NONE
-        self._scorer = _make_scorer(symbols, fusion)
+        self._scorer = SCORERS[fusion.over](symbols, fusion) if fusion else _Scorer()
 
     def __call__(self, log_probs: Float[np.ndarray, "t k"], nbest: int = 1) -> list[Hypothesis]:
         """The `nbest` best hypotheses of log-probabilities [T, K], best first; fewer if the beam
@@ -215,12 +215,6 @@ class _Prefixes:
 # Scoring of prefixes by a language model
 
 
-def _make_scorer(symbols: Sequence[str], fusion: Fusion | None) -> _Scorer:
-    if fusion is None:
-        return _Scorer()
-    return {WORDS: _WordScorer, UNITS: _UnitScorer}[fusion.over](symbols, fusion)
-
-
 class _Scorer:
     """No language model."""
 
@@ -307,3 +301,6 @@ class _WordScorer(_Scorer):
     def finish(self, tree, node):
         lm, state, words = self._complete(tree, node)
         return tree.lm[node] + lm + self._end(state), tree.count[node] + words
+
+
+SCORERS = {WORDS: _WordScorer, UNITS: _UnitScorer}

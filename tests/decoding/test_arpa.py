@@ -11,6 +11,7 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import arpa, kneser_ney
+from tests.helpers.sentences import sentence_score
 
 LINES = r"""a preamble that the format allows
 \data\
@@ -63,7 +64,7 @@ def test_scores_by_hand(tmp_path, suffix, ending):
     assert "a" in lm
     assert "zzz" not in lm
     for sentence, expected in BY_HAND.items():
-        score = arpa.sentence_score(lm, sentence.split())
+        score = sentence_score(lm, sentence.split())
         assert score / math.log(10) == pytest.approx(expected, abs=1e-12), sentence
 
 
@@ -156,7 +157,7 @@ def test_writing_and_reading_changes_no_score(tmp_path):
         arpa.write(tmp_path / name, model.orders)
     plain, packed = (arpa.Arpa.read(tmp_path / n) for n in ("x.arpa", "x.arpa.gz"))
     for words in texts[:10]:
-        assert arpa.sentence_score(plain, words) == arpa.sentence_score(packed, words)
+        assert sentence_score(plain, words) == sentence_score(packed, words)
     state = plain.start()
     for n, word in enumerate(texts[0][:3], start=1):
         score, state = plain.score(state, word)
@@ -178,7 +179,7 @@ def test_kenlm_agrees_on_a_thousand_random_sentences(tmp_path, speech):
     for n in range(1000):
         sentence = random.choices(words, k=random.randint(0, 12))
         sentence += random.choice(texts)[: n % 5]
-        scores = [arpa.sentence_score(lm, sentence) for lm in (ours, theirs)]
+        scores = [sentence_score(lm, sentence) for lm in (ours, theirs)]
         assert abs(scores[0] - scores[1]) / math.log(10) < 1e-4, sentence
 
 
