@@ -1,7 +1,5 @@
 """Python API of inference: load a trained model, transcribe audio files and arrays."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from typing import Any
@@ -9,26 +7,10 @@ from typing import Any
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.inference.audio_files import Recording, resample
+from bljust_jax.inference.audio_files import Failure, Recording, resample
 from bljust_jax.inference.load import load_model
 from bljust_jax.inference.recognizer import Recognizer, Translator
-from bljust_jax.inference.transcriber import (
-    Failure,
-    Transcript,
-    WindowOptions,
-    transcribe,
-    translate,
-)
-
-
-def load_recognizer(path: str | os.PathLike, task: str = "") -> SpeechModel:
-    """The model in `path`: the workdir of a training run (best weights of its newest checkpoint),
-    or a folder that `bljust export` wrote.
-
-    `task` names one task of a run of several ("asr/en", "st/ar-en"). Raises UserError if `path` is
-    neither, is damaged, or has no such task.
-    """
-    return SpeechModel(load_model(pathlib.Path(path), task))
+from bljust_jax.inference.transcriber import Transcript, WindowOptions, transcribe, translate
 
 
 class SpeechModel:
@@ -74,6 +56,16 @@ class SpeechModel:
         if isinstance(result, Failure):
             raise UserError(result.reason)
         return result
+
+
+def load_recognizer(path: str | os.PathLike, task: str = "") -> SpeechModel:
+    """The model in `path`: the workdir of a training run (best weights of its newest checkpoint),
+    or a folder that `bljust export` wrote.
+
+    `task` names one task of a run of several ("asr/en", "st/ar-en"). Raises UserError if `path` is
+    neither, is damaged, or has no such task.
+    """
+    return SpeechModel(load_model(pathlib.Path(path), task))
 
 
 def _checked(samples: np.ndarray) -> np.ndarray:

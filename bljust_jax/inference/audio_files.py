@@ -1,23 +1,17 @@
 """Read audio files of any rate and container known to libsndfile, decoded ahead by threads."""
 
-from __future__ import annotations
-
-import collections
-import concurrent.futures
-import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import soundfile
 from jaxtyping import Float, Int16
 
+from bljust_jax.common import threads
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import DURATION_SLACK, to_int16
-
-if TYPE_CHECKING:
-    import soundfile
 
 BLOCK = 1 << 18  # frames decoded at a time
 AHEAD = 4  # files decoded in advance, one thread per file
@@ -49,15 +43,7 @@ def read_all(sources: Iterable[str | Recording], sample_rate: int) -> Iterator[R
         except UserError as error:
             return Failure(path, str(error))
 
-    paths = iter(sources)
-    pending: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
-        while True:
-            for path in itertools.islice(paths, AHEAD - len(pending)):
-                pending.append(pool.submit(attempt, path))
-            if not pending:
-                return
-            yield pending.popleft().result()
+    return threads.in_order(attempt, sources, threads=AHEAD, ahead=AHEAD)
 
 
 def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
@@ -68,8 +54,6 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
     is shorter than its header claims is read to its end, with a warning. Raises UserError naming
     the file if it cannot be read.
     """
-    import soundfile
-
     try:
         with open(path, "rb"):  # raises the system's error if this is not a file
             pass
@@ -90,7 +74,6 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
 
 def _blocks(file: soundfile.SoundFile, sample_rate: int) -> Iterator[Int16[np.ndarray, "_"]]:
     """Blocks of the file as mono int16 at `sample_rate`."""
-    import soundfile
     import soxr
 
     if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:

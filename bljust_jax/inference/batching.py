@@ -56,19 +56,19 @@ class BatchDecoder:
         length: int,
         batch_seconds: float,
     ):
-        self._decode, self._model, self._batch_seconds = decode, model, batch_seconds
+        self._decode, self._multiple = decode, model.multiple
+        self.sample_rate, self.batch_seconds = model.sample_rate, batch_seconds
         self._lengths = [length * share / model.sample_rate for share in PADDED_LENGTHS]
 
     def __call__(
         self, rows: Sequence[AudioRow], progress: Callable[[float], None]
     ) -> list[DecodedRow]:
         """The output of each row, in order; calls `progress` with the seconds of each batch."""
-        rate, multiple = self._model.sample_rate, self._model.multiple
+        rate, multiple = self.sample_rate, self._multiple
         found: dict[int, DecodedRow] = {}
         durations = [len(row.audio) / rate for row in rows]
-        for bucket, members in evaluation_batches(
-            durations, self._lengths, self._batch_seconds, multiple
-        ):
+        batches = evaluation_batches(durations, self._lengths, self.batch_seconds, multiple)
+        for bucket, members in batches:
             count = multiple * power_of_two(-(-len(members) // multiple))
             batch = empty_batch(bucket, min(count, bucket.batch_size), rate)
             for place, n in enumerate(members):

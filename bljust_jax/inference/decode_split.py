@@ -27,23 +27,14 @@ class CtcOutput(NamedTuple):
 def greedy_decoder(task: Task) -> Callable[[Weights, dict], Any]:
     """(weights, batch) -> int32 [B, T], padded with -1: the best path of a recognition task, the
     ids of a translation by greedy search. To be jitted."""
-    return translation_decoder(task, 1) if task.translate else _best_path_decoder(task)
-
-
-def _best_path_decoder(task: Task) -> Callable[[Weights, dict], Any]:
-    def best_paths(weights, batch):
-        return greedy.best_path(*task.predict(weights.params, weights.stats, batch))
-
-    return best_paths
+    if task.translate:
+        return translation_decoder(task, 1)
+    return lambda weights, batch: greedy.best_path(*task.predict(*weights, batch))
 
 
 def translation_decoder(task: Task, beam: int) -> Callable[[Weights, dict], Any]:
     """(weights, batch) -> ids int32 [B, U], -1 after the end of sequence. To be jitted."""
-
-    def translations(weights, batch):
-        return task.translate(weights.params, weights.stats, batch, beam)
-
-    return translations
+    return lambda weights, batch: task.translate(*weights, batch, beam)
 
 
 def log_prob_decoder(task: Task) -> Callable[[Weights, dict], dict[str, Any]]:
@@ -51,8 +42,8 @@ def log_prob_decoder(task: Task) -> Callable[[Weights, dict], dict[str, Any]]:
     jitted."""
 
     def log_probs(weights, batch):
-        logits, lengths = task.predict(weights.params, weights.stats, batch)
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        logits, lengths = task.predict(*weights, batch)
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         return {"path": greedy.best_path(logits, lengths), "log_probs": log_probs}
 
     return log_probs
@@ -74,11 +65,8 @@ def decode_with_run(
 ) -> Iterator[tuple[str, Any]]:
     """(id, row of `decoder(weights, batch)`) over a split of the run's task."""
     program = jax.jit(decoder)
-
-    def decode(batch: dict) -> Any:
-        return program(run.weights, put_batch(batch, run.mesh))
-
-    return decode_split(run.task.split(split), splits, decode)
+    part = run.task.split(split)
+    return decode_split(part, splits, lambda b: program(run.weights, put_batch(b, run.mesh)))
 
 
 def compute_ctc_output(run: TrainedRun, splits: Splits, split: str) -> CtcOutput:

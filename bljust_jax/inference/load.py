@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -50,43 +50,39 @@ def _is_exported(folder: pathlib.Path) -> bool:
 
 def run_recognizer(run: TrainedRun) -> Recognizer:
     """The recognizer of a run with one recognition task."""
-    program, (params, stats) = jax.jit(run.recipe.predict), run.weights
-
-    def predict(batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        return program(params, stats, put_batch(dict(batch), run.mesh))
-
     return Recognizer(
-        predict=predict,
-        decode=run.tokenizer.decode,
+        predict=_on_mesh(run, jax.jit(run.task.predict)),
         symbols=run.tokenizer.symbols,
         frames=run.recipe.frames,
-        sample_rate=run.config.data.sample_rate,
-        name=_describe(run),
-        multiple=run.mesh.size,
+        **_common_fields(run),
     )
 
 
 def run_translator(run: TrainedRun) -> Translator:
     """The translator of a run with one translation task."""
-    program, (params, stats) = jax.jit(run.task.translate, static_argnums=3), run.weights
-
-    def predict(batch: Mapping[str, Any], beam: int) -> Any:
-        return program(params, stats, put_batch(dict(batch), run.mesh), beam)
-
-    return Translator(
-        predict=predict,
-        decode=run.tokenizer.decode,
-        beam=run.config.decoder.beam,
-        sample_rate=run.config.data.sample_rate,
-        name=_describe(run),
-        multiple=run.mesh.size,
-    )
+    program = jax.jit(run.task.translate, static_argnums=3)
+    beam = run.config.decoder.beam
+    return Translator(predict=_on_mesh(run, program), beam=beam, **_common_fields(run))
 
 
-def _describe(run: TrainedRun) -> str:
-    """Workdir, task and checkpoint, for messages."""
+def _on_mesh(run: TrainedRun, program: Callable[..., Any]) -> Callable[..., Any]:
+    """`program` of the run's weights as a function of a batch in host memory, and of `beam`."""
+
+    def predict(batch: Mapping[str, Any], *beam: int) -> Any:
+        return program(*run.weights, put_batch(dict(batch), run.mesh), *beam)
+
+    return predict
+
+
+def _common_fields(run: TrainedRun) -> dict[str, Any]:
+    """Fields of both Recognizer and Translator; the name has workdir, task and checkpoint."""
     task = f", {run.task.name}" if run.task.name else ""
-    return f"{run.workdir}{task}, checkpoint {run.step}"
+    return {
+        "decode": run.tokenizer.decode,
+        "sample_rate": run.config.data.sample_rate,
+        "name": f"{run.workdir}{task}, checkpoint {run.step}",
+        "multiple": run.mesh.size,
+    }
 
 
 def exported_recognizer(folder: pathlib.Path) -> Recognizer:

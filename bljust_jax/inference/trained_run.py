@@ -1,7 +1,5 @@
 """Load a trained run from its workdir: config, tokenizers, recipe and best checkpoint weights."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import pathlib
@@ -15,11 +13,11 @@ from bljust_jax import recipes
 from bljust_jax.bilevel.types import Recipe, Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints, has_checkpoint
 from bljust_jax.checkpoint.saved_config import read_config
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import UserError, one_line
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.splits import Splits, load_splits
 from bljust_jax.data.tokenizer import Tokenizer
-from bljust_jax.parallel.mesh import make_mesh
+from bljust_jax.parallel.mesh import make_mesh, replicated, with_shardings
 
 CTC_HEAD = "ctc_head"  # head of a run of one task, and of a selected recognition task
 
@@ -46,7 +44,7 @@ class TrainedRun(NamedTuple):
     def tokenizer(self) -> Tokenizer:
         return self.tokenizers[self.task.stream]
 
-    def select_task(self, name: str) -> TrainedRun:
+    def select_task(self, name: str) -> "TrainedRun":
         """The run reduced to one task; `name` may be "" where there is one only.
 
         config.data takes the sources and texts of the task's stream, and the head of a recognition
@@ -108,7 +106,7 @@ def load_trained_run(
         facts = recipes.Facts(sizes, dict.fromkeys((*sizes, streams.UNLABELLED), 1))
         recipe = recipes.load(config.recipe)(config, facts)
     except (AttributeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged, or of another version: {_line(error)}") from error
+        raise _damaged(path, error) from error
     mesh = make_mesh()
     weights, step = _restore_best_weights(workdir, recipe, mesh)
     return TrainedRun(workdir, config, tokenizers, recipe, weights, step, mesh)
@@ -118,19 +116,15 @@ def _restore_best_weights(
     workdir: pathlib.Path, recipe: Recipe, mesh: jax.sharding.Mesh
 ) -> tuple[Weights, int]:
     """(best weights of the newest checkpoint, replicated over `mesh`; its step)."""
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params, _, stats = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        Weights(params, stats),
-    )
+    abstract = Weights(params, stats)
+    abstract = with_shardings(abstract, jax.tree.map(lambda _: replicated(mesh), abstract))
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         step = checkpoints.latest()
         try:
             return checkpoints.restore_best(step, abstract), step
         except (KeyError, TypeError, ValueError) as error:
-            where = workdir / "checkpoints" / str(step)
-            raise UserError(f"{where} is damaged, or of another version: {_line(error)}") from error
+            raise _damaged(workdir / "checkpoints" / str(step), error) from error
 
 
 def _with_ctc_head(task: Task, params: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
@@ -143,6 +137,5 @@ def _with_ctc_head(task: Task, params: dict[str, Any]) -> tuple[Task, dict[str, 
     return dataclasses.replace(task, head=CTC_HEAD, predict=predict), renamed
 
 
-def _line(error: Exception) -> str:
-    """The first 200 characters of a message, on one line."""
-    return " ".join(str(error).split())[:200]
+def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged, or of another version: {one_line(error)[:200]}")

@@ -4,6 +4,7 @@ Windows of all files share batches. An encoder that normalises by utterance (log
 except in causal contexts) treats a window as an utterance of its own.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from bljust_jax.inference.alignment import Label, aligned_labels, best_labels, w
 from bljust_jax.inference.audio_files import Failure, Recording, read_all
 from bljust_jax.inference.batching import AudioRow, BatchDecoder, DecodedRow, ctc_decoder
 from bljust_jax.inference.recognizer import Recognizer, Translator
+from bljust_jax.inference.windows import Window
 
 ROUND = 8  # batches of audio that are read, then sorted by length
 
@@ -67,20 +69,16 @@ def transcribe(
     the model.
     """
     length, overlap = in_samples(recognizer, options)
-    hop, rate = recognizer.hop, recognizer.sample_rate
+    hop = recognizer.hop
+
+    def finish(found: Recording, cuts: list[Window], rows: list[DecodedRow]) -> Transcript:
+        labels = _labels(windows.join(cuts, rows, overlap, hop), search)
+        return _transcript(recognizer, found.path, labels, len(found.audio))
+
     decoder = ctc_decoder(recognizer, keep_log_probs=search is not None)
     decode = BatchDecoder(decoder, recognizer, length, options.batch_seconds)
-
-    def cut(samples: int) -> list[windows.Window]:
-        return windows.cut(samples, length, overlap, hop)
-
-    limit = round(ROUND * options.batch_seconds * rate)
-    for found, cuts, rows in _decoded(read_all(sources, rate), limit, cut, decode, rate, progress):
-        if isinstance(found, Failure):
-            yield found
-        else:
-            labels = _labels(windows.join(cuts, rows, overlap, hop), search)
-            yield _transcript(recognizer, found.path, labels, len(found.audio))
+    cut = functools.partial(windows.cut, length=length, overlap=overlap, hop=hop)
+    yield from _each_file(sources, decode, cut, finish, progress)
 
 
 def translate(
@@ -101,41 +99,35 @@ def translate(
     if length < rate // 10:
         raise UserError(f"--window {options.window:g} must be at least 0.1 seconds")
 
-    def decoder(batch: Batch) -> tuple:
+    def finish(found: Recording, cuts: list[Window], rows: list[DecodedRow]) -> Transcript:
+        texts = (translator.decode(row.path[row.path > 0]).strip() for row in rows)
+        return Transcript(found.path, " ".join(filter(None, texts)), [], len(found.audio) / rate)
+
+    def predict(batch: Batch) -> tuple:
         return translator.predict(batch, beam), None
 
-    def cut(samples: int) -> list[windows.Window]:
-        return windows.divide(samples, length)
-
-    decode = BatchDecoder(decoder, translator, length, options.batch_seconds)
-    limit = round(ROUND * options.batch_seconds * rate)
-    for found, _, rows in _decoded(read_all(sources, rate), limit, cut, decode, rate, progress):
-        if isinstance(found, Failure):
-            yield found
-        else:
-            texts = (translator.decode(row.path[row.path > 0]).strip() for row in rows)
-            text = " ".join(text for text in texts if text)
-            yield Transcript(found.path, text, [], len(found.audio) / rate)
+    decode = BatchDecoder(predict, translator, length, options.batch_seconds)
+    cut = functools.partial(windows.divide, length=length)
+    yield from _each_file(sources, decode, cut, finish, progress)
 
 
-def _decoded(
-    recordings: Iterable[Recording | Failure],
-    limit: int,
-    cut: Callable[[int], list[windows.Window]],
+def _each_file(
+    sources: Iterable[str | Recording],
     decode: BatchDecoder,
-    rate: int,
+    cut: Callable[[int], list[Window]],
+    finish: Callable[[Recording, list[Window], list[DecodedRow]], Transcript],
     progress: Callable[[float], None],
-) -> Iterator[tuple[Recording | Failure, list[windows.Window], list[DecodedRow]]]:
-    """(recording, its windows, their outputs) in order; batches are formed within lists of
-    recordings of about `limit` samples. A failure has no windows."""
-    for group in _rounds(recordings, limit):
+) -> Iterator[Transcript | Failure]:
+    """`finish(recording, its windows, their outputs)` of each file in order, or its failure.
+    Batches are formed within lists of recordings that fill about `ROUND` batches."""
+    limit = round(ROUND * decode.batch_seconds * decode.sample_rate)
+    for group in _rounds(read_all(sources, decode.sample_rate), limit):
         cuts = [cut(len(r.audio)) if isinstance(r, Recording) else [] for r in group]
-        rows = [
-            row for r, own in zip(group, cuts, strict=True) if own for row in _rows(r, own, rate)
-        ]
+        pairs = [(r, own) for r, own in zip(group, cuts, strict=True) if own]
+        rows = [row for r, own in pairs for row in _rows(r, own, decode.sample_rate)]
         outputs = iter(decode(rows, progress))
         for r, own in zip(group, cuts, strict=True):
-            yield r, own, list(itertools.islice(outputs, len(own)))
+            yield finish(r, own, list(itertools.islice(outputs, len(own)))) if own else r
 
 
 def in_samples(recognizer: Recognizer, options: WindowOptions) -> tuple[int, int]:
@@ -168,7 +160,7 @@ def _rounds(
         yield held
 
 
-def _rows(recording: Recording, cuts: Sequence[windows.Window], rate: int) -> Iterator[AudioRow]:
+def _rows(recording: Recording, cuts: Sequence[Window], rate: int) -> Iterator[AudioRow]:
     before = 0
     for start, stop in cuts:
         yield AudioRow(recording.audio[start:stop], (stop - before) / rate)
