@@ -1,21 +1,7 @@
 """The fields of `config.data`: sources, labels, batches, augmentation and reading."""
 
-from bljust_jax.common.config_schema.field import (
-    ABOVE_0,
-    ABOVE_0_TO_1,
-    AT_LEAST_0,
-    AT_LEAST_1,
-    BATCH_SECONDS_OR_ABOVE,
-    DECIBELS,
-    FROM_0_TO_1,
-    JOIN,
-    LENGTHS,
-    LENGTHS_OR_EMPTY,
-    NO_LIMIT_OR_ABOVE,
-    SPEED,
-    TEMPERATURE,
-    Field,
-)
+from bljust_jax.common.config_schema import ranges as r
+from bljust_jax.common.config_schema.field import Field
 
 TRAIN = Field(str, "URI of the labelled audio: a *.jsonl manifest or SCHEME:REST; join with +")
 DEV = Field(str, "URI, scored during training: chooses the best parameters")
@@ -27,34 +13,32 @@ DATA = {
     "dev": DEV,
     "test": TEST,
     "root": Field(str, "folder that all audio lies in; empty: the folder of the manifest"),
-    "sample_rate": Field(int, "Hz; other rates are resampled", AT_LEAST_1),
-    "labelled_fraction": Field(float, "share of utterances that keep their labels", ABOVE_0_TO_1),
-    "labelled_speakers": Field(int, "speakers that keep their labels; 0: all", AT_LEAST_0),
-    "overfit": Field(int, "number of utterances to train and score on; 0: all", AT_LEAST_0),
-    "join": Field(tuple, "utterances of one speaker joined into one item", JOIN),
-    "join_share": Field(float, "share of items that are joined utterances", FROM_0_TO_1),
-    "balance": Field(float, "share of draws that are uniform over distinct texts", FROM_0_TO_1),
-    "buckets": Field(tuple, "lengths in seconds that batches are padded to", LENGTHS),
-    "batch_seconds": Field(float, "padded audio per labelled batch, seconds", ABOVE_0),
-    "temperature": Field(float, "T of the labelled streams' shares, hours^(1/T)", TEMPERATURE),
-    "rows_multiple": Field(int, "rows of a training batch are a multiple of it", AT_LEAST_1),
-    "labels_per_second": Field(float, "room for labels per second of padded audio", ABOVE_0),
-    "speed": Field(tuple, "range of speed perturbation, drawn uniformly", SPEED),
-    "noise_snr": Field(tuple, "dB, range of the SNR of added noise; empty: none", DECIBELS),
-    "min_seconds": Field(float, "shorter utterances are skipped", NO_LIMIT_OR_ABOVE),
-    "max_seconds": Field(float, "longer utterances are skipped", NO_LIMIT_OR_ABOVE),
-    "unlabelled_buckets": Field(tuple, "seconds; empty: data.buckets", LENGTHS_OR_EMPTY),
-    "unlabelled_batch_seconds": Field(
-        float, "padded audio per unlabelled batch, seconds", BATCH_SECONDS_OR_ABOVE
-    ),
-    "unlabelled_temperature": Field(float, "T of the languages' shares of an epoch", TEMPERATURE),
-    "unlabelled_join": Field(tuple, "data.join of the unlabelled stream", JOIN),
-    "unlabelled_join_share": Field(float, "data.join_share of the unlabelled stream", FROM_0_TO_1),
-    "eval_batch_seconds": Field(float, "padded audio per batch in evaluation, seconds", ABOVE_0),
-    "num_threads": Field(int, "decoding threads; they change no number", AT_LEAST_0),
-    "prefetch": Field(int, "batches read ahead", AT_LEAST_1),
-    "timeout": Field(float, "seconds without a batch before the run exits with 69", ABOVE_0),
-    "max_bad_fraction": Field(float, "largest share of corrupt audio per split", FROM_0_TO_1),
+    "sample_rate": Field(int, "Hz; other rates are resampled", r.AT_LEAST_1),
+    "labelled_fraction": Field(float, "share of utterances that keep their labels", r.ABOVE_0_TO_1),
+    "labelled_speakers": Field(int, "speakers that keep their labels; 0: all", r.AT_LEAST_0),
+    "overfit": Field(int, "number of utterances to train and score on; 0: all", r.AT_LEAST_0),
+    "join": Field(tuple, "utterances of one speaker joined into one item", r.JOIN),
+    "join_share": Field(float, "share of items that are joined utterances", r.FROM_0_TO_1),
+    "balance": Field(float, "share of draws that are uniform over distinct texts", r.FROM_0_TO_1),
+    "buckets": Field(tuple, "lengths in seconds that batches are padded to", r.LENGTHS),
+    "batch_seconds": Field(float, "padded audio per labelled batch, seconds", r.ABOVE_0),
+    "temperature": Field(float, "T of the labelled streams' shares, hours^(1/T)", r.TEMPERATURE),
+    "rows_multiple": Field(int, "rows of a training batch are a multiple of it", r.AT_LEAST_1),
+    "labels_per_second": Field(float, "room for labels per second of padded audio", r.ABOVE_0),
+    "speed": Field(tuple, "range of speed perturbation, drawn uniformly", r.SPEED),
+    "noise_snr": Field(tuple, "dB, range of the SNR of added noise; empty: none", r.DECIBELS),
+    "min_seconds": Field(float, "shorter utterances are skipped", r.NO_LIMIT_OR_ABOVE),
+    "max_seconds": Field(float, "longer utterances are skipped", r.NO_LIMIT_OR_ABOVE),
+    "unlabelled_buckets": Field(tuple, "seconds; empty: data.buckets", r.LENGTHS_OR_EMPTY),
+    "unlabelled_batch_seconds": Field(float, "batch_seconds of unlabelled audio", r.BATCH_SECONDS),
+    "unlabelled_temperature": Field(float, "T of the languages' shares of an epoch", r.TEMPERATURE),
+    "unlabelled_join": Field(tuple, "data.join of unlabelled audio", r.JOIN),
+    "unlabelled_join_share": Field(float, "data.join_share of unlabelled audio", r.FROM_0_TO_1),
+    "eval_batch_seconds": Field(float, "padded audio per batch in evaluation, seconds", r.ABOVE_0),
+    "num_threads": Field(int, "decoding threads; they change no number", r.AT_LEAST_0),
+    "prefetch": Field(int, "batches read ahead", r.AT_LEAST_1),
+    "timeout": Field(float, "seconds without a batch before the run exits with 69", r.ABOVE_0),
+    "max_bad_fraction": Field(float, "largest share of corrupt audio per split", r.FROM_0_TO_1),
 }
 
 STREAM = {
@@ -63,17 +47,14 @@ STREAM = {
     "test": TEST,
     "field": Field(str, "the text of an utterance that is the label", ("text", "translation")),
     "measure": Field(str, "the score that chooses the best parameters", ("wer", "cer", "bleu")),
-    "buckets": Field(tuple, "seconds; empty: those of data.buckets", LENGTHS_OR_EMPTY),
+    "buckets": Field(tuple, "seconds; empty: those of data.buckets", r.LENGTHS_OR_EMPTY),
 }
 
+NORMALISERS = ("lower", "upper", "punctuation", "alef", "diacritics")
 TEXT = {
     "units": Field(str, "the unit of a label", ("characters", "unigram", "bpe")),
-    "vocab_size": Field(int, "number of SentencePiece pieces", AT_LEAST_1),
+    "vocab_size": Field(int, "number of SentencePiece pieces", r.AT_LEAST_1),
     "model": Field(str, "path of a SentencePiece model; empty: learned from the texts"),
     "sha256": Field(str, "checksum that the SentencePiece model must have; empty: any"),
-    "normalise": Field(
-        tuple,
-        "steps of text normalisation, in order",
-        ("lower", "upper", "punctuation", "alef", "diacritics"),
-    ),
+    "normalise": Field(tuple, "steps of text normalisation, in order", NORMALISERS),
 }

@@ -2,16 +2,8 @@
 
 import pathlib
 
-from bljust_jax.common.config_schema.field import (
-    ABOVE_0,
-    AT_LEAST_0,
-    AT_LEAST_1,
-    BELOW_1,
-    COSINE,
-    DEVICES,
-    FROM_0_TO_1,
-    Field,
-)
+from bljust_jax.common.config_schema import ranges as r
+from bljust_jax.common.config_schema.field import Field
 
 METHODS = {
     "bljust": ("bljust", "ptft", "supervised", "weighted_sum", "alternating"),
@@ -39,79 +31,79 @@ CONFIG = {
     "init_from_pickle": Field(bool, "accept pytorch_model.bin, which can run code when it is read"),
     "teacher_from": Field(str, "workdir of the finished run that labels (method relabel)"),
     "variant": Field(str, "the text after the colon of --config"),
-    "seed": Field(int, "seed of parameters, data order, masks and dropout", AT_LEAST_0),
+    "seed": Field(int, "seed of parameters, data order, masks and dropout", r.AT_LEAST_0),
     "gradients": Field(str, "one backward pass per loss, or one for all", ("separate", "fused")),
-    "accumulate": Field(int, "micro-batches per step", AT_LEAST_1),
+    "accumulate": Field(int, "micro-batches per step", r.AT_LEAST_1),
     "share_forward": Field(bool, "one causal forward pass for both levels"),
     "head_scale": Field(str, "heads: own gradient, or weighted", ("plain", "penalised")),
-    "ema_decay": Field(float, "decay of the averaged parameters used for inference", BELOW_1),
-    "eval_every": Field(int, "steps between evaluations of dev", AT_LEAST_1),
-    "save_every": Field(int, "steps between checkpoints", AT_LEAST_1),
-    "save_minutes": Field(float, "minutes after which a checkpoint is due; 0: off", AT_LEAST_0),
-    "keep": Field(int, "number of newest checkpoints that are kept", AT_LEAST_1),
-    "keep_every": Field(int, "checkpoints at its multiples are kept for good; 0: none", AT_LEAST_0),
+    "ema_decay": Field(float, "decay of the averaged parameters used for inference", r.BELOW_1),
+    "eval_every": Field(int, "steps between evaluations of dev", r.AT_LEAST_1),
+    "save_every": Field(int, "steps between checkpoints", r.AT_LEAST_1),
+    "save_minutes": Field(float, "minutes after which a checkpoint is due; 0: off", r.AT_LEAST_0),
+    "keep": Field(int, "number of newest checkpoints that are kept", r.AT_LEAST_1),
+    "keep_every": Field(int, "checkpoints at its multiples are kept; 0: none", r.AT_LEAST_0),
     "on_full_disk": Field(str, "stop, or go on without the checkpoint", ("stop", "warn")),
-    "log_every": Field(int, "steps per row of metrics.jsonl", AT_LEAST_1),
-    "max_skipped": Field(int, "consecutive non-finite steps after which the run ends", AT_LEAST_1),
-    "samples": Field(int, "reference and hypothesis pairs shown per evaluation", AT_LEAST_0),
+    "log_every": Field(int, "steps per row of metrics.jsonl", r.AT_LEAST_1),
+    "max_skipped": Field(int, "consecutive non-finite steps that end the run", r.AT_LEAST_1),
+    "samples": Field(int, "reference and hypothesis pairs shown per evaluation", r.AT_LEAST_0),
     "compile_cache": Field(str, "folder of compiled programs; empty: none"),
 }
 
 PHASES = {
     "unit": Field(str, "unit of the lengths", UNIT),
-    "explore": Field(float, "length of the phase of the lower level alone", AT_LEAST_0),
-    "joint": Field(float, "length of the phase of all levels", AT_LEAST_0),
-    "finetune": Field(float, "length of the last phase, labelled losses alone", AT_LEAST_0),
-    "pretrain": Field(float, "length of self-supervised pre-training", AT_LEAST_0),
-    "supervised": Field(float, "length of method supervised", AT_LEAST_0),
+    "explore": Field(float, "length of the phase of the lower level alone", r.AT_LEAST_0),
+    "joint": Field(float, "length of the phase of all levels", r.AT_LEAST_0),
+    "finetune": Field(float, "length of the last phase, labelled losses alone", r.AT_LEAST_0),
+    "pretrain": Field(float, "length of self-supervised pre-training", r.AT_LEAST_0),
+    "supervised": Field(float, "length of method supervised", r.AT_LEAST_0),
     "explore_when": Field(str, "before, or spread over joint", ("once", "every_epoch")),
-    "turn": Field(int, "steps per turn of method alternating", AT_LEAST_1),
+    "turn": Field(int, "steps per turn of method alternating", r.AT_LEAST_1),
 }
 
-LR = {"heads": Field(float, "learning rate of heads over that of the encoder", ABOVE_0)}
+LR = {"heads": Field(float, "learning rate of heads over that of the encoder", r.ABOVE_0)}
 LR_PHASE = {
     "shape": Field(str, "schedule of the phase", ("constant", "cosine", "linear", "hold")),
-    "peak": Field(float, "highest learning rate of the encoder", AT_LEAST_0),
-    "warmup": Field(int, "steps from 0 to the peak", AT_LEAST_0),
+    "peak": Field(float, "highest learning rate of the encoder", r.AT_LEAST_0),
+    "warmup": Field(int, "steps from 0 to the peak", r.AT_LEAST_0),
     "moments": Field(str, "optimizer state at the start of the phase", ("keep", "reset")),
 }
 
 OPTIM = {
-    "clip": Field(float, "largest gradient norm per group", ABOVE_0),
-    "weight_decay": Field(float, "AdamW's weight decay", AT_LEAST_0),
-    "b1": Field(float, "Adam's decay of the first moment", BELOW_1),
-    "b2": Field(float, "Adam's decay of the second moment", BELOW_1),
+    "clip": Field(float, "largest gradient norm per group", r.ABOVE_0),
+    "weight_decay": Field(float, "AdamW's weight decay", r.AT_LEAST_0),
+    "b1": Field(float, "Adam's decay of the first moment", r.BELOW_1),
+    "b2": Field(float, "Adam's decay of the second moment", r.BELOW_1),
 }
 
 TASK_PENALTY = {
-    "start": Field(float, "penalty at the start of the joint phase", AT_LEAST_0),
-    "slope": Field(float, "increase of the penalty per unit", AT_LEAST_0),
-    "cap": Field(float, "largest penalty", AT_LEAST_0),
+    "start": Field(float, "penalty at the start of the joint phase", r.AT_LEAST_0),
+    "slope": Field(float, "increase of the penalty per unit", r.AT_LEAST_0),
+    "cap": Field(float, "largest penalty", r.AT_LEAST_0),
 }
 PENALTY = TASK_PENALTY | {
     "per": Field(str, "unit of the slope", UNIT),
-    "constant": Field(float, "fixed weight of methods weighted_sum and joint", AT_LEAST_0),
+    "constant": Field(float, "fixed weight of methods weighted_sum and joint", r.AT_LEAST_0),
 }
 
 MOO = {
     "method": Field(str, "how a level of several losses is weighed", ("modo", "mgda")),
-    "rate": Field(float, "step size of the weights", AT_LEAST_0),
-    "rho": Field(float, "regularisation towards equal weights", AT_LEAST_0),
+    "rate": Field(float, "step size of the weights", r.AT_LEAST_0),
+    "rho": Field(float, "regularisation towards equal weights", r.AT_LEAST_0),
     "normalise": Field(str, "scale gradients of a level to their mean norm", ("none", "norm")),
     "layers": Field(str, "layers whose gradients decide the weights", ("all", "conflicting")),
-    "threshold": Field(float, "mean cosine below which a layer conflicts", COSINE),
-    "every": Field(int, "steps between selections of layers", AT_LEAST_1),
+    "threshold": Field(float, "mean cosine below which a layer conflicts", r.COSINE),
+    "every": Field(int, "steps between selections of layers", r.AT_LEAST_1),
 }
 
 COLLAPSE = {
-    "share": Field(float, "share of the largest perplexity below which to warn", FROM_0_TO_1),
-    "rows": Field(int, "rows of metrics.jsonl below it before the warning", AT_LEAST_1),
+    "share": Field(float, "share of the largest perplexity below which to warn", r.FROM_0_TO_1),
+    "rows": Field(int, "rows of metrics.jsonl below it before the warning", r.AT_LEAST_1),
     "stop": Field(bool, "end the run instead of a warning"),
 }
 
 MESH = {
-    "dcn": Field(int, "slices of a pod, or groups of hosts on a slow network", AT_LEAST_1),
-    "data": Field(int, "devices that split the batch", DEVICES),
-    "fsdp": Field(int, "devices that split batch, parameters and optimizer state", AT_LEAST_1),
-    "tensor": Field(int, "devices of one host that split heads and hidden units", AT_LEAST_1),
+    "dcn": Field(int, "slices of a pod, or groups of hosts on a slow network", r.AT_LEAST_1),
+    "data": Field(int, "devices that split the batch", r.DEVICES),
+    "fsdp": Field(int, "devices that split batch, parameters and optimizer state", r.AT_LEAST_1),
+    "tensor": Field(int, "devices of one host that split heads and hidden units", r.AT_LEAST_1),
 }
