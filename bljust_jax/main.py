@@ -84,8 +84,7 @@ def run() -> int:
     if FLAGS["help_config"].value:
         print(config_schema.describe(config))
         return DONE
-    config_checks.check(config.data)
-    config_schema.check(config)
+    config_checks.check(config)
     profile_steps = profiler.parse(FLAGS["profile_steps"].value)
     options = cluster.ClusterOptions(*(FLAGS[name].value for name in DEFAULTS._fields))
     found = cluster.find_cluster(options)

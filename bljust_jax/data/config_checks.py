@@ -1,4 +1,4 @@
-"""Check `config.data` before data are read: ranges, stream names, and sources that exist."""
+"""Check a config before anything is read: the schema, names of streams, sources that exist."""
 
 import re
 from typing import Any
@@ -8,10 +8,11 @@ from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import sources, streams
 
 
-def check(data: Any) -> None:
-    """UserError naming a field of `config.data` that is out of range or names no source."""
+def check(config: Any) -> None:
+    """UserError naming a field that the schema refuses, or that names no source of data."""
+    data = config.data
     _check_fields_of_streams(data)
-    config_schema.check(data, "config.data")
+    config_schema.check(config)
     if len(data.unlabelled_buckets) > 1 and tuple(data.unlabelled_buckets) != tuple(data.buckets):
         raise UserError(
             "config.data.unlabelled_buckets must be empty (those of data.buckets) or one length"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import augment, config_checks, streams, summary
+from bljust_jax.data import augment, streams, summary
 from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import bucket_table
 from bljust_jax.data.filters import of_usable_length
@@ -47,21 +47,13 @@ class Corpus(Splits):
     equally many buckets, or the unlabelled one has one.
     """
 
-    def __init__(
-        self,
-        data: Any,
-        seed: int,
-        multiple: int,
-        tokenizers: Mapping[str, Tokenizer],
-        utterances: dict[str, list[Utterance]],
-        skipped: dict[str, Counter],
-        quarantined: Quarantine,
-    ):
-        super().__init__(data, multiple, tokenizers, utterances, skipped, quarantined)
-        self._seed = seed
+    def __init__(self, seed: int, *parts: Any):
+        """parts: the arguments of `Splits`"""
+        super().__init__(*parts)
+        data, self._seed = self._data, seed
         self._unjoinable: list[str] = []
         self._labels = {name: self._count_labels(name) for name in self.streams}
-        sizes = [hours(utterances[name]) for name in self.streams]
+        sizes = [hours(self.utterances(name)) for name in self.streams]
         parts = shares(sizes, data.temperature) * len(sizes) * data.batch_seconds
         audio = dict(zip(self.streams, parts.tolist(), strict=True))
         audio[UNLABELLED] = data.unlabelled_batch_seconds or data.batch_seconds
@@ -234,10 +226,8 @@ class Corpus(Splits):
         total = max((s.start + s.length for s in segments), default=0)
 
         def load_step(step: int) -> dict[str, _Loaded]:
-            return {
-                stream: self._train_batch(stream, k, m, shard)
-                for stream, (k, m) in self.draws(segments, step).items()
-            }
+            draws = self.draws(segments, step).items()
+            return {stream: self._train_batch(stream, k, m, shard) for stream, (k, m) in draws}
 
         def admit(loaded: dict[str, _Loaded]) -> dict[str, Batch]:
             return {stream: self._quarantine_bad(stream, made) for stream, made in loaded.items()}
@@ -356,9 +346,6 @@ def load_corpus(
     resumed and exported runs). Raises UserError for sources that cannot be read, and fields that
     leave nothing to train on or to score.
     """
-    if seed < 0:
-        raise UserError(f"config.seed is {seed}; it must be 0 or above")
-    config_checks.check(data)
     bad, described = Quarantine(data.max_bad_fraction), streams.labelled_streams(data)
     opened = streams.open_training_sources(described.values(), data.root)
     audio = streams.unique_utterances(opened.values())
@@ -375,12 +362,10 @@ def load_corpus(
         )
     if data.overfit:
         found = streams.overfit_splits(found, described, data.overfit, bad)
-        return Corpus(data, seed, multiple, made, found, skipped, bad)
-    audio = of_usable_length(audio, data, skipped[UNLABELLED])
-    found[UNLABELLED] = streams.require_any(audio, skipped[UNLABELLED], "config.data.unlabelled")
-    for split in ("dev", "test"):
-        for name, stream in described.items():
+    else:
+        kept = of_usable_length(audio, data, skipped[UNLABELLED])
+        found[UNLABELLED] = streams.require_any(kept, skipped[UNLABELLED], "config.data.unlabelled")
+        for split, (name, stream) in itertools.product(("dev", "test"), described.items()):
             part = streams.split_name(split, name)
-            uri = stream.uris[split]
-            found[part], skipped[part] = open_split(part, uri, stream, data, bad)
-    return Corpus(data, seed, multiple, made, found, skipped, bad)
+            found[part], skipped[part] = open_split(part, stream.uris[split], stream, data, bad)
+    return Corpus(seed, data, multiple, made, found, skipped, bad)

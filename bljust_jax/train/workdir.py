@@ -20,7 +20,6 @@ from typing import Any
 from bljust_jax.bilevel.types import Recipe
 from bljust_jax.checkpoint.manager import has_checkpoint
 from bljust_jax.checkpoint.saved_config import added_fields, read_config
-from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.corpus import Corpus
@@ -31,13 +30,12 @@ from bljust_jax.train.timeline import Timeline
 
 
 def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False) -> None:
-    """UserError for fields that the schema refuses, and for a workdir that holds a run of another
+    """UserError for steps to keep that are not saved, and for a workdir that holds a run of another
     config: a warning if that is allowed.
 
     A field that config.json lacks because it was added since takes its default
     (`checkpoint/saved_config.py`), with a warning.
     """
-    config_schema.check(config)
     if config.keep_every % config.save_every:
         raise UserError(
             f"config.keep_every={config.keep_every} must be a multiple of config.save_every="

@@ -5,7 +5,9 @@ import pathlib
 
 import numpy as np
 import soundfile
+from ml_collections import ConfigDict
 
+from bljust_jax.data import config_checks
 from bljust_jax.data.corpus import Segment, load_corpus
 from configs import defaults
 
@@ -32,6 +34,7 @@ def settings(folder: pathlib.Path, **changes):
 def load(folder: pathlib.Path, *, seed: int = 0, multiple: int = 1, tokenizer=None, **changes):
     data = settings(folder, **changes)
     tokenizers = {"labelled": tokenizer} if tokenizer else None
+    config_checks.check(ConfigDict({"data": data}))
     return load_corpus(data, seed=seed, multiple=multiple, tokenizers=tokenizers)
 
 
@@ -124,6 +127,7 @@ def several(folder: pathlib.Path, *, without=(), edit=lambda data: None, **chang
 
 def load_several(folder: pathlib.Path, *, seed=0, multiple=1, tokenizers=None, **changes):
     data = several(folder, **changes)
+    config_checks.check(ConfigDict({"data": data}))
     return load_corpus(data, seed=seed, multiple=multiple, tokenizers=tokenizers)
 
 
