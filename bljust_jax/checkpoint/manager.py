@@ -27,7 +27,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from bljust_jax.bilevel.types import TrainState, Weights
 from bljust_jax.checkpoint import integrity
 from bljust_jax.checkpoint.orbax_workarounds import ChecksummedPath, abandon, error_code
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import UserError, one_line
 
 Tree = Any
 # Format version, stored with each checkpoint. A change that older code cannot read raises it; each
@@ -171,7 +171,7 @@ class Checkpoints:
                 raise
             raise UserError(
                 f"{self._folder / str(step)} is of another config or version: "
-                f"{' '.join(str(error).split())[:200]}; name a new --workdir"
+                f"{one_line(error)[:200]}; name a new --workdir"
             ) from error
         saved = described["fingerprints"]
         arrays = integrity.fingerprints({"state": found.state, "best": found.best})

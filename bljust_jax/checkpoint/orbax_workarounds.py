@@ -79,16 +79,12 @@ logging.getLogger("absl").addFilter(lambda record: not _is_repeated(record))
 logging.getLogger("asyncio").addFilter(lambda record: not _is_failed_write(record))
 
 
-def _is_cancelled_write(unraisable: Any) -> bool:
-    """After a failed write of Orbax, Python reports for each of the others that it was never
-    awaited and that its event loop is closed."""
+def _report_unraisable(unraisable: Any, report: Any = sys.unraisablehook) -> None:
+    """Skip what Python reports of the other writes after a failed write of Orbax: that they were
+    never awaited and that their event loop is closed."""
     code = getattr(unraisable.object, "cr_code", None)
     ours = code is not None and "orbax" in code.co_filename
-    return ours or str(unraisable.exc_value) == "Event loop is closed"
-
-
-def _report_unraisable(unraisable: Any, report: Any = sys.unraisablehook) -> None:
-    if not _is_cancelled_write(unraisable):
+    if not ours and str(unraisable.exc_value) != "Event loop is closed":
         report(unraisable)
 
 

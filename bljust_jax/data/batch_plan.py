@@ -5,9 +5,9 @@ the data is thus arithmetic on the step, and any batch can be computed without t
 """
 
 import collections
-import threading
+import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,8 +102,8 @@ class Plan:
         self._speakers = self._group(speakers, texts)
         self.languages = self._language_sizes(languages, temperature) if temperature != 1 else {}
         # Buckets led by another plan advance at rates of their own, each in an epoch of its own.
-        self._epochs = _Cache(self._make_epoch, len(buckets) + 2)
-        self._orders = _Cache(self._make_order, 3)
+        self._epochs = functools.lru_cache(len(buckets) + 2)(self._make_epoch)
+        self._orders = functools.lru_cache(3)(self._make_order)
         self._first = self._make_items(0)
         self.counts, self._supply = self._count()
         self.batches_per_epoch = sum(self.counts)
@@ -113,12 +113,12 @@ class Plan:
     def bucket_of(self, n: int) -> int:
         """The bucket of batch n."""
         epoch, position = divmod(n, self.batches_per_epoch)
-        return int(self._orders.get(epoch)[0][position])
+        return int(self._orders(epoch)[0][position])
 
     def count(self, k: int, n: int) -> int:
         """Number of the batches 0..n-1 that are of bucket k."""
         epoch, position = divmod(n, self.batches_per_epoch)
-        return epoch * self.counts[k] + int(self._orders.get(epoch)[1][position, k])
+        return epoch * self.counts[k] + int(self._orders(epoch)[1][position, k])
 
     def batch(self, n: int) -> tuple[int, list[Item]]:
         """Bucket and items of batch n: (k, nth_batch_of_bucket(k, count(k, n)))."""
@@ -132,9 +132,9 @@ class Plan:
                 f"no utterance fits {self.buckets[k].seconds:g} s; drop it from data.buckets"
             )
         epoch, position = divmod(m, self._supply[k][1])
-        items, rows = self._epochs.get(epoch)
+        items, rows = self._epochs(epoch)
         if not len(rows[k]):  # this epoch's draws put no item in the bucket
-            items, rows = self._epochs.get(0)
+            items, rows = self._epochs(0)
         size = self.buckets[k].batch_size
         chosen = rows[k][position * size : (position + 1) * size]
         return [self._item(items, i) for i in chosen.tolist()]
@@ -337,21 +337,3 @@ class _Items(NamedTuple):
     starts: np.ndarray
     speeds: np.ndarray
     buckets: np.ndarray
-
-
-class _Cache:
-    """Thread-safe cache of the `size` most recently used results of a function of the epoch."""
-
-    def __init__(self, make: Callable, size: int):
-        self._make, self._size = make, size
-        self._kept: collections.OrderedDict = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, epoch: int):
-        with self._lock:
-            if epoch not in self._kept:
-                self._kept[epoch] = self._make(epoch)
-                if len(self._kept) > self._size:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(epoch)
-            return self._kept[epoch]

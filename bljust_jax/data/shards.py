@@ -5,8 +5,6 @@ OUT/SPLIT is one TFDS version folder with one split: records of encoded audio, a
 written as OUT/.SPLIT.incomplete and renamed when complete.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -21,14 +19,15 @@ import pathlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import soundfile
 from jaxtyping import Int16
 
-from bljust_jax.common.errors import UserError
+from bljust_jax.common import threads
+from bljust_jax.common.errors import UserError, one_line
 from bljust_jax.data.sources import (
     Utterance,
     encode_audio,
@@ -98,16 +97,23 @@ def write(
     final = pathlib.Path(out, split).absolute()
     if final.exists():
         raise UserError(f"{final} exists already; remove it, or choose another --split or --out")
-    job = _Encoder(utterances, sample_rate, max_bad_fraction, progress)
-    files = shards or math.ceil(job.bytes / SHARD_BYTES)
+    # an estimate: FLAC takes about 9 of 16 bits per sample
+    size = 9 / 8 * sample_rate * sum(u.duration for u in utterances) + 1
+    per_file = math.ceil(len(utterances) / (shards or math.ceil(size / SHARD_BYTES)))
+    index: list[dict] = []
+    bad: list[dict] = []
     try:
         with _scratch(final.with_name(f".{split}.incomplete")) as work:
-            _store(job, split, work, math.ceil(len(utterances) / files))
-            write_json_lines(index_path(work, split), job.index)
+            records = _encoded(utterances, sample_rate, max_bad_fraction, progress, index, bad)
+            _store(records, split, work, per_file)
+            write_json_lines(index_path(work, split), index)
             work.rename(final)
     finally:
-        _write_bad(final.with_name(f"quarantine-{split}.jsonl"), job.bad)
-    return dataclasses.replace(_summary(final, job.index), bad=len(job.bad))
+        listing = final.with_name(f"quarantine-{split}.jsonl")
+        listing.unlink(missing_ok=True)
+        if bad:
+            write_json_lines(listing, bad)
+    return dataclasses.replace(_summary(final, index), bad=len(bad))
 
 
 @contextlib.contextmanager
@@ -130,7 +136,7 @@ def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
-def _store(records: Iterable[dict], split: str, folder: pathlib.Path, per_shard: int) -> None:
+def _store(records: Iterator[dict], split: str, folder: pathlib.Path, per_shard: int) -> None:
     """Stream records into ArrayRecord files and write TFDS's description of them.
 
     (TFDS's GeneratorBasedBuilder needs TensorFlow above 1 GB, to shuffle.)
@@ -150,57 +156,45 @@ def _store(records: Iterable[dict], split: str, folder: pathlib.Path, per_shard:
     )
     writer = api.core.SequentialWriter(info, per_shard, file_format="array_record")
     writer.initialize_splits([split])
-    records = iter(records)
     try:
         while chunk := list(itertools.islice(records, 100)):  # each call rewrites the description
             writer.add_examples({split: chunk})
         writer.close_all()
     except RuntimeError as error:  # ArrayRecord's, for instance where the disk is full
-        raise OSError(_one_line(error)) from error
+        raise OSError(one_line(error)) from error
 
 
-class _Encoder:
-    """Iterator over encoded records, read by threads, which appends to `index` and `bad`."""
-
-    def __init__(
-        self,
-        utterances: Sequence[Utterance],
-        sample_rate: int,
-        max_bad_fraction: float,
-        progress: Progress,
-    ):
-        self._utterances, self._rate = utterances, sample_rate
-        self._limit, self._progress = max_bad_fraction, progress
-        # an estimate: FLAC takes about 9 of 16 bits per sample
-        self.bytes = 9 / 8 * sample_rate * sum(u.duration for u in utterances) + 1
-        self.index: list[dict] = []
-        self.bad: list[dict] = []
-
-    def __iter__(self) -> Iterator[dict]:
-        seconds, total = 0.0, len(self._utterances)
-        encoded = _in_order(functools.partial(_encode, sample_rate=self._rate), self._utterances)
-        for done, (u, found) in enumerate(zip(self._utterances, encoded, strict=True), start=1):
-            if isinstance(found, UserError):
-                self._record_bad(u, found)
-            else:
-                audio, samples, sha256 = found
-                labels = {"id": u.id, "text": u.text, "lang": u.lang, "speaker": u.speaker}
-                offset = u.offset - round(u.offset * self._rate) / self._rate
-                times = {"offset": offset, "duration": u.duration, "sha256": sha256}
-                self.index.append({**labels, **times})
-                yield {**labels, "text": u.text or "", "audio": audio, "samples": samples}
-            seconds += u.duration
-            self._progress(done, total, seconds)
-        if not self.index:
-            raise UserError(f"none of {total} utterances can be decoded")
-
-    def _record_bad(self, u: Utterance, error: UserError) -> None:
-        self.bad.append({"id": u.id, "path": u.path, "line": u.line, "reason": str(error)})
-        if len(self.bad) > self._limit * len(self._utterances):
-            raise UserError(
-                f"{error}; {len(self.bad)} of {len(self._utterances)} utterances are bad by now, "
-                f"more than --max_bad_fraction={self._limit:g} allows"
-            ) from error
+def _encoded(
+    utterances: Sequence[Utterance],
+    sample_rate: int,
+    limit: float,
+    progress: Progress,
+    index: list[dict],
+    bad: list[dict],
+) -> Iterator[dict]:
+    """Records of the utterances, encoded by threads; appends to `index`, or to `bad`. UserError if
+    more than a share `limit` is bad, or all."""
+    seconds, total = 0.0, len(utterances)
+    encoded = _by_threads(functools.partial(_encode, sample_rate=sample_rate), utterances)
+    for done, (u, found) in enumerate(zip(utterances, encoded, strict=True), start=1):
+        if isinstance(found, UserError):
+            bad.append({"id": u.id, "path": u.path, "line": u.line, "reason": str(found)})
+            if len(bad) > limit * total:
+                raise UserError(
+                    f"{found}; {len(bad)} of {total} utterances are bad by now, more than"
+                    f" --max_bad_fraction={limit:g} allows"
+                ) from found
+        else:
+            audio, samples, sha256 = found
+            labels = {"id": u.id, "text": u.text, "lang": u.lang, "speaker": u.speaker}
+            offset = u.offset - round(u.offset * sample_rate) / sample_rate
+            times = {"offset": offset, "duration": u.duration, "sha256": sha256}
+            index.append({**labels, **times})
+            yield {**labels, "text": u.text or "", "audio": audio, "samples": samples}
+        seconds += u.duration
+        progress(done, total, seconds)
+    if not index:
+        raise UserError(f"none of {total} utterances can be decoded")
 
 
 def _encode(u: Utterance, *, sample_rate: int) -> tuple[bytes, int, str] | UserError:
@@ -219,23 +213,9 @@ def checksum(samples: Int16[np.ndarray, "s"]) -> str:
     return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
 
 
-def _in_order(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """function(item) for each item in order, by threads, with a bounded number of results ahead."""
-    threads = os.cpu_count() or 1
-    ahead: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > 4 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def _write_bad(path: pathlib.Path, bad: list[dict]) -> None:
-    path.unlink(missing_ok=True)
-    if bad:
-        write_json_lines(path, bad)
+def _by_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    count = os.cpu_count() or 1
+    return threads.in_order(function, items, threads=count, ahead=4 * count)
 
 
 def _summary(folder: pathlib.Path, index: list[dict]) -> Summary:
@@ -267,7 +247,7 @@ class Records:
         try:
             return source[i]
         except RuntimeError as error:  # ArrayRecord's
-            raise OSError(f"record {i}: {_one_line(error)}") from error
+            raise OSError(f"record {i}: {one_line(error)}") from error
 
     def _open(self) -> Any:
         with self._lock:
@@ -294,7 +274,7 @@ class Records:
 
 def explain(what: str, error: Exception) -> str:
     """Message with the cure for a folder or data set that TFDS cannot open."""
-    reason = _one_line(error)[:200]
+    reason = one_line(error)[:200]
     if isinstance(error, ImportError) and "tensorflow" in reason.lower():
         return (
             f"tfds:{what}: its features need TensorFlow: `pip install tensorflow-cpu"
@@ -306,10 +286,6 @@ def explain(what: str, error: Exception) -> str:
             " set again with `tfds build --file_format=array_record`"
         )
     return f"tfds:{what}: TFDS cannot open it: {reason or type(error).__name__}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def read(folder: str, split: str) -> list[Utterance]:
@@ -355,7 +331,7 @@ def verify(
     if len(records) != len(rows):
         raise UserError(f"{folder}: {len(records)} records, but the index lists {len(rows)}")
     seconds = 0.0
-    checksums = _in_order(_stored_checksum, utterances)
+    checksums = _by_threads(_stored_checksum, utterances)
     for done, ((row, where), found) in enumerate(zip(rows, checksums, strict=True), start=1):
         if found != row["sha256"]:
             raise UserError(

@@ -109,6 +109,12 @@ def inside(path: str | os.PathLike, root: str, where: str) -> str:
     return found
 
 
+def require(path: pathlib.Path, where: str, cure: str, kind: str = "folder") -> None:
+    """UserError `WHERE: no such KIND: PATH; CURE` if there is no folder, or file of that kind."""
+    if not (path.is_dir() if kind == "folder" else path.is_file()):
+        raise UserError(f"{where}: no such {kind}: {path}; {cure}")
+
+
 def check(uri: str) -> None:
     """UserError for an unknown scheme or a missing manifest; reads nothing."""
     for part in _parts(uri):

@@ -207,16 +207,9 @@ def _make(settings: Settings, folder: pathlib.Path, title: str) -> None:
             audio = record(next(voices), settings, zlib.crc32(line.id.encode()))
             path = f"{split}/{line.id}.flac"
             soundfile.write(folder / path, audio, settings.sample_rate, subtype="PCM_16")
-            rows.append(
-                {
-                    "audio_filepath": path,
-                    "duration": len(audio) / settings.sample_rate,
-                    "text": line.text,
-                    "lang": "en",
-                    "speaker": line.speaker,
-                    "id": line.id,
-                }
-            )
+            seconds = len(audio) / settings.sample_rate
+            labels = {"text": line.text, "lang": "en", "speaker": line.speaker, "id": line.id}
+            rows.append({"audio_filepath": path, "duration": seconds, **labels})
             done += 1
             status.update(f"{done}/{len(lines)} utterances")
         for target in SPLITS if settings.same else (split,):

@@ -10,7 +10,7 @@ import pathlib
 import re
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, with_durations
 
 SPLITS = ("train", "dev", "test")
 TRANSCRIPT = "transcript/aishell_transcript_v0.8.txt"
@@ -29,13 +29,10 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     """
     top, split = _locate(rest, root)
     transcript, folder = top / TRANSCRIPT, top / "wav" / split
-    if not folder.is_dir():
-        raise UserError(
-            f"aishell:{rest}: no such folder: {folder}; unpack data_aishell.tgz and, in its folder"
-            " wav, each of the archives S*.tar.gz"
-        )
-    if not transcript.is_file():
-        raise UserError(f"aishell:{rest}: no such file: {transcript}; unpack data_aishell.tgz")
+    cure = "unpack data_aishell.tgz"
+    archives = f"{cure} and, in its folder wav, each of the archives S*.tar.gz"
+    require(folder, f"aishell:{rest}", archives)
+    require(transcript, f"aishell:{rest}", cure, "file")
     lines = _transcripts(transcript)
     found = []
     for recording in sorted(folder.glob("*/*.wav")):

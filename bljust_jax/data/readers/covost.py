@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, with_durations
 
 SPLITS = ("train", "dev", "test")
 _LANGUAGE = r"[a-z]{2,3}(?:-[A-Z]{2})?"
@@ -43,11 +43,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     top = pathlib.Path(root, rest).absolute().parents[1]
     clips = top / lang / "clips"
     inside(clips, root, f"covost:{rest}")
-    if not clips.is_dir():
-        raise UserError(
-            f"covost:{rest}: no such folder: {clips}; unpack Common Voice 4's archive of {lang!r}"
-            f" so that {top / lang} holds clips and validated.tsv"
-        )
+    cure = f"unpack Common Voice 4's archive of {lang!r} so that {top / lang} holds clips and"
+    require(clips, f"covost:{rest}", f"{cure} validated.tsv")
     found = []
     for row, where in _rows(top, lang, pair, split, rest):
         if not row["path"] or row["path"] != pathlib.PurePath(row["path"]).name:
@@ -75,16 +72,12 @@ def _rows(
     clip of the split."""
     columns = ("path", "sentence", "client_id")
     whole = _find(top, lang, f"covost_v2.{pair}.{split}.tsv")
-    if whole:
+    if whole.is_file():
         yield from _table(whole, (*columns, "translation"))
         return
     listing, validated = _find(top, lang, f"covost_v2.{pair}.tsv"), top / lang / "validated.tsv"
-    for table in (listing or top / lang / f"covost_v2.{pair}.tsv", validated):
-        if not table.is_file():
-            raise UserError(
-                f"covost:{rest}: no such file: {table}; it comes with"
-                f" {'Common Voice 4' if table == validated else 'CoVoST v2'}"
-            )
+    require(listing, f"covost:{rest}", "it comes with CoVoST v2", "file")
+    require(validated, f"covost:{rest}", "it comes with Common Voice 4", "file")
     wanted = {split, "train_covost"} if split == "train" else {split}
     listed = _table(listing, ("path", "translation", "split"))
     missing = {row["path"]: row["translation"] for row, _ in listed if row["split"] in wanted}
@@ -100,9 +93,10 @@ def _rows(
         )
 
 
-def _find(top: pathlib.Path, lang: str, name: str) -> pathlib.Path | None:
+def _find(top: pathlib.Path, lang: str, name: str) -> pathlib.Path:
+    """The file `name` in ROOT/SRC or, if it is only there, in ROOT."""
     places = (top / lang / name, top / name)
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str], str]]:

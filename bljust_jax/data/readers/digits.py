@@ -16,7 +16,7 @@ import numpy as np
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.readers import manifest
-from bljust_jax.data.sources import Utterance, encode_audio, inside, read_audio
+from bljust_jax.data.sources import Utterance, encode_audio, inside, read_audio, require
 
 WORDS = {
     "ar": ["صفر", "واحد", "اثنان", "ثلاثة", "أربعة", "خمسة", "ستة", "سبعة", "ثمانية", "تسعة"],
@@ -49,8 +49,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
         )
     path = path.with_name(f"{path.name}.jsonl")
     inside(path, root, f"digits:{rest}")
-    if not path.is_file():
-        raise UserError(f"digits:{rest}: no such manifest: {path}")
+    require(path, f"digits:{rest}", "name the one to read", "manifest")
     words = dict(zip(WORDS[lang], WORDS[OTHER[lang]], strict=True))
     digits = [
         dataclasses.replace(u, lang=lang, translation=words[u.text])

@@ -3,7 +3,7 @@
 import pathlib
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, with_durations
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:
@@ -15,10 +15,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     """
     split = pathlib.Path(root, rest).absolute()
     inside(split, root, f"librispeech:{rest}")
-    if not split.is_dir():
-        raise UserError(
-            f"librispeech:{rest}: no such folder: {split}; name one as LibriSpeech/train-clean-100"
-        )
+    require(split, f"librispeech:{rest}", "name one as LibriSpeech/train-clean-100")
     found = []
     for transcript in sorted(split.glob("*/*/*.trans.txt")):
         recordings = {path.stem for path in transcript.parent.iterdir() if path.suffix == ".flac"}

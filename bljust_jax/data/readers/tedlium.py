@@ -13,7 +13,7 @@ import re
 from typing import NamedTuple
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, to_seconds
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, to_seconds
 
 IGNORED = "ignore_time_segment_in_scoring"
 UNKNOWN = "<unk>"  # a word outside the aligner's vocabulary
@@ -52,7 +52,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     utterances, ignored = [], []
     known: dict[str, str] = {}
     for stm in sorted((split / "stm").glob("*.stm")):
-        for segment in _segments(stm):
+        lines = ((line.strip(), where) for where, line in read_lines(stm))
+        for segment in (_segment(*line) for line in lines if not line[0].startswith(";;")):
             if segment.text == IGNORED:
                 ignored.append(segment)
                 continue
@@ -74,17 +75,11 @@ def _folder(rest: str, root: str) -> pathlib.Path:
         split = legacy if legacy.is_dir() else split
     inside(split, root, f"tedlium:{rest}")
     for folder in (split, split / "stm", split / "sph"):
-        if not folder.is_dir():
-            raise UserError(
-                f"tedlium:{rest}: no such folder: {folder}; name ROOT/train, ROOT/dev or ROOT/test"
-                " of an unpacked release, each with sph and stm"
-            )
+        cure = (
+            "name ROOT/train, ROOT/dev or ROOT/test of an unpacked release, each with sph and stm"
+        )
+        require(folder, f"tedlium:{rest}", cure)
     return split
-
-
-def _segments(stm: pathlib.Path) -> list[_Segment]:
-    lines = ((line.strip(), where) for where, line in read_lines(stm))
-    return [_segment(line, where) for line, where in lines if not line.startswith(";;")]
 
 
 def _segment(line: str, where: str) -> _Segment:

@@ -6,7 +6,6 @@ feature needs TensorFlow, must be built (`tfds build NAME --file_format=array_re
 """
 
 import contextlib
-import functools
 import io
 import os
 import pathlib
@@ -96,12 +95,8 @@ def _utterance(records: shards.Records, i: int) -> Utterance:
         lang=_text(record, LANG) or "",
         speaker=_text(record, SPEAKER) or identity,
         line=where,
-        fetch=functools.partial(_fetch, records, i, where),
+        fetch=lambda: _file(records, records[i], where),
     )
-
-
-def _fetch(records: shards.Records, i: int, where: str) -> bytes:
-    return _file(records, records[i], where)
 
 
 def _file(records: shards.Records, record: Mapping[str, Any], where: str) -> bytes:

@@ -19,7 +19,7 @@ import re
 import tarfile
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, to_seconds
+from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, to_seconds
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:
@@ -32,7 +32,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     compressed shard, a malformed line, or a folder or shard outside a given `root`.
     """
     subset, shard = _locate(rest, root)
-    names = [shard] if shard else sorted({p.name.split(".")[0] for p in _tars(subset)})
+    tars = (p.name for p in (subset / "audio").iterdir() if p.name.endswith((".tar", ".tar.gz")))
+    names = [shard] if shard else sorted({name.split(".")[0] for name in tars})
     if not names:
         raise UserError(
             f"yodas:{rest}: no audio in {subset / 'audio'}; download its shards (*.tar.gz) there"
@@ -60,16 +61,11 @@ def _locate(rest: str, root: str) -> tuple[pathlib.Path, str]:
     return path, shard
 
 
-def _tars(subset: pathlib.Path) -> list[pathlib.Path]:
-    return [p for p in (subset / "audio").iterdir() if p.name.endswith((".tar", ".tar.gz"))]
-
-
 def _tar(subset: pathlib.Path, name: str, rest: str, root: str) -> pathlib.Path:
     tar = subset / "audio" / f"{name}.tar"
-    if not tar.is_file():
-        packed = tar.with_suffix(".tar.gz")
-        cure = f"unpack it once: gunzip {packed}" if packed.is_file() else "download it"
-        raise UserError(f"yodas:{rest}: no such file: {tar}; {cure}")
+    packed = tar.with_suffix(".tar.gz")
+    cure = f"unpack it once: gunzip {packed}" if packed.is_file() else "download it"
+    require(tar, f"yodas:{rest}", cure, "file")
     return pathlib.Path(inside(tar, root, f"yodas:{rest}"))
 
 
