@@ -169,10 +169,9 @@ class Checkpoints:
         except (KeyError, TypeError, ValueError) as error:
             if error_code(error) is not None:
                 raise
-            raise UserError(
-                f"{self._folder / str(step)} is of another config or version: "
-                f"{one_line(error)[:200]}; name a new --workdir"
-            ) from error
+            problem = f"{self._folder / str(step)} is of another config or version"
+            why = f"{one_line(error)[:200]}; name a new --workdir"
+            raise UserError(f"{problem}: {why}") from error
         saved = described["fingerprints"]
         arrays = integrity.fingerprints({"state": found.state, "best": found.best})
         changed = next((path for path, value in arrays.items() if saved.get(path) != value), "")
@@ -226,10 +225,8 @@ class Checkpoints:
                 self._open()
                 return
             cure = "free some space" if code in DISK_FULL else "mend that"
-            raise UserError(
-                f"{problem}; the checkpoints before it are whole: {cure} and run the same command "
-                "again"
-            ) from error
+            cure += " and run the same command again"
+            raise UserError(f"{problem}; the checkpoints before it are whole: {cure}") from error
 
 
 def _newest_valid(

@@ -12,10 +12,8 @@ import sys
 from collections.abc import Sequence
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-FOLDER = next(
-    (p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()),
-    PACKAGE / "configs",
-)
+PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")
+FOLDER = next((p for p in PLACES if p.is_dir()), PLACES[0])
 SHARED = {"__init__", "defaults", "variants"}  # modules that are no config
 
 

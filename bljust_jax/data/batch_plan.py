@@ -93,10 +93,9 @@ class Plan:
         self._durations = np.asarray(durations, np.float64)
         self._labels = np.zeros(len(ids), np.int64) if labels is None else np.asarray(labels)
         self._seconds = np.array([b.seconds for b in buckets]) + SLACK
-        unlimited = np.full(len(buckets), np.iinfo(np.int64).max)
-        self._max_labels = (
-            unlimited if labels is None else np.array([b.max_labels for b in buckets])
-        )
+        unlimited = np.iinfo(np.int64).max
+        most = [unlimited if labels is None else b.max_labels for b in buckets]
+        self._max_labels = np.array(most)
         self._limit = (float(self._seconds[-1]), int(self._max_labels[-1]))
         self.excluded = self._exclude()
         self._speakers = self._group(speakers, texts)
@@ -128,9 +127,8 @@ class Plan:
     def nth_batch_of_bucket(self, k: int, m: int) -> list[Item]:
         """Items of the m-th batch of bucket k over all epochs (m from 0); always a full batch."""
         if not self.has_items(k):
-            raise UserError(
-                f"no utterance fits {self.buckets[k].seconds:g} s; drop it from data.buckets"
-            )
+            seconds = self.buckets[k].seconds
+            raise UserError(f"no utterance fits {seconds:g} s; drop it from data.buckets")
         epoch, position = divmod(m, self._supply[k][1])
         items, rows = self._epochs(epoch)
         if not len(rows[k]):  # this epoch's draws put no item in the bucket
@@ -265,9 +263,8 @@ class Plan:
         seconds = np.add.reduceat(self._durations[members], starts) / speeds
         seconds += (sizes - 1) * self.max_gap
         labels = np.add.reduceat(self._labels[members], starts) + sizes - 1
-        first = np.maximum(
-            np.searchsorted(self._seconds, seconds), np.searchsorted(self._max_labels, labels)
-        )
+        by_seconds = self._seconds.searchsorted(seconds)
+        first = np.maximum(by_seconds, self._max_labels.searchsorted(labels))
         buckets = np.minimum(first, len(self.buckets) - 1)
         return _Items(members, np.append(starts, len(members)), speeds, buckets)
 
@@ -280,10 +277,8 @@ class Plan:
         if not sum(counts):
             counted = collections.Counter(reason for _, reason in self.excluded)
             reasons = describe_skipped(counted) if counted else "the set is empty"
-            raise UserError(
-                f"no utterance is left to train on: {reasons}; check config.data.buckets and"
-                " config.data.labels_per_second"
-            )
+            cure = "check config.data.buckets and config.data.labels_per_second"
+            raise UserError(f"no utterance is left to train on: {reasons}; {cure}")
         supply = []
         for k, size in enumerate(sizes):
             shorter = [j for j in range(k, -1, -1) if items[j]]

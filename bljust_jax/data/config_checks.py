@@ -14,9 +14,7 @@ def check(config: Any) -> None:
     _check_fields_of_streams(data)
     config_schema.check(config)
     if len(data.unlabelled_buckets) > 1 and tuple(data.unlabelled_buckets) != tuple(data.buckets):
-        raise UserError(
-            "config.data.unlabelled_buckets must be empty (those of data.buckets) or one length"
-        )
+        raise UserError("config.data.unlabelled_buckets must be empty (data.buckets) or one length")
     if data.streams:
         _check_streams(data)
     needed = ("train",) if data.streams else ("train", "dev")

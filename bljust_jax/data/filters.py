@@ -13,10 +13,7 @@ from bljust_jax.data.sources import Utterance
 
 
 def keep_if(
-    utterances: list[Utterance],
-    skipped: Counter,
-    reason: str,
-    condition: Callable[[Utterance], object],
+    utterances: list[Utterance], skipped: Counter, reason: str, condition: Callable
 ) -> list[Utterance]:
     """The utterances that meet a condition; the others are counted in `skipped` under `reason`."""
     kept = [u for u in utterances if condition(u)]
@@ -50,10 +47,8 @@ def labelled_subset(
     rng = np.random.default_rng([seed, zlib.crc32(b"labelled")])
     speakers = rng.permutation(sorted({u.speaker for u in utterances})).tolist()
     if data.labelled_speakers > len(speakers):
-        raise UserError(
-            f"config.data.labelled_speakers: {data.labelled_speakers} of {len(speakers)} speakers"
-            f" of {source}"
-        )
+        wanted = f"{data.labelled_speakers} of {len(speakers)} speakers"
+        raise UserError(f"config.data.labelled_speakers: {wanted} of {source}; lower it")
     chosen_speakers = set(speakers[: data.labelled_speakers or None])
     utterances = [u for u in utterances if u.speaker in chosen_speakers]
     ids = rng.permutation(sorted(u.id for u in utterances)).tolist()

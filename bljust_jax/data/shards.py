@@ -28,13 +28,8 @@ from jaxtyping import Int16
 
 from bljust_jax.common import threads
 from bljust_jax.common.errors import UserError, one_line
-from bljust_jax.data.sources import (
-    Utterance,
-    encode_audio,
-    read_audio,
-    read_lines,
-    write_json_lines,
-)
+from bljust_jax.data import sources
+from bljust_jax.data.sources import Utterance, read_audio, read_lines, write_json_lines
 
 NAME, VERSION = "bljust_speech", "1.0.0"
 SHARD_BYTES = 256 << 20
@@ -205,7 +200,7 @@ def _encode(u: Utterance, *, sample_rate: int) -> tuple[bytes, int, str] | UserE
         samples = read_audio(u, sample_rate)
     except UserError as error:
         return error
-    return encode_audio(samples, sample_rate, "FLAC"), len(samples), checksum(samples)
+    return sources.encode_audio(samples, sample_rate, "FLAC"), len(samples), checksum(samples)
 
 
 def checksum(samples: Int16[np.ndarray, "s"]) -> str:
@@ -265,10 +260,9 @@ class Records:
         record = self[i]
         found = record["id"].decode()
         if found != identity:
-            raise UserError(
-                f"{index_path(self.folder, self.split)}:{i + 1}: names {identity!r}, but the record"
-                f" holds {found!r}; prepare the shards again"
-            )
+            where = f"{index_path(self.folder, self.split)}:{i + 1}"
+            problem = f"names {identity!r}, but the record holds {found!r}"
+            raise UserError(f"{where}: {problem}; prepare the shards again")
         return record["audio"]
 
 
@@ -302,10 +296,8 @@ def read(folder: str, split: str) -> list[Utterance]:
             raise UserError(f"{where}: lacks {error}; prepare the shards again") from error
         identity, text, lang, speaker = names
         fetch = functools.partial(records.encoded, i, identity)
-        path = f"{folder}#{i}"
-        found.append(
-            Utterance(identity, path, offset, duration, text, lang, speaker, where, fetch=fetch)
-        )
+        place = f"{folder}#{i}", offset, duration
+        found.append(Utterance(identity, *place, text, lang, speaker, where, fetch=fetch))
     return found
 
 
@@ -334,10 +326,8 @@ def verify(
     checksums = _by_threads(_stored_checksum, utterances)
     for done, ((row, where), found) in enumerate(zip(rows, checksums, strict=True), start=1):
         if found != row["sha256"]:
-            raise UserError(
-                f"{where}: the samples of {row['id']!r} are not those that were stored"
-                f" ({found}); prepare the shards again"
-            )
+            problem = f"the samples of {row['id']!r} are not those that were stored ({found})"
+            raise UserError(f"{where}: {problem}; prepare the shards again")
         seconds += row["duration"]
         progress(done, len(rows), seconds)
     return _summary(pathlib.Path(folder), [row for row, _ in rows])

@@ -102,10 +102,8 @@ def inside(path: str | os.PathLike, root: str, where: str) -> str:
         return str(path)
     root, found = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath([found, root]) != root:
-        raise UserError(
-            f"{where}: {str(path)!r} lies outside the data root {root}; set config.data.root to a"
-            " folder that holds it"
-        )
+        cure = "set config.data.root to a folder that holds it"
+        raise UserError(f"{where}: {str(path)!r} lies outside the data root {root}; {cure}")
     return found
 
 
@@ -121,9 +119,7 @@ def check(uri: str) -> None:
         scheme, rest = _locate(part)
         if scheme == "manifest" and not os.path.isfile(rest):
             kind = "is a folder, not a manifest" if os.path.isdir(rest) else "no such manifest"
-            raise UserError(
-                f"{rest}: {kind}; name a file *.jsonl that holds one JSON object a line"
-            )
+            raise UserError(f"{rest}: {kind}; name a file *.jsonl of one JSON object per line")
 
 
 def _parts(uri: str) -> list[str]:
@@ -138,10 +134,8 @@ def _locate(uri: str) -> tuple[str, str]:
     known = plugins.names(READERS)
     if scheme not in known or not rest:
         found = " is a folder" if os.path.isdir(uri) else ""
-        raise UserError(
-            f"cannot read {uri!r}{found}: expected a *.jsonl manifest or SCHEME:REST with SCHEME "
-            f"one of {', '.join(known)}"
-        )
+        wanted = f"a *.jsonl manifest or SCHEME:REST with SCHEME one of {', '.join(known)}"
+        raise UserError(f"cannot read {uri!r}{found}: expected {wanted}")
     return scheme, rest
 
 
@@ -285,9 +279,7 @@ class _Decoded:
 
     def __init__(self, limit: int):
         self._limit, self._bytes = limit, 0
-        self._files: collections.OrderedDict[tuple[str, int], np.ndarray] = (
-            collections.OrderedDict()
-        )
+        self._files: collections.OrderedDict = collections.OrderedDict()  # {(path, rate): samples}
         self._lock = threading.Lock()
         self._file_locks = [threading.Lock() for _ in range(256)]
 

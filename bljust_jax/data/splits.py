@@ -91,9 +91,8 @@ class Splits:
         """
         data, utterances = self._data, self.utterances(split)
         seconds = self.streams[stream_of(split, self.streams)].buckets
-        batches = evaluation_batches(
-            [u.duration for u in utterances], seconds, data.eval_batch_seconds, self._multiple
-        )
+        durations = [u.duration for u in utterances]
+        batches = evaluation_batches(durations, seconds, data.eval_batch_seconds, self._multiple)
 
         def load_batch(n: int) -> tuple[Batch, list[Utterance], list[tuple[Utterance, str]]]:
             bucket, indices = batches[n]
@@ -179,12 +178,10 @@ def load_splits(
     text to score.
     """
     quarantined, streams = Quarantine(data.max_bad_fraction), labelled_streams(data)
-    opened = {
-        name: open_split(name, uri, streams[stream_of(name, streams)], data, quarantined)
-        for name, uri in uris.items()
-    }
-    utterances = {name: found for name, (found, _) in opened.items()}
-    skipped = {name: counts for name, (_, counts) in opened.items()}
+    utterances, skipped = {}, {}
+    for name, uri in uris.items():
+        stream = streams[stream_of(name, streams)]
+        utterances[name], skipped[name] = open_split(name, uri, stream, data, quarantined)
     return Splits(data, multiple, tokenizers, utterances, skipped, quarantined)
 
 
@@ -218,7 +215,5 @@ def _require_texts(uri: str, utterances: list[Utterance], stream: Stream) -> Non
     with_text = {u.part for u in utterances if spell(u.text or "")}
     for part in first.keys() - with_text:
         u, where = first[part], f"{part} in {uri}" if part else uri
-        raise UserError(
-            f"{u.line or uri}: no utterance of {where} has a {stream.field} to score; give each its"
-            f' "{stream.field}"'
-        )
+        problem = f"no utterance of {where} has a {stream.field} to score"
+        raise UserError(f'{u.line or uri}: {problem}; give each its "{stream.field}"')

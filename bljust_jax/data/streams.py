@@ -131,10 +131,8 @@ def label(
         tokenizer = make_tokenizer(stream.text, texts, joined=joins, where=stream.where)
     found = require_any(_encodable(found, tokenizer, skipped), skipped, where)
     if joins and not tokenizer.covers(f"{found[0].text} {found[0].text}"):
-        raise UserError(
-            f"config.data.join_share joins texts by a space, which the tokenizer of {stream.name}"
-            " lacks"
-        )
+        lacks = f"which the tokenizer of {stream.name} lacks"
+        raise UserError(f"config.data.join_share joins texts by a space, {lacks}")
     return found, tokenizer
 
 

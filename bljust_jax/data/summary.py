@@ -32,16 +32,12 @@ def plans(plans: Mapping[str, Plan]) -> list[str]:
     for stream, plan in plans.items():
         for reason, n in Counter(reason for _, reason in plan.excluded).items():
             lines.append(f"{stream}: {n} utterances skipped: {reason}")
-        for bucket, batches in zip(plan.buckets, plan.counts, strict=True):
-            lines.append(
-                f"{stream}: {batches} batches per epoch of {bucket.batch_size} x "
-                f"{bucket.seconds:g} s, at most {bucket.max_labels} labels"
-            )
-        for name, language in plan.languages.items():
-            lines.append(
-                f"{stream}: an epoch has {language.wanted} utterances of language {name!r}, which"
-                f" has {len(language.utterances)}"
-            )
+        for b, batches in zip(plan.buckets, plan.counts, strict=True):
+            shape = f"{b.batch_size} x {b.seconds:g} s, at most {b.max_labels} labels"
+            lines.append(f"{stream}: {batches} batches per epoch of {shape}")
+        for name, (utterances, wanted) in plan.languages.items():
+            own = f"language {name!r}, which has {len(utterances)}"
+            lines.append(f"{stream}: an epoch has {wanted} utterances of {own}")
     return lines
 
 

@@ -166,10 +166,8 @@ def script(settings: Settings, split: str) -> list[Line]:
     rng = np.random.default_rng([settings.seed, zlib.crc32(split.encode())])
     pairs = itertools.product(settings.voices, settings.variants[n].split())
     speakers = ["+".join(pair) for pair in pairs]
-    texts = [
-        _shuffled_forever(_split_sentences(settings, template)[n], rng)
-        for template in settings.templates
-    ]
+    own = [_split_sentences(settings, template)[n] for template in settings.templates]
+    texts = [_shuffled_forever(sentences, rng) for sentences in own]
     speaker = _shuffled_forever(speakers, rng)
     lines = []
     for i in range(settings.utterances[n]):
@@ -282,14 +280,12 @@ class Espeak:
             *(ctypes.c_char_p, size, uint, ctypes.c_int, uint, uint, pointer, pointer)
         ]
         self.espeak.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-        self.sample_rate = self.espeak.espeak_Initialize(
-            self.RETRIEVAL, 0, self.data.encode(), self.DONT_EXIT
-        )
+        options = self.RETRIEVAL, 0, self.data.encode(), self.DONT_EXIT
+        self.sample_rate = self.espeak.espeak_Initialize(*options)
         if self.sample_rate <= 0:
             raise UserError(f"eSpeak NG does not start with its data in {self.data}")
-        signature = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-        )
+        samples, count = ctypes.POINTER(ctypes.c_short), ctypes.c_int
+        signature = ctypes.CFUNCTYPE(ctypes.c_int, samples, count, pointer)
         self.chunks: list[bytes] = []
         self.callback = signature(self._receive)  # a reference: the library holds only its address
         self.espeak.espeak_SetSynthCallback(self.callback)
@@ -326,9 +322,8 @@ def _serve(requests: pathlib.Path, out: BinaryIO) -> None:
     espeak = Espeak()
     for request in requests.read_text(encoding="utf-8").splitlines():
         line = Line(**json.loads(request))
-        speech = espeak.speak(
-            line.text, line.speaker, line.rate, line.pitch, zlib.crc32(line.id.encode())
-        )
+        seed = zlib.crc32(line.id.encode())
+        speech = espeak.speak(line.text, line.speaker, line.rate, line.pitch, seed)
         out.write(np.int32([espeak.sample_rate, len(speech) // 2]).tobytes() + speech)
 
 

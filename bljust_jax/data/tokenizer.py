@@ -185,9 +185,7 @@ def make_tokenizer(
     steps = tuple(settings.normalise)
     if settings.units == "characters":
         if settings.model:
-            raise UserError(
-                f"{where}.text.model is of pieces; set {where}.text.units to unigram or bpe"
-            )
+            raise UserError(f"{where}.text.model is of pieces; set units to unigram or bpe")
         tokenizer: Tokenizer = learn_characters(texts, steps, joined=joined)
     elif settings.model:
         tokenizer = _read_model(pathlib.Path(settings.model), steps)
@@ -224,17 +222,14 @@ def learn_pieces(
     least = len({SPACE, *"".join(normal)} - {" "})
     if not normal:
         raise UserError(f"{where}.train has no text to learn pieces from; check its texts")
+    given = f"{where}.text.vocab_size is {size}"
     if size < least:
-        raise UserError(
-            f"{where}.text.vocab_size is {size}; the texts need at least {least} pieces, one"
-            " for each character: set that or more, or units characters"
-        )
+        bound = f"the texts need at least {least} pieces, one for each character"
+        raise UserError(f"{given}; {bound}: set that or more, or units characters")
     made = PieceTokenizer(_train_sentencepiece(normal, kind, size), steps)
     if len(made.symbols) != size:
-        raise UserError(
-            f"{where}.text.vocab_size is {size}; the texts give at most {len(made.symbols)}"
-            f" {kind} pieces: set that, or units characters"
-        )
+        bound = f"the texts give at most {len(made.symbols)} {kind} pieces"
+        raise UserError(f"{given}; {bound}: set that, or units characters")
     return made
 
 
@@ -299,10 +294,8 @@ def coverage(tokenizer: Tokenizer, references: Sequence[str]) -> list[str]:
         rest = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         lines.append(f"characters without a label: {', '.join(shown)}{rest}")
     covered = [text for text in texts if tokenizer.covers(text)]
-    share = 100 * len(covered) / len(texts)
-    lines.append(
-        f"{len(covered)} of {len(texts)} texts ({share:.1f} %) have a label for every character"
-    )
+    share = f"{len(covered)} of {len(texts)} texts ({100 * len(covered) / len(texts):.1f} %)"
+    lines.append(f"{share} have a label for every character")
     if covered:
         labels = sum(len(tokenizer.encode(text)) for text in covered)
         words = sum(len(text.split()) for text in covered)

@@ -34,9 +34,8 @@ def load(workdir: pathlib.Path, streams: Iterable[str]) -> dict[str, Tokenizer]:
 def load_one(workdir: pathlib.Path, task: str) -> Tokenizer:
     """The tokenizer of one task, "" for the only one."""
     there = [p.name.replace("_", "/", 1) for p in (workdir / FOLDER).glob("*")]
-    return load_tokenizer(
-        folder_of(workdir, choose(workdir, task, sorted(there) or [""]) or LABELLED)
-    )
+    stream = choose(workdir, task, sorted(there) or [""]) or LABELLED
+    return load_tokenizer(folder_of(workdir, stream))
 
 
 def choose(workdir: pathlib.Path, task: str, there: Iterable[str]) -> str:
@@ -48,9 +47,8 @@ def choose(workdir: pathlib.Path, task: str, there: Iterable[str]) -> str:
     if there == [""]:
         raise UserError(f"--task {task}: {workdir} has one task, without a name: leave it out")
     if not task:
-        raise UserError(
-            f"{workdir} has several tasks: choose one with --task, of {', '.join(there)}"
-        )
+        tasks = ", ".join(there)
+        raise UserError(f"{workdir} has several tasks: choose one with --task, of {tasks}")
     if task not in there:
         raise UserError(f"--task: {workdir} has no task {task!r}{nearest(task, there)}")
     return task

@@ -239,11 +239,9 @@ class _UnitScorer(_Scorer):
 
     def __init__(self, symbols: Sequence[str], fusion: Fusion):
         lm, self.alpha, self.beta = fusion.lm, fusion.alpha, fusion.beta
-        self._tokens = ["", *map(unit_word, symbols)]
+        words = ["", *map(unit_word, symbols)]
         self.start, self._end = lm.start(), functools.lru_cache(1 << 18)(lm.end)
-        self._score = functools.lru_cache(1 << 20)(
-            lambda state, unit: lm.score(state, self._tokens[unit])
-        )
+        self._score = functools.lru_cache(1 << 20)(lambda state, u: lm.score(state, words[u]))
 
     def step(self, tree, node, unit):
         return *self._score(tree.state[node], unit), 1

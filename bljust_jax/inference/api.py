@@ -45,9 +45,8 @@ class SpeechModel:
             source: Any = os.fspath(audio)
         else:
             samples = _checked(np.asarray(audio))
-            source = Recording(
-                "", resample(samples, sample_rate or self.sample_rate, self.sample_rate)
-            )
+            rate = sample_rate or self.sample_rate
+            source = Recording("", resample(samples, rate, self.sample_rate))
         if isinstance(self._model, Recognizer):
             results = transcribe(self._model, [source], self._options)
         else:

@@ -64,9 +64,8 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a name of headerless audio
         reason = getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")
-        raise UserError(
-            f"cannot decode {path}: {reason}; convert it to WAV, FLAC, Ogg or MP3"
-        ) from error
+        cure = "convert it to WAV, FLAC, Ogg or MP3"
+        raise UserError(f"cannot decode {path}: {reason}; {cure}") from error
     if missing > DURATION_SLACK:
         logging.warning("%s ends %.1f s before the duration in its header", path, missing)
     return np.concatenate([np.zeros(0, np.int16), *blocks])

@@ -25,10 +25,8 @@ def load_model(folder: pathlib.Path, task: str = "") -> Recognizer | Translator:
     damaged, or has no such task.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} holds no config.json: give --model a training run, or a folder that "
-            "export_checkpoint wrote"
-        )
+        cure = "give --model a training run, or a folder that export_checkpoint wrote"
+        raise UserError(f"{folder} holds no config.json: {cure}")
     if _is_exported(folder):
         if task:
             raise UserError(f"--task {task}: {folder} is one exported task: leave the flag out")
@@ -97,9 +95,8 @@ def exported_recognizer(folder: pathlib.Path) -> Recognizer:
     def program(weights, batch):
         params, stats = weights
         x, lengths, _ = encoder.features(batch["audio"], batch["audio_lengths"], train=False)
-        h, lengths, _, _ = encoder.apply(
-            params["encoder"], x, lengths, stats=stats.get("encoder"), train=False
-        )
+        own = stats.get("encoder")
+        h, lengths, _, _ = encoder.apply(params["encoder"], x, lengths, stats=own, train=False)
         return heads.apply(params["ctc_head"], h), lengths
 
     def predict(batch: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ are never averaged. BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are s
 scores (Post, 2018), from 0 to 100, equal to those of its command line.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,19 +25,15 @@ def check(task: Task) -> None:
     known = ("wer", "cer") if task.translate is None else ("bleu",)
     if task.measure not in known:
         kind = "recognition" if task.translate is None else "a translation"
-        raise UserError(
-            f"config.data.streams.{task.stream}.measure={task.measure!r}: {kind} is measured by "
-            f"{' or '.join(known)}"
-        )
+        field = f"config.data.streams.{task.stream}.measure={task.measure!r}"
+        raise UserError(f"{field}: {kind} is measured by {' or '.join(known)}")
 
 
 def of(task: Task) -> Callable[[list[str], list[str]], Scores]:
     """(references, hypotheses) -> scores: `recognition` or `translation`."""
     if task.translate is None:
         return recognition
-    return lambda references, hypotheses: translation(
-        references, hypotheses, tokenizer_for(task.stream)
-    )
+    return functools.partial(translation, tokenize=tokenizer_for(task.stream))
 
 
 def recognition(references: list[str], hypotheses: list[str]) -> Scores:

@@ -133,9 +133,7 @@ def _each_file(
 def in_samples(recognizer: Recognizer, options: WindowOptions) -> tuple[int, int]:
     """(window, overlap) in samples, multiples of the hop. Raises UserError if they do not fit."""
     rate, hop = recognizer.sample_rate, recognizer.hop
-    length, overlap = (
-        round(seconds * rate) // hop * hop for seconds in (options.window, options.overlap)
-    )
+    length, overlap = (round(s * rate) // hop * hop for s in (options.window, options.overlap))
     if overlap < hop:
         raise UserError(f"--overlap {options.overlap:g} must be a frame, {hop / rate:g} s, or more")
     if length < 4 * overlap:

@@ -84,9 +84,7 @@ def check_options(options: ClusterOptions) -> None:
             raise UserError(f"{given} and --distributed=off contradict each other; drop one")
         if not all(named.values()):
             missing = " and ".join(name for name, is_given in named.items() if not is_given)
-            raise UserError(
-                f"{missing} missing: {', '.join(named)} are given together or not at all"
-            )
+            raise UserError(f"{missing} missing: give all of {', '.join(named)}, or none")
         if options.num_processes < 1:
             raise UserError(f"--num_processes={options.num_processes} must be at least 1")
         if not 0 <= options.process_id < options.num_processes:
@@ -163,9 +161,8 @@ def slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
         return None
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(visible.split(",")) if visible else read_count(environ, "SLURM_GPUS_ON_NODE")
-    tasks = tasks_on_node(
-        environ.get("SLURM_STEP_TASKS_PER_NODE", ""), read_count(environ, "SLURM_NODEID")
-    )
+    tasks_per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    tasks = tasks_on_node(tasks_per_node, read_count(environ, "SLURM_NODEID"))
     return list(range(gpus)) if gpus and (tasks == 1 or gpus == 1) else None
 
 

@@ -42,21 +42,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn: int = 1) -> M
         sizes["data"] = len(devices) // others
     wanted = others * sizes["data"]
     if not 1 <= wanted <= len(devices):
-        raise UserError(
-            f"config.mesh: {listed} in all, but {len(devices)} found; lower one of them"
-        )
+        raise UserError(f"config.mesh: {listed} in all, but {len(devices)} found; lower one")
     if jax.local_device_count() % sizes["tensor"]:
         raise UserError(
             f"config.mesh.tensor={sizes['tensor']} must divide the {jax.local_device_count()} "
             "devices of a host: the devices that share rows of the batch are on one"
         )
-    slices = {getattr(device, "slice_index", 0) for device in devices}
-    if len(slices) > 1 and sizes["dcn"] % len(slices):
-        raise UserError(
-            f"config.mesh.dcn={sizes['dcn']}, but the devices are {len(slices)} slices: set it to "
-            f"{len(slices)}"
-        )
-    return lay_out(tuple(sizes.values()), devices[:wanted], len(slices))
+    n = len({getattr(device, "slice_index", 0) for device in devices})
+    if n > 1 and sizes["dcn"] % n:
+        problem = f"config.mesh.dcn={sizes['dcn']}, but the devices are {n} slices"
+        raise UserError(f"{problem}: set it to {n}")
+    return lay_out(tuple(sizes.values()), devices[:wanted], n)
 
 
 def lay_out(shape: tuple[int, int, int, int], devices: Sequence[Any], slices: int = 1) -> Mesh:

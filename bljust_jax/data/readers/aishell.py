@@ -47,10 +47,8 @@ def _locate(rest: str, root: str) -> tuple[pathlib.Path, str]:
     """(folder with `transcript` and `wav`, split)."""
     path = pathlib.Path(root, rest).absolute()
     if path.name not in SPLITS:
-        raise UserError(
-            f"aishell:{rest}: name ROOT/SPLIT, for instance ROOT/train; splits are"
-            f" {', '.join(SPLITS)}"
-        )
+        usage = f"name ROOT/SPLIT, for instance ROOT/train; splits are {', '.join(SPLITS)}"
+        raise UserError(f"aishell:{rest}: {usage}")
     top = path.parent / "data_aishell"
     top = top if top.is_dir() else path.parent
     inside(top, root, f"aishell:{rest}")
@@ -65,9 +63,8 @@ def _transcripts(path: pathlib.Path) -> dict[str, tuple[str, str]]:
         if not words:
             raise UserError(f"{where}: expected an id and its words, with spaces between them")
         if identity in found:
-            raise UserError(
-                f"{where}: {identity} was transcribed before, at {found[identity][1]}; remove one"
-            )
+            first = found[identity][1]
+            raise UserError(f"{where}: {identity} was transcribed before, at {first}; remove one")
         found[identity] = spell(words), where
     return found
 

@@ -45,10 +45,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     folder or recording outside a given `root`.
     """
     top, microphone, split = _locate(rest, root)
-    audio, notes = (
-        _folder(top, "amicorpus", "*/audio"),
-        _folder(top, "ami_public_manual*", "segments"),
-    )
+    audio = _folder(top, "amicorpus", "*/audio")
+    notes = _folder(top, "ami_public_manual*", "segments")
     if not audio or not notes:
         missing = "MEETING/audio" if not audio else "words, segments and corpusResources"
         raise UserError(f"ami:{rest}: no folder {missing} in {top}; unpack the corpus there")
@@ -59,10 +57,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     for segments, meeting, agent in _files(notes / "segments", split, microphone):
         name, channel = speakers.get((meeting, agent), ("", ""))
         if not name or not channel.isdigit():
-            raise UserError(
-                f"{segments}: meetings.xml has no global_name and channel of speaker {agent} of"
-                f" {meeting}; unpack the annotations again"
-            )
+            lacks = f"meetings.xml has no global_name and channel of speaker {agent} of {meeting}"
+            raise UserError(f"{segments}: {lacks}; unpack the annotations again")
         recording = f"{meeting}.{'Array1-01' if microphone == 'sdm' else f'Headset-{channel}'}.wav"
         path, length = _recording(audio / meeting / "audio" / recording, segments, root)
         prefix = f"{meeting}-{agent}-{microphone}"
@@ -86,10 +82,8 @@ def _locate(rest: str, root: str) -> tuple[pathlib.Path, str, str]:
     path = pathlib.Path(root, rest).absolute()
     microphone, split = path.parent.name, path.name
     if microphone not in MICROPHONES or split not in SPLITS or "/" not in rest:
-        raise UserError(
-            f"ami:{rest}: name ROOT/MIC/SPLIT; MIC is one of {', '.join(MICROPHONES)}, SPLIT one of"
-            f" {', '.join(SPLITS)}"
-        )
+        known = f"MIC is one of {', '.join(MICROPHONES)}, SPLIT one of {', '.join(SPLITS)}"
+        raise UserError(f"ami:{rest}: name ROOT/MIC/SPLIT; {known}")
     return path.parents[1], microphone, split
 
 

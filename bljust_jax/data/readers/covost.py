@@ -35,10 +35,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     pair, split = pathlib.PurePath(rest).parts[-2:] if rest.count("/") else ("", "")
     named = re.fullmatch(f"({_LANGUAGE})_{_LANGUAGE}", pair)
     if named is None or split not in SPLITS:
-        raise UserError(
-            f"covost:{rest}: name ROOT/SRC_TGT/SPLIT, for instance ROOT/nl_en/train; splits are"
-            f" {', '.join(SPLITS)}"
-        )
+        usage = "name ROOT/SRC_TGT/SPLIT, for instance ROOT/nl_en/train"
+        raise UserError(f"covost:{rest}: {usage}; splits are {', '.join(SPLITS)}")
     lang = named[1]
     top = pathlib.Path(root, rest).absolute().parents[1]
     clips = top / lang / "clips"
@@ -109,18 +107,14 @@ def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[
     names, where = header
     for column in columns:
         if column not in names:
-            raise UserError(
-                f"{where}: has no column {column!r} among {', '.join(names)}; the first line must"
-                " name the columns, with tabs between them"
-            )
+            cure = "the first line must name the columns, with tabs between them"
+            raise UserError(f"{where}: has no column {column!r} among {', '.join(names)}; {cure}")
     places = {column: names.index(column) for column in columns}
     for where, line in lines:
         fields = _fields(line, where)
         if len(fields) <= max(places.values()):
-            raise UserError(
-                f"{where}: has {len(fields)} fields where the first line names {len(names)};"
-                " unpack the table again"
-            )
+            counts = f"has {len(fields)} fields where the first line names {len(names)}"
+            raise UserError(f"{where}: {counts}; unpack the table again")
         yield {column: fields[place] for column, place in places.items()}, where
 
 

@@ -43,10 +43,9 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     path, strings = (path.parent, True) if path.name == "strings" else (path, False)
     name, _, lang = path.parent.name.partition("_")
     if name != "digits" or lang not in WORDS:
-        raise UserError(
-            f"digits:{rest}: name ROOT/SET/SPLIT or ROOT/SET/SPLIT/strings, for instance"
-            f" ROOT/digits_ar/train; sets are {', '.join(f'digits_{known}' for known in WORDS)}"
-        )
+        usage = "name ROOT/SET/SPLIT or ROOT/SET/SPLIT/strings, for instance ROOT/digits_ar/train"
+        sets = ", ".join(f"digits_{known}" for known in WORDS)
+        raise UserError(f"digits:{rest}: {usage}; sets are {sets}")
     path = path.with_name(f"{path.name}.jsonl")
     inside(path, root, f"digits:{rest}")
     require(path, f"digits:{rest}", "name the one to read", "manifest")

@@ -32,9 +32,7 @@ def _utterance(
     if not space:
         raise UserError(f"{where}: expected an id and its text, separated by a space")
     if identity not in recordings:
-        raise UserError(
-            f"{where}: its recording {identity}.flac is missing from the folder; unpack the archive"
-            " again"
-        )
+        problem = f"its recording {identity}.flac is missing from the folder"
+        raise UserError(f"{where}: {problem}; unpack the archive again")
     path = inside(folder / f"{identity}.flac", root, where)
     return Utterance(identity, path, 0.0, 0.0, nfc(text), "en", identity.split("-")[0], where)

@@ -20,9 +20,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     """
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
     root = root or folder
-    return with_durations(
-        [_utterance(line, where, folder, root) for where, line in read_lines(rest)]
-    )
+    found = [_utterance(line, where, folder, root) for where, line in read_lines(rest)]
+    return with_durations(found)
 
 
 def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
@@ -31,18 +30,14 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
     named = entry["audio_filepath"]
     path = inside(os.path.join(folder, named), root, where)
     if not os.path.isfile(path):
-        raise UserError(
-            f"{where}: no such file: {path!r}; correct audio_filepath, relative to the manifest's"
-            " folder"
-        )
+        cure = "correct audio_filepath, relative to the manifest's folder"
+        raise UserError(f"{where}: no such file: {path!r}; {cure}")
     offset = _seconds(entry.get("offset") or 0.0, "offset", where)
     duration = entry.get("duration")
     if duration is not None:
         duration = _seconds(duration, "duration", where)
         if duration == 0:
-            raise UserError(
-                f"{where}: duration must be above 0 seconds; leave it out to have the file's own"
-            )
+            raise UserError(f"{where}: duration must be above 0 seconds; drop it to use the file's")
     identity = _name(entry.get("id"), f"{named}@{offset:.10g}" if offset else named)
     return Utterance(
         id=identity,
@@ -94,8 +89,6 @@ def _name(value: object, default: str) -> str:
 def _seconds(value: object, field: str, where: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value < LONGEST:
-        raise UserError(
-            f"{where}: {field} must be a number of seconds, 0 or above and without quotes, not"
-            f" {value!r}"
-        )
+        wanted = "a number of seconds, 0 or above and without quotes"
+        raise UserError(f"{where}: {field} must be {wanted}, not {value!r}")
     return float(value)

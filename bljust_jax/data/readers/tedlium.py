@@ -95,9 +95,8 @@ def _segment(line: str, where: str) -> _Segment:
         raise UserError(f"{where}: {talk!r} is no file name; write the talk's name without a path")
     begin, end = map(to_seconds, times)
     if not 0 <= begin < end < math.inf:
-        raise UserError(
-            f"{where}: a segment from {times[0]} to {times[1]}; write seconds, 0 <= BEGIN < END"
-        )
+        given = f"a segment from {times[0]} to {times[1]}"
+        raise UserError(f"{where}: {given}; write seconds, 0 <= BEGIN < END")
     label, _, text = fields[5].partition(" ") if len(fields) > 5 else ("", "", "")
     if not (label.startswith("<") and label.endswith(">") and label != UNKNOWN):
         text = f"{label} {text}"  # the label is optional in the format
@@ -107,10 +106,8 @@ def _segment(line: str, where: str) -> _Segment:
 
 def _recording(segment: _Segment, audio: dict[str, pathlib.Path], root: str) -> str:
     if segment.talk not in audio:
-        raise UserError(
-            f"{segment.where}: its recording {segment.talk}.sph is missing from the split's folder"
-            " sph; unpack the release again"
-        )
+        problem = f"its recording {segment.talk}.sph is missing from the split's folder sph"
+        raise UserError(f"{segment.where}: {problem}; unpack the release again")
     found = str(audio[segment.talk])
     path = inside(found, root, segment.where)
     with open(path, "rb") as file:

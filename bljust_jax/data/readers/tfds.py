@@ -66,9 +66,8 @@ def _built(name: str, root: str) -> str:
     except Exception as error:
         raise UserError(shards.explain(name, error)) from error
     if not os.path.isfile(os.path.join(folder, "dataset_info.json")):
-        raise UserError(
-            f"tfds:{name}: is not built in {folder}: `tfds build {name} --file_format=array_record`"
-        )
+        cure = f"`tfds build {name} --file_format=array_record`"
+        raise UserError(f"tfds:{name}: is not built in {folder}: {cure}")
     return str(folder)
 
 
