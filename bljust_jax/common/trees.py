@@ -49,13 +49,9 @@ def digest(tree: Tree) -> str:
 
 def dot(a: Tree, b: Tree) -> Float[Array, ""]:
     """<a, b> in float32, summed leaf by leaf without concatenation."""
-    return sum(
-        (
-            jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32))
-            for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
-        ),
-        start=jnp.float32(0),
-    )
+    pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    products = (jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)) for x, y in pairs)
+    return sum(products, start=jnp.float32(0))
 
 
 def norm(a: Tree) -> Float[Array, ""]:
