@@ -34,7 +34,7 @@ def settings(folder: pathlib.Path, **changes):
 def load(folder: pathlib.Path, *, seed: int = 0, multiple: int = 1, tokenizer=None, **changes):
     data = settings(folder, **changes)
     tokenizers = {"labelled": tokenizer} if tokenizer else None
-    config_checks.check(ConfigDict({"data": data}))
+    config_checks.check(ConfigDict({"data": data, "seed": seed}))
     return load_corpus(data, seed=seed, multiple=multiple, tokenizers=tokenizers)
 
 
@@ -127,7 +127,7 @@ def several(folder: pathlib.Path, *, without=(), edit=lambda data: None, **chang
 
 def load_several(folder: pathlib.Path, *, seed=0, multiple=1, tokenizers=None, **changes):
     data = several(folder, **changes)
-    config_checks.check(ConfigDict({"data": data}))
+    config_checks.check(ConfigDict({"data": data, "seed": seed}))
     return load_corpus(data, seed=seed, multiple=multiple, tokenizers=tokenizers)
 
 
