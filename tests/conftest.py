@@ -5,17 +5,16 @@ import io
 import os
 import pathlib
 
+from tests.helpers import compile_cache, xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    # Compiling takes most of the tests' time, and this halves it: the same operations on the same
-    # types in slower machine code. `make quickstart` and the commands keep XLA's default.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # `make quickstart` and the commands keep XLA's default
+    os.environ.setdefault("XLA_FLAGS", xla_flags.quick_to_compile())
 
 from jaxtyping import install_import_hook
-
-from tests.helpers import compile_cache
 
 compile_cache.enable()
 # Check shapes and dtypes of every public function while testing, and only then.

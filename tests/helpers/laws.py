@@ -52,10 +52,17 @@ class Bound(NamedTuple):
 
 
 @functools.cache
+def initial(recipe_name):
+    """(params, frozen, statistics) of the system in float32, in which it is drawn whatever the
+    dtype of its encoder."""
+    return jax.jit(build(recipe_name).init)(jax.random.key(1))
+
+
+@functools.cache
 def bind_objective(recipe_name, objective, **model):
     recipe = build(recipe_name, **model)
     chosen = next(o for o in recipe.objectives if o.name == objective)
-    params, frozen, stats = jax.jit(recipe.init)(jax.random.key(1))
+    params, frozen, stats = initial(recipe_name)
     scale = dict.fromkeys(recipe.losses, 1.0)
     extras = Extras(jnp.int32(0), frozen, stats, params, scale)
 
@@ -89,7 +96,7 @@ def lengthen(batch, samples=8000):
     """The batch in a longer bucket, with garbage behind each utterance."""
     rows, short = batch["audio"].shape
     rng = np.random.default_rng(7)
-    garbage = jnp.asarray(rng.integers(-(2**15), 2**15, (rows, short + samples)).astype(np.int16))
-    audio = garbage.at[:, :short].set(batch["audio"])
-    inside = jnp.arange(short + samples)[None, :] < batch["audio_lengths"][:, None]
-    return {**batch, "audio": jnp.where(inside, audio, garbage)}
+    audio = rng.integers(-(2**15), 2**15, (rows, short + samples)).astype(np.int16)
+    for row, length in enumerate(np.asarray(batch["audio_lengths"])):
+        audio[row, :length] = batch["audio"][row, :length]
+    return {**batch, "audio": jnp.asarray(audio)}

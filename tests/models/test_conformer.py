@@ -1,6 +1,7 @@
 """Laws of the encoder: padding, permutation, causality, execution modes, published sizes."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -22,12 +23,21 @@ LENGTHS = jnp.array([29, 18, 0])
 def randomised(params):
     """Biases and scales away from 0 and 1, so that none masks_input an error."""
     draw = np.random.default_rng(5)
-    return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), params)
+    noisy = jax.tree.map(
+        lambda p: (np.asarray(p) + draw.normal(0, 0.1, p.shape)).astype(p.dtype), params
+    )
+    return jax.tree.map(jnp.asarray, noisy)
+
+
+@functools.cache
+def initial():
+    """(parameters, statistics) of SMALL, by a program per operation."""
+    return SMALL.init(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def params():
-    return randomised(SMALL.init(jax.random.key(0))[0])
+    return randomised(initial()[0])
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +45,29 @@ def x():
     return jnp.asarray(np.random.default_rng(0).normal(size=(3, 29, 8)), jnp.float32)
 
 
+@functools.cache
+def forward(model, **options):
+    return jax.jit(lambda p, x, n: model.apply(p, x, n, **options))
+
+
 def encode(model, params, x, lengths, **options):
-    run = jax.jit(lambda p, x, n: model.apply(p, x, n, **options))
-    return run(params, x, lengths)
+    return forward(model, **options)(params, x, lengths)
 
 
-def loss_and_grads(model, params, x, lengths, **options):
-    """A loss in which every valid output counts differently, and its gradients."""
+@functools.cache
+def backward(model, **options):
+    def loss(params, x, lengths):
+        outputs = model.apply(params, x, lengths, **options)
+        weights = jnp.sin(jnp.arange(outputs[0].size, dtype=outputs[0].dtype))
+        return jnp.sum(outputs[0] * weights.reshape(outputs[0].shape)), outputs
 
-    def loss(params):
-        out = model.apply(params, x, lengths, **options)[0]
-        return jnp.sum(out * jnp.sin(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+
+def encode_and_grads(model, params, x, lengths, **options):
+    """What `encode` gives, a loss in which every valid output counts differently, its gradients."""
+    (value, outputs), grads = backward(model, **options)(params, x, lengths)
+    return outputs, value, grads
 
 
 def assert_trees_close(a, b, rtol):
@@ -72,18 +92,24 @@ def test_shapes_lengths_and_zeros_in_padded_frames(params, x):
         assert not np.any(latents[n:])
 
 
+def nan_padded(x):
+    """[3, 41, 8], NaN in padded frames."""
+    padded = np.full((3, 41, 8), np.nan, np.float32)
+    for row, n in enumerate(LENGTHS.tolist()):
+        padded[row, :n] = x[row, :n]
+    return jnp.asarray(padded)
+
+
 @pytest.mark.parametrize("context", ["full", "causal"])
 def test_padding_never_matters_nan_included(params, x, context):
-    padded = jnp.full((3, 41, 8), jnp.nan)
-    for row, n in enumerate(LENGTHS.tolist()):
-        padded = padded.at[row, :n].set(x[row, :n])
-    out, _, hidden, _ = encode(SMALL, params, padded, LENGTHS, context=context)
+    padded = nan_padded(x)
+    outputs, _, grads = encode_and_grads(SMALL, params, padded, LENGTHS, context=context)
+    out, _, hidden, _ = outputs
     expected, _, latents, _ = encode(SMALL, params, x, LENGTHS, context=context)
     # The law's bound: sums of other lengths round differently in float32.
     np.testing.assert_allclose(out[:, :8], expected, atol=1e-5)
     np.testing.assert_allclose(hidden["latents"][:, :8], latents["latents"], atol=1e-5)
     assert not np.any(out[:, 8:])
-    _, grads = loss_and_grads(SMALL, params, padded, LENGTHS, context=context)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
 
@@ -91,10 +117,8 @@ def test_padding_never_matters_nan_included(params, x, context):
 def test_parakeet_subsampling_keeps_the_laws(x, factor, lengths):
     """Frames, zeros and NaN in padding, and how far a causal encoder looks ahead."""
     model = dataclasses.replace(PARAKEET, subsampling_factor=factor)
-    params = randomised(model.init(jax.random.key(0))[0])
-    padded = jnp.full((3, 41, 8), jnp.nan)
-    for row, n in enumerate(LENGTHS.tolist()):
-        padded = padded.at[row, :n].set(x[row, :n])
+    params = randomised(jax.jit(model.init)(jax.random.key(0))[0])
+    padded = nan_padded(x)
     out, out_lengths, _, _ = encode(model, params, padded, LENGTHS, context="causal")
     assert out_lengths.tolist() == lengths == [model.frames(n) for n in LENGTHS.tolist()]
     assert out.shape == (3, model.frames(41), 16)
@@ -103,10 +127,10 @@ def test_parakeet_subsampling_keeps_the_laws(x, factor, lengths):
     assert not np.any(out[:, expected.shape[1] :])
     stride, _, right = receptive_field(model.factor)
     after = stride * 2 + right + 1
-    changed = encode(model, params, padded.at[:, after:].set(7.0), LENGTHS, context="causal")[0]
+    changed = encode(model, params, sevens_from(padded, after), LENGTHS, context="causal")[0]
     np.testing.assert_array_equal(changed[:, :3], out[:, :3])
     assert np.any(changed[0, 3] != out[0, 3])
-    _, grads = loss_and_grads(model, params, padded, LENGTHS)
+    _, _, grads = encode_and_grads(model, params, padded, LENGTHS)
     assert all(np.all(np.isfinite(g)) and np.any(g) for g in jax.tree.leaves(grads["frontend"]))
 
 
@@ -118,13 +142,18 @@ def test_batch_permutation_is_equivariant(params, x):
     )
 
 
+def sevens_from(x, frame):
+    changed = np.array(x)
+    changed[:, frame:] = 7
+    return jnp.asarray(changed)
+
+
 def test_causal_output_sees_nothing_after_its_receptive_field(params, x):
     stride, _, right = receptive_field()
-    run = jax.jit(lambda x: SMALL.apply(params, x, LENGTHS, context="causal")[0])
-    out = run(x)
+    out = encode(SMALL, params, x, LENGTHS, context="causal")[0]
     for t in (0, 3, 6):
         after = stride * t + right + 1
-        changed = run(x.at[:, after:].set(7.0))
+        changed = encode(SMALL, params, sevens_from(x, after), LENGTHS, context="causal")[0]
         np.testing.assert_array_equal(changed[:, : t + 1], out[:, : t + 1])
         assert np.any(changed[0, t + 1] != out[0, t + 1])
 
@@ -138,7 +167,7 @@ def test_a_single_frame_has_the_same_output_in_both_contexts(params, x):
 
 def test_full_context_sees_the_future(params, x):
     out = encode(SMALL, params, x, LENGTHS)[0]
-    changed = encode(SMALL, params, x.at[:, 20:].set(7.0), LENGTHS)[0]
+    changed = encode(SMALL, params, sevens_from(x, 20), LENGTHS)[0]
     assert np.any(np.abs(changed[0, 0] - out[0, 0]) > 1e-4)
 
 
@@ -146,8 +175,9 @@ def test_full_context_sees_the_future(params, x):
     "options", [{"remat": "full"}, {"scan_unroll": 2, "remat": "full"}, {"remat": "dots"}]
 )
 def test_execution_modes_agree(params, x, options):
-    value, grads = loss_and_grads(SMALL, params, x, LENGTHS)
-    other, other_grads = loss_and_grads(dataclasses.replace(SMALL, **options), params, x, LENGTHS)
+    _, value, grads = encode_and_grads(SMALL, params, x, LENGTHS)
+    model = dataclasses.replace(SMALL, **options)
+    _, other, other_grads = encode_and_grads(model, params, x, LENGTHS)
     np.testing.assert_allclose(other, value, rtol=1e-5)
     assert_trees_close(other_grads, grads, 1e-4)  # float32 sums, fused differently
 
@@ -162,19 +192,18 @@ def test_upto_runs_the_first_blocks(params, x):
     )
     none, _, hidden, _ = encode(SMALL, params, x, LENGTHS, depth=0)
     np.testing.assert_array_equal(none, hidden["latents"])
-    _, grads = loss_and_grads(SMALL, params, x, LENGTHS, depth=2)
+    _, _, grads = encode_and_grads(SMALL, params, x, LENGTHS, depth=2)
     assert all(not np.any(g[2:]) for g in jax.tree.leaves(grads["blocks"]))
     assert all(np.any(g[:2]) for g in jax.tree.leaves(grads["blocks"]))
 
 
 def test_bfloat16_is_close_and_its_gradients_are_finite(params, x):
     half = dataclasses.replace(SMALL, dtype="bfloat16")
-    out = encode(half, params, x, LENGTHS)[0]
+    (out, *_), _, grads = encode_and_grads(half, params, x, LENGTHS)
     expected = encode(SMALL, params, x, LENGTHS)[0]
     assert out.dtype == jnp.float32
     # Three blocks of rounding at 2^-8 on outputs of size 1.
     np.testing.assert_allclose(out, expected, atol=0.15)
-    _, grads = loss_and_grads(half, params, x, LENGTHS)
     for grad, leaf in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
         assert grad.dtype == leaf.dtype
         assert np.all(np.isfinite(grad))
@@ -183,21 +212,19 @@ def test_bfloat16_is_close_and_its_gradients_are_finite(params, x):
 def test_gradient_matches_a_finite_difference_in_float64(params, x):
     model = dataclasses.replace(SMALL, dtype="float64")
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        features, draw = jnp.asarray(x, jnp.float64), np.random.default_rng(1)
+        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+        features, draw = np.asarray(x, np.float64), np.random.default_rng(1)
         direction = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), exact)
-        loss = jax.jit(
-            lambda s: jnp.sum(
-                jnp.sin(
-                    model.apply(
-                        jax.tree.map(lambda p, d: p + s * d, exact, direction), features, LENGTHS
-                    )[0]
-                )
-            )
-        )
-        slope = jax.grad(loss)(jnp.float64(0.0))
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(s):
+            moved = jax.tree.map(lambda p, d: p + s * d, exact, direction)
+            return jnp.sum(jnp.sin(model.apply(moved, features, LENGTHS)[0]))
+
+        slope = loss(jnp.float64(0.0))[1]
         # Central differences: error O(step^2) = 1e-10 and rounding 1e-16 / step = 1e-11.
-        difference = (loss(jnp.float64(1e-5)) - loss(jnp.float64(-1e-5))) / 2e-5
+        difference = (loss(jnp.float64(1e-5))[0] - loss(jnp.float64(-1e-5))[0]) / 2e-5
         np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
 
@@ -216,7 +243,7 @@ def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, x):
 
 
 def test_initial_scale_and_determinism():
-    params, stats = SMALL.init(jax.random.key(0))
+    params, stats = initial()
     again, _ = jax.jit(SMALL.init)(jax.random.key(0))
     assert stats == {}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, again)
