@@ -213,7 +213,7 @@ def test_gradient_matches_a_finite_difference_in_float64(params, x):
     model = dataclasses.replace(SMALL, dtype="float64")
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-        features, draw = np.asarray(x, np.float64), np.random.default_rng(1)
+        features, draw = jnp.asarray(np.asarray(x, np.float64)), np.random.default_rng(1)
         direction = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), exact)
 
         @jax.jit
