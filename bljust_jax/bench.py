@@ -33,15 +33,8 @@ from bljust_jax.benchmarks import torch_peer
 from bljust_jax.common import cli
 from bljust_jax.common.errors import UserError
 
-# Modules of `benchmarks` with `run` and `describe`, and the options that `run` takes. They are
-# imported on use: ctc needs no models, step no data.
-SUBJECTS = {
-    "ctc": ("shapes",),
-    "step": ("shapes", "dtype"),
-    "birq": ("shapes", "dtype"),
-    "moo": ("shapes", "dtype"),
-    "input": ("data",),
-}
+# Modules of `benchmarks`, imported on use: ctc needs no models, step no data.
+SUBJECTS = ("ctc", "step", "birq", "moo", "input")
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "transformers")
 
 
@@ -76,12 +69,26 @@ def measure(args: argparse.Namespace) -> None:
     results = {"machine": machine(), "rounds": args.rounds}
     print(" ".join(f"{k}: {v};" for k, v in results["machine"].items() if k != "packages"))
     for subject in args.subjects:
-        module = importlib.import_module(f"bljust_jax.benchmarks.{subject}")
-        options = {name: getattr(args, name) for name in SUBJECTS[subject]}
-        results[subject] = module.run(**options, rounds=args.rounds, log=log)
-        print("\n".join(module.describe(results[subject])), flush=True)
+        results[subject], lines = measure_subject(subject, args)
+        print("\n".join(lines), flush=True)
         if args.json:
             write(args.json, results)
+
+
+def measure_subject(subject: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """(figures, tables in lines) of a subject: of each shape, or of one corpus."""
+    module = importlib.import_module(f"bljust_jax.benchmarks.{subject}")
+    if subject == "input":
+        found = module.measure(args.data, rounds=args.rounds, log=log)
+        return found, [*module.describe(found), ""]
+    options = {} if subject == "ctc" else {"dtype": args.dtype}
+    shapes, lines = [], []
+    for sizes in args.shapes or module.SHAPES[jax.default_backend()]:
+        log(f"{subject} {module.Shape(*sizes)}")
+        found = module.measure(module.Shape(*sizes), **options, rounds=args.rounds, log=log)
+        shapes.append(found)
+        lines += [*module.describe(found), ""]
+    return {"shapes": shapes}, lines
 
 
 def machine() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The machine needs neither; nothing is executed.
 """
 
-import importlib.util
+import importlib
 import math
 import re
 import time
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from bljust_jax import recipes
 from bljust_jax.benchmarks.chips import CHIPS, GIB, ctc_implementation, devices
 from bljust_jax.bilevel.types import Phase, Recipe, TrainState
 from bljust_jax.common import shipped_configs
 from bljust_jax.common.errors import UserError
+from bljust_jax.monitoring import flops
 from bljust_jax.parallel.mesh import batch_devices, batch_sharding, lay_out
 from bljust_jax.train.system import jit_train_step, make_system
 
@@ -118,15 +118,16 @@ def compile_row(row: Row, level: str) -> Figures:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{row.name}: does not fit: {reason}") from error
     memory = program.memory_analysis()
-    seconds, flops = batch_cost(recipe, phase, buckets)
+    compute = dict(flops.FRESH)
+    flops.count(compute, recipe, phase, {s: (b.batch_size, b.seconds) for s, b in buckets.items()})
     figures = Figures(
         name=row.name,
         level=level,
         mesh=" x ".join(f"{name} {n}" for name, n in mesh.shape.items() if n > 1),
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
         rows={s: f"{b.batch_size} x {b.seconds:g} s" for s, b in buckets.items()},
-        audio=seconds / batch_devices(mesh),
-        flops=flops / mesh.size,
+        audio=3600 * compute["audio_hours"] / batch_devices(mesh),
+        flops=compute["flops"] / mesh.size,
         peak=memory.peak_memory_in_bytes,
         memory=CHIPS[row.chips].memory,
         arguments=memory.argument_size_in_bytes,
@@ -140,28 +141,24 @@ def compile_row(row: Row, level: str) -> Figures:
     return figures
 
 
-def batch_cost(recipe: Recipe, phase: Phase, buckets: dict[str, Any]) -> tuple[float, float]:
-    """(seconds of padded audio, encoder FLOPs) of a step on these buckets, each objective
-    counted."""
-    seconds = flops = 0.0
-    for objective in recipe.active(phase):
-        bucket = buckets[objective.streams[0]]
-        losses = phase.losses & {*objective.losses}
-        seconds += bucket.batch_size * bucket.seconds
-        flops += bucket.batch_size * recipe.cost(losses, bucket.seconds)
-    return seconds, flops
-
-
 def lower_step(
     config: Any, recipe: Recipe, phase: Phase, mesh: jax.sharding.Mesh
 ) -> tuple[Any, TrainState, dict[str, Any]]:
     """(lowered step of a phase on its largest batch, abstract state, {stream: bucket}), built and
     sharded as for training."""
+    from bljust_jax.data.splits import empty_batch
+
     system = make_system(config, recipe, mesh)
     streams = sorted({stream for o in recipe.active(phase) for stream in o.streams})
     buckets = largest_buckets(config, streams, batch_devices(mesh) * config.accumulate)
     rate, sharding = config.data.sample_rate, batch_sharding(mesh)
-    batch = {stream: abstract_batch(buckets[stream], rate, sharding) for stream in streams}
+    batch = {
+        stream: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            empty_batch(bucket, bucket.batch_size, rate, labelled=True),
+        )
+        for stream, bucket in buckets.items()
+    }
     with jax.set_mesh(mesh):
         lowered = jit_train_step(config, system, phase).lower(system.state, batch)
     return lowered, system.state, buckets
@@ -170,18 +167,16 @@ def lower_step(
 def make_recipe(row: Row) -> tuple[Any, Recipe]:
     """(config, recipe) of a row, with a vocabulary size and steps per epoch that a run would
     have."""
+    from bljust_jax.data.streams import labelled_streams
+
     file, _, variants = row.config.partition(":")
-    path = shipped_configs.FOLDER / file
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    shipped_configs.bind()
+    module = importlib.import_module(f"configs.{file.removesuffix('.py')}")
     config = module.get_config(variants)
     config.ctc.implementation = ctc_implementation(CHIPS[row.chips])
-    texts = {name: stream.text for name, stream in config.data.streams.items()}
-    texts = texts or {"labelled": config.data.text}
     sizes = {
-        name: VOCAB_SIZE if text.units == "characters" else text.vocab_size + 1
-        for name, text in texts.items()
+        name: VOCAB_SIZE if stream.text.units == "characters" else stream.text.vocab_size + 1
+        for name, stream in labelled_streams(config.data).items()
     }
     epoch = dict.fromkeys((*sizes, "unlabelled"), 1000)
     return config, recipes.load(config.recipe)(config, recipes.Facts(sizes, epoch))
@@ -194,33 +189,19 @@ def make_mesh(row: Row) -> jax.sharding.Mesh:
     return lay_out((chips.slices, data, row.fsdp, row.tensor), devices(chips), chips.slices)
 
 
-def largest_buckets(config: Any, streams: Sequence[str], multiple: int) -> dict[str, Any]:
+def largest_buckets(config: Any, names: Sequence[str], multiple: int) -> dict[str, Any]:
     """{stream: bucket of its longest rows}, for streams with equal shares of a batch."""
-    from bljust_jax.data.buckets import bucket_table
+    from bljust_jax.data import buckets, streams
 
     data, found = config.data, {}
-    for name in streams:
-        lengths, seconds = data.buckets, data.batch_seconds
-        if name == "unlabelled":
-            lengths = data.unlabelled_buckets or lengths
-            seconds = data.unlabelled_batch_seconds or seconds
-        elif name in data.streams:
-            lengths = data.streams[name].buckets or lengths
-        rows = multiple * data.rows_multiple
-        found[name] = bucket_table(lengths, seconds, data.labels_per_second, rows)[-1]
+    lengths = {name: stream.buckets for name, stream in streams.labelled_streams(data).items()}
+    lengths["unlabelled"] = data.unlabelled_buckets or data.buckets
+    rows = multiple * data.rows_multiple
+    for name in names:
+        own = data.unlabelled_batch_seconds if name == "unlabelled" else 0
+        seconds = own or data.batch_seconds
+        found[name] = buckets.bucket_table(lengths[name], seconds, data.labels_per_second, rows)[-1]
     return found
-
-
-def abstract_batch(bucket: Any, sample_rate: int, sharding: Any) -> dict[str, Any]:
-    """Shapes, types and sharding of a labelled batch."""
-
-    def array(*shape: int, dtype: Any = jnp.int32) -> Any:
-        return jax.ShapeDtypeStruct((bucket.batch_size, *shape), dtype, sharding=sharding)
-
-    samples = round(bucket.seconds * sample_rate)
-    audio = {"audio": array(samples, dtype=jnp.int16), "audio_lengths": array()}
-    labels = {"labels": array(bucket.max_labels), "label_lengths": array()}
-    return audio | labels | {"ids": array(dtype=jnp.uint32)}
 
 
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"

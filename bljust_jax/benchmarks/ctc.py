@@ -14,12 +14,21 @@ from bljust_jax.benchmarks.interleave import MIB, interleave, ratios, table
 from bljust_jax.common.errors import UserError
 from bljust_jax.ops.ctc import ctc_loss
 
-Shape = tuple[int, int, int, int]  # utterances, frames, labels, classes
 
-SHAPES: dict[str, list[Shape]] = {
-    "cpu": [(16, 400, 100, 1000), (32, 1600, 200, 1000), (8, 400, 50, 32)],
-    "gpu": [(32, 1600, 200, 1000), (16, 400, 100, 1000)],
-    "tpu": [(32, 1600, 200, 1000), (16, 400, 100, 1000)],
+class Shape(NamedTuple):
+    """Size of a batch."""
+
+    utterances: int
+    frames: int
+    labels: int
+    classes: int
+
+
+LONG, SHORT = Shape(32, 1600, 200, 1000), Shape(16, 400, 100, 1000)
+SHAPES = {
+    "cpu": [SHORT, LONG, Shape(8, 400, 50, 32)],
+    "gpu": [LONG, SHORT],
+    "tpu": [LONG, SHORT],
 }
 # "auto" is what training uses, and what is compared with the peers.
 OURS = {
@@ -45,12 +54,12 @@ class Contender(NamedTuple):
     temporaries: int | None  # bytes, by the compiler
 
 
-def make_task(shape: Shape, seed: int = 0) -> Task:
+def make_task(shape: Shape) -> Task:
     """Random logits and labels; UserError for a shape that CTC cannot align."""
     b, t, u, k = shape
     if not (0 < 2 * u <= t and k > 1):
         raise UserError(f"--shapes {b},{t},{u},{k}: want FRAMES >= 2 LABELS and CLASSES >= 2")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return Task(
         rng.standard_normal((b, t, k), np.float32),
         np.full(b, t, np.int32),
@@ -135,18 +144,17 @@ def host(x: Any) -> Any:
     return x.cpu() if hasattr(x, "cpu") else x
 
 
-def measure(shape: Shape, n: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """One shape: times, memory and errors of every contender, and "auto" against each peer."""
-    platform = jax.default_backend()
-    log(f"ctc {shape}: compiling")
-    task = make_task(shape)
+def measure(shape: Shape, *, rounds: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """Times, memory and errors of every contender, and "auto" against each peer; UserError for a
+    shape that CTC cannot align."""
+    platform, task = jax.default_backend(), make_task(shape)
     found, notes = contenders(task, platform)
     expected = exact(task)
     rows = {
         name: {"temporary_mib": c.temporaries and c.temporaries / MIB} | errors(c, expected)
         for name, c in found.items()
     }
-    times = interleave({name: c.run for name, c in found.items()}, n, log)
+    times = interleave({name: c.run for name, c in found.items()}, rounds, log)
     rows = {name: times[name] | row for name, row in rows.items()}
     return {"shape": list(shape), "rows": rows, "notes": notes} | compare(rows, OURS[platform])
 
@@ -159,37 +167,28 @@ def compare(rows: dict[str, dict], ours: tuple[str, ...]) -> dict[str, Any]:
     return {"times_faster": faster, "memory_over_optax": memory}
 
 
-def run(*, shapes: list[Shape] | None, rounds: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """{"shapes": figures at each shape}; UserError for a shape that CTC cannot align."""
-    wanted = shapes or SHAPES[jax.default_backend()]
-    return {"shapes": [measure(shape, rounds, log) for shape in wanted]}
-
-
 def describe(result: dict[str, Any]) -> list[str]:
-    """The tables, in lines of at most 100 columns."""
-    lines = []
-    for case in result["shapes"]:
-        b, t, u, k = case["shape"]
-        lines.append(f"CTC value and gradient, {b} x {t} frames, {u} labels, {k} classes")
-        lines.append(table([row_of(name, case) for name in case["rows"]]))
-        lines.append(f"temporaries of auto / optax: {case['memory_over_optax']:.3f}")
-        if "optax highest" in case["rows"]:
-            default, highest = (case["rows"][n]["loss_error"] for n in ("optax", "optax highest"))
-            lines.append(
-                f"optax's one-hot products: loss off by {default:.2g}, {highest:.2g} exact"
-            )
-        lines += [*case["notes"], ""]
-    return lines
+    """The table, in lines of at most 100 columns."""
+    b, t, u, k = result["shape"]
+    lines = [
+        f"CTC value and gradient, {b} x {t} frames, {u} labels, {k} classes",
+        table([row_of(name, result) for name in result["rows"]]),
+        f"temporaries of auto / optax: {result['memory_over_optax']:.3f}",
+    ]
+    if "optax highest" in result["rows"]:
+        default, highest = (result["rows"][n]["loss_error"] for n in ("optax", "optax highest"))
+        lines.append(f"optax's one-hot products: loss off by {default:.2g}, {highest:.2g} exact")
+    return lines + result["notes"]
 
 
-def row_of(name: str, case: dict[str, Any]) -> dict[str, Any]:
+def row_of(name: str, result: dict[str, Any]) -> dict[str, Any]:
     """A row of the table."""
-    row = case["rows"][name]
+    row = result["rows"][name]
     return {
         "": name,
         "min ms": 1e3 * row["min_s"],
         "median ms": 1e3 * row["median_s"],
-        "auto faster": case["times_faster"].get(name, {}).get("min"),
+        "auto faster": result["times_faster"].get(name, {}).get("min"),
         "temp MiB": row["temporary_mib"],
         "loss rel err": row["loss_error"],
         "grad abs err": row["gradient_error"],

@@ -16,6 +16,7 @@ from configs import defaults
 
 RATE = 16000
 FILES, SECONDS = 60, 12.0
+BATCHES = 20  # of each measurement
 
 
 def write_corpus(folder: pathlib.Path, files: int = FILES, seconds: float = SECONDS) -> str:
@@ -78,14 +79,7 @@ def wait_share(config: Any, shape: step.Shape, steps: int, log: Callable[[str], 
     return waited / (time.perf_counter() - began)
 
 
-def run(
-    *,
-    data: str,
-    rounds: int,
-    log: Callable[[str], None],
-    batches: int = 20,
-    shape: step.Shape = step.SHAPES["cpu"],
-) -> dict[str, Any]:
+def measure(data: str, *, rounds: int, log: Callable[[str], None]) -> dict[str, Any]:
     """Rates of decoding in rounds, then the share of waiting. `data` is a corpus as in
     config.data.train; "" generates FLAC files."""
     with tempfile.TemporaryDirectory() as folder:
@@ -95,9 +89,9 @@ def run(
         config = make_config(data)
         found = []
         for n in range(rounds):
-            found.append(decode(config, batches))
+            found.append(decode(config, BATCHES))
             log(f"  round {n + 1} of {rounds}: {found[-1]['hours_per_s']:.2f} h per second")
-        share = wait_share(config, shape, batches, log)
+        share = wait_share(config, step.SHAPES["cpu"][0], BATCHES, log)
     rates = [row["hours_per_s"] for row in found]
     return {
         "hours_per_s": {"max": max(rates), "median": statistics.median(rates)},
@@ -116,4 +110,4 @@ def describe(result: dict[str, Any]) -> list[str]:
         "median h/s": result["hours_per_s"]["median"],
         "wait share of a step": result["wait_share"],
     }
-    return ["input: hours of FLAC audio decoded per second", table([row]), ""]
+    return ["input: hours of FLAC audio decoded per second", table([row])]

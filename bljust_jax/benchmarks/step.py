@@ -4,7 +4,7 @@ Each is the whole step of training: log-mel of int16 audio, losses, gradients, c
 without dropout and SpecAugment, as the peer has neither.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from bljust_jax.bilevel import step
 from bljust_jax.bilevel.types import Phase, Recipe
 from bljust_jax.models import audio_features
 from bljust_jax.models.encoders import conformer
-from bljust_jax.monitoring import peak_flops
+from bljust_jax.monitoring import flops, peak_flops
 from bljust_jax.parallel.mesh import make_mesh, put_batch
 from bljust_jax.train.system import jit_train_step, make_system
 from configs import defaults
@@ -36,7 +36,11 @@ class Shape(NamedTuple):
     layers: int
 
 
-SHAPES = {"cpu": Shape(4, 10, 256, 8), "gpu": Shape(64, 16, 512, 17), "tpu": Shape(32, 16, 512, 17)}
+SHAPES = {
+    "cpu": [Shape(4, 10, 256, 8)],
+    "gpu": [Shape(64, 16, 512, 17)],
+    "tpu": [Shape(32, 16, 512, 17)],
+}
 
 
 class Program(NamedTuple):
@@ -68,17 +72,6 @@ def set_size(config: Any, shape: Shape, dtype: str) -> None:
     heads = max(4, shape.dim // 64)
     config.model.update(dim=shape.dim, layers=shape.layers, heads=heads, channels=shape.dim)
     config.model.update(dropout=0.0, dtype=dtype)
-
-
-def chosen(shapes: Sequence[tuple[int, ...]] | None, defaults: dict[str, Shape]) -> list[Shape]:
-    """The shapes given, else the default of this kind of device."""
-    return [Shape(*s) for s in shapes] if shapes else [defaults[jax.default_backend()]]
-
-
-def size_of(result: dict[str, Any]) -> str:
-    """The size of a measured shape, for the line above its table."""
-    shape = Shape(**result["shape"])
-    return f"{shape.dim} x {shape.layers}, {shape.rows} x {shape.seconds} s, {result['dtype']}"
 
 
 def make_batch(shape: Shape) -> dict[str, dict[str, np.ndarray]]:
@@ -120,26 +113,32 @@ def compile_phase(
     with jax.set_mesh(system.mesh):
         program = jit_train_step(config, system, phase).lower(state, batch).compile()
     leaves = jax.tree.leaves(state.params)
-    cost, parameters = flops(recipe, phase, batch), sum(x.size for x in leaves)
+    shapes = {name: part["audio"].shape for name, part in batch.items()}
+    compute = dict(flops.FRESH)
+    flops.count(
+        compute, recipe, phase, {s: (b, samples / RATE) for s, (b, samples) in shapes.items()}
+    )
 
     def run() -> dict:
         nonlocal state
         state, metrics = jax.block_until_ready(program(state, batch))
         return metrics
 
-    size = sum(x.nbytes for x in leaves)
-    temporaries = program.memory_analysis().temp_size_in_bytes
-    return Program(run, temporaries, size, cost, parameters)
+    return Program(
+        run,
+        temporaries=program.memory_analysis().temp_size_in_bytes,
+        gradients=sum(x.nbytes for x in leaves),
+        flops=compute["flops"],
+        parameters=sum(x.size for x in leaves),
+    )
 
 
-def flops(recipe: Recipe, phase: Phase, batch: dict) -> float:
-    """FLOPs of the encoder in one step over the padded batch, summed over active objectives."""
-    total = 0.0
-    for objective in recipe.active(phase):
-        b, samples = batch[objective.streams[0]]["audio"].shape
-        wanted = phase.losses & set(objective.losses)
-        total += b * recipe.cost(wanted, samples / RATE)
-    return total
+def time_programs(
+    programs: dict[str, Program], dtype: str, rounds: int, log: Callable[[str], None]
+) -> dict[str, dict]:
+    """Interleaved times of the programs, and the other figures of `report`."""
+    times = interleave({name: p.run for name, p in programs.items()}, rounds, log)
+    return report(programs, times, dtype)
 
 
 def report(programs: dict[str, Program], times: dict[str, dict], dtype: str) -> dict[str, dict]:
@@ -200,13 +199,13 @@ def bilevel(shape: Shape, dtype: str, n: int, log: Callable[[str], None]) -> dic
         "finetune": compile_step(plain, "finetune", batch, log),
         "finetune causal": compile_step(causal, "finetune", batch, log),
     }
-    times = interleave({key: p.run for key, p in programs.items()}, n, log)
+    rows = time_programs(programs, dtype, n, log)
     singles = [programs[name] for name in ("explore", "finetune")]
     return {
-        "rows": report(programs, times, dtype),
+        "rows": rows,
         "notes": [],
-        "joint_over_singles": ratios(times, ["joint"], ["explore", "finetune"]),
-        "shared_over_singles": ratios(times, ["shared"], ["explore", "finetune causal"]),
+        "joint_over_singles": ratios(rows, ["joint"], ["explore", "finetune"]),
+        "shared_over_singles": ratios(rows, ["shared"], ["explore", "finetune causal"]),
         "joint_memory_over_single": memory_ratio(programs["joint"], *singles),
     }
 
@@ -218,19 +217,11 @@ def memory_ratio(together: Program, *singles: Program) -> float:
     return (together.temporaries - 2 * together.gradients) / largest
 
 
-CASES = {"supervised": supervised, "bilevel": bilevel}
-
-
-def run(
-    *, shapes: list[tuple[int, ...]] | None, dtype: str, rounds: int, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """All cases at each shape; UserError for a shape that `Conformer` does not support."""
-    results = []
-    for shape in chosen(shapes, SHAPES):
-        log(f"step {shape}")
-        cases = {name: case(shape, dtype, rounds, log) for name, case in CASES.items()}
-        results.append({"shape": shape._asdict(), "dtype": dtype, **cases})
-    return {"shapes": results}
+def measure(shape: Shape, *, dtype: str, rounds: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """Both cases; UserError for a shape that `Conformer` does not support."""
+    cases = {"supervised": supervised, "bilevel": bilevel}
+    found = {name: case(shape, dtype, rounds, log) for name, case in cases.items()}
+    return {"shape": shape._asdict(), "dtype": dtype, **found}
 
 
 TITLES = {
@@ -247,20 +238,28 @@ VERDICTS = {
 def describe(result: dict[str, Any]) -> list[str]:
     """The tables, in lines of at most 100 columns."""
     lines = []
-    for at in result["shapes"]:
-        for name, title in TITLES.items():
-            case = at[name]
-            rows = [row_of(*row) for row in case["rows"].items()]
-            lines += [title, size_of(at), table(rows)]
-            lines += [
-                f"{words}: {case[key]['min']:.3f} by minima, {case[key]['median']:.3f} by medians"
-                for key, words in VERDICTS.items()
-                if key in case
-            ]
-            if "joint_memory_over_single" in case:
-                ratio = f"{case['joint_memory_over_single']:.3f}"
-                lines.append(f"temporaries of joint / single, without gradient trees: {ratio}")
-            lines += [*case["notes"], ""]
+    for name, title in TITLES.items():
+        case = result[name]
+        compared = {words: case[key] for key, words in VERDICTS.items() if key in case}
+        lines += [*([""] if lines else []), *describe_rows(title, result, case["rows"], compared)]
+        if "joint_memory_over_single" in case:
+            ratio = f"{case['joint_memory_over_single']:.3f}"
+            lines.append(f"temporaries of joint / single, without gradient trees: {ratio}")
+        lines += case["notes"]
+    return lines
+
+
+def describe_rows(
+    title: str, result: dict[str, Any], rows: dict[str, dict], compared: dict[str, dict]
+) -> list[str]:
+    """The title, the size in `result`, the table of `rows`, and {words: ratio} `compared`."""
+    shape = Shape(**result["shape"])
+    size = f"{shape.dim} x {shape.layers}, {shape.rows} x {shape.seconds} s, {result['dtype']}"
+    lines = [title, size, table([row_of(*row) for row in rows.items()])]
+    for words, ratio in compared.items():
+        by_flops = f"; {ratio['flops']:.3f} by FLOPs" if "flops" in ratio else ""
+        verdict = f"{ratio['min']:.3f} by minima, {ratio['median']:.3f} by medians"
+        lines.append(f"{words}: {verdict}{by_flops}")
     return lines
 
 

@@ -89,28 +89,13 @@ def parakeet_step(
     autocast.
     """
     import torch
-    from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC
+    from transformers import ParakeetCTCConfig, ParakeetForCTC
 
-    where = device()
-    encoder = ParakeetEncoderConfig(
-        hidden_size=model.dim,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        intermediate_size=model.ff_mult * model.dim,
-        conv_kernel_size=model.kernel,
-        subsampling_factor=model.factor,
-        subsampling_conv_channels=model.channels,
-        num_mel_bins=model.n_mels,
-        dropout=0.0,
-        dropout_positions=0.0,
-        layerdrop=0.0,
-        activation_dropout=0.0,
-        attention_dropout=0.0,
-    )
-    blank = vocab_size - 1
-    config = ParakeetCTCConfig(
-        vocab_size=vocab_size, pad_token_id=blank, encoder_config=encoder.to_dict()
-    )
+    from bljust_jax.export import hf_parakeet
+
+    where, last = device(), vocab_size - 1
+    about = hf_parakeet.hf_config(model, vocab_size, {"n_mels": model.n_mels})
+    config = ParakeetCTCConfig.from_dict(about | {"pad_token_id": last})
     network = ParakeetForCTC(config).to(where).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
     x = torch.tensor(features, device=where)

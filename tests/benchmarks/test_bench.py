@@ -17,7 +17,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.models.encoders import conformer
 from bljust_jax.ops.log_mel import frame_count
 
-MICRO = (2, 12, 3, 5)
+MICRO = ctc.Shape(2, 12, 3, 5)
 
 
 def quiet(line):
@@ -235,7 +235,7 @@ def test_joint_and_shared_are_set_against_their_own_singles(monkeypatch):
     assert result["joint_memory_over_single"] == (1000 - 200) / (4000 - 100)
     at = {"shape": step.Shape(1, 1, 16, 1)._asdict(), "dtype": "float32", "bilevel": result}
     at["supervised"] = {"rows": {"ours": result["rows"]["joint"]}, "notes": ["peer absent: torch"]}
-    lines = "\n".join(step.describe({"shapes": [at]})).splitlines()
+    lines = "\n".join(step.describe(at)).splitlines()
     assert all(len(line) <= 100 for line in lines)
     assert "peer absent: torch" in lines
     assert any(line.startswith("time of joint / (explore + finetune): 0.143") for line in lines)
@@ -266,4 +266,4 @@ def test_decoding_counts_real_audio(tmp_path):
 
 def test_an_unusable_shape_is_the_users_error():
     with pytest.raises(UserError, match="FRAMES >= 2 LABELS"):
-        ctc.make_task((1, 5, 3, 4))
+        ctc.make_task(ctc.Shape(1, 5, 3, 4))

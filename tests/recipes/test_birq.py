@@ -194,16 +194,16 @@ def test_the_benchmark_compares_the_three_steps(monkeypatch):
     def interleave(runs, rounds, log):
         return {n: {"min_s": float(k), "median_s": 1.0} for k, n in enumerate(runs, start=1)}
 
-    monkeypatch.setattr(bench_birq, "compile_step", compile_step)
-    monkeypatch.setattr(bench_birq, "interleave", interleave)
+    monkeypatch.setattr(bench_step, "compile_step", compile_step)
+    monkeypatch.setattr(bench_step, "interleave", interleave)
     how = {"dtype": "float32", "rounds": 1, "log": lambda line: None}
-    result = bench_birq.run(shapes=[(1, 1, 16, 4)], **how)
+    result = bench_birq.measure(bench_step.Shape(1, 1, 16, 4), **how)
     assert compiled == [
         ("best_rq", True, "pretrain", 4),
         ("birq", True, "pretrain", 4),
         ("birq", False, "pretrain", 4),
     ]
-    over = result["shapes"][0]["over"]
+    over = result["over"]
     assert over["birq"] == {"min": 2.0, "median": 1.0, "flops": 2.0}
     assert over["fixed labels"] == {"min": 3.0, "median": 1.0, "flops": 3.0}
     lines = "\n".join(bench_birq.describe(result)).splitlines()
