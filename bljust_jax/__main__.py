@@ -7,6 +7,10 @@ Also `python -m bljust_jax COMMAND ...`. Each command is a module of the package
 import importlib
 import sys
 
+from bljust_jax.common import shipped_configs
+from bljust_jax.common.cli import run_to_exit_code
+from bljust_jax.common.errors import UserError, nearest
+
 COMMANDS = {
     "train": ("main", "train, evaluate and write a run; --config=quickstart, or a file of yours"),
     "prepare": ("prepare", "write a corpus as ArrayRecord shards"),
@@ -29,8 +33,8 @@ def usage() -> str:
     return "\n".join(["bljust COMMAND [ARGUMENTS ...]", "", *lines, "", *options])
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+def run(argv: list[str]) -> int:
+    """Call a command; returns its exit code."""
     if not argv or argv[0] in ("--help", "-h"):
         print(usage())
         return 0
@@ -39,20 +43,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, *rest = argv
     if command not in COMMANDS:
-        from bljust_jax.common.cli import USER_ERROR
-        from bljust_jax.common.errors import nearest
-
-        print(f"error: no command {command!r}{nearest(command, COMMANDS)}", file=sys.stderr)
-        return USER_ERROR
+        raise UserError(f"no command {command!r}{nearest(command, COMMANDS)}")
     if command in ("bench", "compile-ahead"):  # these import configs
-        from bljust_jax.common import shipped_configs
-
         shipped_configs.bind()
     module = importlib.import_module(f"bljust_jax.{COMMANDS[command][0]}")
     if command == "train":  # absl reads sys.argv
         sys.argv = [f"{sys.argv[0]} train", *rest]
         return module.main()
     return module.main(rest)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_to_exit_code(lambda: run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

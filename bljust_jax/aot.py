@@ -20,7 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -28,6 +27,7 @@ from bljust_jax.benchmarks.chips import CHIPS, GIB
 from bljust_jax.benchmarks.compile_ahead import LEVELS, NIGHTLY, ROWS, Figures, Row, compile_row
 from bljust_jax.benchmarks.interleave import MIB
 from bljust_jax.common import cli
+from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import peak_flops
 
@@ -40,16 +40,15 @@ ENVIRONMENT = {
 WRITE_LOCK = threading.Lock()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--rows", default="")
-    parser.add_argument("--nightly", action="store_true")
-    parser.add_argument("--level", choices=LEVELS, default="")
-    parser.add_argument("--out", default="")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--one", default="")  # compile this row in this process and print its JSON
-    return cli.run(parser, compile_rows, argv)
+def parser() -> cli.Parser:
+    p = cli.Parser(__doc__)
+    p.option("--rows", "")
+    p.option("--nightly", False)
+    p.option("--level", "", choices=LEVELS)
+    p.option("--out", "")
+    p.option("--jobs", 1)
+    p.option("--one", "")  # compile this row in this process and print its JSON
+    return p
 
 
 def compile_rows(args: Any) -> None:
@@ -94,10 +93,6 @@ def compile_in_subprocess(row: Row, level: str, out: str) -> str:
         need, have = figures.peak / GIB, figures.memory / GIB
         log(f"  {row.name}: {need:.1f} of {have:.0f} GiB; {figures.seconds:.0f} s of CPU")
     return ""
-
-
-def log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def write(folder: pathlib.Path, figures: Figures) -> None:
@@ -155,6 +150,8 @@ def table_line(row: dict[str, Any]) -> str:
     )
     return f"| {' | '.join(cells)} |\n"
 
+
+main = cli.command(parser, compile_rows)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,7 +23,6 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -31,6 +30,8 @@ import jax
 
 from bljust_jax.benchmarks import torch_peer
 from bljust_jax.common import cli
+from bljust_jax.common.config_schema.field import AT_LEAST_1
+from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 
 # Modules of `benchmarks`, imported on use: ctc needs no models, step no data.
@@ -38,18 +39,15 @@ SUBJECTS = ("ctc", "step", "birq", "moo", "input")
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "transformers")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = cli.Parser(__doc__)
-    parser.add_argument("subjects", nargs="+", choices=SUBJECTS, metavar="SUBJECT")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=7, help="timings of each (%(default)s)")
-    parser.add_argument("--shapes", type=shape, nargs="+", help="default: by kind of device")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="not for ctc"
-    )
-    parser.add_argument("--data", default="", metavar="URI", help="for input: config.data.train")
-    return cli.run(parser, measure, argv)
+def parser() -> cli.Parser:
+    p = cli.Parser(__doc__)
+    p.add_argument("subjects", nargs="+", choices=SUBJECTS, metavar="SUBJECT")
+    p.option("--json", pathlib.Path, metavar="FILE")
+    p.option("--rounds", 7, "timings of each", range=AT_LEAST_1)
+    p.add_argument("--shapes", type=shape, nargs="+", help="default: by kind of device")
+    p.option("--dtype", "float32", "not for ctc", choices=("float32", "bfloat16"))
+    p.option("--data", "", "for input: config.data.train", metavar="URI")
+    return p
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -62,8 +60,6 @@ def shape(text: str) -> tuple[int, ...]:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure the subjects in order; print and write the figures after each."""
-    if args.rounds < 1:
-        raise UserError(f"--rounds {args.rounds}: at least 1")
     if args.shapes and len(args.subjects) > 1:
         raise UserError("--shapes differ between ctc and step: name one of them")
     results = {"machine": machine(), "rounds": args.rounds}
@@ -119,9 +115,7 @@ def write(path: pathlib.Path, results: dict[str, Any]) -> None:
     log(f"wrote {path}")
 
 
-def log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
+main = cli.command(parser, measure)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,31 +12,18 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from bljust_jax.bilevel.types import Task
-from bljust_jax.common import cli
+from bljust_jax.common import cli, console
+from bljust_jax.common.config_schema.field import BELOW_1
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import Splits
 from bljust_jax.decoding import arpa, ctc_beam
 from bljust_jax.decoding.lm_weights import Trial, tune
-from bljust_jax.inference import measures, search_options
-from bljust_jax.inference.decode_split import (
-    CtcOutput,
-    compute_ctc_output,
-    decode_with_run,
-    translation_decoder,
-)
-from bljust_jax.inference.scoring import (
-    Result,
-    own_scores,
-    sample_file,
-    score_greedy,
-    score_split,
-    write_pairs,
-)
+from bljust_jax.inference import decode_split, measures, scoring, search_options
+from bljust_jax.inference.scoring import Result
 from bljust_jax.inference.search_options import WIDTH
 from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
 from bljust_jax.parallel.compile_cache import enable_compile_cache
@@ -65,7 +52,7 @@ def evaluate_recognition(run: TrainedRun, args: argparse.Namespace, log: Log) ->
     if lm is not None:
         check_tokens(lm, args, task, splits, log)
     started = time.monotonic()
-    output = compute_ctc_output(run, splits, args.split)
+    output = decode_split.compute_ctc_output(run, splits, args.split)
     log(f"{len(output.paths)} utterances through the model: {time.monotonic() - started:.1f} s")
 
     def decode(alpha: float, beta: float, nbest: int = 1) -> Result:
@@ -75,13 +62,18 @@ def evaluate_recognition(run: TrainedRun, args: argparse.Namespace, log: Log) ->
         )
         return score_beam_search(task, args.split, splits, output, search, nbest)
 
+    def attempt(alpha: float, beta: float) -> Trial:
+        scores, split = decode(alpha, beta).scores, task.split(args.split)
+        trial = Trial(alpha, beta, scores[f"{split}/wer"], scores[f"{split}/cer"])
+        log(f"alpha {alpha:g} beta {beta:g}: WER {trial.wer:.2%}, CER {trial.cer:.2%}")
+        return trial
+
     found: dict[str, Any] = {"lm": args.lm}
     if args.tune:
-        attempt = partial(try_weights, task.split(args.split), decode, log)
         best, trials = tune(attempt, (args.alpha, args.beta))
         args.alpha, args.beta = best.alpha, best.beta
         found["tuned"] = [trial._asdict() for trial in trials]
-    plain = score_greedy(task, args.split, splits, output.paths)
+    plain = scoring.score_greedy(task, args.split, splits, output.paths)
     for note in plain.notes:
         log(note)
     started = time.monotonic()
@@ -97,14 +89,15 @@ def score_beam_search(
     task: Task,
     split: str,
     splits: Splits,
-    output: CtcOutput,
+    output: decode_split.CtcOutput,
     search: ctc_beam.BeamSearch,
     nbest: int = 1,
 ) -> Result:
     """Beam search over a split, scored. Pairs hold the `nbest` hypotheses if above 1."""
     found = {name: search(x, nbest) for name, x in output.log_probs.items()}
     decode = splits.tokenizer.decode
-    result = score_split(task, split, splits, {n: decode(h[0].units) for n, h in found.items()})
+    best = {name: decode(hypotheses[0].units) for name, hypotheses in found.items()}
+    result = scoring.score_split(task, split, splits, best)
     if nbest > 1:
         for pair in result.pairs:
             listed = [{"text": decode(h.units), **h._asdict()} for h in found[pair["id"]]]
@@ -119,8 +112,9 @@ def evaluate_translation(run: TrainedRun, args: argparse.Namespace, log: Log) ->
     splits = run.load_split(args.split, args.data)
 
     def decode(width: int) -> Result:
-        rows = decode_with_run(run, splits, args.split, translation_decoder(task, width))
-        return score_greedy(task, args.split, splits, dict(rows))
+        decoder = decode_split.translation_decoder(task, width)
+        rows = decode_split.decode_with_run(run, splits, args.split, decoder)
+        return scoring.score_greedy(task, args.split, splits, dict(rows))
 
     plain = decode(1)
     started = time.monotonic()
@@ -137,28 +131,12 @@ def speed(result: Result, started: float) -> dict[str, int]:
     return {"utterances_per_minute": round(60 * len(result.pairs) / seconds)}
 
 
-def write_both(
-    args: argparse.Namespace, task: Task, name: str, plain: Result, result: Result
-) -> None:
+def write_both(args: Any, task: Task, name: str, plain: Result, result: Result) -> None:
     """Write the pairs of the search, with the hypothesis found without search under `name`."""
     for pair, other in zip(result.pairs, plain.pairs, strict=True):
         pair[name] = other["hypothesis"]
-    own = args.workdir / "samples" / sample_file(args.split, task.name, "beam")
-    write_pairs(args.out or own, result.pairs)
-
-
-def try_weights(
-    split: str,
-    decode: Callable[[float, float], Result],
-    log: Log,
-    alpha: float,
-    beta: float,
-) -> Trial:
-    """WER and CER with one pair of language-model weights, logged."""
-    scores = decode(alpha, beta).scores
-    trial = Trial(alpha, beta, scores[f"{split}/wer"], scores[f"{split}/cer"])
-    log(f"alpha {alpha:g} beta {beta:g}: WER {trial.wer:.2%}, CER {trial.cer:.2%}")
-    return trial
+    own = args.workdir / "samples" / scoring.sample_file(args.split, task.name, "beam")
+    scoring.write_pairs(args.out or own, result.pairs)
 
 
 def check_tokens(
@@ -187,40 +165,29 @@ def check_tokens(
     )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
-    p.add_argument(
-        "--workdir", type=pathlib.Path, required=True, metavar="RUN", help="a trained run"
-    )
-    p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
-    p.add_argument("--split", default="dev", help="dev, test or train of its config (%(default)s)")
-    p.add_argument("--data", default="", metavar="URI", help="other audio than the config names")
-    p.add_argument(
-        "--beam",
-        type=int,
-        help=f"width of the search ({WIDTH}; a translation's config.decoder.beam)",
-    )
-    p.add_argument(
-        "--prune",
-        type=float,
-        default=1e-3,
-        help="drop classes less probable than this times the best of their frame (%(default)s)",
-    )
+    p.option("--workdir", pathlib.Path, "a trained run", metavar="RUN", required=True)
+    p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
+    p.option("--split", "dev", "dev, test or train of its config")
+    p.option("--data", "", "other audio than the config names", metavar="URI")
+    width = f"width of the search ({WIDTH}; a translation's config.decoder.beam)"
+    p.option("--beam", int, width)
+    least = "drop classes less probable than this times the best of their frame"
+    p.option("--prune", 1e-3, least, range=BELOW_1)
     search_options.add_language_model_options(p)
-    p.add_argument("--tune", action="store_true", help="find alpha and beta on this split")
-    p.add_argument("--nbest", type=int, default=1, help="hypotheses written (%(default)s)")
-    p.add_argument("--out", type=pathlib.Path, metavar="FILE", help="where hypotheses go")
-    p.add_argument("--json", action="store_true", help="print the results as one JSON object")
+    p.option("--tune", False, "find alpha and beta on this split")
+    p.option("--nbest", 1, "hypotheses written")
+    p.option("--out", pathlib.Path, "where hypotheses go", metavar="FILE")
+    p.option("--json", False, "print the results as one JSON object")
     return p
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that are out of range or exclude each other."""
+    """Raises UserError for flags that exclude each other."""
     width = WIDTH if args.beam is None else args.beam
     if width < 1 or not 1 <= args.nbest <= width:
         raise UserError(f"--beam {width} --nbest {args.nbest}: want 1 <= nbest <= beam")
-    if not 0 <= args.prune < 1:
-        raise UserError(f"--prune {args.prune:g} must be at least 0 and below 1")
     if args.tune and not args.lm:
         raise UserError("--tune finds the weights of a language model: give one with --lm")
 
@@ -239,7 +206,7 @@ def report_lines(found: dict[str, Any]) -> list[str]:
     """The lines that the command prints without --json."""
     split = "/".join(filter(None, (found["split"], found["task"])))
     lines = [
-        f"{split} {name.replace('_', ' ')}: {measures.line(own_scores(split, found[name]))}"
+        f"{split} {name.replace('_', ' ')}: {measures.line(scoring.own_scores(split, found[name]))}"
         for name in ("best_path", "greedy", "beam_search")
         if name in found
     ]
@@ -257,13 +224,11 @@ def report_lines(found: dict[str, Any]) -> list[str]:
 
 def body(args: argparse.Namespace) -> None:
     check(args)
-    found = evaluate(args, lambda line: print(line, file=sys.stderr, flush=True))
+    found = evaluate(args, console.log)
     print(json.dumps(found) if args.json else "\n".join(report_lines(found)))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), body, argv)
-
+main = cli.command(parser, body)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,13 +15,15 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from bljust_jax.common import cli
+from bljust_jax.common.config_schema.field import AT_LEAST_1, Range
+from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import greedy
 from bljust_jax.export import card, hf_folder, parity, torch_folder
@@ -30,8 +32,10 @@ from bljust_jax.models import encoders
 from bljust_jax.monitoring import metrics
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 
+BETWEEN_0_AND_1 = Range("between 0 and 1", lambda x: 0 < x < 1)
 
-def export(args: argparse.Namespace, log: Callable[[str], None]) -> dict[str, Any]:
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
     """Write and check an export; returns what --json prints."""
     run = load_trained_run(args.workdir, in_float32).select_task(args.task)
     if run.task.translate:
@@ -180,52 +184,30 @@ def _has(run: TrainedRun, name: str) -> bool:
     return (run.workdir / name).is_file()
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
-    p.add_argument(
-        "--workdir", type=pathlib.Path, required=True, metavar="RUN", help="a trained run"
-    )
-    p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
-    p.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="a new folder")
-    p.add_argument(
-        "--pretraining",
-        action="store_true",
-        help="Wav2Vec2ForPreTraining, with the self-supervised head instead of the CTC head",
-    )
-    p.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-4,
-        help="largest difference, as a share of the largest logit (%(default)s)",
-    )
-    p.add_argument("--data", default="", metavar="URI", help="audio of the check (the run's dev)")
-    p.add_argument("--utterances", type=int, default=8, help="number to compare (%(default)s)")
-    p.add_argument(
-        "--unchecked", action="store_true", help="write without torch, and say so in the card"
-    )
-    p.add_argument("--json", action="store_true", help="print the results as one JSON object")
+    p.option("--workdir", pathlib.Path, "a trained run", metavar="RUN", required=True)
+    p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
+    p.option("--out", pathlib.Path, "a new folder", metavar="DIR", required=True)
+    head = "Wav2Vec2ForPreTraining, with the self-supervised head instead of the CTC head"
+    p.option("--pretraining", False, head)
+    tolerance = "largest difference, as a share of the largest logit"
+    p.option("--tolerance", 1e-4, tolerance, range=BETWEEN_0_AND_1)
+    p.option("--data", "", "audio of the check (the run's dev)", metavar="URI")
+    p.option("--utterances", 8, "number to compare", range=AT_LEAST_1)
+    p.option("--unchecked", False, "write without torch, and say so in the card")
+    p.option("--json", False, "print the results as one JSON object")
     return p
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags out of range, and if DIR is not empty."""
-    if not 0 < args.tolerance < 1:
-        raise UserError(f"--tolerance {args.tolerance:g} must be between 0 and 1")
-    if args.utterances < 1:
-        raise UserError(f"--utterances {args.utterances} must be at least 1")
+def body(args: argparse.Namespace) -> None:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"--out {args.out} exists: name another folder, or remove it")
-
-
-def body(args: argparse.Namespace) -> None:
-    check(args)
-    found = export(args, lambda line: print(line, file=sys.stderr, flush=True))
+    found = export(args)
     print(json.dumps(found) if args.json else f"{found['out']}: {found['architecture']}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), body, argv)
-
+main = cli.command(parser, body)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -67,8 +67,7 @@ flags.DEFINE_integer(
 
 def main() -> int:
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
-        print(__doc__.strip())
-        return DONE
+        return run_to_exit_code(lambda: print(__doc__.strip()))
     try:
         code = run_to_exit_code(run, "interrupted; run the same command again to resume")
     except Exception:

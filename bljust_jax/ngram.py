@@ -10,41 +10,28 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from bljust_jax.common import cli
+from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise, sources, tokenizer_files
 from bljust_jax.decoding import arpa, kneser_ney
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
-    p.add_argument("--data", default="", metavar="URI", help="as config.data.train")
-    p.add_argument("--root", default="", help="as config.data.root")
-    p.add_argument("--text", type=pathlib.Path, metavar="FILE", help="UTF-8, one sentence per line")
-    p.add_argument("--order", type=int, default=3, help="longest n-gram (%(default)s)")
-    p.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help="X.arpa[.gz]")
-    p.add_argument(
-        "--normalise",
-        default="lower",
-        help="steps of config.data.text.normalise, by commas (%(default)s)",
-    )
-    p.add_argument(
-        "--workdir",
-        type=pathlib.Path,
-        metavar="RUN",
-        help="normalise as in this run",
-    )
-    p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
-    p.add_argument(
-        "--over",
-        choices=("words", "units"),
-        default="words",
-        help="its tokens (%(default)s)",
-    )
-    p.add_argument("--json", action="store_true", help="print the summary as a JSON object")
+    p.option("--data", "", "as config.data.train", metavar="URI")
+    p.option("--root", "", "as config.data.root")
+    p.option("--text", pathlib.Path, "UTF-8, one sentence per line", metavar="FILE")
+    p.option("--order", 3, "longest n-gram")
+    p.option("--out", pathlib.Path, "X.arpa[.gz]", metavar="FILE", required=True)
+    p.option("--normalise", "lower", "steps of config.data.text.normalise, by commas")
+    p.option("--workdir", pathlib.Path, "normalise as in this run", metavar="RUN")
+    p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
+    p.option("--over", "words", "its tokens", choices=("words", "units"))
+    p.option("--json", False, "print the summary as a JSON object")
     return p
 
 
@@ -101,19 +88,16 @@ def body(args: argparse.Namespace) -> None:
     summary = run(args)
     if summary["fallback"]:
         orders = ", ".join(map(str, summary["fallback"]))
-        print(
+        log(
             f"note: too little text to estimate the discounts of order {orders}; "
-            f"{kneser_ney.FALLBACK} are used there",
-            file=sys.stderr,
+            f"{kneser_ney.FALLBACK} are used there"
         )
     counts = ", ".join(f"{n} {k}-grams" for k, n in enumerate(summary["ngrams"], start=1))
     line = f"{summary['out']}: {counts} from {summary['sentences']} sentences"
     print(json.dumps(summary) if args.json else f"{line}, {summary['tokens']} {args.over}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), body, argv)
-
+main = cli.command(parser, body)
 
 if __name__ == "__main__":
     sys.exit(main())

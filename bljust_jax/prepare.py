@@ -15,27 +15,26 @@ import sys
 import time
 
 from bljust_jax.common import cli
+from bljust_jax.common.config_schema.field import FROM_0_TO_1, Range
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import shards, sources
 
+FLAC_RATES = Range("a number of Hz, such as 16000", lambda x: 1 <= x <= 655350)
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
     p.add_argument("uri", metavar="URI", help="source to read; with --verify alone, tfds:DIR/SPLIT")
-    p.add_argument("--out", metavar="DIR", help="the shards become DIR/SPLIT, a TFDS folder")
-    p.add_argument("--split", help="default: the last name of URI, without extension")
-    p.add_argument("--sample_rate", type=int, default=16000, help="Hz (%(default)s)")
-    p.add_argument("--root", default="", help="as config.data.root: audio outside it is refused")
+    p.option("--out", str, "the shards become DIR/SPLIT, a TFDS folder", metavar="DIR")
+    p.option("--split", str, "default: the last name of URI, without extension")
+    p.option("--sample_rate", 16000, "Hz", range=FLAC_RATES)
+    p.option("--root", "", "as config.data.root: audio outside it is refused")
     p.add_argument("--shards", type=shard_count, default="auto", help="number of files (auto)")
-    p.add_argument(
-        "--max_bad_fraction",
-        type=float,
-        default=0.01,
-        help="stop if a larger share of the audio cannot be decoded (%(default)s)",
-    )
-    p.add_argument("--verify", action="store_true", help="read all back and compare checksums")
-    p.add_argument("--json", action="store_true", help="print the summary as a JSON object")
+    bad = "stop if a larger share of the audio cannot be decoded"
+    p.option("--max_bad_fraction", 0.01, bad, range=FROM_0_TO_1)
+    p.option("--verify", False, "read all back and compare checksums")
+    p.option("--json", False, "print the summary as a JSON object")
     return p
 
 
@@ -52,13 +51,8 @@ def body(args: argparse.Namespace) -> None:
     hours = summary.seconds / 3600
     size = f"{summary.utterances} utterances, {hours:.2f} h, {summary.bytes / 1e6:.1f} MB"
     bad = f"; {summary.bad} skipped, see quarantine-*.jsonl beside it" if summary.bad else ""
-    print(
-        json.dumps(dataclasses.asdict(summary)) if args.json else f"{summary.folder}: {size}{bad}"
-    )
-
-
-def main(argv: list[str] | None = None) -> int:
-    return cli.run(parser(), body, argv)
+    line = f"{summary.folder}: {size}{bad}"
+    print(json.dumps(dataclasses.asdict(summary)) if args.json else line)
 
 
 def run(args: argparse.Namespace) -> shards.Summary:
@@ -71,10 +65,6 @@ def run(args: argparse.Namespace) -> shards.Summary:
         if not shards.index_path(folder, folder.name).is_file():
             raise UserError(f"{args.uri}: {folder} was not written by bljust_jax.prepare")
         return shards.verify(str(folder), folder.name, Progress("verified"))
-    if not 0 <= args.max_bad_fraction <= 1:
-        raise UserError(f"--max_bad_fraction={args.max_bad_fraction:g} must be from 0 to 1")
-    if not 1 <= args.sample_rate <= 655350:  # what FLAC can hold
-        raise UserError(f"--sample_rate={args.sample_rate} must be a number of Hz, such as 16000")
     split = args.split or default_split(args.uri)
     summary = shards.write(
         sources.open_source(args.uri, args.root),
@@ -115,6 +105,8 @@ class Progress:
         else:
             self._status.log(f"{text}in {elapsed / 60:.1f} min")
 
+
+main = cli.command(parser, body)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
 
 from bljust_jax.common import cli
 from bljust_jax.common.errors import UserError
@@ -18,12 +17,12 @@ from bljust_jax.reporting import comparison, page
 from bljust_jax.reporting.run_files import RunFiles, as_json, read_run_files
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=pathlib.Path)
-    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder of the comparison")
-    parser.add_argument("--json", action="store_true", help="print a list, one object per run")
-    return cli.run(parser, body, argv)
+def parser() -> cli.Parser:
+    p = cli.Parser(__doc__)
+    p.add_argument("runs", nargs="+", metavar="RUN", type=pathlib.Path)
+    p.option("--out", pathlib.Path, "folder of the comparison", metavar="DIR")
+    p.option("--json", False, "print a list, one object per run")
+    return p
 
 
 def body(args: argparse.Namespace) -> None:
@@ -43,6 +42,8 @@ def _several(runs: list[RunFiles], out: pathlib.Path | None) -> tuple[list[str],
     common = pathlib.Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
     return comparison.write(runs, out or common / "comparison")
 
+
+main = cli.command(parser, body)
 
 if __name__ == "__main__":
     sys.exit(main())

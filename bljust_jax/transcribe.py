@@ -17,10 +17,11 @@ import pathlib
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from bljust_jax.common import cli
+from bljust_jax.common.config_schema.field import ABOVE_0, AT_LEAST_1, Range
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import arpa, ctc_beam
@@ -37,60 +38,37 @@ from bljust_jax.inference.transcriber import (
 )
 
 STDIN = "-"
+SECONDS = Range("seconds above 0", ABOVE_0.holds)
 LONGEST = 3600  # seconds; a window is one row of a batch, held in memory as a whole
 
 
-def parser() -> argparse.ArgumentParser:
-    p = cli.Parser(__doc__)
+def parser() -> cli.Parser:
+    p, own = cli.Parser(__doc__), WindowOptions()
     p.add_argument("files", nargs="*", metavar="FILE", help="audio; - reads paths from stdin")
-    p.add_argument(
-        "--model",
-        type=pathlib.Path,
-        required=True,
-        metavar="RUN_OR_DIR",
-        help="a trained run, or a folder that export_checkpoint wrote",
-    )
-    p.add_argument("--task", default="", metavar="TASK", help="of a run of several: asr/en")
-    p.add_argument("--list", metavar="LIST", help="a file of paths, one per line, after FILE...")
-    p.add_argument("--json", action="store_true", help="a JSON object per line, with word times")
-    p.add_argument("--out", type=pathlib.Path, metavar="PATH", help="write there, not to stdout")
-    own = WindowOptions()
-    p.add_argument(
-        "--window", type=float, default=own.window, help="seconds per window (%(default)g)"
-    )
-    p.add_argument(
-        "--overlap",
-        type=float,
-        default=own.overlap,
-        help="seconds of overlap on each side of a join (%(default)g)",
-    )
-    p.add_argument(
-        "--batch_seconds",
-        type=float,
-        default=own.batch_seconds,
-        help="seconds of padded audio per batch (%(default)g)",
-    )
-    p.add_argument(
-        "--beam",
-        type=int,
-        help=f"width of the search (default: the best path; {WIDTH} with --lm; for a translation "
-        "config.decoder.beam)",
-    )
+    model = "a trained run, or a folder that export_checkpoint wrote"
+    p.option("--model", pathlib.Path, model, metavar="RUN_OR_DIR", required=True)
+    p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
+    p.option("--list", str, "a file of paths, one per line, after FILE...", metavar="LIST")
+    p.option("--json", False, "a JSON object per line, with word times")
+    p.option("--out", pathlib.Path, "write there, not to stdout", metavar="PATH")
+    for name, default, what in (
+        ("--window", own.window, "seconds per window"),
+        ("--overlap", own.overlap, "seconds of overlap on each side of a join"),
+        ("--batch_seconds", own.batch_seconds, "seconds of padded audio per batch"),
+    ):
+        p.option(name, default, what, range=SECONDS)
+    width = f"width of the search (default: the best path; {WIDTH} with --lm; for a translation "
+    p.option("--beam", int, f"{width}config.decoder.beam)", range=AT_LEAST_1)
     search_options.add_language_model_options(p)
     return p
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that are out of range, and without any file."""
+    """Raises UserError for too long windows, and without any file."""
     if not args.files and args.list is None:
         raise UserError("name the audio files, or - to read their paths from stdin")
-    for name in ("window", "overlap", "batch_seconds"):
-        if not 0 < getattr(args, name) < float("inf"):
-            raise UserError(f"--{name} {getattr(args, name):g} must be seconds above 0")
     if args.window > LONGEST:
         raise UserError(f"--window {args.window:g} must be at most {LONGEST} seconds")
-    if args.beam is not None and args.beam < 1:
-        raise UserError(f"--beam {args.beam} must be at least 1")
 
 
 def paths_of(args: argparse.Namespace) -> Iterator[str]:
@@ -219,8 +197,7 @@ def body(args: argparse.Namespace) -> None:
         raise UserError(f"{failed} of {progress.files} files could not be read, see above")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(parser(), body, argv)
+main = cli.command(parser, body)
 
 
 class _CallableModule(types.ModuleType):

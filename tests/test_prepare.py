@@ -69,7 +69,7 @@ def test_left_out_audio_is_said(manifest, tmp_path, capsys):
         (["nowhere:x", "--out", "o"], "SCHEME one of"),
         (["{}", "--out", "o", "--shards", "0"], "neither auto nor a number"),
         (["{}", "--out", "o", "--sample_rate", "fast"], "--sample_rate"),
-        (["{}", "--out", "o", "--sample_rate", "0"], "--sample_rate=0"),
+        (["{}", "--out", "o", "--sample_rate", "0"], "--sample_rate 0"),
         (["{}", "--out", "o", "--max_bad_fraction", "2"], "from 0 to 1"),
         (["{}", "--out", "o", "--split", "a/b"], "split 'a/b'"),
         (["{}+{}", "--out", "o"], "name the result by --split"),

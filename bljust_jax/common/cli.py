@@ -1,15 +1,20 @@
-"""Command-line base of all commands: parser, one-line errors, exit codes."""
+"""Command-line base of all commands: parser, one-line errors, exit codes, standard streams."""
 
 import argparse
+import contextlib
+import errno
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, NoReturn
 
+from bljust_jax.common.config_schema.field import Range
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.timeout import Unreachable
 
 DONE, USER_ERROR, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
+READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,31 +25,67 @@ class Parser(argparse.ArgumentParser):
         usage, _, description = doc.partition("\n\n")
         as_written = argparse.RawDescriptionHelpFormatter
         super().__init__(usage=usage, description=description, formatter_class=as_written)
+        self._ranges: dict[str, tuple[str, Range]] = {}
+
+    def option(
+        self, name: str, value: Any, help: str = "", *, range: Range | None = None, **more: Any
+    ) -> None:
+        """Add an option.
+
+        value: its default, which gives its type and ends its help; False for a flag; or the type of
+        an option without a default. range: what parsed values must be in.
+        """
+        if value is False:
+            more["action"] = "store_true"
+        elif isinstance(value, type):
+            more["type"] = value
+        else:
+            more |= {"type": type(value), "default": value}
+            help += " (%(default)s)" if value != "" else ""
+        dest = self.add_argument(name, help=help, **more).dest
+        if range is not None:
+            self._ranges[dest] = name, range
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found = super().parse_args(args, namespace)
+        for dest, (name, allowed) in self._ranges.items():
+            value = getattr(found, dest)
+            if value is not None and not allowed.holds(value):
+                raise UserError(f"{name} {value:g} must be {allowed.words}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
 
-def run(
-    parser: Parser, body: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
-) -> int:
-    """Call `body` with the parsed arguments; returns the exit code."""
+def command(
+    parser: Callable[[], Parser], body: Callable[[argparse.Namespace], None]
+) -> Callable[..., int]:
+    """The function `main(argv=None)` of a command: calls `body` with the parsed arguments and
+    returns the exit code."""
 
-    def parsed() -> int:
-        body(parser.parse_args(argv))
-        return DONE
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_to_exit_code(lambda: body(parser().parse_args(argv)))
 
-    return run_to_exit_code(parsed)
+    return main
 
 
-def run_to_exit_code(body: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """Exit code of `body()`: its own, or that of an error or interrupt, which is printed in one
-    line."""
+def run_to_exit_code(body: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Exit code of `body()`: its own, 0 for None, or that of an error or interrupt, which is
+    printed in one line."""
+    try:
+        with standard_streams():
+            return _exit_code(body, interrupted)
+    except ReaderGone:
+        return READER_GONE
+
+
+def _exit_code(body: Callable[[], int | None], interrupted: str) -> int:
     logging.basicConfig()
     for handler in logging.getLogger().handlers:  # libraries may have added some
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
     try:
-        return body()
+        return body() or DONE
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
@@ -54,3 +95,57 @@ def run_to_exit_code(body: Callable[[], int], interrupted: str = "interrupted") 
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+# Standard streams that are closed, or whose reader is gone
+
+
+class ReaderGone(Exception):
+    """Nothing reads stdout any more, as in `COMMAND | head -1`."""
+
+
+class Stream:
+    """stdout or stderr. Once its reader is gone, output goes to the null device: log lines are
+    lost, the program goes on. With `needed`, raises `ReaderGone`."""
+
+    def __init__(self, stream: IO[str], *, needed: bool):
+        self._stream, self._needed = stream, needed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._attempt(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, function: Callable, *args: str) -> Any:
+        try:
+            return function(*args)
+        except OSError as error:  # EIO: the terminal is closed
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+            if self._needed:
+                raise ReaderGone from error
+            return function(*args)
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Context in which closed standard streams (None in `sys`) are the null device, and stdout and
+    stderr are `Stream`s. Raises `ReaderGone`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    with (
+        contextlib.redirect_stdout(Stream(sys.stdout, needed=True)),
+        contextlib.redirect_stderr(Stream(sys.stderr, needed=False)),
+    ):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
