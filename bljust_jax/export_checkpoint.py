@@ -10,7 +10,6 @@ text differs, DIR is not made. Exit 0: done; 2: a mistake or no parity, reported
 
 import argparse
 import contextlib
-import functools
 import json
 import pathlib
 import shutil
@@ -59,14 +58,20 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     if reference is not None:
         what = "prediction" if args.pretraining else "logit"
         with contextlib.redirect_stdout(sys.stderr):  # some libraries print while they load
-            load = loader(name, folder, run.recipe.frames)
+            if name:
+                load = parity.load_huggingface(
+                    folder, run.recipe.frames, pretraining=args.pretraining
+                )
+            else:
+                load = parity.load_module(folder)
             certificate = parity.certify(
                 reference, load, args.tolerance, kind=kind, batched=batched, what=what
             )
         log(certificate.describe())
-    write_card(folder, run, name, certificate, batched)
+    architecture = name or torch_folder.MODELING
+    write_card(folder, run, architecture, certificate, batched)
     folder.rename(args.out)
-    about = {"out": str(args.out), "architecture": name or torch_folder.MODELING}
+    about = {"out": str(args.out), "architecture": architecture}
     checked = certificate._asdict() | {"relative": certificate.relative} if certificate else None
     return about | {"step": run.step, "parity": checked}
 
@@ -74,9 +79,11 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
 def write_weights(folder: pathlib.Path, name: str, run: TrainedRun) -> None:
     """Weights, config and tokenizer for class `name` of transformers; for "", modeling.py."""
     params, stats = jax.device_get(run.weights)
-    write = functools.partial(hf_folder.write_folder, name=name) if name else None
-    write = write or torch_folder.write_folder
-    write(folder, config=run.config, units=run.tokenizer, params=params, stats=stats)
+    about = {"config": run.config, "units": run.tokenizer, "params": params, "stats": stats}
+    if name:
+        hf_folder.write_folder(folder, name, **about)
+    else:
+        torch_folder.write_folder(folder, **about)
 
 
 def padding_is_harmless(config: ConfigDict) -> bool:
@@ -97,14 +104,6 @@ def fresh_folder(out: pathlib.Path) -> pathlib.Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
-
-
-def loader(name: str, folder: pathlib.Path, frames: Callable[[int], int]) -> parity.Exported:
-    if not name:
-        return parity.load_module(folder)
-    if name == "Wav2Vec2ForPreTraining":
-        return parity.load_pretraining(folder, frames)
-    return parity.load_huggingface(folder, frames)
 
 
 # The parity check
@@ -153,24 +152,22 @@ def predictor(run: TrainedRun, *, pretraining: bool) -> Callable:
 def write_card(
     folder: pathlib.Path,
     run: TrainedRun,
-    name: str,
+    architecture: str,
     certificate: parity.Certificate | None,
     batched: bool,
 ) -> None:
-    rows = metrics.read(run.workdir / "metrics.jsonl") if _has(run, "metrics.jsonl") else []
-    about = json.loads((run.workdir / "run.json").read_text()) if _has(run, "run.json") else {}
-    loaders = {"": "modeling.py", "Wav2Vec2ForPreTraining": "AutoModelForPreTraining"}
-    facts = card.Facts(
-        config=run.config,
-        final=scores_of_task(next((row for row in reversed(rows) if "final" in row), {}), run),
-        about=about,
+    logged, facts = run.workdir / "metrics.jsonl", run.workdir / "run.json"
+    rows = metrics.read(logged) if logged.is_file() else []
+    text = card.text(
+        run.config,
+        scores_of_task(next((row for row in reversed(rows) if "final" in row), {}), run),
+        json.loads(facts.read_text()) if facts.is_file() else {},
         step=run.step,
-        loader=loaders.get(name, "AutoModelForCTC"),
-        architecture=name or torch_folder.MODELING,
+        architecture=architecture,
         certificate=certificate.describe() if certificate else "Not checked",
         batched=batched,
     )
-    (folder / "README.md").write_text(card.text(facts), encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def scores_of_task(final: dict[str, Any], run: TrainedRun) -> dict[str, Any]:
@@ -178,10 +175,6 @@ def scores_of_task(final: dict[str, Any], run: TrainedRun) -> dict[str, Any]:
     kept = tuple(f"{run.task.split(split)}/" for split in ("dev", "test"))
     scores = ("dev/", "test/")
     return {k: v for k, v in final.items() if k.startswith(kept) or not k.startswith(scores)}
-
-
-def _has(run: TrainedRun, name: str) -> bool:
-    return (run.workdir / name).is_file()
 
 
 def parser() -> cli.Parser:

@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 UNKNOWN = "unknown: set by the owner"
 MEASURES = ("wer", "cer", "bleu")
 
 USE = {
-    "AutoModelForCTC": """\
+    "ctc": """\
 ```python
 from transformers import pipeline
 
 recognise = pipeline("automatic-speech-recognition", model="FOLDER")
 print(recognise("speech.wav")["text"])
 ```""",
-    "AutoModelForPreTraining": """\
+    "Wav2Vec2ForPreTraining": """\
 ```python
 from transformers import AutoModelForPreTraining
 
@@ -38,53 +38,52 @@ Where an utterance's feature frames are a multiple of the subsampling factor, it
 adds one frame of padding that `pipeline` decodes too; `model.generate(**inputs)` masks it."""
 
 
-class Facts(NamedTuple):
-    """config: of the run; final: its last metrics, {} if unfinished; about: run.json or {}; step:
-    of the checkpoint; loader: a key of USE; architecture: class written; certificate: a sentence;
-    batched: whether padding in a batch changes no logit."""
+def text(
+    config: Any,
+    final: Mapping[str, Any],
+    about: Mapping[str, Any],
+    *,
+    step: int,
+    architecture: str,
+    certificate: str,
+    batched: bool,
+) -> str:
+    """The card: YAML head, use, data, scores, command, parity certificate.
 
-    config: Any
-    final: Mapping[str, Any]
-    about: Mapping[str, Any]
-    step: int
-    loader: str
-    architecture: str
-    certificate: str
-    batched: bool
-
-
-def text(facts: Facts) -> str:
-    """The card: YAML head, use, data, scores, command, parity certificate."""
-    config, data = facts.config, facts.config.data
+    config: of the run; final: its last metrics, {} if unfinished; about: run.json or {}; step: of
+    the checkpoint; architecture: class or file written; certificate: a sentence; batched: whether
+    padding in a batch changes no logit.
+    """
+    data = config.data
     tags = ["automatic-speech-recognition", "ctc", "jax", "bljust_jax"]
-    library = "transformers" if facts.loader.startswith("Auto") else "pytorch"
-    transcribes = facts.loader != "AutoModelForPreTraining"
+    use = USE.get(architecture, USE["ctc"])
+    library = "pytorch" if architecture == "modeling.py" else "transformers"
+    transcribes = architecture != "Wav2Vec2ForPreTraining"
     purpose = "speech to text of audio" if transcribes else "to be fine-tuned for audio"
     head = ["pipeline_tag: automatic-speech-recognition"] if transcribes else []
     head = [f"library_name: {library}", *head, "tags:", *(f"- {tag}" for tag in tags)]
     named = [name for name in ("train", "unlabelled", "dev", "test") if data[name]]
-    alone = "" if facts.batched else f"\n\n{ALONE}"
-    alone += f"\n\n{PARAKEET}" if facts.architecture == "ParakeetForCTC" else ""
+    alone = "" if batched else f"\n\n{ALONE}"
+    alone += f"\n\n{PARAKEET}" if architecture == "ParakeetForCTC" else ""
     lines = [
         *("---", *head, "---", ""),
-        f"# {facts.architecture} trained by bljust_jax\n",
+        f"# {architecture} trained by bljust_jax\n",
         f"Intended use: {purpose} like the training data below; it was trained for "
         f"nothing else. Licence {UNKNOWN}. Language {UNKNOWN}.\n",
-        f"## Use\n\n{USE[facts.loader]}{alone}\n",
+        f"## Use\n\n{use}{alone}\n",
         "## Training\n",
         f"- recipe `{config.recipe}`, method `{config.method}`, encoder `{config.encoder}`, "
-        f"the averaged weights that were best on dev up to checkpoint {facts.step}",
+        f"the averaged weights that were best on dev up to checkpoint {step}",
         *([f"- started from `{config.init_from}`"] if config.get("init_from") else []),
         *(f"- data.{name}: `{data[name]}`" for name in named),
         f"- audio at {data.sample_rate} Hz; texts in {data.text.units}, passed through: "
         f"{', '.join(data.text.normalise) or 'no step'}",
-        f"- command: `{facts.about.get('command', 'unknown')}`",
-        f"- code: {facts.about.get('git') or 'unknown'}; devices: "
-        f"{facts.about.get('devices', 'unknown')}\n",
+        f"- command: `{about.get('command', 'unknown')}`",
+        f"- code: {about.get('git') or 'unknown'}; devices: {about.get('devices', 'unknown')}\n",
         "## Scores\n",
-        *_scores(facts.final),
+        *_scores(final),
         "\n## Parity with the JAX model\n",
-        f"{facts.certificate}.",
+        f"{certificate}.",
     ]
     return "\n".join(lines) + "\n"
 

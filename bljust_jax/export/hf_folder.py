@@ -37,12 +37,18 @@ def write_folder(
     folder: pathlib.Path, name: str, config: Any, units: Any, params: Mapping, stats: Mapping
 ) -> None:
     """Write all files of class `name` and of `pipeline` into a folder; `units`: the tokenizer."""
-    rate = config.data.sample_rate
     if name == "ParakeetForCTC":
         model = conformer_encoder.make_model(config)
         about = hf_parakeet.hf_config(model, units.vocab_size, config.features.to_dict())
         arrays = hf_parakeet.tensors(params, stats, model)
-        preprocessor = _parakeet_features(config.features, rate)
+        preprocessor = {
+            "feature_size": config.features.n_mels,
+            "hop_length": config.features.hop,
+            "n_fft": config.features.n_fft,
+            "win_length": config.features.window,
+            "preemphasis": PREEMPHASIS,
+            "return_attention_mask": True,
+        }
     else:
         model = wav2vec2_encoder.make_model(config)
         ctc = name == "Wav2Vec2ForCTC"
@@ -50,43 +56,26 @@ def write_folder(
             model, units.vocab_size, None if ctc else dict(config.wav2vec2)
         )
         arrays = hf_wav2vec2.tensors(params, ctc=ctc)
-        preprocessor = _waveforms(model, config.model.normalise, rate)
+        preprocessor = {
+            "feature_size": 1,
+            "do_normalize": bool(config.model.normalise),
+            "return_attention_mask": padding_is_harmless(model.feat_norm),
+        }
     write(folder / SINGLE, arrays)
     write_json(folder / "config.json", about)
+    kind = name.removesuffix("ForCTC").removesuffix("ForPreTraining")
+    preprocessor |= {
+        "feature_extractor_type": f"{kind}FeatureExtractor",
+        "processor_class": f"{kind}Processor",
+        "sampling_rate": config.data.sample_rate,
+        "padding_side": "right",
+        "padding_value": 0.0,
+    }
     write_json(folder / "preprocessor_config.json", preprocessor)
     if name != "Wav2Vec2ForPreTraining":
         hf_tokenizer.write(units, folder, words=name == "Wav2Vec2ForCTC")
 
 
-def _waveforms(model: Any, normalise: bool, rate: int) -> dict[str, Any]:
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "processor_class": "Wav2Vec2Processor",
-        "feature_size": 1,
-        "sampling_rate": rate,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "do_normalize": bool(normalise),
-        "return_attention_mask": padding_is_harmless(model.feat_norm),
-    }
-
-
 def padding_is_harmless(feat_norm: str) -> bool:
     """Whether padding changes no logit: the group norm of transformers counts padded samples."""
     return feat_norm == "layer"
-
-
-def _parakeet_features(features: Any, rate: int) -> dict[str, Any]:
-    return {
-        "feature_extractor_type": "ParakeetFeatureExtractor",
-        "processor_class": "ParakeetProcessor",
-        "feature_size": features.n_mels,
-        "sampling_rate": rate,
-        "hop_length": features.hop,
-        "n_fft": features.n_fft,
-        "win_length": features.window,
-        "preemphasis": PREEMPHASIS,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": True,
-    }

@@ -30,6 +30,7 @@ FIELDS = {
 }
 # Name in their encoder_config: the only supported value, and default.
 FIXED = {"hidden_act": "silu", "subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2}
+UNUSED = ("dropout_positions", "attention_dropout", "activation_dropout", "layerdrop")
 # Fields of a Conformer that equals a Parakeet.
 KIND = {"subsampling": "parakeet", "norm": "batch"}
 
@@ -263,10 +264,7 @@ def hf_config(model: Conformer, vocab_size: int, features: Mapping[str, Any]) ->
         "convolution_bias": True,
         "scale_input": False,
         "dropout": model.dropout,
-        "dropout_positions": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "layerdrop": 0.0,
+        **dict.fromkeys(UNUSED, 0.0),
         "max_position_embeddings": 100_000,  # not a table size; longer audio is refused
     }
     return {
@@ -285,16 +283,14 @@ def fits(config: Any) -> list[str]:
     if config.encoder != "conformer":
         return [f"encoder {config.encoder}"]
     model = Conformer(n_mels=config.features.n_mels, **config.model.to_dict())
-    reasons = {
-        f"features.frontend {config.features.get('frontend', 'log_mel')}, not nemo": (
-            config.features.get("frontend") != "nemo"
-        ),
-        f"model.subsampling {model.subsampling}, not parakeet": model.subsampling != "parakeet",
-        f"model.norm {model.norm}, not batch": model.norm != "batch",
-        f"model.window {model.window}, not 0": model.window > 0,
-        f"ctc.context {config.ctc.context}, not full": config.ctc.context != "full",
-        f"features.n_mels {model.n_mels}, no multiple of {model.factor}": (
-            model.n_mels % model.factor > 0
-        ),
-    }
-    return [reason for reason, met in reasons.items() if met]
+    wanted = (
+        ("features.frontend", config.features.get("frontend", "log_mel"), "nemo"),
+        ("model.subsampling", model.subsampling, "parakeet"),
+        ("model.norm", model.norm, "batch"),
+        ("model.window", model.window, 0),
+        ("ctc.context", config.ctc.context, "full"),
+    )
+    reasons = [f"{name} {value}, not {known}" for name, value, known in wanted if value != known]
+    if model.n_mels % model.factor:
+        reasons.append(f"features.n_mels {model.n_mels}, no multiple of {model.factor}")
+    return reasons

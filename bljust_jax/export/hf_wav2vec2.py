@@ -44,6 +44,8 @@ FIXED = {
     "use_weighted_layer_sum": False,
 }
 
+UNUSED = ("activation_dropout", "feat_proj_dropout", "feat_quantizer_dropout", "final_dropout")
+
 # Field of config.wav2vec2 on the quantizer: name in config.json.
 QUANTIZER = {
     "groups": "num_codevector_groups",
@@ -213,10 +215,7 @@ def hf_config(
         "num_feat_extract_layers": len(model.conv_dim),
         "hidden_dropout": model.dropout,
         "attention_dropout": model.dropout,
-        "activation_dropout": 0.0,
-        "feat_proj_dropout": 0.0,
-        "feat_quantizer_dropout": 0.0,
-        "final_dropout": 0.0,
+        **dict.fromkeys(UNUSED, 0.0),
         "layerdrop": model.layerdrop,
         "apply_spec_augment": True,
         "mask_time_prob": 0.05,
@@ -227,6 +226,5 @@ def hf_config(
         "ctc_zero_infinity": True,
         "vocab_size": vocab_size,
         "pad_token_id": 0,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
     }

@@ -106,39 +106,27 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 # The exported model, run by PyTorch
 
 
-def load_huggingface(folder: pathlib.Path, frames: Callable[[int], int]) -> Exported:
+def load_huggingface(
+    folder: pathlib.Path, frames: Callable[[int], int], *, pretraining: bool = False
+) -> Exported:
     """A folder as `transformers` loads it: `AutoModelForCTC` with feature extractor and tokenizer.
 
-    frames: number of samples -> number of frames of logits, as in the run.
+    frames: number of samples -> number of frames of logits, as in the run. pretraining: as
+    `Wav2Vec2ForPreTraining`; gives its prediction of each frame, without text.
     """
     import torch
     import transformers
 
-    model = _load_whole(transformers.AutoModelForCTC, folder)
-    extract = _feature_extractor(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    auto = transformers.AutoModelForPreTraining if pretraining else transformers.AutoModelForCTC
+    model, extract = _load_whole(auto, folder), _feature_extractor(folder)
+    tokenizer = None if pretraining else transformers.AutoTokenizer.from_pretrained(folder)
 
     def exported(audio: Sequence[np.ndarray]) -> list[tuple[np.ndarray, str]]:
         with torch.no_grad():
-            logits = model(**_inputs(extract, audio)).logits.numpy()
-        own = [row[: frames(len(x))] for row, x in zip(logits, audio, strict=True)]
-        return [(x, tokenizer.decode(x.argmax(-1)).strip()) for x in own]
-
-    return exported
-
-
-def load_pretraining(folder: pathlib.Path, frames: Callable[[int], int]) -> Exported:
-    """A folder as `Wav2Vec2ForPreTraining`: its prediction of each frame, without text."""
-    import torch
-    import transformers
-
-    model = _load_whole(transformers.AutoModelForPreTraining, folder)
-    extract = _feature_extractor(folder)
-
-    def exported(audio: Sequence[np.ndarray]) -> list[tuple[np.ndarray, str]]:
-        with torch.no_grad():
-            states = model(**_inputs(extract, audio)).projected_states.numpy()
-        return [(row[: frames(len(x))], "") for row, x in zip(states, audio, strict=True)]
+            out = model(**_inputs(extract, audio))
+        rows = (out.projected_states if pretraining else out.logits).numpy()
+        own = [row[: frames(len(x))] for row, x in zip(rows, audio, strict=True)]
+        return [(x, tokenizer.decode(x.argmax(-1)).strip() if tokenizer else "") for x in own]
 
     return exported
 

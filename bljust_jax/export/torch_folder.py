@@ -3,11 +3,12 @@
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from bljust_jax.common.trees import named_leaves
 from bljust_jax.export.hf_tokenizer import write_json
 from bljust_jax.export.tensors import SINGLE, Tensors, write
 
@@ -19,14 +20,12 @@ COUNTER = "encoder.blocks.conv.norm.num_batches_tracked"
 # (end of our name, name in torch, layout in torch)
 RULES: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
     (r"\.depthwise\.kernel$", ".depthwise.weight", lambda k: k.T[:, None]),  # to [D, 1, taps]
-    (r"\.forward\.input\.kernel$", ".cells.weight_ih_l0", np.transpose),
-    (r"\.forward\.input\.bias$", ".cells.bias_ih_l0", np.asarray),
-    (r"\.forward\.recurrent\.kernel$", ".cells.weight_hh_l0", np.transpose),
-    (r"\.forward\.recurrent\.bias$", ".cells.bias_hh_l0", np.asarray),
-    (r"\.backward\.input\.kernel$", ".cells.weight_ih_l0_reverse", np.transpose),
-    (r"\.backward\.input\.bias$", ".cells.bias_ih_l0_reverse", np.asarray),
-    (r"\.backward\.recurrent\.kernel$", ".cells.weight_hh_l0_reverse", np.transpose),
-    (r"\.backward\.recurrent\.bias$", ".cells.bias_hh_l0_reverse", np.asarray),
+    *(
+        (rf"\.{way}\.{part}\.{leaf}$", f".cells.{theirs}_{gates}_l0{ending}", turn)
+        for way, ending in (("forward", ""), ("backward", "_reverse"))
+        for part, gates in (("input", "ih"), ("recurrent", "hh"))
+        for leaf, theirs, turn in (("kernel", "weight", np.transpose), ("bias", "bias", np.asarray))
+    ),
     (r"(cnn\d+\.attention)\.input\.kernel$", r"\1.in_proj_weight", np.transpose),
     (r"(cnn\d+\.attention)\.input\.bias$", r"\1.in_proj_bias", np.asarray),
     (r"(cnn\d+\.attention)\.out\.kernel$", r"\1.out_proj.weight", np.transpose),
@@ -69,22 +68,17 @@ def tensors(params: Mapping, stats: Mapping, *, stored: bool) -> Tensors:
     for name, array in _leaves({key: params[key] for key in ("encoder", "ctc_head")}):
         found |= _unstacked(name, array)
     for name, array in _leaves(stats.get("encoder", {})):
-        running = f"encoder.blocks.conv.norm.running_{name}"
-        found |= _unstacked(running, array)
+        found |= _unstacked(f"encoder.blocks.conv.norm.running_{name}", array)
     if "encoder" in stats:  # torch's counter of training steps
-        depth = len(stats["encoder"]["mean"])
-        found |= _unstacked(COUNTER, np.zeros(depth, np.int64))
+        found |= _unstacked(COUNTER, np.zeros(len(stats["encoder"]["mean"]), np.int64))
     if stored:
         found |= {f"features.{name}": array for name, array in _leaves(stats["features"])}
     return dict(_renamed(name, array) for name, array in found.items())
 
 
-def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", np.asarray(value, np.float32)
+def _leaves(tree: Mapping) -> list[tuple[str, np.ndarray]]:
+    named = named_leaves(tree)
+    return [(path.replace("/", "."), np.asarray(leaf, np.float32)) for path, leaf in named]
 
 
 def _unstacked(name: str, array: np.ndarray) -> Tensors:
