@@ -143,7 +143,7 @@ def test_scores_over_compute_are_interpolated():
 def test_a_pause_breaks_the_line():
     """Logged at 10, 20, 30 and again at 80, 90: no line from 30 to 80."""
     rows = [{"step": n, "train/a/loss": float(n)} for n in (10, 20, 30, 80, 90)]
-    x, y = series.series(rows, "train/a/loss")
+    x, y = series.over_steps(rows, "train/a/loss")
     np.testing.assert_array_equal(x, [10, 20, 30, 80, 80, 90])
     np.testing.assert_array_equal(y, [10, 20, 30, np.nan, 80, 90])
 

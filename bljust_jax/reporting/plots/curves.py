@@ -11,30 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bljust_jax.reporting.plots.panels import (
-    ENTRY,
-    Panel,
-    draw_lines,
-    legend_beside,
-    merge_equal,
-    shade,
-    stack,
-)
-from bljust_jax.reporting.plots.series import (
-    MEASURES,
-    Line,
-    Lines,
-    Row,
-    Span,
-    cosine_keys,
-    last_step,
-    late_mean,
-    losses,
-    matching,
-    over_compute,
-    score_name,
-    series,
-)
+from bljust_jax.reporting.plots import panels, series
+from bljust_jax.reporting.plots.panels import Panel, stack
+from bljust_jax.reporting.plots.series import MEASURES, Line, Lines, Row, Span
 from bljust_jax.reporting.plots.style import WIDTH, title
 
 PAIRS = 6  # maximum number of cosines in one panel
@@ -43,45 +22,39 @@ PAIRS = 6  # maximum number of cosines in one panel
 def _losses(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
     """A panel per kind of loss; asr/ar and asr/en are of one kind."""
     kinds: dict[str, Lines] = {}
-    for name, line in matching(rows, r"train/(.+)/loss").items():
+    for name, line in series.matching(rows, r"train/(.+)/loss").items():
         kinds.setdefault(name.split("/")[0], {})[name] = line
-    panels = [
+    own = (
         Panel(f"{kind if len(lines) > 1 else next(iter(lines))} loss (nats)", lines)
         for kind, lines in kinds.items()
-    ]
-    return stack("Training losses", panels, rows, phases)
+    )
+    return stack("Training losses", rows, phases, *own)
 
 
 def _gradients(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    keys = {pair: layers[""] for pair, layers in cosine_keys(rows).items() if "" in layers}
-    cosines = {pair: series(rows, key) for pair, key in keys.items()}
+    keys = {pair: layers[""] for pair, layers in series.cosine_keys(rows).items() if "" in layers}
+    cosines = {pair: series.over_steps(rows, key) for pair, key in keys.items()}
     label = "cosine"
     if len(cosines) > PAIRS:
         label = f"cosine, {PAIRS} lowest of {len(cosines)}"
-        lowest = sorted(cosines, key=lambda pair: late_mean(cosines[pair]))[:PAIRS]
+        lowest = sorted(cosines, key=lambda pair: series.late_mean(cosines[pair]))[:PAIRS]
         cosines = {pair: cosines[pair] for pair in sorted(lowest)}
-    panels = [
-        Panel("norm", matching(rows, r"moo/norm/(.+)"), log=True),
-        Panel(label, cosines, zero=True),
-    ]
-    return stack("Gradients on the shared encoder", panels, rows, phases)
+    norms = Panel("norm", series.matching(rows, r"moo/norm/(.+)"), log=True)
+    heading = "Gradients on the shared encoder"
+    return stack(heading, rows, phases, norms, Panel(label, cosines, zero=True))
 
 
 def _schedules(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    penalties = matching(rows, r"penalty/(\d+)")
-    panels = [
-        Panel("penalty", {f"level {n}": line for n, line in penalties.items()}),
-        Panel("learning rate", merge_equal(matching(rows, r"lr/(.+)")), nested=True),
-    ]
-    return stack("Schedules", panels, rows, phases)
+    penalties = series.matching(rows, r"penalty/(\d+)")
+    weights = Panel("penalty", {f"level {n}": line for n, line in penalties.items()})
+    rates = panels.merge_equal(series.matching(rows, r"lr/(.+)"))
+    return stack("Schedules", rows, phases, weights, Panel("learning rate", rates, nested=True))
 
 
 def _codebooks(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    panels = [
-        Panel("perplexity (codes)", matching(rows, r"codebook/(.+)/perplexity")),
-        Panel("share of its maximum", matching(rows, r"codebook/(.+)/share")),
-    ]
-    return stack("Codebooks", panels, rows, phases)
+    codes = Panel("perplexity (codes)", series.matching(rows, r"codebook/(.+)/perplexity"))
+    share = Panel("share of its maximum", series.matching(rows, r"codebook/(.+)/share"))
+    return stack("Codebooks", rows, phases, codes, share)
 
 
 # Scores
@@ -90,22 +63,15 @@ def _codebooks(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
 def _scores(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
     """Scores of dev, a row per measure: over compute on the left, over steps on the right. A task
     has the colour of its loss; the mean of tasks is bold."""
-    kinds = {kind: list(matching(rows, rf"(dev(?:/.+)?)/{kind}")) for kind in MEASURES}
+    kinds = {kind: list(series.matching(rows, rf"(dev(?:/.+)?)/{kind}")) for kind in MEASURES}
     kinds = {kind: names for kind, names in kinds.items() if names}
     if not kinds:
         return None
-    heights = [max(2.6, ENTRY * len(names)) for names in kinds.values()]
-    figure = Figure((WIDTH, 0.9 + sum(heights)))
-    grid = figure.subplots(
-        *(len(kinds), 2),
-        squeeze=False,
-        sharey="row",
-        sharex="col",
-        gridspec_kw={"height_ratios": heights},
-    )
+    heights = [max(2.6, panels.ENTRY * len(names)) for names in kinds.values()]
+    figure, grid = panels.column_of_panels(heights, columns=2)
     for (left, right), (kind, names) in zip(grid, kinds.items(), strict=True):
         _score_row(left, right, kind, names, rows)
-        shade(right, phases, last_step(rows), named=right is grid[0, 1])
+        panels.shade(right, phases, series.last_step(rows), named=right is grid[0, 1])
     grid[-1, 0].set_xlabel("encoder compute (TFLOP)")
     grid[-1, 1].set_xlabel("step")
     title(figure, "Development set, greedy decoding")
@@ -113,24 +79,24 @@ def _scores(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
 
 
 def _score_row(left: Axes, right: Axes, kind: str, names: list[str], rows: Sequence[Row]) -> None:
-    called = {f"dev/{name}": name for name in losses(rows)}
+    called = {f"dev/{name}": name for name in series.losses(rows)}
     tasks = [name for name in names if name in called]
     if len(tasks) == 1:
         names = [name for name in names if name != "dev"]  # the mean of one task is its score
     order = list(dict.fromkeys([*called, *names])) if tasks else names
     called = {name: called.get(name, "mean" if tasks else name) for name in names}
-    labels = {n: _valued(called[n], kind, series(rows, f"{n}/{kind}")) for n in names}
+    labels = {n: _valued(called[n], kind, series.over_steps(rows, f"{n}/{kind}")) for n in names}
     bold = "dev" if tasks else ""
-    for axes, line in ((left, over_compute), (right, series)):
+    for axes, line in ((left, series.over_compute), (right, series.over_steps)):
         _rates(axes, kind, {n: line(rows, f"{n}/{kind}") for n in names}, order, labels, bold)
     left.set_ylabel(_label(f"{names[0] if len(names) == 1 else 'dev'}/{kind}"))
     if len(names) > 1:
-        legend_beside(right)
+        panels.legend_beside(right)
 
 
 def compute_figure(runs: Mapping[str, Sequence[Row]], measure: str) -> Figure | None:
     """A measure over compute, one line per run of {name: rows}."""
-    found = {name: over_compute(rows, measure) for name, rows in runs.items()}
+    found = {name: series.over_compute(rows, measure) for name, rows in runs.items()}
     found = sorted((item for item in found.items() if len(item[1][0])), key=lambda i: -i[1][1][-1])
     if not found:
         return None
@@ -157,7 +123,7 @@ def _rates(
     """Draw scores, cut at 100: error rates above 100 % occur at the start of training."""
     scale = MEASURES[kind].scale
     shown = {name: (x, scale * y) for name, (x, y) in lines.items()}
-    draw_lines(axes, shown, order, labels=labels, bold=bold)
+    panels.draw_lines(axes, shown, order, labels=labels, bold=bold)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     highest = max((float(np.nanmax(y)) for _, y in lines.values() if len(y)), default=0.0)
@@ -176,7 +142,7 @@ def _rates(
 
 def _label(key: str) -> str:
     unit = MEASURES[key.split("/")[-1]].unit
-    return score_name(key) + (f" ({unit})" if unit else "")
+    return series.score_name(key) + (f" ({unit})" if unit else "")
 
 
 def _valued(name: str, kind: str, line: Line) -> str:

@@ -11,21 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from bljust_jax.reporting.plots.panels import column_of_panels, legend_beside, shade
-from bljust_jax.reporting.plots.series import (
-    Row,
-    Span,
-    cosine_keys,
-    distinct_levels,
-    in_level,
-    in_network_order,
-    last_step,
-    late_mean,
-    losses,
-    matching,
-    series,
-    usual_gap,
-)
+from bljust_jax.reporting.plots import panels, series
+from bljust_jax.reporting.plots.series import Row, Span
 from bljust_jax.reporting.plots.style import CONFLICT, WIDTH, area_colours, legible, title
 
 CELL = 0.26  # minimum height of a row of a heat map, inches
@@ -40,19 +27,22 @@ ALL = "all"  # the column of all shared parameters
 
 def _weights(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
     """A panel per level with several objectives: their weights, stacked."""
-    logged = list(matching(rows, r"moo/weight/(.+)"))
-    panels = []
+    logged = list(series.matching(rows, r"moo/weight/(.+)"))
+    drawn = []
     for label, level, members in _levels(_with(rows, "moo/weight/"), phases, logged):
         keys = [f"moo/weight/{name}" for name in level]
         complete = [row for row in members if all(key in row for key in keys)]
         if len(level) > 1 and complete:
-            panels.append((label, level, [series(complete, key) for key in keys]))
-    if not panels:
+            drawn.append((label, level, [series.over_steps(complete, key) for key in keys]))
+    if not drawn:
         return None
-    figure, grid = column_of_panels([len(level) for _, level, _ in panels])
-    order = list(dict.fromkeys([*losses(rows), *logged]))
+    figure, grid = panels.column_of_panels(
+        [max(2.3, panels.ENTRY * len(level)) for _, level, _ in drawn]
+    )
+    column = grid[:, 0]
+    order = list(dict.fromkeys([*series.losses(rows), *logged]))
     colours = dict(zip(order, area_colours(len(order)), strict=True))
-    for axes, (label, level, lines) in zip(grid, panels, strict=True):
+    for axes, (label, level, lines) in zip(column, drawn, strict=True):
         values = np.stack([y for _, y in lines])
         axes.stackplot(
             *(lines[0][0], values),
@@ -63,9 +53,9 @@ def _weights(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
         )
         axes.set_ylim(0.0, float(np.nanmax(values.sum(axis=0))))
         axes.set_ylabel(f"weight, {label}")
-        shade(axes, phases, last_step(rows), named=axes is grid[0])
-        legend_beside(axes, reverse=True)
-    grid[-1].set_xlabel("step")
+        panels.shade(axes, phases, series.last_step(rows), named=axes is column[0])
+        panels.legend_beside(axes, reverse=True)
+    column[-1].set_xlabel("step")
     figure.align_ylabels(grid)
     title(figure, "Weights inside each level; names and last values")
     return figure
@@ -82,8 +72,12 @@ def _levels(
     if not any(phase.levels for phase in phases):
         return [("inside a level", tuple(names), list(rows))]
     return [
-        (label, tuple(name for name in level if name in names), in_level(rows, phases, level))
-        for label, level in distinct_levels(phases)
+        (
+            label,
+            tuple(name for name in level if name in names),
+            series.in_level(rows, phases, level),
+        )
+        for label, level in series.distinct_levels(phases)
     ]
 
 
@@ -101,12 +95,15 @@ class Heat(NamedTuple):
 def by_layer(rows: Sequence[Row]) -> Heat | None:
     """Pairs x layers, means over the last third of the logged values; the last column, "", is over
     all shared parameters. None if no layer has a cosine."""
-    keys = {pair: found for pair, found in cosine_keys(rows).items() if set(found) != {""}}
-    layers = in_network_order({layer for found in keys.values() for layer in found} - {""})
+    keys = {pair: found for pair, found in series.cosine_keys(rows).items() if set(found) != {""}}
+    layers = series.in_network_order({layer for found in keys.values() for layer in found} - {""})
     if not layers:
         return None
     columns = [*layers, *([""] if any("" in found for found in keys.values()) else [])]
-    means = [[late_mean(series(rows, f.get(c, ""))) for c in columns] for f in keys.values()]
+    means = [
+        [series.late_mean(series.over_steps(rows, f.get(c, ""))) for c in columns]
+        for f in keys.values()
+    ]
     return Heat(np.array(means), list(keys), columns)
 
 
@@ -120,14 +117,16 @@ def over_time(rows: Sequence[Row], level: Sequence[str]) -> Heat | None:
     interval; `columns` are the C + 1 bounds of the C intervals. An interval is one log line, or as
     many as give at most `STRIPES` intervals. None if no layer has a cosine."""
     inside = [
-        found for pair, found in cosine_keys(rows).items() if objectives_of(pair) <= set(level)
+        found
+        for pair, found in series.cosine_keys(rows).items()
+        if objectives_of(pair) <= set(level)
     ]
-    layers = in_network_order({layer for found in inside for layer in found} - {""})
+    layers = series.in_network_order({layer for found in inside for layer in found} - {""})
     keys = [[found[layer] for found in inside if layer in found] for layer in layers]
     logged = [row for row in rows if any(key in row for own in keys for key in own)]
     if not logged:
         return None
-    gap = usual_gap([row["step"] for row in logged])
+    gap = series.usual_gap([row["step"] for row in logged])
     first, last = logged[0]["step"] - gap, logged[-1]["step"]
     width = gap * math.ceil((last - first) / gap / STRIPES)
     number = math.ceil((last - first) / width)
@@ -171,25 +170,24 @@ def _cosines(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
 
 def _layers(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
     """Layers x steps, a panel per level."""
-    names = sorted({name for pair in cosine_keys(rows) for name in objectives_of(pair)})
+    names = sorted({name for pair in series.cosine_keys(rows) for name in objectives_of(pair)})
     levels = _levels(_with(rows, "moo/cos/"), phases, names)
     found = [(label, over_time(members, level)) for label, level, members in levels]
     found = [(label, heat) for label, heat in found if heat]
     if not found:
         return None
     heights = [max(1.6, 0.2 * len(heat.rows)) for _, heat in found]
-    figure = Figure((WIDTH, 1.0 + sum(heights)))
-    ratios = {"height_ratios": heights}
-    grid = figure.subplots(len(found), 1, squeeze=False, sharex=True, gridspec_kw=ratios)[:, 0]
+    figure, grid = panels.column_of_panels(heights)
+    column = grid[:, 0]
     limit = _limit([heat.matrix for _, heat in found])
-    for axes, (label, heat) in zip(grid, found, strict=True):
+    for axes, (label, heat) in zip(column, found, strict=True):
         extent = (heat.columns[0], heat.columns[-1], -0.5, len(heat.rows) - 0.5)
         image = _draw(axes, heat.matrix[::-1], limit, extent)
         axes.set_yticks(range(len(heat.rows)), short_names(heat.rows)[0], fontsize=9)
         axes.set_ylabel(f"layer, {label}")
-        shade(axes, phases, last_step(rows), named=axes is grid[0])
-    grid[-1].set_xlabel("step")
-    _colour_bar(figure, image, list(grid), sum(heights), "mean cosine of the pairs")
+        panels.shade(axes, phases, series.last_step(rows), named=axes is column[0])
+    column[-1].set_xlabel("step")
+    _colour_bar(figure, image, list(column), sum(heights), "mean cosine of the pairs")
     title(figure, "Mean cosine of the gradients in each layer; red: they conflict")
     return figure
 

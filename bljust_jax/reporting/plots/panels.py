@@ -25,18 +25,18 @@ class Panel(NamedTuple):
 
 
 def stack(
-    heading: str, panels: Sequence[Panel], rows: Sequence[Row], phases: Sequence[Span]
+    heading: str, rows: Sequence[Row], phases: Sequence[Span], *panels: Panel
 ) -> Figure | None:
     """A column of panels over the same steps, each name in one colour; None if no panel has a
     line."""
-    panels = [panel for panel in panels if panel.lines]
-    if not panels:
+    drawn = [panel for panel in panels if panel.lines]
+    if not drawn:
         return None
-    figure, grid = column_of_panels([len(panel.lines) for panel in panels])
-    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    for axes, panel in zip(grid, panels, strict=True):
+    figure, grid = column_of_panels([max(2.3, ENTRY * len(panel.lines)) for panel in drawn])
+    names = list(dict.fromkeys(name for panel in drawn for name in panel.lines))
+    for axes, panel in zip(grid[:, 0], drawn, strict=True):
         draw_lines(axes, panel.lines, names, panel.nested)
-        shade(axes, phases, last_step(rows), named=axes is grid[0])
+        shade(axes, phases, last_step(rows), named=axes is grid[0, 0])
         axes.set_ylabel(legible(panel.label))
         if panel.zero:
             axes.axhline(0.0, color="black", linewidth=0.8)
@@ -46,19 +46,18 @@ def stack(
             axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
         if panel.label.split(" ")[0] not in panel.lines:
             legend_beside(axes)
-    grid[-1].set_xlabel("step")
+    grid[-1, 0].set_xlabel("step")
     figure.align_ylabels(grid)
     title(figure, heading)
     return figure
 
 
-def column_of_panels(entries: Sequence[int]) -> tuple[Figure, np.ndarray]:
-    """(figure, axes per panel), each panel high enough for its number of legend `entries`."""
-    heights = [max(2.3, ENTRY * number) for number in entries]
+def column_of_panels(heights: Sequence[float], columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """(figure, axes [rows, columns]) with rows of these heights in inches; axes of a row share
+    their scale, those of a column their steps."""
     figure = Figure((WIDTH, 1.0 + sum(heights)))
-    ratios = {"height_ratios": heights}
-    grid = figure.subplots(len(heights), 1, squeeze=False, sharex=True, gridspec_kw=ratios)
-    return figure, grid[:, 0]
+    shared = {"sharex": "col", "sharey": "row", "height_ratios": heights}
+    return figure, figure.subplots(len(heights), columns, squeeze=False, **shared)
 
 
 def draw_lines(
@@ -122,8 +121,7 @@ def merge_equal(lines: Lines, few: int = 4) -> Lines:
                 break
         else:
             groups.append(([name], line))
-    return {_names(names): line for names, line in groups}
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
+    return {
+        ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more": line
+        for names, line in groups
+    }

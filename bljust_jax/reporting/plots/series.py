@@ -49,7 +49,7 @@ def score_name(key: str) -> str:
     return " ".join(filter(None, [split, part, MEASURES[kind].name]))
 
 
-def series(rows: Sequence[Row], key: str) -> Line:
+def over_steps(rows: Sequence[Row], key: str) -> Line:
     """(steps [N], values [N]) of a metric, float64; NaN separates intervals in which it was not
     logged, such as the turns of alternating training."""
     points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
@@ -65,18 +65,15 @@ def matching(rows: Sequence[Row], pattern: str) -> Lines:
     """{first group of `pattern`: series} of all metrics whose full name matches, sorted."""
     keys = {key for row in rows for key in row}
     found = {m[1]: key for key in keys if (m := re.fullmatch(pattern, key))}
-    return {name: series(rows, found[name]) for name in sorted(found)}
+    return {name: over_steps(rows, found[name]) for name in sorted(found)}
 
 
 def over_compute(rows: Sequence[Row], key: str) -> Line:
     """(encoder TFLOP [N], values [N]); compute is interpolated from the steps where it was logged,
     starting with 0 at step 0."""
     rows = [row for row in rows if "final" not in row]
-    spent = [(0, 0.0)] + [
-        (row["step"], row["compute/encoder_tflop"])
-        for row in rows
-        if "compute/encoder_tflop" in row
-    ]
+    tflop = "compute/encoder_tflop"
+    spent = [(0, 0.0)] + [(row["step"], row[tflop]) for row in rows if tflop in row]
     points = [(row["step"], row[key]) for row in rows if key in row]
     if not points:
         return np.zeros(0), np.zeros(0)

@@ -16,6 +16,7 @@ from bljust_jax.reporting.plots.style import RED, WIDTH, legible, title
 
 DECIBELS = 10 / math.log(10)  # dB per natural logarithm of an energy
 BLANK = "blank"
+SHOWN = 40  # symbols beside those of the reference, at most in all
 LANES = 3  # lines of text above the bars of words
 CHARACTER = 0.0095  # width of a character as a fraction of the axes
 Timed = tuple[str, float, float]  # word, start, end in seconds
@@ -42,7 +43,8 @@ def _alignment(example: Mapping[str, np.ndarray]) -> Figure:
             Rectangle(corner, (end - start) * frame, 1.0, fill=False, edgecolor=RED, linewidth=1.3)
         )
     names = [BLANK, *example["symbols"].tolist()]
-    axes.set_yticks(range(len(ids)), [_symbol(names[k]) for k in ids])
+    shown = ["space" if names[k] == " " else legible(names[k].replace(MARK, "_")) for k in ids]
+    axes.set_yticks(range(len(ids)), shown)
     axes.grid(False)
     axes.set_xlabel("time (s)")
     figure.colorbar(image, ax=axes, label="posterior", pad=0.01)
@@ -50,15 +52,13 @@ def _alignment(example: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _shown_ids(
-    posterior: Float[np.ndarray, "k t"], labels: np.ndarray, most: int = 40
-) -> list[int]:
+def _shown_ids(posterior: Float[np.ndarray, "k t"], labels: np.ndarray) -> list[int]:
     """Classes in the order of the reference, then those with a posterior above 0.3 in some frame,
     then the blank."""
     needed = dict.fromkeys(int(k) for k in labels)
     peaks = posterior.max(axis=1)
     likely = [int(k) for k in np.argsort(-peaks) if peaks[k] > 0.3 and k != 0]
-    return [*list(needed | dict.fromkeys(likely))[: max(most, len(needed))], 0]
+    return [*list(needed | dict.fromkeys(likely))[: max(SHOWN, len(needed))], 0]
 
 
 def _spectrogram(example: Mapping[str, np.ndarray]) -> Figure:
@@ -156,7 +156,3 @@ def timed(spans: Sequence[tuple[str, Any, Any]], frame: float) -> list[Timed]:
             begins = False
         begins |= text.endswith(" ")
     return found
-
-
-def _symbol(name: str) -> str:
-    return "space" if name == " " else legible(name.replace(MARK, "_"))
