@@ -20,7 +20,7 @@ from bljust_jax.common import cli, console
 from bljust_jax.common.config_schema.field import BELOW_1
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import Splits
-from bljust_jax.decoding import arpa, ctc_beam
+from bljust_jax.decoding import ctc_beam
 from bljust_jax.decoding.lm_weights import Trial, tune
 from bljust_jax.inference import decode_split, measures, scoring, search_options
 from bljust_jax.inference.scoring import Result
@@ -46,11 +46,14 @@ def evaluate(args: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 def evaluate_recognition(run: TrainedRun, args: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Scores of the best path and of beam search, with a language model if one is given."""
-    task, lm = run.task, arpa.open_lm(args.lm) if args.lm else None
+    task, lm = run.task, None
     width = WIDTH if args.beam is None else args.beam
     splits = run.load_split(args.split, args.data)
-    if lm is not None:
-        check_tokens(lm, args, task, splits, log)
+    if args.lm:
+        texts = splits.references(task.split(args.split))
+        words = [word for text in texts for word in text.split()]
+        lm, line = search_options.open_language_model(args, run.tokenizer.symbols, words)
+        log(line)
     started = time.monotonic()
     output = decode_split.compute_ctc_output(run, splits, args.split)
     log(f"{len(output.paths)} utterances through the model: {time.monotonic() - started:.1f} s")
@@ -137,32 +140,6 @@ def write_both(args: Any, task: Task, name: str, plain: Result, result: Result) 
         pair[name] = other["hypothesis"]
     own = args.workdir / "samples" / scoring.sample_file(args.split, task.name, "beam")
     scoring.write_pairs(args.out or own, result.pairs)
-
-
-def check_tokens(
-    lm: arpa.LanguageModel, args: argparse.Namespace, task: Task, splits: Splits, log: Log
-) -> None:
-    """Log the share of words of the references, or of units, that the language model lists.
-
-    Raises UserError if it is under 10 %, or if the units of the run mark no words.
-    """
-    symbols = splits.tokenizer.symbols
-    if args.lm_over == ctc_beam.WORDS:
-        search_options.check_marks_words(symbols, "this run")
-        tokens = [w for line in splits.references(task.split(args.split)) for w in line.split()]
-        known, what = sum(token in lm for token in tokens), "words of the references"
-    else:
-        tokens, what = list(symbols), "units"
-        known = search_options.known_unit_count(lm, symbols)
-    if known < search_options.LEAST_KNOWN * len(tokens):
-        raise UserError(
-            f"{args.lm}: lists {known} of {len(tokens)} {what}: the model must be over "
-            f"{args.lm_over}, and spelt as the run's texts are (upper or lower case)"
-        )
-    log(
-        f"{args.lm}: order {lm.order}, read by {type(lm).__name__}; {known / len(tokens):.1%} of "
-        f"the {what} are in it"
-    )
 
 
 def parser() -> cli.Parser:

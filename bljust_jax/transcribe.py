@@ -24,7 +24,7 @@ from bljust_jax.common import cli
 from bljust_jax.common.config_schema.field import ABOVE_0, AT_LEAST_1, Range
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
-from bljust_jax.decoding import arpa, ctc_beam
+from bljust_jax.decoding import ctc_beam
 from bljust_jax.inference import search_options
 from bljust_jax.inference.load import load_model
 from bljust_jax.inference.recognizer import Recognizer, Translator
@@ -92,17 +92,11 @@ def make_search(args: argparse.Namespace, recognizer: Recognizer) -> ctc_beam.Be
     """The beam search of the flags, None for the best path; UserError if --lm does not fit."""
     if args.beam is None and not args.lm:
         return None
-    fusion, symbols = None, recognizer.symbols
+    fusion = None
     if args.lm:
-        lm = arpa.open_lm(args.lm)
-        if args.lm_over == ctc_beam.WORDS:
-            search_options.check_marks_words(symbols, "this model")
-        else:
-            known = search_options.known_unit_count(lm, symbols)
-            if known < search_options.LEAST_KNOWN * len(symbols):
-                raise UserError(f"{args.lm} lists {known} of the {len(symbols)} units of the model")
+        lm, _ = search_options.open_language_model(args, recognizer.symbols)
         fusion = ctc_beam.Fusion(lm, args.alpha, args.beta, args.lm_over)
-    return ctc_beam.BeamSearch(symbols, beam=args.beam or WIDTH, fusion=fusion)
+    return ctc_beam.BeamSearch(recognizer.symbols, beam=args.beam or WIDTH, fusion=fusion)
 
 
 def transcripts(

@@ -5,7 +5,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,15 +48,19 @@ def make_config(uri: str) -> Any:
     return config
 
 
-def decode(config: Any, batches: int) -> dict[str, float]:
-    """Hours of audio, without padding, decoded per second over `batches` labelled batches."""
+def batches(config: Any, number: int) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+    """The first labelled batches of the corpus."""
     from bljust_jax.data.corpus import Segment, load_corpus
 
     corpus = load_corpus(config.data, seed=config.seed)
-    stream = corpus.train_batches([Segment(0, batches, ("labelled",))], 0)
-    began, samples = time.perf_counter(), 0
-    for batch in stream:
-        samples += int(batch["labelled"]["audio_lengths"].sum())
+    return iter(corpus.train_batches([Segment(0, number, ("labelled",))], 0))
+
+
+def decode(config: Any, number: int) -> dict[str, float]:
+    """Hours of audio, without padding, decoded per second over `number` labelled batches."""
+    stream = batches(config, number)
+    began = time.perf_counter()
+    samples = sum(int(batch["labelled"]["audio_lengths"].sum()) for batch in stream)
     seconds = time.perf_counter() - began
     hours = samples / config.data.sample_rate / 3600
     return {"hours": hours, "seconds": seconds, "hours_per_s": hours / seconds}
@@ -64,13 +68,9 @@ def decode(config: Any, batches: int) -> dict[str, float]:
 
 def wait_share(config: Any, shape: step.Shape, steps: int, log: Callable[[str], None]) -> float:
     """Share of the time of `steps` supervised steps of this size that is spent waiting for data."""
-    from bljust_jax.data.corpus import Segment, load_corpus
-
-    corpus = load_corpus(config.data, seed=config.seed)
     model = step.make_config(shape, "float32", method="supervised")
     program = step.compile_step(model, "supervised", step.make_batch(shape), log)
-    stream = iter(corpus.train_batches([Segment(0, steps, ("labelled",))], 0))
-    waited, began = 0.0, time.perf_counter()
+    stream, waited, began = batches(config, steps), 0.0, time.perf_counter()
     for _ in range(steps):
         requested = time.perf_counter()
         next(stream)

@@ -35,18 +35,12 @@ PICTURE_FEATURES = {"frontend": "log_mel", "n_mels": 80, "window": 400, "hop": 1
 
 
 class Source(NamedTuple):
-    """A model on disk: config.json (None for a single file), its folder, fields of config.model,
-    params {"encoder", ...} and stats."""
+    """A model on disk: its folder, the id of its CTC blank, params {"encoder", ...} and stats."""
 
-    about: dict[str, Any] | None
     folder: pathlib.Path
-    fields: dict[str, Any]
+    blank: int
     params: dict[str, Any]
     stats: dict[str, Any]
-
-    @property
-    def blank(self) -> int:
-        return (self.about or {}).get("pad_token_id") or 0
 
 
 def load(
@@ -194,17 +188,17 @@ def _read(
     allow_pickle: bool,
 ) -> Source:
     arrays = tensors.read(path, allow_pickle=allow_pickle)
+    blank = (about or {}).get("pad_token_id") or 0
     try:
         if "features" in fields:
             params, stats = hf_parakeet.parameters(arrays, fields, **hf_parakeet.conventions(about))
         else:
             params, stats = hf_wav2vec2.parameters(arrays, fields), {}
+            if "ctc_head" in params:
+                params["ctc_head"] = tensor_table.blank_first(params["ctc_head"], blank)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    source = Source(about, folder, fields, params, stats)
-    if not stats and "ctc_head" in params:
-        params["ctc_head"] = tensor_table.blank_first(params["ctc_head"], source.blank)
-    return source
+    return Source(folder, blank, params, stats)
 
 
 def _fitting(name: str, ours: Any, theirs: Any, path: pathlib.Path) -> Any:

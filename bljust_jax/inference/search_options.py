@@ -31,12 +31,25 @@ def refuse_language_model(task: str, flag: str) -> UserError:
     )
 
 
-def known_unit_count(lm: arpa.LanguageModel, symbols: Sequence[str]) -> int:
-    """Number of a model's units that `lm` lists."""
-    return sum(arpa.unit_word(symbol) in lm for symbol in symbols)
+def open_language_model(
+    args: argparse.Namespace, symbols: Sequence[str], words: Sequence[str] = ()
+) -> tuple[arpa.LanguageModel, str]:
+    """(model of --lm, line on the share of tokens that it lists) for a vocabulary of `symbols`.
 
-
-def check_marks_words(symbols: Sequence[str], owner: str) -> None:
-    """Raises UserError if no unit begins a word, as a language model over words requires."""
-    if not any(symbol.startswith((" ", arpa.SPACE_UNIT)) for symbol in symbols):
-        raise UserError(f"{owner}'s units mark no words: give --lm with --lm_over units")
+    words: of reference texts; they are the tokens if the n-grams are over words. Raises UserError
+    if the model lists under 10 % of the tokens, or is over words that no symbol begins.
+    """
+    lm, tokens, what = arpa.open_lm(args.lm), words, "words of the references"
+    if args.lm_over == ctc_beam.UNITS:
+        tokens, what = [arpa.unit_word(symbol) for symbol in symbols], "units"
+    elif not any(symbol.startswith((" ", arpa.SPACE_UNIT)) for symbol in symbols):
+        raise UserError("the units of the model mark no words: give --lm with --lm_over units")
+    known = sum(token in lm for token in tokens)
+    if known < LEAST_KNOWN * len(tokens):
+        raise UserError(
+            f"{args.lm} lists {known} of the {len(tokens)} {what}: the model must be over "
+            f"{args.lm_over}, and spelt as the run's texts are (upper or lower case)"
+        )
+    share = known / max(len(tokens), 1)
+    read_by = f"{args.lm}: order {lm.order}, read by {type(lm).__name__}"
+    return lm, f"{read_by}; {share:.1%} of the {what} are in it"

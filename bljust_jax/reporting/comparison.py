@@ -36,15 +36,10 @@ def _cells(names: Sequence[str], runs: Sequence[RunFiles]) -> tuple[tuple, list[
     head = ("run", "method", "seed", *map(plots.score_name, scores), *labels, "state")
     rows = []
     for name, run in zip(names, runs, strict=True):
-        spent = costs(run)
-        rows.append(
-            (
-                *(name, run.config["method"], run.config["seed"]),
-                *(rate(key.split("/")[-1], run.scores.get(key)) for key in scores),
-                *(number(spent.get(label, "")) for label in labels),
-                run.state,
-            )
-        )
+        spent, about = costs(run), (name, run.config["method"], run.config["seed"])
+        rates = (rate(key.split("/")[-1], run.scores.get(key)) for key in scores)
+        figures = (number(spent.get(label, "")) for label in labels)
+        rows.append((*about, *rates, *figures, run.state))
     return head, rows
 
 

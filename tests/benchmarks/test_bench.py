@@ -259,7 +259,7 @@ def test_decoding_counts_real_audio(tmp_path):
     uri = input.write_corpus(tmp_path, files=3, seconds=1.0)
     config = input.make_config(uri)
     config.data.update(buckets=(2.0,), batch_seconds=6.0)
-    found = input.decode(config, batches=2)
+    found = input.decode(config, number=2)
     assert found["hours"] == pytest.approx(2 * 3 * 1.0 / 3600)  # 3 rows of 1 s, padded to 2
     assert found["hours_per_s"] == pytest.approx(found["hours"] / found["seconds"])
 
