@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
             more["type"] = value
         else:
             more |= {"type": type(value), "default": value}
-            help += " (%(default)s)" if value != "" else ""
+            shown = " (%(default)g)" if isinstance(value, float) else " (%(default)s)"
+            help += shown if value != "" else ""
         dest = self.add_argument(name, help=help, **more).dest
         if range is not None:
             self._ranges[dest] = name, range
