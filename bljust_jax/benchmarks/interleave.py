@@ -46,12 +46,9 @@ def interleave(
             seconds[name].append(timed(run, calls[name]))
         latest = ", ".join(f"{name} {s[-1]:.3g} s" for name, s in seconds.items())
         log(f"  round {n + 1} of {rounds}: {latest}")
-    return {name: summary(s) for name, s in seconds.items()}
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Minimum and median."""
-    return {"min_s": min(seconds), "median_s": statistics.median(seconds)}
+    return {
+        name: {"min_s": min(s), "median_s": statistics.median(s)} for name, s in seconds.items()
+    }
 
 
 def ratios(times: Mapping[str, Mapping[str, float]], one: list[str], other: list[str]) -> dict:

@@ -3,6 +3,7 @@
 Plain arrays, no pickle.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -51,16 +52,20 @@ def make(
     fill_row(batch, 0, 0, audio)
     labels = tokenizer.encode(reference)[None]
 
+    def spectrum(batch):
+        return log_mel(batch["audio"], batch["audio_lengths"])
+
     @jax.jit
     def align(weights, batch):
         logits, lengths = predict(weights.params, weights.stats, batch)
         aligned = ctc_align(logits, lengths, labels, jnp.array([labels.shape[1]]))
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        mel, mel_lengths = log_mel(batch["audio"], batch["audio_lengths"])
+        mel, mel_lengths = spectrum(batch)
         return log_probs[0], lengths[0], mel[0], mel_lengths[0], aligned
 
     log_probs, frames, mel, mel_frames, aligned = jax.device_get(align(weights, batch))
     path = np.argmax(log_probs[:frames], axis=1)
+    forward = functools.partial(predict, weights.params, weights.stats)
     return {
         "id": np.array(name),
         "reference": np.array(reference),
@@ -71,12 +76,8 @@ def make(
         "labels": labels[0],
         "starts": aligned.starts[0],
         "ends": aligned.ends[0],
-        "mel_seconds": np.array(
-            frame_seconds(lambda b: log_mel(b["audio"], b["audio_lengths"]), sample_rate)
-        ),
-        "frame_seconds": np.array(
-            frame_seconds(lambda b: predict(weights.params, weights.stats, b), sample_rate)
-        ),
+        "mel_seconds": np.array(frame_seconds(spectrum, sample_rate)),
+        "frame_seconds": np.array(frame_seconds(forward, sample_rate)),
     }
 
 
