@@ -27,7 +27,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import greedy
 from bljust_jax.export import card, hf_folder, parity, torch_folder
 from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
-from bljust_jax.models import encoders
+from bljust_jax.models import encoders, heads
 from bljust_jax.monitoring import metrics
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 
@@ -138,10 +138,10 @@ def predictor(run: TrainedRun, *, pretraining: bool) -> Callable:
     encoder = encoders.load(run.config.encoder)(run.config)
 
     def predictions(weights, batch):
-        x, lengths, _ = encoder.features(batch["audio"], batch["audio_lengths"], train=False)
-        h, lengths, _, _ = encoder.apply(weights.params["encoder"], x, lengths)
+        audio = batch["audio"], batch["audio_lengths"]
+        encoded = encoder.encode_audio(weights.params, weights.stats, *audio)
         head = weights.params["wav2vec2_head"]["project_hid"]
-        return h @ head["kernel"] + head["bias"][None, None, :], lengths
+        return heads.apply(head, encoded.output), encoded.lengths
 
     return predictions
 
