@@ -74,40 +74,31 @@ def command(
 def run_to_exit_code(body: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Exit code of `body()`: its own, 0 for None, or that of an error or interrupt, which is
     printed in one line."""
-    try:
-        with standard_streams():
-            return _exit_code(body, interrupted)
-    except ReaderGone:
-        return READER_GONE
-
-
-def _exit_code(body: Callable[[], int | None], interrupted: str) -> int:
-    logging.basicConfig()
-    for handler in logging.getLogger().handlers:  # libraries may have added some
-        handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    try:
-        return body() or DONE
-    except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
-    except Unreachable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNREACHABLE
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return INTERRUPTED
+    with standard_streams():
+        logging.basicConfig()
+        for handler in logging.getLogger().handlers:  # libraries may have added some
+            handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        try:
+            code = body() or DONE
+            sys.stdout.flush()
+            return code
+        except (UserError, OSError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return USER_ERROR
+        except Unreachable as error:
+            print(f"error: {error}", file=sys.stderr)
+            return UNREACHABLE
+        except KeyboardInterrupt:
+            print(interrupted, file=sys.stderr)
+            return INTERRUPTED
 
 
 # Standard streams that are closed, or whose reader is gone
 
 
-class ReaderGone(Exception):
-    """Nothing reads stdout any more, as in `COMMAND | head -1`."""
-
-
 class Stream:
     """stdout or stderr. Once its reader is gone, output goes to the null device: log lines are
-    lost, the program goes on. With `needed`, raises `ReaderGone`."""
+    lost, the program goes on. With `needed`, the program ends with code `READER_GONE`."""
 
     def __init__(self, stream: IO[str], *, needed: bool):
         self._stream, self._needed = stream, needed
@@ -125,20 +116,20 @@ class Stream:
         try:
             return function(*args)
         except OSError as error:  # EIO: the terminal is closed
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())  # what is buffered cannot fail again
+            os.close(null)
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
             if self._needed:
-                raise ReaderGone from error
+                raise SystemExit(READER_GONE) from error
             return function(*args)
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
     """Context in which closed standard streams (None in `sys`) are the null device, and stdout and
-    stderr are `Stream`s. Raises `ReaderGone`."""
+    stderr are `Stream`s; what is buffered is written at its end."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

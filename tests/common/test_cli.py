@@ -103,6 +103,11 @@ def test_a_program_goes_on_without_its_log(closed, reader_of):
     assert run(["-c", BODY], closed, reader_of) == (7, "result\n" * 3)
 
 
+def test_output_on_a_full_disk_is_an_error():
+    code, logged = run(["-m", "bljust_jax", "--version"], "2>&1 >/dev/full", "")
+    assert (code, logged) == (cli.USER_ERROR, "error: [Errno 28] No space left on device\n")
+
+
 def test_the_log_goes_on_without_output():
     code, logged = run(["-c", BODY], ">&-", "")
     assert (code, logged) == (7, "")
