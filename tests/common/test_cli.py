@@ -109,8 +109,10 @@ def test_output_on_a_full_disk_is_an_error():
 
 
 def test_the_log_goes_on_without_output():
-    code, logged = run(["-c", BODY], ">&-", "")
-    assert (code, logged) == (7, "")
+    code, logged = run(["-c", BODY], "2>&1 >&-", "")
+    assert code == 7
+    assert logged.count("a line") == 3
+    assert "result" not in logged
 
 
 def test_a_mistake_is_an_exit_code_without_stderr():
