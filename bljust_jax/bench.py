@@ -43,7 +43,7 @@ def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
     p.add_argument("subjects", nargs="+", choices=SUBJECTS, metavar="SUBJECT")
     p.option("--json", pathlib.Path, metavar="FILE")
-    p.option("--rounds", 7, "timings of each", range=AT_LEAST_1)
+    p.option("--rounds", 7, "timings of each", allowed=AT_LEAST_1)
     p.add_argument("--shapes", type=shape, nargs="+", help="default: by kind of device")
     p.option("--dtype", "float32", "not for ctc", choices=("float32", "bfloat16"))
     p.option("--data", "", "for input: config.data.train", metavar="URI")

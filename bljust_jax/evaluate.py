@@ -151,7 +151,7 @@ def parser() -> cli.Parser:
     width = f"width of the search ({WIDTH}; a translation's config.decoder.beam)"
     p.option("--beam", int, width)
     least = "drop classes less probable than this times the best of their frame"
-    p.option("--prune", 1e-3, least, range=BELOW_1)
+    p.option("--prune", 1e-3, least, allowed=BELOW_1)
     search_options.add_language_model_options(p)
     p.option("--tune", False, "find alpha and beta on this split")
     p.option("--nbest", 1, "hypotheses written")

@@ -185,9 +185,9 @@ def parser() -> cli.Parser:
     head = "Wav2Vec2ForPreTraining, with the self-supervised head instead of the CTC head"
     p.option("--pretraining", False, head)
     tolerance = "largest difference, as a share of the largest logit"
-    p.option("--tolerance", 1e-4, tolerance, range=BETWEEN_0_AND_1)
+    p.option("--tolerance", 1e-4, tolerance, allowed=BETWEEN_0_AND_1)
     p.option("--data", "", "audio of the check (the run's dev)", metavar="URI")
-    p.option("--utterances", 8, "number to compare", range=AT_LEAST_1)
+    p.option("--utterances", 8, "number to compare", allowed=AT_LEAST_1)
     p.option("--unchecked", False, "write without torch, and say so in the card")
     p.option("--json", False, "print the results as one JSON object")
     return p

@@ -28,11 +28,11 @@ def parser() -> cli.Parser:
     p.add_argument("uri", metavar="URI", help="source to read; with --verify alone, tfds:DIR/SPLIT")
     p.option("--out", str, "the shards become DIR/SPLIT, a TFDS folder", metavar="DIR")
     p.option("--split", str, "default: the last name of URI, without extension")
-    p.option("--sample_rate", 16000, "Hz", range=FLAC_RATES)
+    p.option("--sample_rate", 16000, "Hz", allowed=FLAC_RATES)
     p.option("--root", "", "as config.data.root: audio outside it is refused")
     p.add_argument("--shards", type=shard_count, default="auto", help="number of files (auto)")
     bad = "stop if a larger share of the audio cannot be decoded"
-    p.option("--max_bad_fraction", 0.01, bad, range=FROM_0_TO_1)
+    p.option("--max_bad_fraction", 0.01, bad, allowed=FROM_0_TO_1)
     p.option("--verify", False, "read all back and compare checksums")
     p.option("--json", False, "print the summary as a JSON object")
     return p

@@ -56,9 +56,9 @@ def parser() -> cli.Parser:
         ("--overlap", own.overlap, "seconds of overlap on each side of a join"),
         ("--batch_seconds", own.batch_seconds, "seconds of padded audio per batch"),
     ):
-        p.option(name, default, what, range=SECONDS)
+        p.option(name, default, what, allowed=SECONDS)
     width = f"width of the search (default: the best path; {WIDTH} with --lm; for a translation "
-    p.option("--beam", int, f"{width}config.decoder.beam)", range=AT_LEAST_1)
+    p.option("--beam", int, f"{width}config.decoder.beam)", allowed=AT_LEAST_1)
     search_options.add_language_model_options(p)
     return p
 

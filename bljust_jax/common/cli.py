@@ -28,12 +28,12 @@ class Parser(argparse.ArgumentParser):
         self._ranges: dict[str, tuple[str, Range]] = {}
 
     def option(
-        self, name: str, value: Any, help: str = "", *, range: Range | None = None, **more: Any
+        self, name: str, value: Any, help: str = "", *, allowed: Range | None = None, **more: Any
     ) -> None:
         """Add an option.
 
         value: its default, which gives its type and ends its help; False for a flag; or the type of
-        an option without a default. range: what parsed values must be in.
+        an option without a default. allowed: the range of parsed values.
         """
         if value is False:
             more["action"] = "store_true"
@@ -44,8 +44,8 @@ class Parser(argparse.ArgumentParser):
             shown = " (%(default)g)" if isinstance(value, float) else " (%(default)s)"
             help += shown if value != "" else ""
         dest = self.add_argument(name, help=help, **more).dest
-        if range is not None:
-            self._ranges[dest] = name, range
+        if allowed is not None:
+            self._ranges[dest] = name, allowed
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found = super().parse_args(args, namespace)

@@ -17,8 +17,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def make_parser():
     parser = cli.Parser("usage\n\nTwo\n  lines.")
-    parser.option("--rate", 0.5, "of sampling", range=AT_LEAST_1)
-    parser.option("--beam", int, "width", range=AT_LEAST_1)
+    parser.option("--rate", 0.5, "of sampling", allowed=AT_LEAST_1)
+    parser.option("--beam", int, "width", allowed=AT_LEAST_1)
     parser.option("--name", "", "of a task")
     parser.option("--json", False, "as JSON")
     return parser
