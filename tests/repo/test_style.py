@@ -38,7 +38,9 @@ def test_functions_are_short():
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_a_file_at_the_package_root_is_a_command(path):
     """It has a `main`, and `--help` prints its usage."""
-    defined = {node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+    body = ast.parse(path.read_text()).body
+    defined = {node.name for node in body if hasattr(node, "name")}
+    defined |= {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets}
     assert "main" in defined, f"{name_of(path)} is no command: move it to a folder"
     done = subprocess.run(
         [sys.executable, "-m", f"bljust_jax.{path.stem}", "--help"],
