@@ -30,7 +30,7 @@ import jax
 
 from bljust_jax.benchmarks import torch_peer
 from bljust_jax.common import cli
-from bljust_jax.common.config_schema.field import AT_LEAST_1
+from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from bljust_jax.bilevel.types import Task
 from bljust_jax.common import cli, console
-from bljust_jax.common.config_schema.field import BELOW_1
+from bljust_jax.common.config_schema.ranges import BELOW_1
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import Splits
 from bljust_jax.decoding import ctc_beam

@@ -21,7 +21,8 @@ import jax
 from ml_collections import ConfigDict
 
 from bljust_jax.common import cli
-from bljust_jax.common.config_schema.field import AT_LEAST_1, Range
+from bljust_jax.common.config_schema.field import Range
+from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import greedy

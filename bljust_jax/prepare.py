@@ -15,7 +15,8 @@ import sys
 import time
 
 from bljust_jax.common import cli
-from bljust_jax.common.config_schema.field import FROM_0_TO_1, Range
+from bljust_jax.common.config_schema.field import Range
+from bljust_jax.common.config_schema.ranges import FROM_0_TO_1
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import shards, sources

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from bljust_jax.common import cli
-from bljust_jax.common.config_schema.field import ABOVE_0, AT_LEAST_1, Range
+from bljust_jax.common.config_schema.field import Range
+from bljust_jax.common.config_schema.ranges import ABOVE_0, AT_LEAST_1
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import ctc_beam

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from bljust_jax.common.config_schema.field import Range
 from bljust_jax.common.errors import UserError
@@ -100,7 +100,7 @@ class Stream:
     """stdout or stderr. Once its reader is gone, output goes to the null device: log lines are
     lost, the program goes on. With `needed`, the program ends with code `READER_GONE`."""
 
-    def __init__(self, stream: IO[str], *, needed: bool):
+    def __init__(self, stream: Any, *, needed: bool):
         self._stream, self._needed = stream, needed
 
     def __getattr__(self, name: str) -> Any:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bljust_jax.common import cli
-from bljust_jax.common.config_schema.field import AT_LEAST_1
+from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
