@@ -16,7 +16,11 @@ def base() -> ConfigDict:
     c.ssl = "cpc"  # module of bljust_jax/objectives, the lower level; its fields are c.<ssl>
     # parts of the encoder that do not train, such as ("frontend",); batch-norm moments still move
     c.freeze = ()
-    c.init_from = ""  # pretrained model to start from: a folder or file of transformers
+    # what to start from: a run's workdir (its best weights) or RUN@STEP (the averaged ones of a
+    # checkpoint), a folder of export_checkpoint, a folder or file of transformers
+    c.init_from = ""
+    # what is taken of it: "encoder", heads by their names in the log such as "ctc_head", or "all"
+    c.init_parts = ("encoder",)
     c.init_from_pickle = False  # accept a pytorch_model.bin, which can run code when it is read
     c.variant = ""  # text after the colon of --config
     c.seed = 0  # of parameters, data order, masks and dropout
@@ -214,7 +218,7 @@ def training(c: ConfigDict) -> None:
     c.lr.pretrain = schedule("constant", 1e-3, 1000)  # first half of ptft
     c.lr.turn_ctc = schedule("constant", 1e-4, 1000)  # method alternating
     c.lr.turn_ssl = schedule("constant", 1e-4, 1000)  # method alternating
-    c.lr.heads = 1.0  # learning rate of heads over that of the encoder
+    c.lr.heads = 1.0  # learning rate of new heads over that of the encoder and of init_parts
 
     c.optim = ConfigDict()  # AdamW
     c.optim.clip = 1.0  # largest gradient norm per group

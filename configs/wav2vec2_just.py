@@ -9,10 +9,11 @@ checkpoint if one is named:
     python -m bljust_jax.main --config=configs/wav2vec2_just.py:tiny \
         --config.data.train=train.jsonl --config.data.dev=dev.jsonl
 
-`init_from` is a folder or file of transformers, read without torch. The lower level needs its
-quantiser, so the file of a Wav2Vec2ForPreTraining; `ft` accepts any. Name the size of the file:
-`base` (wav2vec2-base: 94 M parameters) or `large` (the default: LV-60k, XLS-R 300M, 315 M). Another
-size is refused with the fields to set.
+`init_from` is a folder or file of transformers, read without torch, or a run of ours. The lower
+level needs its quantiser (`init_parts`), so the file of a Wav2Vec2ForPreTraining; `ft` accepts any.
+A quantiser that is taken has the encoder's rate and the end of the Gumbel temperature. Name the
+size of the file: `base` (wav2vec2-base: 94 M parameters) or `large` (the default: LV-60k, XLS-R
+300M, 315 M). Another size is refused with the fields to set.
 
 Variants. Languages of CoVoST v2: `nl`, `mn`, `ar`; `manifest`, your own data (the default).
 Methods: `bljust` (the default); `ft`, the paper's baseline: CTC alone from the same checkpoint;
@@ -44,6 +45,7 @@ def fields(c):
     """Fields of wav2vec 2.0 and of its masks."""
     c.encoder = "wav2vec2"
     c.ssl = "wav2vec2"
+    c.init_parts = ("encoder", "wav2vec2_head")  # of init_from: the quantizer, too
     c.freeze = ("frontend",)  # the waveform convolutions: wav2vec 2.0's fine-tuning
 
     c.mask = ConfigDict()  # augmentation of CTC: masked input spans of the Transformer
@@ -65,7 +67,9 @@ def fields(c):
     c.wav2vec2.codes = 320  # per codebook
     c.wav2vec2.code_dim = 768  # width of all groups' codevectors together; base 256
     c.wav2vec2.width = 768  # of projected targets and predictions; base 256
-    c.wav2vec2.tau_start = 2.0  # Gumbel temperature max(tau_end, tau_start * tau_decay^step)
+    # Gumbel temperature max(tau_end, tau_start * tau_decay^k), k the steps of the lower level;
+    # tau_end all along with a pretrained quantizer
+    c.wav2vec2.tau_start = 2.0
     c.wav2vec2.tau_end = 0.1  # base 0.5
     c.wav2vec2.tau_decay = 0.999995  # per step
 
@@ -187,7 +191,7 @@ def get_config(arg=None):
     c.lr.finetune = defaults.schedule("linear", 1e-5, 0)  # ours
     c.lr.supervised = defaults.schedule("hold", 3e-5, 500)  # ours: warm-up, hold, decay
     c.lr.pretrain = defaults.schedule("constant", 3e-5, 500)  # ours
-    c.lr.heads = 10.0  # ours: CTC's head starts untrained
+    c.lr.heads = 10.0  # ours: CTC's head starts untrained; heads of init_from take the encoder's
     c.ema_decay = 0.999
     c.update(eval_every=200, save_every=200, log_every=20)
     return variants.apply_variants(c, arg, VARIANTS)

@@ -135,6 +135,36 @@ class Checkpoints:
         args = ocp.args.Composite(best=ocp.args.StandardRestore(weights))
         return self._manager.restore(step, args=args).best
 
+    def restore_fields(self, step: int, fields: Tree) -> Tree:
+        """Some fields of the state of one step, verified: {"ema": arrays on the host, ...} for the
+        abstract, replicated `fields`, {name of a field of `TrainState`: its tree}. UserError if
+        there is no such step, if it is damaged, or of a newer format."""
+        folder = self._folder / str(step)
+        if not folder.is_dir():
+            there = sorted(int(p.name) for p in _committed(self._folder) if p.suffix != BAD)
+            raise UserError(
+                f"{self._folder.parent} has no checkpoint {step}: there are "
+                f"{', '.join(map(str, there))}"
+            )
+        damage = integrity.find_damage(folder, ("state", "meta"))
+        if damage is None:
+            saved = self._read_meta(step)["fingerprints"]
+            with ocp.PyTreeCheckpointer() as reader:
+                args = ocp.args.PyTreeRestore(
+                    item=fields,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(fields),
+                    partial_restore=True,
+                )
+                # host arrays, as the devices may be others than those of the mesh in use
+                found = jax.tree.map(np.asarray, reader.restore(folder / "state", args=args))
+            state = TrainState(**(dict.fromkeys(TrainState._fields) | found))
+            hashes = integrity.fingerprints({"state": state})
+            changed = (path for path, value in hashes.items() if saved.get(path) != value)
+            damage = next((f"array {path} is not the one that was saved" for path in changed), None)
+        if damage is not None:
+            raise UserError(f"{folder} is damaged: {damage}; take another checkpoint")
+        return found
+
     def close(self) -> None:
         """Wait until all saves are on disk."""
         if self._manager is None:

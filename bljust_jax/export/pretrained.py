@@ -1,20 +1,18 @@
 """Read pretrained models of `transformers` (wav2vec 2.0, Parakeet CTC) without torch.
 
-Into a run (config.init_from), or as a whole CTC model for inference. Reads folders with config.json
-and safetensors, single or in shards, and single .safetensors files.
+As parts for a run (`train/init_from.py`), or as a whole CTC model for inference. Reads folders with
+config.json and safetensors, single or in shards, and single .safetensors files.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.common.trees import named_leaves
 from bljust_jax.export import (
     hf_folder,
     hf_parakeet,
@@ -28,7 +26,6 @@ from bljust_jax.models.encoders import conformer as conformer_encoder
 from bljust_jax.models.encoders import wav2vec2 as wav2vec2_encoder
 
 ENCODERS = {"wav2vec2": "wav2vec2", "parakeet_ctc": "conformer"}  # by model_type
-SSL_HEAD = "wav2vec2_head"
 PREPROCESSOR = "preprocessor_config.json"
 # log-mel settings of an encoder of waveforms, used for pictures only
 PICTURE_FEATURES = {"frontend": "log_mel", "n_mels": 80, "window": 400, "hop": 160, "n_fft": 512}
@@ -43,52 +40,9 @@ class Source(NamedTuple):
     stats: dict[str, Any]
 
 
-def load(
-    path: str | pathlib.Path, params: Mapping, stats: Mapping, config: Any, units: Any | None
-) -> tuple[dict, dict, list[str]]:
-    """(params, stats) of a run with the pretrained weights of `path` in place of initial ones, and
-    log lines on what was loaded.
-
-    Loads the encoder; the head of the wav2vec 2.0 loss if the run has one; the CTC head if the
-    vocabulary of the file equals that of `units`, the tokenizer of the run (None for a run of
-    several tasks). A pickle is read only with config.init_from_pickle.
-    Raises UserError: no model in `path`, another shape than config.model (naming the fields),
-    tensors that are missing or have no place, a run with a quantizer and a file without.
-    """
-    path = pathlib.Path(path)
-    try:
-        source = open_source(path, config, allow_pickle=config.init_from_pickle)
-    except UserError as error:
-        raise UserError(f"config.init_from: {error}") from error
-    found = dict(source.params)
-    params = dict(params)
-    lines = [f"init_from {path}: the encoder, {_count(found['encoder'])} parameters"]
-    if "masked_embedding" in params["encoder"] and "masked_embedding" not in found["encoder"]:
-        own = params["encoder"]["masked_embedding"]
-        found["encoder"] = {**found["encoder"], "masked_embedding": own}
-        lines.append("init_from: no embedding of masked frames there, it is initialised")
-    params["encoder"] = _fitting("encoder", params["encoder"], found["encoder"], path)
-    if SSL_HEAD in params and SSL_HEAD not in found and config.method != "supervised":
-        raise UserError(
-            f"config.init_from={path} holds no quantizer: Wav2Vec2ForCTC and Wav2Vec2Model files "
-            "lack it; use a Wav2Vec2ForPreTraining checkpoint, or method=supervised"
-        )
-    if SSL_HEAD in params and SSL_HEAD in found:
-        params[SSL_HEAD] = _fitting(SSL_HEAD, params[SSL_HEAD], found[SSL_HEAD], path)
-        lines.append("init_from: the quantizer and its projections")
-    if units is None:
-        lines.append("init_from: the heads of the tasks are initialised")
-    elif "ctc_head" in found and same_units(hf_tokenizer.read(source.folder, source.blank), units):
-        params["ctc_head"] = _fitting("ctc_head", params["ctc_head"], found["ctc_head"], path)
-        lines.append("init_from: the CTC head, its vocabulary is the run's")
-    else:
-        why = "of another vocabulary" if "ctc_head" in found else "missing"
-        lines.append(f"init_from: the CTC head is initialised, that of the file is {why}")
-    return params, {**stats, **_float32(source.stats)}, lines
-
-
-def same_units(found: hf_tokenizer.Vocabulary | None, units: Any) -> bool:
-    """Whether ids of the file and of the run have equal texts, whatever the sign for a space."""
+def same_units(found: Any | None, units: Any) -> bool:
+    """Whether ids of the file and of the run have equal texts (`symbols`), whatever the sign for a
+    space."""
     if found is None:
         return False
     ours, theirs = (
@@ -116,6 +70,8 @@ def open_source(path: pathlib.Path, config: Any, *, allow_pickle: bool = False) 
         if encoder == "wav2vec2" and "do_normalize" in audio:
             theirs["normalise"] = audio["do_normalize"]
         check_same_shape(fields | {"normalise": config.model.get("normalise")}, theirs, path)
+        ours, rate = config.data.sample_rate, audio.get("sampling_rate", config.data.sample_rate)
+        refuse_shape([("data.sample_rate", ours, rate)] if rate != ours else [], path)
     return _read(path, folder, about, fields, allow_pickle)
 
 
@@ -140,17 +96,27 @@ def check_same_shape(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], path: pathlib.Path
 ) -> None:
     """Raises UserError with the flags that give a run the shape of the file, if any differ."""
-    flags = []
+    differing = []
     for field, value in theirs.items():
         nested = value if isinstance(value, Mapping) else {field: value}
         part, own = ("features", ours[field]) if isinstance(value, Mapping) else ("model", ours)
-        flags += [f"--config.{part}.{k}={_flag(v)}" for k, v in nested.items() if own[k] != v]
-    if flags:
-        raise UserError(f"{path} has another shape than the run's encoder; give {' '.join(flags)}")
+        differing += [(f"{part}.{k}", own[k], v) for k, v in nested.items() if own[k] != v]
+    refuse_shape(differing, path)
+
+
+def refuse_shape(differing: Sequence[tuple[str, Any, Any]], path: pathlib.Path) -> None:
+    """Raises UserError for (field of config, our value, theirs) of fields that differ, with the
+    flags that give a run the shape of `path`."""
+    if differing:
+        here = ", ".join(f"{field}={_flag(own)}" for field, own, _ in differing)
+        flags = " ".join(f"--config.{field}={_flag(value)}" for field, _, value in differing)
+        raise UserError(
+            f"{path} has another shape than the run's encoder, here {here}; give {flags}"
+        )
 
 
 def _flag(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, tuple) else str(value)
+    return f"'{tuple(value)}'" if isinstance(value, tuple | list) else str(value)
 
 
 def _about(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -201,28 +167,8 @@ def _read(
     return Source(folder, blank, params, stats)
 
 
-def _fitting(name: str, ours: Any, theirs: Any, path: pathlib.Path) -> Any:
-    """`theirs` as float32; UserError unless it has the shapes of `ours`."""
-    one, other = (
-        {path: np.shape(leaf) for path, leaf in named_leaves(tree)} for tree in (ours, theirs)
-    )
-    wrong = [k for k in sorted(one | other) if one.get(k) != other.get(k)]
-    if wrong:
-        k = wrong[0]
-        raise UserError(
-            f"config.init_from={path}: {name}/{k} has shape {other.get(k, 'none')} there, "
-            f"{one.get(k, 'none')} in the run, and {len(wrong) - 1} more: set the sizes in config."
-            f"{'wav2vec2' if name == SSL_HEAD else 'model'}"
-        )
-    return _float32(theirs)
-
-
 def _float32(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
-
-
-def _count(tree: Any) -> str:
-    return f"{sum(np.size(leaf) for leaf in jax.tree.leaves(tree)):,}"
 
 
 # A whole model, for inference

@@ -1,4 +1,4 @@
-"""Write a run as safetensors beside `modeling.py`, a model file that needs PyTorch only."""
+"""Write a run as safetensors beside `modeling.py`, which needs PyTorch only, and read it."""
 
 import pathlib
 import re
@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from bljust_jax.common.trees import named_leaves
+from bljust_jax.common.errors import UserError
+from bljust_jax.common.trees import map_named, named_leaves
+from bljust_jax.export import tensor_table
 from bljust_jax.export.hf_tokenizer import write_json
 from bljust_jax.export.tensors import SINGLE, Tensors, write
 
 MODEL_TYPE = "bljust_jax"
 MODELING = "modeling.py"  # in the exported folder, a copy of SOURCE
 SOURCE = "torch_model.py"
+MOMENT = "encoder.blocks.conv.norm.running_{}"
 COUNTER = "encoder.blocks.conv.norm.num_batches_tracked"
 
 # (end of our name, name in torch, layout in torch)
@@ -64,16 +67,62 @@ def tensors(params: Mapping, stats: Mapping, *, stored: bool) -> Tensors:
 
     `stored`: include the feature statistics, which normalise features in causal contexts.
     """
-    found = {}
+    found: Tensors = {}
     for name, array in _leaves({key: params[key] for key in ("encoder", "ctc_head")}):
-        found |= _unstacked(name, array)
+        found |= _layout(name, array)
     for name, array in _leaves(stats.get("encoder", {})):
-        found |= _unstacked(f"encoder.blocks.conv.norm.running_{name}", array)
+        found |= _layout(MOMENT.format(name), array)
     if "encoder" in stats:  # torch's counter of training steps
-        found |= _unstacked(COUNTER, np.zeros(len(stats["encoder"]["mean"]), np.int64))
+        found |= _layout(COUNTER, np.zeros(len(stats["encoder"]["mean"]), np.int64))
     if stored:
-        found |= {f"features.{name}": array for name, array in _leaves(stats["features"])}
-    return dict(_renamed(name, array) for name, array in found.items())
+        for name, array in _leaves(stats["features"]):
+            found |= _layout(f"features.{name}", array)
+    return found
+
+
+def parameters(
+    found: Tensors, encoder: Mapping, stats: Mapping, *, stored: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params {"encoder", "ctc_head"}, stats) of the tensors of a folder, the inverse of `tensors`.
+
+    encoder, stats: arrays of the shapes that they must have; stats["features"] is read if `stored`.
+    Raises UserError for a tensor that is missing, has no place, or has another shape.
+    """
+    rest = {name: array for name, array in found.items() if "num_batches_tracked" not in name}
+    tensor_table.refuse("lack", {"ctc_head.weight"} - rest.keys())
+    weight = rest["ctc_head.weight"]
+    head = {"kernel": np.empty(weight.shape[::-1]), "bias": np.empty(weight.shape[:1])}
+    kept = ("encoder", "features") if stored else ("encoder",)
+    shapes = {"params": {"encoder": encoder, "ctc_head": head}}
+    shapes |= {"stats": {name: stats[name] for name in kept if name in stats}}
+    names = {"stats.encoder.": MOMENT.format(""), "stats.features.": "features.", "params.": ""}
+
+    def read(path: str, ours: Any) -> np.ndarray:
+        name = path.replace("/", ".")
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        return _read_leaf(names[prefix] + name.removeprefix(prefix), np.shape(ours), rest)
+
+    whole = map_named(read, shapes)
+    tensor_table.refuse("have tensors without a place in this model:", set(rest))
+    return whole["params"], whole["stats"]
+
+
+def _read_leaf(name: str, shape: tuple[int, ...], rest: Tensors) -> np.ndarray:
+    """Our array of `shape` from its tensors, which are removed from `rest`. A layout permutes the
+    elements, so that of the elements' own indices inverts it."""
+    out = np.empty(np.prod(shape, dtype=int), np.float32)
+    for theirs, index in _layout(name, np.arange(out.size).reshape(shape)).items():
+        tensor_table.refuse("lack", {theirs} - rest.keys())
+        tensor = rest.pop(theirs)
+        if tensor.shape != index.shape:
+            raise UserError(f"{theirs} has shape {tensor.shape}, the config says {index.shape}")
+        out[index] = tensor
+    return out.reshape(shape)
+
+
+def _layout(name: str, array: np.ndarray) -> Tensors:
+    """{name in torch: array in its layout} of one of our arrays: per block, renamed, turned."""
+    return dict(_renamed(part, block) for part, block in _unstacked(name, array).items())
 
 
 def _leaves(tree: Mapping) -> list[tuple[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -84,13 +84,15 @@ class TrainedRun(NamedTuple):
 
 
 def load_trained_run(
-    workdir: pathlib.Path, change: Callable[[ConfigDict], None] = lambda config: None
+    workdir: pathlib.Path,
+    change: Callable[[ConfigDict], None] = lambda config: None,
+    step: int | None = None,
 ) -> TrainedRun:
-    """The run in `workdir` with all its tasks and the best weights of its newest checkpoint; reads
-    no training data.
+    """The run in `workdir` with all its tasks and the best weights of its newest checkpoint, or the
+    EMA parameters of checkpoint `step`; reads no training data.
 
     `change` modifies the config before the recipe is built. Raises UserError if there is no run, no
-    checkpoint, or one of another version.
+    such checkpoint, or one of another version.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -108,23 +110,52 @@ def load_trained_run(
     except (AttributeError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
     mesh = make_mesh()
-    weights, step = _restore_best_weights(workdir, recipe, mesh)
+    weights, step = _restore_weights(workdir, recipe, mesh, step)
     return TrainedRun(workdir, config, tokenizers, recipe, weights, step, mesh)
 
 
-def _restore_best_weights(
-    workdir: pathlib.Path, recipe: Recipe, mesh: jax.sharding.Mesh
+def load_frozen(run: TrainedRun) -> Any:
+    """The frozen arrays of the run's checkpoint, such as codebooks, without those borrowed from
+    another run; {} if its recipe has none."""
+    _, frozen, _ = _abstract(run.recipe, run.mesh)
+    frozen = {name: tree for name, tree in frozen.items() if name not in run.recipe.borrow}
+    if not frozen:
+        return {}
+    opened = contextlib.closing(Checkpoints(run.workdir, read_only=True))
+    with opened as checkpoints, _of_this_version(run.workdir, run.step):
+        return checkpoints.restore_fields(run.step, {"frozen": frozen})["frozen"]
+
+
+def _restore_weights(
+    workdir: pathlib.Path, recipe: Recipe, mesh: jax.sharding.Mesh, step: int | None
 ) -> tuple[Weights, int]:
-    """(best weights of the newest checkpoint, replicated over `mesh`; its step)."""
-    params, _, stats = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
-    abstract = Weights(params, stats)
-    abstract = with_shardings(abstract, jax.tree.map(lambda _: replicated(mesh), abstract))
+    """(best weights of the newest checkpoint, or EMA parameters and statistics of `step`,
+    replicated over `mesh`; the step of the checkpoint)."""
+    params, _, stats = _abstract(recipe, mesh)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        step = checkpoints.latest()
-        try:
-            return checkpoints.restore_best(step, abstract), step
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(workdir / "checkpoints" / str(step), error) from error
+        if step is None:
+            step = checkpoints.latest()
+            with _of_this_version(workdir, step):
+                return checkpoints.restore_best(step, Weights(params, stats)), step
+        with _of_this_version(workdir, step):
+            found = checkpoints.restore_fields(step, {"ema": params, "stats": stats})
+            shardings = jax.tree.map(lambda x: x.sharding, (params, stats))
+            return Weights(*jax.device_put((found["ema"], found["stats"]), shardings)), step
+
+
+def _abstract(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
+    """(params, frozen, stats) of a recipe: shapes and types, replicated over `mesh`."""
+    shapes = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))
+    return with_shardings(shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
+
+
+@contextlib.contextmanager
+def _of_this_version(workdir: pathlib.Path, step: int) -> Iterator[None]:
+    """UserError for a checkpoint whose arrays are not those of the recipe."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(workdir / "checkpoints" / str(step), error) from error
 
 
 def _with_ctc_head(task: Task, params: dict[str, Any]) -> tuple[Task, dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Initial train state: random initialisation, then pretrained weights and data statistics."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from typing import Any
@@ -14,24 +12,23 @@ from bljust_jax.bilevel import step
 from bljust_jax.bilevel.types import Recipe, TrainState, Weights
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus
-from bljust_jax.data.streams import LABELLED
 from bljust_jax.inference import trained_run
+from bljust_jax.objectives import is_pretrained
+from bljust_jax.train import init_from
 
 
 def make_state(
     config: Any, recipe: Recipe, optimizer: Any, corpus: Corpus
 ) -> tuple[TrainState, list[str]]:
-    """(state at step 0, log lines): random initialisation, replaced by pretrained weights
-    (`config.init_from`), encoders of finished runs (`Recipe.borrow`) and statistics of the data."""
+    """(state at step 0, log lines): random initialisation, replaced by parts of another run or
+    model (`config.init_from`), encoders of finished runs (`Recipe.borrow`) and statistics of the
+    data."""
     state, lines = step.compute_init_state(recipe, optimizer, config.seed), []
+    taken: Any = ()
     if config.init_from:
-        from bljust_jax.export import pretrained
-
-        units = corpus.tokenizers.get(LABELLED)
-        params, stats, lines = pretrained.load(
-            config.init_from, state.params, state.stats, config, units
-        )
-        state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params), stats=stats)
+        source = init_from.open_source(config, state)
+        state, lines = init_from.take(source, config, recipe, corpus.tokenizers, state)
+        taken = source.stats if is_pretrained(config, "encoder") else ()
     for name, workdir in recipe.borrow.items():
         try:
             opened = trained_run.load_trained_run(pathlib.Path(workdir))
@@ -41,30 +38,18 @@ def make_state(
         state.frozen[name] = encoder_weights(opened)
         lines.append(f"{name}: the encoder of {workdir}, checkpoint {opened.step}")
     measured = recipe.statistics(corpus.unlabelled_batches(20))
-    return state._replace(stats=state.stats | measured), lines
-
-
-# Fields of config.model that change training or speed, not the function of an encoder.
-TRAINING_ONLY = {"dropout", "layerdrop", "feature_grad_scale", "dtype", "remat", "scan_unroll"}
+    new = {name: value for name, value in measured.items() if name not in taken}
+    return state._replace(stats=state.stats | new), lines
 
 
 def check_same_encoder(config: Any, opened: trained_run.TrainedRun, name: str) -> None:
     """UserError if the encoder of the run, or its features, differ from those of the config."""
-    ours, theirs = (_function(json.loads(c.to_json())) for c in (config, opened.config))
-    differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    if differing:
+    theirs = json.loads(opened.config.to_json())
+    if found := init_from.differing_fields(config, theirs):
         raise UserError(
             f"{opened.workdir} has another encoder than the {name} of this config: give "
-            f"both the same {', '.join(f'config.{k}' for k in differing)}"
+            f"both the same {', '.join(f'config.{field}' for field, _, _ in found)}"
         )
-
-
-def _function(config: dict[str, Any]) -> dict[str, Any]:
-    """{name: value} of the fields that determine the function of an encoder."""
-    fields = {"encoder": config["encoder"], "data.sample_rate": config["data"]["sample_rate"]}
-    for group in ("features", "model"):
-        fields |= {f"{group}.{k}": v for k, v in config[group].items() if k not in TRAINING_ONLY}
-    return fields
 
 
 def encoder_weights(opened: trained_run.TrainedRun) -> Weights:

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from bljust_jax import export_checkpoint
+from bljust_jax import export_checkpoint, recipes
+from bljust_jax.bilevel.types import TrainState, Weights
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.tokenizer import CharTokenizer
-from bljust_jax.export import pretrained, tensors
+from bljust_jax.export import tensors
+from bljust_jax.train import init_from
 from tests.helpers import runs
 
 OTHER = CharTokenizer(" abc", ("lower",))
@@ -40,10 +42,18 @@ def for_pretraining(tmp_path_factory):
     return exported(tmp_path_factory.mktemp("pretraining"), runs.wav2vec2, "--pretraining")
 
 
-def load(path, config, weights, units=runs.CHARACTERS):
-    """Into a run whose leaves are all 7."""
+def load(path, config, weights, units=runs.CHARACTERS, parts=("all",), **changes):
+    """Into a run whose leaves are all 7: (params, stats, log lines)."""
+    config = config.copy_and_resolve_references()
+    config.update(init_from=str(path), init_parts=parts, **changes)
+    facts = recipes.Facts({"labelled": units.vocab_size}, {"labelled": 1, "unlabelled": 1})
+    recipe = recipes.load(config.recipe)(config, facts)
     blank = jax.tree.map(lambda x: np.full_like(x, 7), weights)
-    return pretrained.load(path, blank.params, blank.stats, config, units)
+    state = TrainState(0, blank.params, {}, blank.params, {}, blank.stats)
+    source = init_from.open_source(config, state)
+    state, lines = init_from.take(source, config, recipe, {"labelled": units}, state)
+    assert_equal(state.ema, state.params)
+    return state.params, state.stats, lines
 
 
 def assert_equal(found, expected):
@@ -58,60 +68,70 @@ def is_untouched(tree):
 
 def test_a_parakeet_comes_back_bit_for_bit(parakeet):
     out, config, weights = parakeet
-    params, stats, lines = load(out, config, weights)
+    params, stats, lines = load(out, config, weights, parts=("encoder", "ctc_head"))
     for name in ("encoder", "ctc_head"):
         assert_equal(params[name], weights.params[name])
     assert_equal(stats["encoder"], weights.stats["encoder"])
     assert is_untouched([params["cpc_head"], stats["features"]])
-    assert "the CTC head" in lines[-1]
+    sizes = (sum(x.size for x in jax.tree.leaves(params[k])) for k in ("encoder", "ctc_head"))
+    assert lines == [
+        f"init_from {out}: parameters: " + "encoder {:,}, ctc_head {:,}".format(*sizes),
+        "init_from: cpc_head is initialised: not there",
+    ]
     # and once more out of what was read in
-    again, _, _ = pretrained.load(out, params, stats, config, runs.CHARACTERS)
-    assert_equal(again, params)
+    again, _, _ = load(out, config, Weights(params, stats), parts=("encoder", "ctc_head"))
+    assert_equal(again, params | {"cpc_head": again["cpc_head"]})
 
 
 def test_a_pretrained_wav2vec2_brings_its_quantizer(for_pretraining):
     out, config, weights = for_pretraining
-    params, _, lines = load(out, config, weights)
+    params, _, lines = load(out, config, weights, parts=("encoder", "wav2vec2_head"))
     for name in ("encoder", "wav2vec2_head"):
         assert_equal(params[name], weights.params[name])
     assert is_untouched(params["ctc_head"])
-    assert any("quantizer" in line for line in lines)
-    assert lines[-1].endswith("is initialised, that of the file is missing")
+    assert ", wav2vec2_head " in lines[0]
+    assert lines[1:] == ["init_from: ctc_head is initialised: not there"]
 
 
 def test_a_ctc_model_has_no_quantizer(for_ctc):
     out, config, weights = for_ctc
-    with pytest.raises(UserError, match="no quantizer: Wav2Vec2ForCTC and Wav2Vec2Model files"):
+    with pytest.raises(UserError, match="Wav2Vec2ForCTC and Wav2Vec2Model files hold no quantizer"):
         load(out, config, weights)
-    supervised = config.copy_and_resolve_references()
-    supervised.method = "supervised"
-    params, _, _ = load(out, supervised, weights)
+    with pytest.raises(UserError, match=r"--config\.init_parts=encoder$"):
+        load(out, config, weights, parts=("encoder", "wav2vec2_head"))
+    params, _, _ = load(out, config, weights, method="supervised")
     assert_equal(params["encoder"], weights.params["encoder"])
     assert_equal(params["ctc_head"], weights.params["ctc_head"])
     assert is_untouched(params["wav2vec2_head"])
 
 
-def test_a_ctc_head_of_other_units_starts_fresh(parakeet):
+def test_a_ctc_head_of_other_units_is_refused_and_starts_fresh_unless_named(parakeet):
     out, config, weights = parakeet
-    params, _, lines = load(out, config, weights, OTHER)
+    with pytest.raises(UserError, match=r"other units than this run.*init_parts=encoder$"):
+        load(out, config, weights, OTHER, parts=("encoder", "ctc_head"))
+    params, _, lines = load(out, config, weights, OTHER, parts=("encoder",))
     assert is_untouched(params["ctc_head"])
-    assert "another vocabulary" in lines[-1]
+    assert lines[1:] == [
+        "init_from: cpc_head is initialised: not there",
+        "init_from: ctc_head is initialised: not in config.init_parts",
+        "init_from: not taken: ctc_head",
+    ]
 
 
 def test_a_run_of_several_tasks_takes_the_encoder_alone(parakeet):
     out, config, weights = parakeet
     heads = {"encoder": weights.params["encoder"], "asr_en_head": weights.params["ctc_head"]}
-    params, _, lines = load(out, config, weights._replace(params=heads), units=None)
+    params, _, lines = load(out, config, weights._replace(params=heads), parts=("encoder",))
     assert_equal(params["encoder"], weights.params["encoder"])
     assert is_untouched(params["asr_en_head"])
-    assert lines[-1] == "init_from: the heads of the tasks are initialised"
+    assert "init_from: asr_en_head is initialised: not there" in lines
 
 
 def test_a_file_alone_is_read_by_the_config(for_pretraining, tmp_path):
     out, config, weights = for_pretraining
     path = tmp_path / "weights.safetensors"
     path.write_bytes((out / "model.safetensors").read_bytes())
-    params, _, _ = load(path, config, weights)
+    params, _, _ = load(path, config, weights, parts=("encoder", "wav2vec2_head"))
     assert_equal(params["encoder"], weights.params["encoder"])
 
 
@@ -120,7 +140,7 @@ def test_without_an_embedding_of_masked_frames_it_starts_fresh(for_pretraining, 
     found = tensors.read(out)
     del found["wav2vec2.masked_spec_embed"]
     tensors.write(tmp_path / "model.safetensors", found)
-    params, _, lines = load(tmp_path, config, weights)
+    params, _, lines = load(tmp_path, config, weights, parts=("encoder",))
     assert is_untouched(params["encoder"]["masked_embedding"])
     assert any("embedding of masked frames" in line for line in lines)
 
@@ -140,6 +160,10 @@ def test_the_flags_that_give_the_shape_are_named(parakeet, for_ctc):
     )
     with pytest.raises(UserError, match=r"needs config\.encoder=wav2vec2, not conformer"):
         load(for_ctc[0], config, weights)
+    slower = config.copy_and_resolve_references()
+    slower.data.sample_rate = 8000
+    with pytest.raises(UserError, match=r"give --config\.data\.sample_rate=16000$"):
+        load(out, slower, weights)
     tuples = for_ctc[1].copy_and_resolve_references()
     tuples.model.conv_dim = (32,) * 7
     with pytest.raises(UserError, match=r"--config\.model\.conv_dim='\(16, 16, 16, 16, 16"):
@@ -159,8 +183,12 @@ def test_a_head_of_another_size(for_pretraining):
     head = weights.params["wav2vec2_head"]
     head = {**head, "project_q": {"kernel": np.zeros((8, 9)), "bias": np.zeros(9)}}
     other = weights._replace(params={**weights.params, "wav2vec2_head": head})
-    with pytest.raises(UserError, match=r"wav2vec2_head/project_q/bias has shape \(12,\) there"):
-        load(out, config, other)
+    wrong = (
+        r"wav2vec2_head/project_q/bias has shape \(12,\) there, \(9,\) here, and 1 more differ: "
+        r"set the sizes in config\.wav2vec2$"
+    )
+    with pytest.raises(UserError, match=wrong):
+        load(out, config, other, parts=("encoder", "wav2vec2_head"))
 
 
 def test_missing_and_unexpected_tensors(for_ctc, tmp_path):
@@ -180,6 +208,10 @@ def test_folders_that_are_no_model(parakeet, tmp_path):
     out, config, weights = parakeet
     with pytest.raises(UserError, match=r"holds no config\.json"):
         load(tmp_path, config, weights)
+    with pytest.raises(UserError, match=r"there is no checkpoint 'last': give .*@STEP or @best"):
+        load(f"{tmp_path}@last", config, weights)
+    with pytest.raises(UserError, match=r"is no run, which alone has checkpoints: leave out @best"):
+        load(f"{out}@best", config, weights)
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
     with pytest.raises(UserError, match="'whisper' is none of wav2vec2, parakeet_ctc"):
         load(tmp_path, config, weights)

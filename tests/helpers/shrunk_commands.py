@@ -1,6 +1,7 @@
 """Run the commands of a document in a folder, shrunk: tiny corpora, a few steps, few rounds."""
 
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -22,7 +23,6 @@ STEPS = 2  # of each phase
 ELSEWHERE = ("make", "pip", "source", "launch/")
 DROPPED = (
     "--config.data.root",
-    "--config.init_from",
     "--coordinator",
     "--num_proc",
     "--process_id",
@@ -41,6 +41,8 @@ def make_folder(folder: pathlib.Path) -> pathlib.Path:
             entries[-1] |= {"speaker": u.speaker, "id": f"{split}{n}"}
         corpora.write(folder, split, entries)
     store(folder / "talk.mp3", read_audio(open_source("synthetic:tiny/dev")[0]), RATE, format="MP3")
+    audio = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    corpora.write(folder, "audio", [{k: v for k, v in row.items() if k != "text"} for row in audio])
     (folder / "files.txt").write_text("dev0.wav\ndev1.wav\n")
     return folder
 
@@ -69,6 +71,8 @@ def execute(words: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -
 def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -> None:
     """`bljust train`, a process of its own, in variant smoke unless in overfit."""
     given = dict(word[2:].partition("=")[::2] for word in options)
+    if "config.init_from" in given:
+        given["config.init_from"] = make_source(given, folder, cache)
     path, _, variants = given.pop("config").partition(":")
     path = path if path.endswith(".py") else f"configs/{path}.py"
     name = "-".join([pathlib.Path(path).stem, *variants.replace(",", "-").split()])
@@ -102,6 +106,22 @@ def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -
         timeout=600,
     )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-2000:]}"
+
+
+def make_source(given: dict[str, str], folder: pathlib.Path, cache: pathlib.Path | str) -> str:
+    """What stands for `--config.init_from` of a command: a run of the same config without it; for
+    RUN@STEP the end of its first phase, for a model of transformers its export."""
+    first = {k: v for k, v in given.items() if not k.startswith("config.init_")}
+    first["workdir"] = "runs/source"
+    train([f"--{k}={v}" for k, v in first.items()], folder, cache)
+    _, at, _ = given["config.init_from"].rpartition("@")
+    if not given["config.init_from"].startswith("/models/"):
+        facts = json.loads((folder / "runs" / "source" / "run.json").read_text())
+        return f"runs/source@{facts['phases'][0]['steps']}" if at else "runs/source"
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    options = ["--workdir=runs/source", "--out=model", "--unchecked", "--pretraining"]
+    assert importlib.import_module("bljust_jax.export_checkpoint").main(options) == 0
+    return "model"
 
 
 def local_source(value: str) -> str:

@@ -162,18 +162,36 @@ def test_no_checkpoint_outlives_the_rows_before_it(run, tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_the_end_of_each_phase_is_kept(run, tmp_path, capsys):
     """Of the last turn of each loss for `alternating`, of each name once."""
-    run(tmp_path / "bljust", changes={"keep": 1, "save_every": 100})
+    rare = {"keep": 1, "save_every": 100, "eval_every": 100}
+    run(tmp_path / "bljust", changes=rare)
     assert saved_steps(tmp_path / "bljust") == {8, 16, 24}
     logged = capsys.readouterr().err
     for end, phase in ((8, "explore"), (16, "joint")):
         assert f"phase {phase} ends, checkpoint kept: --config.init_from=" in logged
         assert f"@{end} starts here" in logged
     assert "@24" not in logged, "the run itself is its end"
-    changes = {"keep": 1, "save_every": 100, "method": "alternating", "phases.turn": 2}
+    changes = {**rare, "method": "alternating", "phases.turn": 2}
     run(tmp_path / "turns", stop=23, changes=changes)
     assert saved_steps(tmp_path / "turns") == {8, 22, 23}, "16 steps in turns: 14 to 16 of CTC"
     run(tmp_path / "turns", changes=changes)
     assert saved_steps(tmp_path / "turns") == {8, 22, 24, 32}
+
+
+def test_a_run_starts_from_a_checkpoint_of_another_which_may_then_go(run, tmp_path, capsys):
+    """The trivial step changes no parameter, so both ends have the parameters of the first run."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    rare = {"keep": 1, "save_every": 100, "eval_every": 100}
+    final = run(first, changes=rare)
+    changes = {**rare, "seed": 1, "init_from": f"{first}@8", "init_parts": ("all",)}
+    assert run(second, stop=3, changes=changes) is None
+    logged = capsys.readouterr().err
+    assert f"init_from {first}, step 8: parameters: encoder " in logged
+    first.rename(tmp_path / "gone")
+    again = run(second, changes=changes)
+    assert again["params_digest"] == final["params_digest"]
+    assert "resumed from step 3" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"config\.init_from: .*/first does not exist: give"):
+        run(tmp_path / "third", changes=changes)
 
 
 def saved_steps(workdir):
