@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from bljust_jax.bilevel.levels import Grads
 from bljust_jax.bilevel.multi_objective import Level, SeparateGradients, level_name
+from bljust_jax.bilevel.schedules import active_steps
 from bljust_jax.bilevel.types import Aux, Extras, Means, Objective, Phase, Recipe, TrainState, Tree
 from bljust_jax.common import trees
 from bljust_jax.parallel.rules import gathered
@@ -137,7 +138,9 @@ def _gradient(
         losses, metrics, stats = {}, {}, {}
         for objective in objectives:
             own = {stream: part[stream] for stream in objective.streams}
-            pairs, aux = objective.apply(params, extras, own, keys[objective.name])
+            step = active_steps(facts.recipe.phases, objective.losses, state.step)
+            given = extras._replace(step=step)
+            pairs, aux = objective.apply(params, given, own, keys[objective.name])
             losses |= {name: pair for name, pair in pairs.items() if name in active}
             metrics, stats = metrics | aux.metrics, stats | aux.stats
         metrics = {_loss_metric(name): pair for name, pair in losses.items()} | metrics

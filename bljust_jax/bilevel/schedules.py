@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,9 +14,18 @@ from bljust_jax.bilevel.types import Phase
 
 def position(phases: tuple[Phase, ...], name: str, step: Any) -> Int[Array, ""]:
     """Number of steps before `step` in phases called `name`: the argument of every schedule."""
-    starts = np.cumsum([0] + [p.steps for p in phases[:-1]])
-    spans = [(s, p.steps) for s, p in zip(starts, phases, strict=True) if p.name == name]
-    starts, lengths = (np.array(column, np.int32) for column in zip(*spans, strict=True))
+    return _steps_in(phases, [p.name == name for p in phases], step)
+
+
+def active_steps(phases: tuple[Phase, ...], losses: Iterable[str], step: Any) -> Int[Array, ""]:
+    """Number of steps before `step` in phases where one of `losses` is active: the argument of the
+    schedules of an objective, such as a Gumbel temperature."""
+    return _steps_in(phases, [bool(p.losses & set(losses)) for p in phases], step)
+
+
+def _steps_in(phases: tuple[Phase, ...], counted: Sequence[bool], step: Any) -> Int[Array, ""]:
+    starts = np.cumsum([0] + [p.steps for p in phases[:-1]])[list(counted)].astype(np.int32)
+    lengths = np.array([p.steps for p in phases], np.int32)[list(counted)]
     return jnp.sum(jnp.clip(step - starts, 0, lengths), dtype=jnp.int32)
 
 

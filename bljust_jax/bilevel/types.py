@@ -42,7 +42,8 @@ class Weights(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """Inputs of an objective besides parameters and batch. `scale` has the active losses:
+    """Inputs of an objective besides parameters and batch. `step` counts the earlier steps in which
+    one of its losses was active, whatever the phase. `scale` has the active losses:
     `scale[name]` multiplies the gradient of loss `name` with respect to shared hidden states (1
     unless the step takes one backward pass over all losses)."""
 

@@ -18,7 +18,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Lengths, Mask, RowKeys, Scalar
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoder
-from bljust_jax.objectives import EncoderObjective
+from bljust_jax.objectives import EncoderObjective, head_name, is_pretrained
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import valid_frames
 from bljust_jax.ops.masking import InputMask, wav2vec2_spans
@@ -36,7 +36,8 @@ class Wav2Vec2Loss(EncoderObjective):
     groups, codes, code_dim: G codebooks of V entries, code_dim values in all, quantise
         hidden["latents"]
     width: of projected targets and predictions
-    tau_start, tau_end, tau_decay: Gumbel temperature max(end, start * decay^step)
+    tau_start, tau_end, tau_decay: Gumbel temperature max(end, start * decay^k), k the steps of this
+        loss so far; with the quantizer of another run (`config.init_parts`) it is `tau_end`
 
     Parameters params["wav2vec2_head"]: {"quantizer": {"project", "codevectors" [G, V, d]},
     "project_q", "project_hid"}. The loss is the sum times n and its weight is n, the number of
@@ -149,7 +150,10 @@ def build(config: Any, encoder: Encoder) -> Wav2Vec2Loss:
         raise UserError(
             f"config.wav2vec2.code_dim={c.code_dim} must be a multiple of groups={c.groups}"
         )
-    return Wav2Vec2Loss(encoder=encoder, sample_rate=config.data.sample_rate, **c.to_dict())
+    fields = c.to_dict()
+    if is_pretrained(config, head_name(Wav2Vec2Loss.name)):
+        fields["tau_start"] = c.tau_end  # its quantizer ended there
+    return Wav2Vec2Loss(encoder=encoder, sample_rate=config.data.sample_rate, **fields)
 
 
 def draw_negatives(keys: RowKeys, mask: Mask, count: int) -> Int[Array, "b t n"]:

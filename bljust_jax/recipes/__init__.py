@@ -6,6 +6,7 @@ system.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 from bljust_jax.bilevel.types import Group, Recipe, Tree
 from bljust_jax.common import plugins
 from bljust_jax.models.encoders import Encoder
+from bljust_jax.objectives import is_pretrained
 
 
 class Facts(NamedTuple):
@@ -37,7 +39,15 @@ def assemble(
 
     heads: the objectives whose `init` gives the heads and frozen arrays, in the order of the random
         keys that they receive after the encoder
+
+    A head that comes from another run has the learning rate of the encoder: `config.lr.heads` is
+    for new ones.
     """
+    pretrained = [head for head in head_owners(heads) if is_pretrained(config, head)]
+    fields["phases"] = tuple(
+        dataclasses.replace(p, lr={**p.lr, **dict.fromkeys(pretrained, p.lr["encoder"])})
+        for p in fields["phases"]
+    )
 
     def init(rng: Any) -> tuple[Tree, Tree, Tree]:
         encoder_rng, *keys = jax.random.split(rng, 1 + len(heads))

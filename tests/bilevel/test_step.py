@@ -152,6 +152,30 @@ def test_clock_counts_steps_in_phases_of_one_name():
         assert [int(position(phases, name, s)) for s in range(9)] == positions
 
 
+@pytest.mark.parametrize("gradients", ["separate", "fused"])
+def test_an_objective_counts_the_steps_of_its_losses(gradients):
+    """The clock of a Gumbel temperature: not the global step, and one over all phases."""
+    lengths = {"finetune": 3, "explore": 2, "joint": 2}
+    phases = tuple(toy.phase(name, n) for name, n in [*lengths.items()] * 2)
+    at_step = [phase for phase in phases for _ in range(phase.steps)]
+
+    def counting(objective):
+        def apply(params, extras, batch, rng):
+            losses, aux = objective.apply(params, extras, batch, rng)
+            return losses, Aux({f"{objective.name}/k": (extras.step, 1.0)}, aux.stats)
+
+        return dataclasses.replace(objective, apply=apply)
+
+    r, opt, groups, state = toy.start(phases, gradients=gradients)
+    r = dataclasses.replace(r, objectives=tuple(map(counting, r.objectives)))
+    for at in (0, 3, 4, 6, 8, 11, 13):
+        run = step.make_train_step(r, at_step[at], opt, groups, seed=0)
+        _, means = run(state._replace(step=jnp.int32(at)), toy.BATCH)
+        found = {name[0]: int(k) for name, (k, _) in means.items() if name[1:] == "/k"}
+        want = {n: sum(n in phase.losses for phase in at_step[:at]) for n in at_step[at].losses}
+        assert found == want
+
+
 def test_ema_follows_with_warm_up():
     phase = toy.phase("joint")
     r, opt, groups, state = toy.start([phase])
