@@ -15,6 +15,7 @@ from typing import Any
 
 from bljust_jax.bilevel.schedules import penalty_schedule, schedule
 from bljust_jax.bilevel.types import Phase
+from bljust_jax.common.errors import UserError
 
 
 def make_phases(
@@ -100,10 +101,32 @@ def one(k: Any) -> tuple[Any, ...]:
 
 
 def penalised(config: Any, steps_per_epoch: int) -> Callable[[Any], tuple[Any, ...]]:
-    """k -> (1, gamma_k): the penalty rises per step or per epoch; constant for `weighted_sum`."""
+    """k -> (1, gamma_k): the penalty rises with the steps of its phases, by `slope` per step or per
+    epoch, of which fractions count; constant for `weighted_sum`."""
     if config.method == "weighted_sum":
         return lambda k: (1.0, config.penalty.constant)
     p = config.penalty
     gamma = penalty_schedule(p.start, p.slope, p.cap)
-    per = 1 if p.per == "step" else steps_per_epoch
-    return lambda k: (1.0, gamma(k // per))
+    per = penalty_unit(config, steps_per_epoch)
+    return lambda k: (1.0, gamma(per(k)))
+
+
+def penalty_unit(config: Any, steps_per_epoch: int) -> Callable[[Any], Any]:
+    """k -> number of `config.penalty.per` in k steps: k itself, or epochs with fractions."""
+    return (lambda k: k) if config.penalty.per == "step" else (lambda k: k / steps_per_epoch)
+
+
+def check_penalties(phases: tuple[Phase, ...]) -> None:
+    """Raise UserError for a phase in which the weight of a level stays 0: its losses would be
+    computed and not trained."""
+    for name in dict.fromkeys(p.name for p in phases):
+        same = [p for p in phases if p.name == name]
+        steps = sum(p.steps for p in same)
+        # schedules never fall, so the last step has the largest weight
+        for level, weight in zip(same[0].levels, same[0].weights(steps - 1), strict=True):
+            if float(weight) == 0:
+                raise UserError(
+                    f"config.penalty: the weight of {'+'.join(level)} stays 0 in all {steps} steps "
+                    f"of phase {name}: raise config.penalty.start, slope or cap (method "
+                    "weighted_sum: constant), or take method supervised"
+                )

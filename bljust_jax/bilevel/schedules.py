@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -32,13 +33,24 @@ def _steps_in(phases: tuple[Phase, ...], counted: Sequence[bool], step: Any) -> 
 def penalty_schedule(
     start: float | int, slope: float | int, cap: float | int
 ) -> Callable[[Any], Array]:
-    """gamma_k = min(cap, start + slope * k), with k the number of steps (or epochs, if the caller
-    divides) spent in phases of one name. ValueError if start > cap or slope < 0."""
+    """gamma_k = min(cap, start + slope * k), with k the number of steps (or epochs, fractions
+    included, if the caller divides) spent in phases of one name. ValueError if start > cap or
+    slope < 0."""
     if cap < start or slope < 0:
         raise ValueError(
             f"a penalty rises from start to cap: start={start}, slope={slope}, cap={cap}"
         )
-    return lambda k: jnp.minimum(jnp.float32(cap), jnp.float32(start) + jnp.float32(slope) * k)
+
+    def gamma(k):
+        xp = array_module(k)
+        return xp.minimum(xp.float32(cap), xp.float32(start) + xp.float32(slope) * k)
+
+    return gamma
+
+
+def array_module(k: Any) -> Any:
+    """jax.numpy for an array of jax, else numpy, which compiles nothing."""
+    return jnp if isinstance(k, jax.Array) else np
 
 
 Schedule = Callable[[Any], Any]
@@ -48,9 +60,9 @@ Schedule = Callable[[Any], Any]
 # exponentially to 1/20: after a warm-up of 1/10, the 10/40/50 schedule of wav2vec 2.0.
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "constant": lambda share: 1.0,
-    "cosine": lambda share: 0.5 * (1 + jnp.cos(jnp.pi * share)),
+    "cosine": lambda share: 0.5 * (1 + array_module(share).cos(np.pi * share)),
     "linear": lambda share: 1.0 - share,
-    "hold": lambda share: 0.05 ** jnp.clip((9 * share - 4) / 5, 0.0, 1.0),
+    "hold": lambda share: 0.05 ** array_module(share).clip((9 * share - 4) / 5, 0.0, 1.0),
 }
 
 
@@ -58,7 +70,8 @@ def schedule(shape: str, peak: float, warmup: int, steps: int) -> Schedule:
     """Linear from 0 to `peak` over `warmup` steps, then `SHAPES[shape]` of the rest of `steps`."""
 
     def rate(k):
-        share = jnp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        return peak * jnp.minimum(1.0, (k + 1) / max(warmup, 1)) * SHAPES[shape](share)
+        xp = array_module(k)
+        share = xp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        return peak * xp.minimum(1.0, (k + 1) / max(warmup, 1)) * SHAPES[shape](share)
 
     return rate

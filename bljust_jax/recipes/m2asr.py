@@ -23,13 +23,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from bljust_jax import objectives
 from bljust_jax.bilevel import phases
 from bljust_jax.bilevel.levels import combine_levels
 from bljust_jax.bilevel.multi_objective import Conflict
-from bljust_jax.bilevel.schedules import penalty_schedule
+from bljust_jax.bilevel.schedules import array_module, penalty_schedule
 from bljust_jax.bilevel.types import Phase, Recipe, Task
 from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders
@@ -149,15 +147,15 @@ def penalised(config: Any, levels: int, epoch: int) -> Callable[[Any], tuple[Any
     lowest, middle = (
         penalty_schedule(p.start, p.slope, p.cap) for p in (config.penalty, config.task_penalty)
     )
-    per = 1 if config.penalty.per == "step" else epoch
+    per = phases.penalty_unit(config, epoch)
 
     def three(k):
-        product = middle(k // per) * lowest(k // per)
-        return 1.0, middle(k // per), jnp.minimum(config.penalty.cap, product)
+        product = middle(per(k)) * lowest(per(k))
+        return 1.0, middle(per(k)), array_module(k).minimum(config.penalty.cap, product)
 
     if config.method == "joint":
         return fixed(1.0, config.penalty.constant)
-    return {1: phases.one, 2: lambda k: (1.0, lowest(k // per)), 3: three}[levels]
+    return {1: phases.one, 2: lambda k: (1.0, lowest(per(k))), 3: three}[levels]
 
 
 def fixed(*weights: float) -> Callable[[Any], tuple[Any, ...]]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from bljust_jax import recipes
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
+from bljust_jax.bilevel.phases import check_penalties
 from bljust_jax.bilevel.types import Phase, Recipe, TrainState, Tree
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import measures
@@ -35,13 +36,15 @@ class System(NamedTuple):
 
 
 def build_recipe(config: Any, facts: recipes.Facts) -> Recipe:
-    """The recipe of `config.recipe`; UserError for a config that it cannot be built from."""
+    """The recipe of `config.recipe`; UserError for a config that it cannot be built from,
+    and for a penalty that stays 0."""
     try:
         recipe = recipes.load(config.recipe)(config, facts)
     except ValueError as error:
         raise UserError(f"config: {error}") from error
     if not recipe.phases:
         raise UserError("config.phases: every phase has length 0")
+    check_penalties(recipe.phases)
     for task in recipe.tasks:
         measures.check(task)
     return recipe

@@ -2,8 +2,12 @@
 
 import pytest
 
+from bljust_jax import recipes
 from bljust_jax.bilevel import phases
-from configs import defaults
+from bljust_jax.common.errors import UserError
+from bljust_jax.train.system import build_recipe
+from configs import defaults, m2asr, quickstart
+from tests.helpers.systems import FACTS
 
 EPOCHS = {"labelled": 4, "unlabelled": 8}
 HEADS = ("ctc_head", "cpc_head")
@@ -76,8 +80,8 @@ def test_lengths_and_losses(changes, table):
     [
         ({}, [0.1, 0.15, 0.2, 0.22, 0.22]),
         ({"penalty.start": 0.0}, [0.0, 0.05, 0.1, 0.15, 0.2]),
-        # an epoch has four steps
-        ({"penalty.per": "epoch"}, [0.1, 0.1, 0.1, 0.1, 0.15]),
+        # an epoch has four steps; its fractions count
+        ({"penalty.per": "epoch"}, [0.1, 0.1125, 0.125, 0.1375, 0.15]),
         ({"method": "weighted_sum"}, [0.7] * 5),
     ],
 )
@@ -87,6 +91,39 @@ def test_the_penalty_rises_with_the_steps_of_its_phase(changes, penalties):
         upper, lower = joint.weights(k)
         assert upper == 1
         assert float(lower) == pytest.approx(penalty, abs=1e-6)
+
+
+def test_a_penalty_rises_within_a_joint_phase_shorter_than_an_epoch():
+    short = {"penalty.per": "epoch", "penalty.start": 0.0, "penalty.slope": 0.2, "joint": 3}
+    phases.check_penalties(make(**short))
+    assert float(one_of("joint", **short).weights(2)[1]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"penalty.start": 0.0, "penalty.slope": 0.0},
+        {"penalty.start": 0.0, "penalty.cap": 0.0},
+        {"penalty.start": 0.0, "joint": 1},
+        {"method": "weighted_sum", "penalty.constant": 0.0},
+    ],
+)
+def test_a_penalty_that_stays_0_is_refused(changes):
+    with pytest.raises(UserError, match=r"weight of cpc stays 0 in all . steps of phase joint"):
+        phases.check_penalties(make(**changes))
+
+
+def test_a_penalty_that_stays_0_is_refused_before_training_and_not_when_a_run_is_read():
+    config = quickstart.get_config("smoke")
+    config.penalty.slope = 0.0
+    recipes.load(config.recipe)(config, FACTS)
+    with pytest.raises(UserError, match=r"config.penalty: the weight of cpc stays 0"):
+        build_recipe(config, FACTS)
+    config = m2asr.get_config("digits,smoke,vm_uas")
+    config.task_penalty.update(start=0.0, slope=0.0)
+
+    with pytest.raises(UserError, match=r"the weight of st/ar-en.st/en-ar stays 0"):
+        build_recipe(config, FACTS)
 
 
 def test_phases_of_one_level_weigh_it_1():
