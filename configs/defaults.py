@@ -225,7 +225,10 @@ def training(c: ConfigDict) -> None:
     c.optim.weight_decay = 0.01
     c.optim.b1 = 0.9  # decay of the first moment
     c.optim.b2 = 0.98  # decay of the second moment
-    c.ema_decay = 0.999  # of the averaged parameters, used for evaluation and export
+    # averaged parameters, used for evaluation and export: in a phase of n steps their decay is
+    # min(ema_decay, 1 - 1 / (ema_share n)), so that 98 % of them are of the last phase: ours
+    c.ema_decay = 0.999  # largest decay
+    c.ema_share = 0.25  # length of the average, as a share of the phase; 0 = ema_decay alone
 
 
 def run(c: ConfigDict) -> None:

@@ -75,6 +75,7 @@ def make_train_step(
     take_gradients = {"separate": gradients.separate, "fused": gradients.fused}[recipe.gradients]
     active = recipe.active_groups(phase)
     dynamic = tuple(phase.dynamic_levels)
+    largest_decay = recipe.ema_decay_in(phase)
 
     def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
         k = position(recipe.phases, phase.name, state.step)
@@ -94,7 +95,7 @@ def make_train_step(
         )
         combiner_state, *_ = opt_state
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+        decay = jnp.minimum(largest_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
             lambda e, p: decay.astype(e.dtype) * e + (1 - decay).astype(e.dtype) * p,
             state.ema,

@@ -180,10 +180,13 @@ class Recipe:
     cost: Callable[[frozenset[str], float], float]
     # "separate": one gradient per objective; "fused": one backward pass over the sum of the losses
     gradients: str = "separate"
+    # as `cost`, of heads, decoders and quantisers in the same step
+    head_cost: Callable[[frozenset[str], float], float] = lambda losses, seconds: 0.0
     # "plain": a head has the gradient of its own loss; "penalised": that times the level weight,
     # the exact gradient of the penalised objective
     head_scale: str = "plain"
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # largest decay of the averaged parameters
+    ema_share: float = 0.0  # of the steps of a phase, the length of its average; 0: ema_decay alone
     # {name: workdir of a finished run}: its best encoder, as Weights({"encoder": ...}, stats),
     # replaces the tree of the same shapes in frozen[name] of the initial state
     borrow: Mapping[str, str] = field(default_factory=dict)
@@ -205,6 +208,19 @@ class Recipe:
             steps[phase.name] = steps.get(phase.name, 0) + phase.steps
         levels = {p.name: p.describe_levels() for p in self.phases}
         return [(name, n, levels[name]) for name, n in steps.items()]
+
+    def ema_decay_in(self, phase: Phase) -> float:
+        """Decay of the averaged parameters in a phase of n steps (all phases of its name together):
+
+            d = min(ema_decay, 1 - 1 / (ema_share n)), at least 0
+
+        so 1 - d^n of the average is of the phase at its end: at least 1 - exp(-1 / ema_share), 0.98
+        at a share of 0.25. `ema_decay` alone with a share of 0.
+        """
+        n = sum(p.steps for p in self.phases if p.name == phase.name)
+        if not self.ema_share:
+            return self.ema_decay
+        return min(self.ema_decay, max(0.0, 1 - 1 / max(self.ema_share * n, 1)))
 
     def active(self, phase: Phase) -> tuple[Objective, ...]:
         """The objectives with a loss in the phase."""
