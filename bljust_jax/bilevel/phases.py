@@ -1,17 +1,20 @@
 """Phase tables of each method: losses, level weights and learning rates per phase.
 
-method         phases, at the same number of encoder gradients (a joint step takes two)
+method         phases, cut to the FLOPs of bljust: encoder, heads and passes for labels
 bljust         explore: lower | joint: upper > lower, rising penalty | finetune: upper
 weighted_sum   the same, at a constant penalty
-ptft           pretrain: lower | supervised: upper
+ptft           pretrain: lower | supervised: upper, half of the FLOPs each
 supervised     supervised: upper
 alternating    explore: lower | turns of the lower and the upper loss | finetune: upper
+
+The losses differ in FLOPs per step: CPC on windows encodes 2 to 3 times the audio, and streams have
+batches of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bljust_jax.bilevel.schedules import penalty_schedule, schedule
 from bljust_jax.bilevel.types import Phase
@@ -19,15 +22,22 @@ from bljust_jax.common.errors import UserError
 
 
 def make_phases(
-    config: Any, steps_per_epoch: Mapping[str, int], upper: str, lower: str, heads: tuple[str, ...]
+    config: Any,
+    steps_per_epoch: Mapping[str, int],
+    upper: str,
+    lower: str,
+    heads: tuple[str, ...],
+    flops: Callable[[frozenset[str]], float],
 ) -> tuple[Phase, ...]:
     """The phases of `config.method` over two losses, by name.
+
+    flops: active losses -> mean FLOPs of a step
 
     An epoch is one pass over the labelled plan, in exploration over the unlabelled one. The groups
     in `heads` have the learning rate of the encoder times `rates.heads` of the phase.
     """
     totals: dict[str, int] = {}
-    table = _table(config, steps_per_epoch)
+    table = _table(config, steps_per_epoch, _Cost.of(flops, upper, lower))
     for name, steps in table:
         totals[name] = totals.get(name, 0) + steps
     levels = {"joint": ((upper,), (lower,))}
@@ -41,8 +51,20 @@ def make_phases(
     return tuple(phase(name, steps) for name, steps in table if steps > 0)
 
 
-def _table(config: Any, steps_per_epoch: Mapping[str, int]) -> list[tuple[str, int]]:
-    """(name, steps) of each phase of `config.method`, with the compute of BL-JUST's phases."""
+class _Cost(NamedTuple):
+    """Mean FLOPs of a step with the upper loss, the lower one, both."""
+
+    upper: float
+    lower: float
+    both: float
+
+    @classmethod
+    def of(cls, flops: Callable[[frozenset[str]], float], upper: str, lower: str) -> _Cost:
+        return cls(*(flops(frozenset(losses)) for losses in ((upper,), (lower,), (upper, lower))))
+
+
+def _table(config: Any, steps_per_epoch: Mapping[str, int], cost: _Cost) -> list[tuple[str, int]]:
+    """(name, steps) of each phase of `config.method`, with the FLOPs of BL-JUST's phases."""
     length = config.phases
     labelled = steps_per_epoch["labelled"]
     unlabelled = labelled if config.share_forward else steps_per_epoch["unlabelled"]
@@ -52,18 +74,26 @@ def _table(config: Any, steps_per_epoch: Mapping[str, int]) -> list[tuple[str, i
         round(length.joint * unit),
         round(length.finetune * unit),
     )
-    passes = joint if config.share_forward else 2 * joint
-    budget = explore + passes + finetune
+    budget = explore * cost.lower + joint * cost.both + finetune * cost.upper
     if config.method in ("bljust", "weighted_sum"):
         rounds = 1 if length.explore_when == "once" else max(1, round(joint / labelled))
         return _rounds([("explore", explore), ("joint", joint)], rounds) + [("finetune", finetune)]
     if config.method == "supervised":
-        return [("supervised", budget)]
+        return [("supervised", round(budget / cost.upper))]
+    if cost.lower == 0:
+        raise UserError(
+            f"config.ssl={config.ssl!r} encodes nothing in batches of config.data.buckets (or "
+            f"unlabelled_buckets): method {config.method} needs longer ones"
+        )
     if config.method == "ptft":
-        return [("pretrain", budget - budget // 2), ("supervised", budget // 2)]
-    half = passes // 2
-    rounds = max(1, round(half / length.turn))
-    turns = _rounds([("turn_ssl", half), ("turn_ctc", passes - half)], rounds)
+        pretrain = round(budget / 2 / cost.lower)
+        return [
+            ("pretrain", pretrain),
+            ("supervised", round((budget - pretrain * cost.lower) / cost.upper)),
+        ]
+    turn = round(joint * cost.both / (cost.lower + cost.upper))
+    rounds = max(1, round(turn / length.turn))
+    turns = _rounds([("turn_ssl", turn), ("turn_ctc", turn)], rounds)
     return [("explore", explore), *turns, ("finetune", finetune)]
 
 

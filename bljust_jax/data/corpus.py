@@ -29,6 +29,7 @@ from bljust_jax.data.tokenizer import Tokenizer
 
 GAP = (0.02, 0.15)  # seconds between joined utterances
 GAIN_DB = (-3.0, 3.0)  # of each joined utterance
+MIX_STEPS = 2000  # steps that `Corpus.mix` looks at
 
 
 class Segment(NamedTuple):
@@ -211,6 +212,17 @@ class Corpus(Splits):
         """{stream: (rows, seconds per row)} of a step, padding included; reads no audio."""
         buckets = {s: self.plans[s].buckets[k] for s, (k, _) in self.draws(segments, step).items()}
         return {stream: (b.batch_size, b.seconds) for stream, b in buckets.items()}
+
+    def mix(self, needed: Sequence[str]) -> list[tuple[float, dict[str, tuple[int, float]]]]:
+        """(share of the steps, {stream: (rows, seconds per row)}) of the batch shapes of steps that
+        read these streams: those of an epoch of the driver, of `MIX_STEPS` of its steps if it has
+        more. Reads no audio."""
+        epoch = self.plans[self.driver(needed)].batches_per_epoch
+        segments = [Segment(0, epoch, tuple(needed))]
+        steps = np.unique(np.linspace(0, epoch - 1, min(epoch, MIX_STEPS), dtype=np.int64))
+        shapes = [self.shape_at(segments, int(step)) for step in steps]
+        counts = Counter(tuple(sorted(shape.items())) for shape in shapes)
+        return [(count / len(shapes), dict(shape)) for shape, count in counts.items()]
 
     def train_batches(
         self, segments: Sequence[Segment], start: int, *, shard: tuple[int, int] = (0, 1)

@@ -168,6 +168,19 @@ class Decoder:
         if self.vocab_size < 2:
             raise UserError(f"decoder vocab_size={self.vocab_size} must be at least 2: end, token")
 
+    def flops(self, tokens: int, frames: int) -> float:
+        """Floating-point operations of one forward pass over a text of `tokens` and `frames` of the
+        encoder's output.
+
+        With u tokens, t frames of width c, e = ff_mult and K classes: 2 u K d + L (2 u (6 + 2 e)
+        d^2 + 4 t c d + 4 u (u + t) d), the last term for scores and weighted sums of both
+        attentions.
+        """
+        u, t, d = tokens, frames, self.dim
+        block = 2 * u * (6 + 2 * self.ff_mult) * d**2 + 4 * t * self.memory_dim * d
+        block += 4 * u * (u + t) * d
+        return float(2 * u * self.vocab_size * d + self.layers * block)
+
     @property
     def block(self) -> DecoderBlock:
         dtype = jnp.dtype(self.dtype)

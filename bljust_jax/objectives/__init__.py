@@ -5,12 +5,15 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Extras, Tree
-from bljust_jax.common import plugins
+from bljust_jax.common import plugins, trees
 from bljust_jax.models.encoders import Encoded, Encoder
 
 
@@ -63,6 +66,23 @@ class EncoderObjective:
         seconds: forward 1, backward 2."""
         del losses
         return 3 * self.encoder.flops(round(seconds * self.sample_rate))
+
+    def head_cost(self, losses: frozenset[str], seconds: float | int) -> float | int:
+        """FLOPs of the head in that step, per row: 6 N per output frame (2 per weight, forward 1,
+        backward 2) for N weights of the head, biases apart; exact for linear maps."""
+        del losses
+        return 6 * self.frames_of(seconds) * self.head_weights
+
+    def frames_of(self, seconds: float | int) -> int:
+        """Frames of the encoder's output for a row of `seconds`."""
+        return self.encoder.frames(round(seconds * self.sample_rate))
+
+    @functools.cached_property
+    def head_weights(self) -> int:
+        """Number of weights of the head, biases apart; computes no array."""
+        heads, _ = jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        sizes = trees.map_named(lambda name, x: 0 if name.endswith("bias") else x.size, heads)
+        return sum(jax.tree.leaves(sizes))
 
     def encode_augmented(
         self, params: Tree, extras: Extras, data: Tree, context: str, augment_rng: Any, rng: Any

@@ -39,6 +39,10 @@ class QuantizerSize(NamedTuple):
         c = config.best_rq
         return cls(c.stack * config.features.n_mels, c.codes, c.code_dim, c.codebooks)
 
+    def flops(self) -> int:
+        """Of one label: projection and distances to all codes."""
+        return 2 * self.codebooks * self.code_dim * (self.dim + self.codes)
+
 
 class Masking(NamedTuple):
     """Masking of input frames, the settings of `mask_input`."""
@@ -78,6 +82,10 @@ class BestRq(EncoderObjective):
         kernel = heads.init(head, self.encoder.dim, size.codebooks * size.codes)
         frozen = quantizer.init_random_projection(labels, *size)
         return {self.head: {"head": kernel}}, {self.name: frozen}
+
+    def head_cost(self, losses: frozenset[str], seconds: float | int) -> float | int:
+        """FLOPs of the head, counted on all frames, and of the quantiser's forward pass."""
+        return super().head_cost(losses, seconds) + self.frames_of(seconds) * self.size.flops()
 
     def logits(self, params: Any, h: Frames) -> CodeScores:
         return split_codebooks(heads.apply(params[self.head]["head"], h), self.size)

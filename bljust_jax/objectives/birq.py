@@ -181,6 +181,19 @@ class BiRq:
             total += passes * self.encoder.flops(samples, self.labels.layer)
         return total
 
+    def head_cost(self, losses: frozenset[str], seconds: float | int) -> float | int:
+        """FLOPs of heads and quantisers in that step, per row, counted on all frames: a shared head
+        is applied once; the enhanced labels have a backward pass if they have a gradient."""
+        frames = self.encoder.frames(round(seconds * self.sample_rate))
+        heads_used = len([name for name, own in self.head_owners.items() if own & losses])
+        total = 6 * heads_used * self.encoder.dim * self.size.codebooks * self.size.codes
+        if ANCHOR in losses:
+            total += self.size.flops()
+        if ENHANCED in losses:
+            passes = 3 if self.labels.label_gradient and not self.labels.teacher else 1
+            total += passes * self.size._replace(dim=self.encoder.dim).flops()
+        return frames * total
+
     def predict(self, params: Any, hidden: Float[Array, "b f d"], scale: Any) -> dict[str, Any]:
         """{loss: logits [B, F, C, V]}; cotangents are scaled before they reach shared arrays."""
 

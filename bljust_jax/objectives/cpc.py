@@ -93,9 +93,26 @@ class Cpc(EncoderObjective):
     def cost(self, losses: frozenset[str], seconds: float | int) -> float:
         if self.context == "causal":
             return super().cost(losses, seconds)
+        past, future, _ = self.chunk
+        return self.windows(seconds) * sum(super(Cpc, self).cost(losses, s) for s in (past, future))
+
+    def windows(self, seconds: float | int) -> int:
+        """Number of pairs of windows in a row of `seconds`, for context "chunked"."""
         past, future, slide = self.chunk
-        windows = max(0, int((seconds - past - future) // slide) + 1)
-        return windows * sum(super(Cpc, self).cost(losses, s) for s in (past, future))
+        return max(0, int((seconds - past - future) // slide) + 1)
+
+    def head_cost(self, losses: frozenset[str], seconds: float | int) -> float | int:
+        """FLOPs of the linear maps and of the scores, 6 K Q (M + 1) P for Q times, K steps, M
+        candidates of width P."""
+        if self.context == "causal":
+            times = self.frames_of(seconds)
+            candidates, maps = self.negatives or times, super().head_cost(losses, seconds)
+        else:
+            times = self.windows(seconds)
+            candidates = self.negatives or times * self.steps
+            latents = self.steps * self.encoder.latent_dim * self.width
+            maps = 6 * times * (latents + self.steps * self.encoder.dim * self.width)
+        return maps + 6 * self.steps * times * (candidates + 1) * self.width
 
     def project(self, params: Any, latents: Float[Array, "b t e"]) -> Float[Array, "b t p"]:
         """Targets of latents."""

@@ -1,6 +1,7 @@
 """The objective of an attention decoder: cross-entropy of the next token, with label smoothing."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ class CrossEntropy(EncoderObjective):
 
     decoder: its parameters are params[head]
     smoothing: share of the target probability spread over all classes (`smoothed_nats`)
+    labels_per_second: of padded labels, for the count of FLOPs
     context: "causal" encodes without future frames, on features normalised by stored statistics
 
     The weight is the number of tokens: label_lengths + 1 (the end) per utterance with audio.
@@ -34,6 +36,7 @@ class CrossEntropy(EncoderObjective):
     decoder: Decoder
     smoothing: float | int = 0.1
     context: str = "full"
+    labels_per_second: float | int = 25.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
@@ -41,6 +44,12 @@ class CrossEntropy(EncoderObjective):
 
     def init(self, rng: Any) -> tuple[dict, dict]:
         return {self.head: self.decoder.init(rng)}, {}
+
+    def head_cost(self, losses: frozenset[str], seconds: float | int) -> float | int:
+        """FLOPs of the decoder on padded labels: forward 1, backward 2."""
+        del losses
+        tokens = math.ceil(seconds * self.labels_per_second) + 1
+        return 3 * self.decoder.flops(tokens, self.frames_of(seconds))
 
     def decode(self, params: Any, *inputs: Any, **options: Any) -> Float[Array, "b u k"]:
         """`Decoder.apply` on the head's parameters."""

@@ -45,6 +45,11 @@ class SharedForward:
         """Encoder FLOPs of one pass, as of one part."""
         return self.parts[0].cost(losses, seconds)
 
+    def head_cost(self, losses: frozenset[str], seconds: float | int) -> float | int:
+        """FLOPs of the heads of the active parts."""
+        active = (part for part in self.parts if part.name in losses)
+        return sum(part.head_cost(losses, seconds) for part in active)
+
     def apply(self, params, extras, batch, rng):
         data = batch[self.stream]
         encoder_rng, *keys = jax.random.split(rng, 1 + len(self.parts))

@@ -80,6 +80,11 @@ class Wav2Vec2Loss(EncoderObjective):
         }
         return {self.head: head}, {}
 
+    def head_cost(self, losses: frozenset[str], seconds: float | int) -> float | int:
+        """FLOPs of quantiser, projections and scores, counted on all frames."""
+        scores = 6 * (self.negatives + 1) * self.width * self.frames_of(seconds)
+        return super().head_cost(losses, seconds) + scores
+
     def code_scores(self, head: Any, latents: Float[Array, "b t e"]) -> Float[Array, "b t g v"]:
         scores = heads.apply(head["quantizer"]["project"], latents)
         return scores.reshape(*latents.shape[:2], self.groups, self.codes)

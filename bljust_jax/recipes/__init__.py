@@ -7,6 +7,7 @@ system.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,16 +16,74 @@ import jax
 
 from bljust_jax.bilevel.types import Group, Recipe, Tree
 from bljust_jax.common import plugins
+from bljust_jax.data.buckets import bucket_table
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.objectives import is_pretrained
 
+# (share of the steps, {stream: (rows, seconds per row)}) of each batch shape
+Mix = list[tuple[float, dict[str, tuple[int, float]]]]
+
 
 class Facts(NamedTuple):
-    """Properties of the data that a recipe depends on: vocabulary size of each labelled stream's
-    tokenizer, and steps per pass of each stream's plan."""
+    """Properties of the data that a recipe depends on.
+
+    vocab_sizes: vocabulary size of each labelled stream's tokenizer
+    steps_per_epoch: steps per pass of each stream's plan
+    mix: streams read together -> the mix of their batch shapes; None: `assumed_mix`
+    """
 
     vocab_sizes: Mapping[str, int]
     steps_per_epoch: Mapping[str, int]
+    mix: Callable[[tuple[str, ...]], Mix] | None = None
+
+
+def assumed_mix(config: Any, streams: tuple[str, ...]) -> Mix:
+    """Every bucket equally often, each stream with its `batch_seconds` of padded audio."""
+    data, tables = config.data, {}
+    for stream in streams:
+        lengths, seconds = tuple(data.buckets), data.batch_seconds
+        if stream == "unlabelled":
+            lengths = tuple(data.unlabelled_buckets) or lengths
+            seconds = data.unlabelled_batch_seconds or seconds
+        elif stream in data.streams:
+            lengths = tuple(data.streams[stream].buckets) or lengths
+        multiple = data.rows_multiple * config.accumulate
+        tables[stream] = bucket_table(lengths, seconds, data.labels_per_second, multiple)
+    count = max(map(len, tables.values()))
+    shapes = {s: [(b.batch_size, b.seconds) for b in table] for s, table in tables.items()}
+    return [
+        (1 / count, {s: table[min(k, len(table) - 1)] for s, table in shapes.items()})
+        for k in range(count)
+    ]
+
+
+def step_flops(
+    config: Any, facts: Facts, objectives: tuple[Any, ...]
+) -> Callable[[frozenset[str]], float]:
+    """losses -> mean FLOPs of a training step with these losses active, over the mix of batch
+    shapes: encoder, heads and passes for labels, forward 1, backward 2."""
+
+    @functools.cache
+    def mean(losses: frozenset[str]) -> float:
+        return sum(flops_by_objective(config, facts, objectives, losses).values())
+
+    return mean
+
+
+def flops_by_objective(
+    config: Any, facts: Facts, objectives: tuple[Any, ...], losses: frozenset[str]
+) -> dict[str, float]:
+    """{objective: its part of `step_flops`}."""
+    active = {o.name: (o, losses & set(o.losses)) for o in objectives if losses & set(o.losses)}
+    streams = tuple(sorted({s for o, _ in active.values() for s in o.streams}))
+    mix = facts.mix(streams) if facts.mix else assumed_mix(config, streams)
+    found = dict.fromkeys(active, 0.0)
+    for share, shapes in mix:
+        for name, (objective, own) in active.items():
+            rows, seconds = shapes[objective.streams[0]]
+            each = objective.cost(own, seconds) + objective.head_cost(own, seconds)
+            found[name] += share * rows * each
+    return found
 
 
 def load(name: str) -> Callable[[Any, Facts], Recipe]:
@@ -58,9 +117,9 @@ def assemble(
             params, frozen = params | head, frozen | arrays
         return params, frozen, stats
 
-    def cost(losses: frozenset[str], seconds: float) -> float:
+    def owner(losses: frozenset[str]) -> Any:
         (objective,) = (o for o in objectives if losses & set(o.losses))
-        return objective.cost(losses, seconds)
+        return objective
 
     return Recipe(
         objectives=objectives,
@@ -69,9 +128,11 @@ def assemble(
         log_mel=encoder.log_mel,
         frames=encoder.frames,
         statistics=encoder.statistics,
-        cost=cost,
+        cost=lambda losses, seconds: owner(losses).cost(losses, seconds),
+        head_cost=lambda losses, seconds: owner(losses).head_cost(losses, seconds),
         head_scale=config.head_scale,
         ema_decay=config.ema_decay,
+        ema_share=config.ema_share,
         **fields,
     )
 

@@ -23,7 +23,7 @@ from bljust_jax.bilevel.types import Recipe
 from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders
 from bljust_jax.objectives.shared_forward import SharedForward
-from bljust_jax.recipes import Facts, assemble, head_owners
+from bljust_jax.recipes import Facts, assemble, head_owners, step_flops
 from bljust_jax.tasks import recognition
 
 
@@ -42,7 +42,9 @@ def build(config: Any, facts: Facts) -> Recipe:
         encoder,
         system,
         heads=both,
-        phases=phases.make_phases(config, facts.steps_per_epoch, *names, heads),
+        phases=phases.make_phases(
+            config, facts.steps_per_epoch, *names, heads, step_flops(config, facts, system)
+        ),
         combiner=combine_levels(),
         tasks=(task,),
         gradients=config.gradients,

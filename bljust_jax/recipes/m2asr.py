@@ -10,7 +10,8 @@ self-supervised loss `config.ssl` reads the stream `unlabelled`. Levels, upper l
     vm_uas     [asr] [st] [ssl]                1, eta1, eta     finetune
     vm_usa     [st] [asr] [ssl]                1, eta1, eta     finetune
     joint      [asr, st] [ssl], fixed weights  1, constant      finetune
-    two_stage  [ssl] alone                     1                [asr, st], fixed weights
+    two_stage  [ssl] alone                     1                [asr, st], fixed weights; at the
+                                                                FLOPs of the others
 
 with eta of vm times eta1, at most its cap. A level of several losses is combined by `config.moo`
 (MoDo or MGDA, `bilevel/levels.py`); fixed weights are equal and sum to 1.
@@ -31,7 +32,7 @@ from bljust_jax.bilevel.schedules import array_module, penalty_schedule
 from bljust_jax.bilevel.types import Phase, Recipe, Task
 from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders
-from bljust_jax.recipes import Facts, assemble, head_owners, make_groups
+from bljust_jax.recipes import Facts, assemble, head_owners, make_groups, step_flops
 from bljust_jax.tasks import recognition, translation
 
 STATIC = ("joint", "two_stage")  # methods with fixed weights
@@ -48,7 +49,8 @@ def build(config: Any, facts: Facts) -> Recipe:
     system = (*supervised, lower)
     owners = head_owners(system)
     names = tuple(objective.name for objective in supervised)
-    table = make_phases(config, facts, names, lower.name, tuple(owners))
+    flops = step_flops(config, facts, system)
+    table = make_phases(config, facts, names, lower.name, tuple(owners), flops)
     dynamic = tuple(dict.fromkeys(level for phase in table for level in phase.dynamic_levels))
     groups = make_groups(config, owners)
     shared = next(group.pattern for group in groups if group.name == "encoder")
@@ -99,10 +101,17 @@ def conflict(config: Any, shared: str) -> Conflict:
 
 
 def make_phases(
-    config: Any, facts: Facts, tasks: tuple[str, ...], ssl: str, heads: tuple[str, ...]
+    config: Any,
+    facts: Facts,
+    tasks: tuple[str, ...],
+    ssl: str,
+    heads: tuple[str, ...],
+    flops: Callable[[frozenset[str]], float],
 ) -> tuple[Phase, ...]:
     """The phases of `config.method`. An epoch is one pass of the labelled stream with most batches,
-    in exploration of the unlabelled stream."""
+    in exploration of the unlabelled stream. Method two_stage takes as many gradients of the
+    self-supervised loss as the others, and their total FLOPs (`flops`: losses -> mean FLOPs of a
+    step)."""
     epoch = max(facts.steps_per_epoch[name] for name in tasks)
     per_step = config.phases.unit == "step"
     explore = config.phases.explore * (1 if per_step else facts.steps_per_epoch["unlabelled"])
@@ -110,8 +119,11 @@ def make_phases(
         config.phases[name] * (1 if per_step else epoch) for name in ("joint", "finetune")
     )
     lengths = {"explore": explore, "joint": joint, "finetune": finetune}
-    if config.method == "two_stage":  # the same number of gradients per loss
-        lengths = {"pretrain": explore + joint, "supervised": joint + finetune}
+    if config.method == "two_stage":
+        alone, labelled = flops(frozenset({ssl})), flops(frozenset(tasks))
+        budget = explore * alone + joint * flops(frozenset({*tasks, ssl})) + finetune * labelled
+        pretrain = round(explore + joint)
+        lengths = {"pretrain": pretrain, "supervised": (budget - pretrain * alone) / labelled}
     upper = upper_levels(config, tasks)
 
     def phase(name: str, steps: int) -> Phase:

@@ -75,8 +75,10 @@ def _parse(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
 
 
 def costs(run: RunFiles) -> dict[str, float]:
-    """{label: value}: encoder TFLOP, updates of each loss, audio hours, hours of training."""
-    found = {"encoder TFLOP": run.last("compute/encoder_tflop")}
+    """{label: value}: TFLOP of all and of the encoder, updates of each loss, hours of audio and of
+    training."""
+    found = {"TFLOP": run.last("compute/tflop")}
+    found["encoder TFLOP"] = run.last("compute/encoder_tflop")
     keys = sorted({k for row in run.rows for k in row if k.startswith("compute/updates/")})
     found |= {f"{key.removeprefix('compute/updates/')} updates": run.last(key) for key in keys}
     found |= {

@@ -24,6 +24,7 @@ def build(config: Any, encoder: Encoder, vocab_size: int, stream: str) -> tuple[
         decoder=Decoder(**fields),
         smoothing=c.smoothing,
         context=config.ctc.context,
+        labels_per_second=config.data.labels_per_second,
     )
     limits = {"alpha": c.alpha, "max_ratio": c.max_ratio, "max_extra": c.max_extra}
     measure, search = config.data.streams[stream].measure, partial(translate, objective, limits)

@@ -197,10 +197,11 @@ def load_data(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Corpus:
 
 
 def corpus_facts(corpus: Corpus) -> recipes.Facts:
-    """Vocabulary sizes and steps per epoch, by stream."""
+    """Vocabulary sizes, steps per epoch and batch shapes, by stream."""
     return recipes.Facts(
         vocab_sizes={name: units.vocab_size for name, units in corpus.tokenizers.items()},
         steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
+        mix=corpus.mix,
     )
 
 

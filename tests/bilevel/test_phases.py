@@ -31,8 +31,13 @@ def config(**changes):
     return c
 
 
-def make(**changes):
-    return phases.make_phases(config(**changes), EPOCHS, "ctc", "cpc", HEADS)
+def make(costs=(1, 1, 2), **changes):
+    """costs: FLOPs of a step with ctc, with cpc, with both."""
+    c = config(**changes)
+    both = 1 if c.share_forward else costs[2]
+    flops = {frozenset({"ctc"}): costs[0], frozenset({"cpc"}): costs[1]}
+    flops[frozenset({"ctc", "cpc"})] = both
+    return phases.make_phases(c, EPOCHS, "ctc", "cpc", HEADS, flops.get)
 
 
 def lengths(made):
@@ -49,7 +54,7 @@ def one_of(name, **changes):
         ({}, [ENDS[0], ("joint", 8), ENDS[1]]),
         ({"method": "weighted_sum"}, [ENDS[0], ("joint", 8), ENDS[1]]),
         ({"method": "supervised"}, [("supervised", 25)]),
-        ({"method": "ptft"}, [("pretrain", 13), ("supervised", 12)]),
+        ({"method": "ptft"}, [("pretrain", 12), ("supervised", 13)]),
         ({"method": "alternating"}, [ENDS[0], *4 * TURNS, ENDS[1]]),
         ({"explore": 0, "finetune": 0}, [("joint", 8)]),
         # two labelled epochs, and so two rounds
@@ -73,6 +78,24 @@ def test_lengths_and_losses(changes, table):
     assert lengths(made) == table
     assert [phase.levels for phase in made] == [LEVELS[name] for name, _ in table]
     assert all(phase.dynamic_levels == {} and phase.inner == {} for phase in made)
+
+
+@pytest.mark.parametrize(
+    ("method", "table"),
+    [
+        # 4 steps of 3, 8 of 4, 5 of 1: 49
+        ("supervised", [("supervised", 49)]),
+        ("ptft", [("pretrain", 8), ("supervised", 25)]),
+        ("alternating", [("explore", 4), *4 * TURNS, ("finetune", 5)]),
+    ],
+)
+def test_a_lower_loss_of_three_times_the_flops_has_fewer_steps(method, table):
+    assert lengths(make(costs=(1, 3, 4), method=method)) == table
+
+
+def test_a_lower_loss_that_computes_nothing_is_refused():
+    with pytest.raises(UserError, match=r"encodes nothing in batches of config.data.buckets"):
+        make(costs=(1, 0, 1), method="ptft")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ ALLOWED = {
     "checkpoint": JAX | {"common", "bilevel", "orbax"},
     "monitoring": JAX | {"common", "bilevel", "tensorboardX"},
     "tasks": JAX | {"common", "decoding", "ops", "bilevel", "models", "objectives"},
-    "recipes": LOOP | BELOW_RECIPES | {"ml_collections"},
+    "recipes": LOOP | BELOW_RECIPES | {"ml_collections", "data"},
     "reporting": JAX | {
         *("common", "data", "decoding", "ops", "bilevel", "monitoring", "matplotlib", "jiwer"),
     },
