@@ -65,24 +65,32 @@ def step_flops(
 
     @functools.cache
     def mean(losses: frozenset[str]) -> float:
-        return sum(flops_by_objective(config, facts, objectives, losses).values())
+        return sum(n.flops for n in step_compute(config, facts, objectives, losses).values())
 
     return mean
 
 
-def flops_by_objective(
+class Compute(NamedTuple):
+    """Mean of a step: FLOPs, and seconds of padded audio."""
+
+    flops: float
+    seconds: float
+
+
+def step_compute(
     config: Any, facts: Facts, objectives: tuple[Any, ...], losses: frozenset[str]
-) -> dict[str, float]:
-    """{objective: its part of `step_flops`}."""
+) -> dict[str, Compute]:
+    """{objective: its part of a mean step}."""
     active = {o.name: (o, losses & set(o.losses)) for o in objectives if losses & set(o.losses)}
     streams = tuple(sorted({s for o, _ in active.values() for s in o.streams}))
     mix = facts.mix(streams) if facts.mix else assumed_mix(config, streams)
-    found = dict.fromkeys(active, 0.0)
+    found = dict.fromkeys(active, Compute(0.0, 0.0))
     for share, shapes in mix:
         for name, (objective, own) in active.items():
             rows, seconds = shapes[objective.streams[0]]
             each = objective.cost(own, seconds) + objective.head_cost(own, seconds)
-            found[name] += share * rows * each
+            flops, read = found[name]
+            found[name] = Compute(flops + share * rows * each, read + share * rows * seconds)
     return found
 
 

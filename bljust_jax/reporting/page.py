@@ -2,13 +2,13 @@
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.reporting import plots
-from bljust_jax.reporting.run_files import MEASURES, RunFiles, costs, read_run_files
+from bljust_jax.reporting.run_files import MEASURES, RAW, RunFiles, costs, read_run_files
 from bljust_jax.reporting.text import narrow_table, number, rate, table
 from bljust_jax.reporting.utterances import worst
 
@@ -54,7 +54,20 @@ def _scores(run: RunFiles) -> list[str]:
         rates = [rate(m, run.scores.get(f"{name}/{m}")) for m in measures]
         label = f"{name}, mean of tasks" if run.tasks and "/" not in name else name
         rows.append((label, *rates, *(number(run.final.get(f"{name}/{c}", "")) for c in counts)))
-    return table(head, rows) if rows else []
+    raw = run.raw_scores
+    for name in (n for n in names if any(f"{n}/{m}" in raw for m in measures)):
+        rates = [rate(m, raw.get(f"{name}/{m}")) for m in measures]
+        own = (number(run.final.get(f"{RAW}{name}/{c}", "")) for c in counts)
+        rows.append((f"{name}, raw", *rates, *own))
+    if not rows:
+        return []
+    return table(head, rows) + (["", *RAW_NOTE] if raw else [])
+
+
+RAW_NOTE = (
+    "Raw: the parameters of the last step. The other rows are of averaged parameters (EMA), from",
+    "the step with the best dev score.",
+)
 
 
 COUNTS = {
@@ -94,8 +107,22 @@ def _phases(run: RunFiles) -> list[str]:
         entry = merged.setdefault(phase["name"], [0, 0, phase["levels"]])
         entry[0] += 1
         entry[1] += phase["steps"]
-    rows = [(name, n, steps, levels) for name, (n, steps, levels) in merged.items()]
-    return table(("phase", "stretches", "steps", "levels (upper > lower)"), rows) if rows else []
+    compute = {row["name"]: row for row in run.facts.get("phase_table", [])}
+    head = ["phase", "stretches", "steps", "levels (upper > lower)"]
+    rows = [[name, n, steps, levels] for name, (n, steps, levels) in merged.items()]
+    if compute:
+        head += ["share of FLOPs", "of each loss", "weights of lower levels: start, end, most"]
+        rows = [[*row, *_compute(compute.values(), compute[row[0]])] for row in rows]
+    return table(head, rows) if rows else []
+
+
+def _compute(phases: Iterable[dict], phase: dict) -> tuple[str, str, str]:
+    """A phase's share of the run's FLOPs, that of each loss, and its level weights."""
+    whole = sum(sum(p["tflop"].values()) for p in phases)
+    parts = [f"{loss} {tflop / whole:.1%}" for loss, tflop in phase["tflop"].items()]
+    lower = list(phase["weights"].items())[1:]
+    weights = [f"{n} {w['start']:.3g}, {w['end']:.3g}, {w['most']:.3g}" for n, w in lower]
+    return f"{phase['share']:.1%}", "; ".join(parts), "; ".join(weights)
 
 
 def _pictures(run: RunFiles) -> list[str]:

@@ -9,6 +9,8 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import metrics
 from bljust_jax.reporting.plots import MEASURES
 
+RAW = "raw/"  # prefix of the scores of parameters that are not averaged
+
 
 class RunFiles(NamedTuple):
     """Config, content of `run.json` and rows of `metrics.jsonl`."""
@@ -40,8 +42,14 @@ class RunFiles(NamedTuple):
     def scores(self) -> dict[str, float]:
         """{split/.../measure: value} of the best weights, or the last ones logged if unfinished."""
         logged = self.final or {k: v for row in self.rows for k, v in row.items()}
-        keys = [key for key in logged if key.split("/")[-1] in MEASURES]
+        keys = [k for k in logged if k.split("/")[-1] in MEASURES and not k.startswith(RAW)]
         return {key: logged[key] for key in sorted(keys, key=score_order)}
+
+    @property
+    def raw_scores(self) -> dict[str, float]:
+        """Scores of a finished run's last parameters, without an average: {split/.../measure}."""
+        found = {k.removeprefix(RAW): v for k, v in self.final.items() if k.startswith(RAW)}
+        return {k: found[k] for k in self.scores if k in found}
 
     def last(self, key: str) -> Any:
         """The value logged last; None if never logged."""

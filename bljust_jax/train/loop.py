@@ -104,8 +104,8 @@ def train(run: TrainingRun) -> dict | None:
 
 
 def finish(run: TrainingRun) -> dict:
-    """Score the best weights on dev and test, write report and example; returns the final
-    metrics."""
+    """Score the best weights on dev and test, and for comparison the raw parameters of the last
+    step (metrics raw/...); write report and example. Returns the final metrics."""
     run.clock.turn("evaluate")
     final = {"best_step": run.meta.best.step}
     on_host = to_host(run.best)  # a collective operation: all processes call it
@@ -118,6 +118,10 @@ def finish(run: TrainingRun) -> dict:
             run.progress.log(line)
         if split == "dev" and run.is_main:
             write_example(run, on_host, scored)
+        raw = run.evaluate(split, Weights(run.state.params, run.state.stats))
+        final |= {f"raw/{name}": value for name, value in raw.scores.items()}
+        for line in raw.describe(0):
+            run.progress.log(f"parameters of the last step, {line}")
     final |= flops.named(run.meta.compute) | {"data/quarantined": len(run.corpus.quarantined)}
     final |= {"step": run.timeline.total, "params_digest": digest(to_host(run.state.params))}
     shares = run.clock.shares()

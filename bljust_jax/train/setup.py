@@ -30,7 +30,7 @@ from bljust_jax.parallel.mesh import (
     put_full_batch,
     replicated,
 )
-from bljust_jax.train import initial_state
+from bljust_jax.train import initial_state, phase_table
 from bljust_jax.train.compiled_steps import CompiledSteps
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
@@ -81,7 +81,9 @@ class TrainingRun:
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
         self.corpus = load_data(config, workdir, mesh)
-        self.recipe = build_recipe(config, corpus_facts(self.corpus))
+        facts = corpus_facts(self.corpus)
+        self.recipe = build_recipe(config, facts)
+        phases = phase_table.phase_table(config, self.recipe, facts)
         self.system = make_system(config, self.recipe, mesh)
         self.timeline = Timeline(self.recipe)
         self.tracer = profiler.Tracer(options.profile_steps, workdir, self.timeline.total)
@@ -93,7 +95,7 @@ class TrainingRun:
         origin = self._restore_or_initialise(options)
         if self.is_main:
             write_config(config, workdir, self.corpus.tokenizers)
-            write_facts(config, workdir, self.recipe, self.timeline, mesh)
+            write_facts(config, workdir, self.recipe, self.timeline, phases, mesh)
             stack.callback(self.corpus.quarantined.write, workdir / "quarantine.jsonl")
         writer = MetricWriter(workdir, self.restored, active=self.is_main)
         stack.callback(writer.close)
@@ -103,7 +105,8 @@ class TrainingRun:
         window = metrics.Window(self.meta.window, self.meta.skipped)
         alarm = CollapseAlarm(**config.collapse)
         self.log = MetricLog(window, writer, self.progress, self.clock, alarm, self._check_finite)
-        for line in [f"workdir: {workdir}", *describe(self.system, self.corpus), *origin]:
+        lines = [f"workdir: {workdir}", *describe(self.system, self.corpus)]
+        for line in [*lines, *map(phase_table.describe_row, phases), *origin]:
             self.progress.log(line)
 
         self.steps = self._compile_steps()
@@ -206,7 +209,7 @@ def corpus_facts(corpus: Corpus) -> recipes.Facts:
 
 
 def describe(system: System, corpus: Corpus) -> list[str]:
-    """Lines on the data, the number of parameters per group, and the phases."""
+    """Lines on the data and the number of parameters per group."""
     recipe = system.recipe
     recognised = [task.stream for task in recipe.tasks if task.predict]
     counts = {g.name: 0 for g in recipe.groups}
@@ -217,5 +220,4 @@ def describe(system: System, corpus: Corpus) -> list[str]:
         *corpus.summary(),
         *corpus.infeasible(recipe.frames, recognised),
         "parameters: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()),
-        *(f"phase {name}: {n} steps of {levels}" for name, n, levels in recipe.phase_table),
     ]

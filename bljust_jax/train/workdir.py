@@ -13,7 +13,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +25,7 @@ from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.corpus import Corpus
 from bljust_jax.data.tokenizer import Tokenizer
 from bljust_jax.inference import scoring
+from bljust_jax.train import phase_table
 from bljust_jax.train.run_meta import RunMeta
 from bljust_jax.train.timeline import Timeline
 
@@ -123,10 +124,15 @@ def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokeniz
 
 
 def write_facts(
-    config: Any, workdir: pathlib.Path, recipe: Recipe, timeline: Timeline, mesh: Any
+    config: Any,
+    workdir: pathlib.Path,
+    recipe: Recipe,
+    timeline: Timeline,
+    table: Sequence[phase_table.Row],
+    mesh: Any,
 ) -> None:
-    """Write run.json, for reports: command, code version, devices, phases, and the sacreBLEU
-    signatures of translation tasks."""
+    """Write run.json, for reports: command, code version, devices, phases with their compute, and
+    the sacreBLEU signatures of translation tasks."""
     phases = [
         {"name": p.name, "start": s.start, "steps": p.steps, "levels": p.describe_levels()}
         for s, p in zip(timeline.segments, recipe.phases, strict=True)
@@ -141,6 +147,7 @@ def write_facts(
         "devices": f"{mesh.size} x {', '.join(kinds)}",
         "versions": versions,
         "phases": phases,
+        "phase_table": [phase_table.to_json(row) for row in table],
         "signatures": scoring.signatures(recipe.tasks),
     }
     (workdir / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")

@@ -287,6 +287,20 @@ def test_report_of_a_run(run):
         assert len(data) < 150_000, name
 
 
+def test_raw_and_averaged_parameters_are_scored_side_by_side(run):
+    raw = {"raw/dev/wer": 0.75, "raw/dev/cer": 0.5, "raw/dev/words": 8}
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    final = json.loads(lines[-1]) | raw
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(final)]) + "\n")
+    reporting.write(run)
+    page_rows = map(cells, (run / "report.md").read_text().splitlines())
+    rows = {row[0]: row[1:] for row in page_rows if len(row) > 1}
+    assert rows["dev"] == ["50.00 %", "25.00 %", "3", "8"]
+    assert rows["dev, raw"] == ["75.00 %", "50.00 %", "", "8"]
+    assert "dev/clean, raw" not in rows
+    assert read_run_files(run).scores["dev/wer"] == 0.5
+
+
 def test_columns_of_wide_and_combining_characters():
     assert [columns(text) for text in ("abc", "中文", "e\u0301", "إلغاء")] == [3, 4, 1, 5]
     lines = table(("a", "b"), [("中", 1), ("x|y", 2.5)])
