@@ -118,10 +118,7 @@ def finish(run: TrainingRun) -> dict:
             run.progress.log(line)
         if split == "dev" and run.is_main:
             write_example(run, on_host, scored)
-        raw = run.evaluate(split, Weights(run.state.params, run.state.stats))
-        final |= {f"raw/{name}": value for name, value in raw.scores.items()}
-        for line in raw.describe(0):
-            run.progress.log(f"parameters of the last step, {line}")
+    final |= score_raw(run)
     final |= flops.named(run.meta.compute) | {"data/quarantined": len(run.corpus.quarantined)}
     final |= {"step": run.timeline.total, "params_digest": digest(to_host(run.state.params))}
     shares = run.clock.shares()
@@ -129,6 +126,17 @@ def finish(run: TrainingRun) -> dict:
     run.progress.log(goodput.describe(shares))
     if run.is_main:
         reporting.write(run.workdir)
+    return final
+
+
+def score_raw(run: TrainingRun) -> dict[str, float]:
+    """Scores raw/dev/... and raw/test/... of the parameters of the last step, not averaged."""
+    final: dict[str, float] = {}
+    for split in ("dev", "test"):
+        scored = run.evaluate(split, Weights(run.state.params, run.state.stats))
+        final |= {f"raw/{name}": value for name, value in scored.scores.items()}
+        for line in scored.describe(0):
+            run.progress.log(f"parameters of the last step, {line}")
     return final
 
 

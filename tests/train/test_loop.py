@@ -94,16 +94,18 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
 def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
     run, tmp_path, monkeypatch, kill
 ):
-    """Weights are as old as the step that left them, and 16 is the age that hears best: dev and
-    test are scored with those at the end, and the last checkpoint holds them, killed or not."""
-    errors = {8: 0.5, 16: 0.25, 24: 0.75}
+    """Averaged weights are as old as the step that left them, raw ones 100 steps older, and 16 is
+    the age with the least errors: dev and test are scored with those at the end, then with the raw
+    ones of the last step, and the last checkpoint holds the best, killed or not."""
+    errors = {8: 0.5, 16: 0.25, 24: 0.75, 124: 0.6}
     idle, scored = step.make_train_step, []
 
     def aging(*args):
         def train_step(state, batch):
             after, means = take(state, batch)
             ema = jax.tree.map(lambda x: jnp.full_like(x, after.step), state.ema)
-            return after._replace(ema=ema), means
+            params = jax.tree.map(lambda x: x + 100, ema)
+            return after._replace(ema=ema, params=params), means
 
         take = idle(*args)
         return train_step
@@ -134,7 +136,9 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
         0.75,
         0.25,
     ]
-    assert scored == [("dev", 8), ("dev", 16), ("dev", 24), ("dev", 16), ("test", 16)]
+    assert scored[:5] == [("dev", 8), ("dev", 16), ("dev", 24), ("dev", 16), ("test", 16)]
+    assert scored[5:] == [("dev", 124), ("test", 124)]
+    assert (final["raw/dev/wer"], final["raw/test/wer"]) == (0.6, 0.6)
     best = trained_run.load_trained_run(tmp_path).weights.params
     assert all((np.asarray(x) == 16).all() for x in jax.tree.leaves(best))
 
