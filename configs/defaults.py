@@ -1,7 +1,13 @@
 """Default config: every field of every system with its default value and one comment.
 
 `python -m bljust_jax.main --config=configs/X.py --help_config` prints types, ranges and choices.
-configs/librispeech.py marks the values that come from BL-JUST's papers.
+Values without a source are ours; configs/librispeech.py marks those of BL-JUST's papers and script.
+
+Rates. Each method has fields of its own for the phases in which CTC trains the encoder: `lr.joint`
+(bljust, weighted_sum), `lr.ptft_supervised`, `lr.supervised`, `lr.turn_ctc` with `lr.turn_ssl`. All
+decay, and one grid tunes each on dev: a third of the default peak, the default, three times it, at
+one seed; `lr.explore`, `lr.pretrain` and `lr.finetune` stay. An encoder that a self-supervised
+phase has trained starts from 3e-4 by default in every method, one from scratch from 1e-3.
 """
 
 from ml_collections import ConfigDict
@@ -212,12 +218,13 @@ def training(c: ConfigDict) -> None:
 
     c.lr = ConfigDict()
     c.lr.explore = schedule("constant", 1e-3, 1000)  # rho
-    c.lr.joint = schedule("constant", 1e-4, 1000)  # alpha
-    c.lr.finetune = schedule("linear", 1e-5, 0)  # tau
-    c.lr.supervised = schedule("cosine", 1e-3, 1000)  # method supervised; second half of ptft
-    c.lr.pretrain = schedule("constant", 1e-3, 1000)  # first half of ptft
-    c.lr.turn_ctc = schedule("constant", 1e-4, 1000)  # method alternating
-    c.lr.turn_ssl = schedule("constant", 1e-4, 1000)  # method alternating
+    c.lr.joint = schedule("cosine", 3e-4, 1000)  # alpha
+    c.lr.finetune = schedule("linear", 1e-5, 0)  # tau; also of weighted_sum and alternating
+    c.lr.supervised = schedule("cosine", 1e-3, 1000)  # method supervised
+    c.lr.pretrain = schedule("constant", 1e-3, 1000)  # method ptft, first half
+    c.lr.ptft_supervised = schedule("cosine", 3e-4, 1000)  # method ptft, second half
+    c.lr.turn_ctc = schedule("cosine", 3e-4, 1000)  # method alternating
+    c.lr.turn_ssl = schedule("cosine", 3e-4, 1000)  # method alternating
     c.lr.heads = 1.0  # learning rate of new heads over that of the encoder and of init_parts
 
     c.optim = ConfigDict()  # AdamW

@@ -15,7 +15,7 @@ from configs.defaults import schedule
 
 Variant = Callable[[ConfigDict], None]
 METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating")
-FIRST, LAST = ("lstm", "gru", "parakeet"), ("smoke", "overfit")
+FIRST, LAST = ("lstm", "lstm_paper", "gru", "parakeet"), ("smoke", "overfit")
 
 
 def apply_variants(config: ConfigDict, arg: str | None, own: Mapping[str, Variant]) -> ConfigDict:
@@ -39,7 +39,8 @@ def set_all_lr(c: ConfigDict, peak: float, warmup: int) -> None:
     for name in ("explore", "joint", "pretrain", "turn_ctc", "turn_ssl"):
         c.lr[name] = schedule("constant", peak, warmup)
     c.lr.finetune = schedule("cosine", peak, 0)
-    c.lr.supervised = schedule("cosine", peak, warmup)
+    for name in ("supervised", "ptft_supervised"):
+        c.lr[name] = schedule("cosine", peak, warmup)
     c.lr.heads = 1.0
 
 
@@ -169,10 +170,12 @@ def lstm(c: ConfigDict) -> None:
     c.cpc.context = "chunked"  # a bidirectional encoder sees the frames to predict
     # one frequency mask of 27 bands and 10 time masks of 15 frames: the paper
     c.specaugment.update(freq_masks=1, freq_width=27, time_masks=10, time_width=15)
-    # the best pair of the paper's table 1: alpha of the lower level, beta of the upper one; in the
-    # joint phase one optimizer trains the encoder, at beta
-    c.lr.explore = schedule("constant", 1e-3, 1000)
-    c.lr.joint = schedule("constant", 1e-4, 1000)
+    # peaks: the best pair of the paper's table 1, alpha of the lower level, beta of the upper one;
+    # in the joint phase one optimizer trains the encoder, at beta. Shapes and warm-up: ours
+    for name in ("explore", "pretrain"):
+        c.lr[name] = schedule("constant", 1e-3, 1000)
+    for name in ("joint", "ptft_supervised", "turn_ctc", "turn_ssl"):
+        c.lr[name] = schedule("cosine", 1e-4, 1000)
 
 
 def gru(c: ConfigDict) -> None:

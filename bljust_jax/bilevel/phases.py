@@ -46,7 +46,10 @@ def make_phases(
 
     def phase(name: str, steps: int) -> Phase:
         weights = one if len(levels[name]) == 1 else penalised(config, steps_per_epoch["labelled"])
-        return one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name])
+        rate = config.lr[name]
+        if config.method == "ptft" and name == "supervised":  # before the field: that of supervised
+            rate = config.lr.get("ptft_supervised", rate)
+        return one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name], rate)
 
     return tuple(phase(name, steps) for name, steps in table if steps > 0)
 
@@ -114,10 +117,11 @@ def one_phase(
     weights: Callable[[Any], tuple[Any, ...]],
     heads: tuple[str, ...],
     total: int,
+    rate: Any = None,
 ) -> Phase:
-    """A phase with learning rates `rates[name]`, scheduled over `total` steps in phases of that
-    name."""
-    rate = rates[name]
+    """A phase with learning rates `rate`, by default `rates[name]`, scheduled over `total` steps in
+    phases of that name; those of heads are times `rates.heads`."""
+    rate = rate or rates[name]
     encoder = schedule(rate.shape, rate.peak, rate.warmup, total)
     head = schedule(rate.shape, rate.peak * rates.heads, rate.warmup, total)
     lr = {"encoder": encoder} | dict.fromkeys(heads, head)

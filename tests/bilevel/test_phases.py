@@ -173,6 +173,17 @@ def test_rates_fall_over_all_stretches_of_a_name_and_heads_have_their_own(name):
                 assert float(phase.lr[head](k)) == pytest.approx(0.03 * share, abs=1e-8)
 
 
+def test_fine_tuning_after_pre_training_has_a_rate_of_its_own():
+    own, other = (defaults.schedule("constant", peak, 0) for peak in (0.3, 0.1))
+    rates = {"lr.ptft_supervised": own, "lr.supervised": other}
+    assert one_of("supervised", method="ptft", **rates).lr["encoder"](2) == 0.3
+    assert one_of("supervised", method="supervised", **rates).lr["encoder"](2) == 0.1
+    before = config(method="ptft", **{"lr.supervised": other})  # a run older than the field
+    del before.lr.ptft_supervised
+    made = phases.make_phases(before, EPOCHS, "ctc", "cpc", HEADS, lambda losses: len(losses))
+    assert made[-1].lr["encoder"](2) == 0.1
+
+
 def test_each_phase_has_its_own_rate():
     for n, name in enumerate(LEVELS):
         methods = {"supervised": "supervised", "pretrain": "ptft"}

@@ -69,6 +69,29 @@ def test_every_method_is_fair_and_trains_what_it_names(module, variant):
             assert flop == pytest.approx(spent[FIRST[config.recipe], mix], rel=0.02), method
 
 
+# of papers that state constant rates
+CONSTANT = {("librispeech", "script"), ("librispeech", "lstm_paper")}
+
+
+@EACH
+def test_methods_have_rates_of_their_own_that_are_fair(module, variant):
+    """A pre-trained encoder meets CTC at one peak in every method, and every method ends at a
+    twentieth of its last peak or below."""
+    config = shipped.config(module, variant)
+    if (shipped.label(module), variant) in CONSTANT:
+        return
+    if config.recipe == "bljust":
+        peaks = {config.lr[n].peak for n in ("joint", "ptft_supervised", "turn_ctc", "turn_ssl")}
+        assert len(peaks) == 1
+    for method in shipped.methods(config):
+        config = shipped.config(module, variant, method)
+        last = build(config, shipped.facts(config)).phases
+        name = last[-1].name
+        n = sum(p.steps for p in last if p.name == name)
+        rates = [float(last[-1].lr["encoder"](k)) for k in (0, n // 9, n // 4, n - 1)]
+        assert rates[-1] <= 0.051 * max(rates), method
+
+
 @pytest.mark.parametrize("method", METHODS["bljust"])
 def test_what_a_run_counts_is_what_the_table_was_cut_by(method, tmp_path):
     """On the batch shapes of a corpus: the sum over all steps, in `flops.count`."""
