@@ -160,7 +160,7 @@ def lower_step(
         for stream, bucket in buckets.items()
     }
     with jax.set_mesh(mesh):
-        lowered = jit_train_step(config, system, phase).lower(system.state, batch)
+        lowered = jit_train_step(config, system, (phase,)).lower(system.state, batch)
     return lowered, system.state, buckets
 
 

@@ -111,7 +111,7 @@ def compile_phase(
     streams = {s for o in recipe.active(phase) for s in o.streams}
     batch = put_batch({s: batch[s] for s in sorted(streams)}, system.mesh)
     with jax.set_mesh(system.mesh):
-        program = jit_train_step(config, system, phase).lower(state, batch).compile()
+        program = jit_train_step(config, system, (phase,)).lower(state, batch).compile()
     leaves = jax.tree.leaves(state.params)
     shapes = {name: part["audio"].shape for name, part in batch.items()}
     compute = dict(flops.FRESH)

@@ -7,6 +7,7 @@ over the leaves that single losses own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,50 +18,61 @@ from jaxtyping import Array, Float
 from bljust_jax.bilevel.levels import Grads
 from bljust_jax.bilevel.multi_objective import Level, SeparateGradients, level_name
 from bljust_jax.bilevel.schedules import active_steps
-from bljust_jax.bilevel.types import Aux, Extras, Means, Objective, Phase, Recipe, TrainState, Tree
+from bljust_jax.bilevel.shared_phases import Flag, InForce, PhaseTable, as_weight
+from bljust_jax.bilevel.types import Aux, Extras, Means, Objective, TrainState, Tree
 from bljust_jax.common import trees
 from bljust_jax.parallel.rules import gathered
 
 
-class PhaseFacts(NamedTuple):
-    """Static facts of a phase that both ways of taking gradients read."""
+class StepFacts(NamedTuple):
+    """Static facts of a program that both ways of taking gradients read."""
 
-    recipe: Recipe
-    phase: Phase
+    table: PhaseTable
     shared: Tree  # True at leaves owned by every loss
     owners: Tree  # frozenset of loss names at each leaf
     accumulate: int = 1  # number of micro-batches that each gradient is summed over
 
+    @property
+    def head_scale(self) -> str:
+        return self.table.recipe.head_scale
+
 
 def separate(
-    facts: PhaseFacts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
+    facts: StepFacts, now: InForce, state: TrainState, batch: Tree, rng: Callable
 ) -> tuple[Grads, tuple, Means, dict]:
     """(gradients, level weights, metrics, statistics), with one backward pass per objective.
 
-    On static levels the norm of each gradient is logged, and for two objectives their cosine. On
+    An objective that is not in force at this step is skipped, and its metrics have weight 0. On
+    static levels the norm of each gradient is logged, and for two objectives their cosine. On
     dynamic levels gradients are kept apart until their weights are known: one tree per objective
     for MGDA, for MoDo two, each of half of the rows; heads are not affected by these weights.
     ValueError if the losses of one objective are on different levels or weights.
     """
-    phase, dynamic = facts.phase, facts.phase.dynamic_levels
-    scale = dict.fromkeys(phase.losses, 1.0)  # weights are applied after the backward pass
+    table, dynamic = facts.table, facts.table.dynamic_levels
+    scale = dict.fromkeys(table.losses, 1.0)  # weights are applied after the backward pass
     metrics, stats = {}, {}
     owned = jax.tree.map(lambda x, s: None if s else jnp.zeros_like(x), state.params, facts.shared)
     sums: dict[Level, Tree] = {}
     apart: dict[str, tuple[Tree, ...]] = {}
     on_shared: dict[str, Tree] = {}
     done = jnp.float32(0)
-    for objective in facts.recipe.active(phase):
-        losses = phase.losses & set(objective.losses)
-        level, inner = _level_and_weight(phase, dynamic, losses)
+    for objective in table.objectives:
+        losses = table.losses & set(objective.losses)
+        level, inner = _level_and_weight(table, losses)
         streams = {s: _depend_on(done, batch[s]) for s in objective.streams}
-        take = _gradients_of_halves if dynamic.get(level) == "modo" else _gradient
-        keys = {objective.name: rng(objective.name)}
-        grads, aux = take(facts, state, (objective,), losses, scale, streams, keys)
-        samples = grads if take is _gradients_of_halves else (grads,)
+        keys, active = {objective.name: rng(objective.name)}, now.is_active(losses)
+        if dynamic.get(level) == "modo":
+            samples, aux = _gradients_of_halves(
+                facts, state, (objective,), losses, scale, streams, keys
+            )
+        else:
+            grads, aux = _gradient_if(
+                active, facts, state, (objective,), losses, scale, streams, keys
+            )
+            samples = (grads,)
         metrics |= aux.metrics
         stats |= aux.stats
-        weight = weights[phase.levels.index(level)] * inner
+        weight = now.weights[table.levels.index(level)] * inner
         owned = _add_owned(facts, owned, _mean(samples), losses, weight)
         samples = tuple(_select(facts.shared, tree) for tree in samples)
         done = trees.norm(samples[-1])
@@ -70,53 +82,96 @@ def separate(
             continue
         (on_shared[objective.name],) = samples
         sums[level] = _add_inner(sums.get(level), inner, *samples)
-        metrics[f"moo/norm/{objective.name}"] = (done, 1.0)
-    if len(on_shared) == 2:
-        a, b = on_shared
-        metrics[f"moo/cos/{a}|{b}"] = (trees.cosine(on_shared[a], on_shared[b]), 1.0)
+        metrics[f"moo/norm/{objective.name}"] = (as_weight(active) * done, as_weight(active))
+    for a, b in itertools.combinations(on_shared, 2):
+        if (pair := now.is_pair((a, b), among=on_shared)) is not False:
+            cosine = trees.cosine(on_shared[a], on_shared[b])
+            metrics[f"moo/cos/{a}|{b}"] = (as_weight(pair) * cosine, as_weight(pair))
     sums |= {level: SeparateGradients({name: apart[name] for name in level}) for level in dynamic}
-    levels = tuple(sums[level] for level in phase.levels)
-    return Grads(owned, levels), weights, metrics, stats
+    return Grads(owned, tuple(sums[level] for level in table.levels)), now.weights, metrics, stats
 
 
 def fused(
-    facts: PhaseFacts, state: TrainState, batch: Tree, rng: Callable, weights: tuple
+    facts: StepFacts, now: InForce, state: TrainState, batch: Tree, rng: Callable
 ) -> tuple[Grads, tuple, Means, dict]:
-    """(gradients, level weights, metrics, statistics), with one backward pass over all losses.
+    """(gradients, level weights, metrics, statistics), with one backward pass over all losses that
+    are active in the same phases; one that is not in force at this step is skipped.
 
     Each loss reads shared hidden states through `scale_gradient`, so that the gradient of the
     shared leaves is the penalised direction. The same holds for a head that several of the losses
     own, whose logits they must read through it too. No norms or cosines of single objectives.
     ValueError for a phase with dynamic levels.
     """
-    phase = facts.phase
-    if dynamic := phase.dynamic_levels:
+    table = facts.table
+    if dynamic := table.dynamic_levels:
         raise ValueError(
-            f"gradients='fused' sums all losses, but phase {phase.name} keeps the gradients of "
-            f"{', '.join(map(level_name, dynamic))} apart: use gradients='separate'"
+            f"gradients='fused' sums all losses, but phase {table.phases[0].name} keeps the "
+            f"gradients of {', '.join(map(level_name, dynamic))} apart: use gradients='separate'"
         )
-    scale = {n: weights[phase.level_of(n)] * phase.inner.get(n, 1) for n in phase.losses}
-    objectives = facts.recipe.active(phase)
-    streams = {s: batch[s] for objective in objectives for s in objective.streams}
-    keys = {objective.name: rng(objective.name) for objective in objectives}
-    grads, aux = _gradient(facts, state, objectives, phase.losses, scale, streams, keys)
+    scale = {n: now.weights[table.level_of(n)] * table.inner(n) for n in table.losses}
+    total, metrics, stats = None, {}, {}
+    for objectives in _by_activity(table):
+        losses = table.losses & {n for o in objectives for n in o.losses}
+        streams = {s: batch[s] for o in objectives for s in o.streams}
+        if total is not None:
+            done = trees.norm(_select(facts.shared, total))
+            streams = {s: _depend_on(done, rows) for s, rows in streams.items()}
+        keys = {o.name: rng(o.name) for o in objectives}
+        grads, aux = _gradient_if(
+            now.is_active(losses), facts, state, objectives, losses, scale, streams, keys
+        )
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        metrics, stats = metrics | aux.metrics, stats | aux.stats
 
     def own(grad, shared, owners):
         if shared:
             return None
-        active = owners & phase.losses
-        if facts.recipe.head_scale == "plain" or len(active) != 1:
+        active = owners & table.losses
+        if facts.head_scale == "plain" or len(active) != 1:
             return grad
         weight = scale[next(iter(active))]
         return jnp.where(weight == 0, 0, jnp.asarray(weight, grad.dtype) * grad)
 
-    owned = jax.tree.map(own, grads, facts.shared, facts.owners)
-    direction = _select(facts.shared, grads)
-    return Grads(owned, (direction,)), (jnp.float32(1),), aux.metrics, aux.stats
+    owned = jax.tree.map(own, total, facts.shared, facts.owners)
+    direction = _select(facts.shared, total)
+    return Grads(owned, (direction,)), (jnp.float32(1),), metrics, stats
+
+
+def _by_activity(table: PhaseTable) -> list[tuple[Objective, ...]]:
+    """The objectives in groups that are active in the same phases."""
+    groups: dict[tuple[bool, ...], list[Objective]] = {}
+    for o in table.objectives:
+        active = tuple(bool(p.losses & set(o.losses)) for p in table.phases)
+        groups.setdefault(active, []).append(o)
+    return [tuple(group) for group in groups.values()]
+
+
+def _gradient_if(
+    active: Flag, facts: StepFacts, state: TrainState, objectives: tuple[Objective, ...], *args: Any
+) -> tuple[Tree, Aux]:
+    """`_gradient` if `active`, else gradients and metrics of 0 and the statistics of the state,
+    without any of its computation."""
+    if active is True:
+        return _gradient(facts, state, objectives, *args)
+    losses, *operands = args
+
+    # jitted, so that the shapes and the branch take one trace
+    @jax.jit
+    def take(state, *operands):
+        return _gradient(facts, state, objectives, losses, *operands)
+
+    grads, aux = jax.eval_shape(take, state, *operands)
+
+    def skip(state, *operands):
+        del operands
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux.metrics))
+        return zeros[0], Aux(zeros[1], {name: state.stats[name] for name in aux.stats})
+
+    return jax.lax.cond(active, take, skip, state, *operands)
 
 
 def _gradient(
-    facts: PhaseFacts,
+    facts: StepFacts,
     state: TrainState,
     objectives: tuple[Objective, ...],
     active: frozenset[str],
@@ -138,7 +193,7 @@ def _gradient(
         losses, metrics, stats = {}, {}, {}
         for objective in objectives:
             own = {stream: part[stream] for stream in objective.streams}
-            step = active_steps(facts.recipe.phases, objective.losses, state.step)
+            step = active_steps(facts.table.recipe.phases, objective.losses, state.step)
             given = extras._replace(step=step)
             pairs, aux = objective.apply(params, given, own, keys[objective.name])
             losses |= {name: pair for name, pair in pairs.items() if name in active}
@@ -172,7 +227,7 @@ def _loss_metric(name: str) -> str:
 
 
 def _gradients_of_halves(
-    facts: PhaseFacts,
+    facts: StepFacts,
     state: TrainState,
     objectives: tuple[Objective, ...],
     active: frozenset[str],
@@ -238,18 +293,17 @@ def _depend_on(done: Float[Array, ""], batch: Tree) -> Tree:
     return jax.tree.map(lambda x: x + (done < 0).astype(x.dtype), batch)
 
 
-def _level_and_weight(
-    phase: Phase, dynamic: Mapping[Level, str], losses: frozenset[str]
-) -> tuple[Level, float | int]:
+def _level_and_weight(table: PhaseTable, losses: frozenset[str]) -> tuple[Level, float | int]:
     """(level of an objective's active losses, their weight within it)."""
-    places = {(phase.level_of(n), phase.inner.get(n, 1)) for n in losses}
+    dynamic = table.dynamic_levels
+    places = {(table.level_of(n), table.inner(n)) for n in losses}
     if len(places) > 1:
         raise ValueError(
             f"losses {sorted(losses)} share a forward but not a level or weight: use "
             "gradients='fused'"
         )
     ((n, inner),) = places
-    level = phase.levels[n]
+    level = table.levels[n]
     if level not in dynamic:
         return level, inner
     if len(losses) > 1:
@@ -265,7 +319,7 @@ def _add_inner(total: Tree | None, inner: float | int, grads: Tree) -> Tree:
 
 
 def _add_owned(
-    facts: PhaseFacts, owned: Tree, grads: Tree, losses: frozenset[str], weight: Any
+    facts: StepFacts, owned: Tree, grads: Tree, losses: frozenset[str], weight: Any
 ) -> Tree:
     """Add an objective's gradient to the leaves that its losses own: unweighted for a sole owner
     (head_scale="plain"), else multiplied by the weight of its level."""
@@ -273,7 +327,7 @@ def _add_owned(
     def add(total, grad, owners):
         if total is None or not owners & losses:
             return total
-        plain = facts.recipe.head_scale == "plain" and owners <= losses
+        plain = facts.head_scale == "plain" and owners <= losses
         return total + (
             grad if plain else jnp.where(weight == 0, 0, jnp.asarray(weight, grad.dtype) * grad)
         )

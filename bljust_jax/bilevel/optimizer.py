@@ -3,9 +3,9 @@
     combiner (bilevel/levels.py)  ->  for each group: gate( clip -> Adam -> decoupled decay -> -lr )
 
 Each group has its own clip: with a global one the self-supervised head would rescale the encoder.
-Learning rates are passed as the extra argument `lr = {group: scalar}`, and the groups that train as
-the static extra argument `active`; an idle group keeps parameters and moments bit for bit. No state
-here counts steps for a schedule.
+Learning rates are passed as the extra argument `lr = {group: scalar}`, whether a group trains as
+`active = {group: bool}`, a Python bool or an array; an idle group keeps parameters and moments bit
+for bit. No state here counts steps for a schedule.
 """
 
 import re
@@ -87,12 +87,18 @@ def _scale_by_lr(name: str) -> optax.GradientTransformationExtraArgs:
 
 
 def _gate(name: str, inner: optax.GradientTransformationExtraArgs):
-    """`inner` if the group is active. The update of an idle group is -0.0, which added to any float
-    changes no bit of it (0.0 would change -0.0)."""
+    """`inner` if the group is active, by a Python bool or one of the device. The update of an idle
+    group is -0.0, which added to any float changes no bit of it (0.0 would change -0.0)."""
 
     def update(updates, state, params=None, *, active, **extra):
-        if name not in active:
+        def train(updates, state):
+            return inner.update(updates, state, params, active=active, **extra)
+
+        def idle(updates, state):
             return jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates), state
-        return inner.update(updates, state, params, active=active, **extra)
+
+        if isinstance(active[name], bool):
+            return (train if active[name] else idle)(updates, state)
+        return jax.lax.cond(active[name], train, idle, updates, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool
 from bljust_jax.bilevel import gradients
 from bljust_jax.bilevel.multi_objective import level_metrics
 from bljust_jax.bilevel.rng import stream_key
-from bljust_jax.bilevel.schedules import position
+from bljust_jax.bilevel.shared_phases import PhaseTable
 from bljust_jax.bilevel.types import Means, Phase, Recipe, TrainState, Tree
 
 
@@ -54,35 +54,35 @@ def compute_init_state(
 
 def make_train_step(
     recipe: Recipe,
-    phase: Phase,
+    phases: tuple[Phase, ...],
     optimizer: optax.GradientTransformationExtraArgs,
     groups: Tree,
     seed: int,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Tree], tuple[TrainState, Means]]:
-    """step(state, batch) -> (state, metrics) of one phase, to be jitted with the state donated.
+    """step(state, batch) -> (state, metrics) of the phases that share a program
+    (`shared_phases.group_phases`) or of one, to be jitted with the state donated.
 
     groups: the `Group` of each parameter (`optimizer.group_of_parameters`)
     accumulate: number of micro-batches that gradients are summed over: the same step in less memory
 
-    Objectives that are not in the phase are not in the program.
+    `state.step` decides which of the phases is in force. The batch has every stream that one of
+    them reads; a stream that the phase in force does not read changes no result. Objectives that
+    are in none of the phases are not in the program; those without a loss in the phase in force are
+    skipped, and their metrics have weight 0.
     """
+    table = PhaseTable(recipe, phases)
     owners = jax.tree.map(lambda g: g.owners, groups)
     shared = jax.tree.map(
         lambda o: o >= recipe.losses, owners, is_leaf=lambda x: isinstance(x, frozenset)
     )
-    facts = gradients.PhaseFacts(recipe, phase, shared, owners, accumulate)
+    facts = gradients.StepFacts(table, shared, owners, accumulate)
     take_gradients = {"separate": gradients.separate, "fused": gradients.fused}[recipe.gradients]
-    active = recipe.active_groups(phase)
-    dynamic = tuple(phase.dynamic_levels)
-    largest_decay = recipe.ema_decay_in(phase)
 
     def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
-        k = position(recipe.phases, phase.name, state.step)
-        weights = tuple(jnp.asarray(w, jnp.float32) for w in phase.weights(k))
-        lr = {g: jnp.asarray(phase.lr[g](k), jnp.float32) for g in sorted(active)}
+        now = table.at(state.step)
         grads, level_weights, metrics, new_stats = take_gradients(
-            facts, state, batch, lambda name: stream_key(seed, name, state.step), weights
+            facts, now, state, batch, lambda name: stream_key(seed, name, state.step)
         )
         updates, opt_state = optimizer.update(
             grads,
@@ -90,12 +90,12 @@ def make_train_step(
             state.params,
             level_weights=level_weights,
             step=state.step,
-            lr=lr,
-            active=active,
+            lr=now.lr,
+            active=now.trains,
         )
         combiner_state, *_ = opt_state
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(largest_decay, (1 + state.step) / (10 + state.step))
+        decay = jnp.minimum(now.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
             lambda e, p: decay.astype(e.dtype) * e + (1 - decay).astype(e.dtype) * p,
             state.ema,
@@ -106,9 +106,7 @@ def make_train_step(
         old = (state.params, state.opt_state, state.ema, state.stats)
         # a conditional rather than a `where` on every leaf takes a third less time to compile
         params, opt_state, ema, stats = jax.lax.cond(ok, lambda: new, lambda: old)
-        metrics |= level_metrics(combiner_state, dynamic)
-        metrics |= {f"penalty/{n}": (w, 1.0) for n, w in enumerate(weights) if n > 0}
-        metrics |= {f"lr/{g}": (value, 1.0) for g, value in lr.items()}
+        metrics |= level_metrics(combiner_state, tuple(table.dynamic_levels)) | now.metrics
         metrics["train/skipped"] = (1.0 - ok, 1.0)
         return TrainState(state.step + 1, params, opt_state, ema, state.frozen, stats), metrics
 

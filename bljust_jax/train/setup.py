@@ -167,7 +167,9 @@ class TrainingRun:
         so that a batch that does not fit is found before anything is trained."""
         in_use, timeline = self.corpus.buckets_in_use, self.timeline
         expected = sum(len(in_use(streams)) for streams in timeline.streams_from(0).values())
-        jitted = {p.name: jit_train_step(self.config, self.system, p) for p in self.recipe.phases}
+        jitted = {
+            p.name: jit_train_step(self.config, self.system, (p,)) for p in self.recipe.phases
+        }
         steps = CompiledSteps(jitted, expected, self.progress.log, self.clock)
         for name, streams in timeline.streams_from(int(self.state.step)).items():
             batch = self.corpus.empty_batches(streams, in_use(streams)[-1], shard=self.shard)

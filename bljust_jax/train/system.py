@@ -72,10 +72,11 @@ def assign_groups(recipe: Recipe, params: Tree) -> Tree:
         raise UserError(f"config.freeze: {error}; the encoder has {parts}") from error
 
 
-def jit_train_step(config: Any, system: System, phase: Phase) -> Any:
-    """The jitted step of a phase, (state, batch) -> (state, means), not compiled yet; the state is
-    donated. To be lowered and called under `jax.set_mesh(system.mesh)`."""
+def jit_train_step(config: Any, system: System, phases: tuple[Phase, ...]) -> Any:
+    """The jitted step of phases that share a program, or of one: (state, batch) -> (state, means),
+    not compiled yet; the state is donated. To be lowered and called under
+    `jax.set_mesh(system.mesh)`."""
     train_step = step.make_train_step(
-        *(system.recipe, phase, system.optimizer, system.groups, config.seed, config.accumulate)
+        *(system.recipe, phases, system.optimizer, system.groups, config.seed, config.accumulate)
     )
     return jax.jit(train_step, donate_argnums=0, out_shardings=(system.shardings, None))

@@ -34,7 +34,7 @@ def run(name, accumulate, **options):
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
-    train_step = step.make_train_step(recipe, phase, optimizer, groups, 0, accumulate)
+    train_step = step.make_train_step(recipe, (phase,), optimizer, groups, 0, accumulate)
     batch = all_streams(recipe, 8)
     program = jax.jit(train_step).lower(state, batch).compile()
     after, means = program(state, batch)

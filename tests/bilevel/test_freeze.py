@@ -28,7 +28,7 @@ def test_a_frozen_part_does_not_move_and_the_rest_does(gradients):
     state = begin(recipe, optimizer)
     groups = system.assign_groups(recipe, state.params)
     phase = next(p for p in recipe.phases if p.name == "finetune")
-    train_step = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
+    train_step = jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))
     after, _ = train_step(state, {"labelled": make_batch()})
     same = jax.tree.map(
         lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), state.params, after.params

@@ -248,7 +248,7 @@ def test_a_loss_of_next_to_no_weight_is_divided_by_one(share):
     opt = toy.sgd(r.combiner, 1.0)
     state = step.init_state(r, opt, seed=0)
     groups = group_of_parameters(state.params, r.groups)
-    after, means = step.make_train_step(r, phase, opt, groups, 0)(state, toy.BATCH)
+    after, means = step.make_train_step(r, (phase,), opt, groups, 0)(state, toy.BATCH)
     assert float(means["train/skipped"][0]) == 0
     down = state.params["f_head"]["phi"] - after.params["f_head"]["phi"]
     slope = 2 * (0.25 - 0.5) + 2 * (0.25 - 3)

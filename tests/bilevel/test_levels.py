@@ -31,7 +31,7 @@ def run_to_rest(gamma, steps=2000):
 
     phase = toy.phase("joint", steps, gamma=lambda k: gamma, lr=rate)
     r, opt, groups, state = toy.start([phase])
-    train_step = step.make_train_step(r, phase, opt, groups, seed=0)
+    train_step = step.make_train_step(r, (phase,), opt, groups, seed=0)
 
     def body(_, s):
         return train_step(s, toy.BATCH)[0]
@@ -90,7 +90,7 @@ def test_weight_zero_selects_bit_for_bit():
 def test_penalty_zero_ignores_the_lower_batch_in_one_compiled_step():
     phase = toy.phase("joint", gamma=lambda k: 0.0)
     r, opt, groups, state = toy.start([phase])
-    train_step = jax.jit(step.make_train_step(r, phase, opt, groups, seed=0))
+    train_step = jax.jit(step.make_train_step(r, (phase,), opt, groups, seed=0))
     one, _ = train_step(state, toy.BATCH)
     other = {**toy.BATCH, "unlabelled": {"x": jnp.array([9, 9], jnp.int32)}}
     two, _ = train_step(state, other)
@@ -112,7 +112,7 @@ def test_direction_against_finite_differences(gradients, head_scale):
         r, opt, groups, state = toy.start([phase], opt, **options)
         params = jax.tree.map(lambda p: p.astype(jnp.float64), state.params)
         state = state._replace(params=params, ema=params)
-        after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+        after, _ = step.make_train_step(r, (phase,), opt, groups, seed=0)(state, toy.BATCH)
         direction = jax.tree.map(lambda a, b: a - b, state.params, after.params)
 
         extras = Extras(0, {}, {}, {}, {"f": 1.0, "g": 1.0})

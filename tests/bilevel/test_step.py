@@ -31,11 +31,11 @@ def test_idle_groups_keep_parameters_and_moments_bit_for_bit(name):
     """Law 5; -0.0 is the value that an added +0.0 would change."""
     joint, phase = toy.phase("joint", 3), toy.phase(name, 5)
     r, opt, groups, state = toy.start([joint, phase])
-    state, _ = step.make_train_step(r, joint, opt, groups, seed=0)(state, toy.BATCH)
+    state, _ = step.make_train_step(r, (joint,), opt, groups, seed=0)(state, toy.BATCH)
     idle, busy = ("f_head", "g_head") if name == "explore" else ("g_head", "f_head")
     negative_zero = jax.tree.map(lambda x: jnp.full_like(x, -0.0), state.params[idle])
     before = state._replace(params={**state.params, idle: negative_zero})
-    after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(before, toy.BATCH)
+    after, _ = step.make_train_step(r, (phase,), opt, groups, seed=0)(before, toy.BATCH)
     assert bits(after.params[idle]) == bits(before.params[idle])
     moments = [s.opt_state[1].inner_states[idle] for s in (before, after)]
     assert any(np.asarray(m).any() for m in jax.tree.leaves(moments[0]))
@@ -47,7 +47,7 @@ def test_frozen_arrays_are_in_the_checkpoint_and_in_no_gradient(tmp_path):
     """Law 5, second half: all six fields of the state come back bit for bit."""
     phase = toy.phase("joint")
     r, opt, groups, state = toy.start([phase])
-    after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+    after, _ = step.make_train_step(r, (phase,), opt, groups, seed=0)(state, toy.BATCH)
     assert bits(after.frozen) == bits(state.frozen)
     assert "codebook" not in str(jax.tree.structure(after.params))
     folder = Checkpoints(tmp_path, keep=1)
@@ -69,7 +69,7 @@ def test_a_phase_leaves_out_the_other_objective():
     """Exploration never evaluates f: its batch need not be there, and nothing is reported of it."""
     phase = toy.phase("explore")
     r, opt, groups, state = toy.start([phase])
-    _, means = step.make_train_step(r, phase, opt, groups, seed=0)(
+    _, means = step.make_train_step(r, (phase,), opt, groups, seed=0)(
         state, {"unlabelled": toy.BATCH["unlabelled"]}
     )
     assert "train/g/loss" in means
@@ -80,7 +80,7 @@ def test_a_phase_leaves_out_the_other_objective():
 def test_joint_metrics():
     phase = toy.phase("joint", gamma=lambda k: 0.25)
     r, opt, groups, state = toy.start([phase])
-    _, means = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+    _, means = step.make_train_step(r, (phase,), opt, groups, seed=0)(state, toy.BATCH)
     mean = {k: float(s) / float(w) for k, (s, w) in means.items()}
     assert mean["penalty/1"] == 0.25
     assert mean["train/f/loss"] == pytest.approx(0.25**2 + 2.75**2 + 9.0)
@@ -102,7 +102,7 @@ def test_fused_equals_separate(name, top, gamma, head_scale):
         options = {"gradients": gradients, "head_scale": head_scale}
         r = toy.recipe([phase], **options)
         r, opt, groups, state = toy.start([phase], toy.sgd(r.combiner, 0.01), **options)
-        train_step = jax.jit(step.make_train_step(r, phase, opt, groups, seed=0))
+        train_step = jax.jit(step.make_train_step(r, (phase,), opt, groups, seed=0))
         for _ in range(3):
             state, _ = train_step(state, toy.BATCH)
         after[gradients] = state.params
@@ -117,7 +117,7 @@ def test_fused_equals_separate(name, top, gamma, head_scale):
 def test_a_step_that_is_not_finite_changes_only_the_step_counter():
     phase = toy.phase("joint")
     r, opt, groups, state = toy.start([phase])
-    train_step = jax.jit(step.make_train_step(r, phase, opt, groups, seed=0))
+    train_step = jax.jit(step.make_train_step(r, (phase,), opt, groups, seed=0))
     state, _ = train_step(state, toy.BATCH)
     poisoned = {**toy.BATCH, "unlabelled": {"x": jnp.array([-1, 0], jnp.int32)}}
     after, means = train_step(state, poisoned)
@@ -179,7 +179,7 @@ def test_an_objective_counts_the_steps_of_its_losses(gradients):
 def test_ema_follows_with_warm_up():
     phase = toy.phase("joint")
     r, opt, groups, state = toy.start([phase])
-    after, _ = step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+    after, _ = step.make_train_step(r, (phase,), opt, groups, seed=0)(state, toy.BATCH)
     decay = min(0.9, 1 / 10)
     want = decay * state.ema["encoder"]["theta"] + (1 - decay) * after.params["encoder"]["theta"]
     np.testing.assert_allclose(after.ema["encoder"]["theta"], want, rtol=1e-6)
@@ -238,7 +238,7 @@ def test_statistics_of_a_batch_are_in_the_state_after_its_step(gradients, accumu
     state = step.init_state(r, opt, seed=0)
     groups = group_of_parameters(state.params, r.groups)
     batch = {**toy.BATCH, "labelled": {"x": jnp.array([1, 4], jnp.int32)}}
-    after, _ = step.make_train_step(r, phase, opt, groups, 0, accumulate)(state, batch)
+    after, _ = step.make_train_step(r, (phase,), opt, groups, 0, accumulate)(state, batch)
     assert float(after.stats["encoder"]) == 2.5
     np.testing.assert_array_equal(after.stats["features"]["mean"], 7.0)
     assert float(after.weights.stats["encoder"]) == 2.5, "what recognises has them too"
@@ -262,7 +262,7 @@ def test_separate_refuses_a_forward_shared_across_levels():
     shared = toy.Objective(("f", "g"), ("labelled",), both)
     r = Recipe(**{**vars(r), "objectives": (shared,)})
     with pytest.raises(ValueError, match="fused"):
-        step.make_train_step(r, phase, opt, groups, seed=0)(state, toy.BATCH)
+        step.make_train_step(r, (phase,), opt, groups, seed=0)(state, toy.BATCH)
 
 
 def is_adam(state):
@@ -291,7 +291,7 @@ class TestOptim:
                 params,
                 level_weights=(jnp.float32(1),),
                 lr={"a": jnp.float32(1), "b": jnp.float32(1)},
-                active={"a", "b"},
+                active={"a": True, "b": True},
             )
             return updates["b"]
 
@@ -311,7 +311,7 @@ class TestOptim:
             params,
             level_weights=(jnp.float32(1),),
             lr={"all": jnp.float32(1e8)},
-            active={"all"},
+            active={"all": True},
         )
         # float32 leaves 1 + 1e-6 of g / (|g| + 1e8)
         np.testing.assert_allclose(updates["a"], [-0.6 * norm, 0.0], rtol=1e-5)
@@ -328,7 +328,7 @@ class TestOptim:
             params,
             level_weights=(jnp.float32(1),),
             lr={"all": jnp.float32(1)},
-            active={"all"},
+            active={"all": True},
         )
         (adam,) = (s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s))
         np.testing.assert_allclose(adam.mu["a"], [0.2, -0.3], rtol=1e-6)
@@ -346,7 +346,7 @@ class TestOptim:
             params,
             level_weights=(jnp.float32(1),),
             lr={"all": jnp.float32(0.1)},
-            active={"all"},
+            active={"all": True},
         )
         np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
         np.testing.assert_array_equal(updates["bias"], 0.0)

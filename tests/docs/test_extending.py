@@ -37,7 +37,7 @@ def train(config, phase_name, steps=10):
     optimizer = toy.sgd(recipe.combiner, 0.05)
     state = systems.begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
-    run = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
+    run = jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))
     found = []
     for _ in range(steps):
         state, means = run(state, systems.two_streams())

@@ -130,7 +130,7 @@ def compiled_step(name, phase_name, **options):
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
-    return state, jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
+    return state, jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))
 
 
 @functools.cache

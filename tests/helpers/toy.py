@@ -206,7 +206,7 @@ def soup(
     optimizer = sgd(made.combiner, rate)
     state = step.init_state(made, optimizer, seed)
     groups = group_of_parameters(state.params, made.groups)
-    return step.make_train_step(made, phase, optimizer, groups, seed, accumulate), state
+    return step.make_train_step(made, (phase,), optimizer, groups, seed, accumulate), state
 
 
 def soup_batch(rows=4, noise=0.0, seed=0, reward=0.0):

@@ -30,7 +30,9 @@ def direction(config, batch):
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
-    after, means = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))(state, batch)
+    after, means = jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))(
+        state, batch
+    )
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
     return moved, {k: float(s) / float(w) for k, (s, w) in means.items() if "loss" in k}
 
@@ -61,7 +63,7 @@ def test_a_phase_reads_only_its_own_losses():
     groups = group_of_parameters(state.params, recipe.groups)
     computed = {}
     for phase in recipe.phases:
-        train_step = step.make_train_step(recipe, phase, optimizer, groups, 0)
+        train_step = step.make_train_step(recipe, (phase,), optimizer, groups, 0)
         _, means = jax.eval_shape(train_step, state, {"labelled": make_batch()})
         computed[phase.name] = {name.split("/")[0] for name in means} & {"ctc", "cpc"}
     assert computed == {"explore": {"cpc"}, "joint": {"ctc", "cpc"}, "finetune": {"ctc"}}

@@ -42,7 +42,7 @@ def run(name, data=1, fsdp=1, tensor=1):
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
     placed = state_sharding(state, mesh)
-    train_step = step.make_train_step(recipe, phase, optimizer, groups, 0)
+    train_step = step.make_train_step(recipe, (phase,), optimizer, groups, 0)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, placed)
         batch = put_batch(all_streams(recipe, ROWS), mesh)

@@ -131,7 +131,7 @@ def after_one_step():
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
     phase = recipe.phases[0]
-    run = jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
+    run = jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))
     return state, *run(state, {"unlabelled": make_batch()})
 
 

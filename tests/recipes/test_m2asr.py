@@ -42,7 +42,7 @@ def compiled(preset, changes=(), **moo):
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = step.init_state(recipe, optimizer, seed=0)
     groups = group_of_parameters(state.params, recipe.groups)
-    return recipe, state, jax.jit(step.make_train_step(recipe, phase, optimizer, groups, 0))
+    return recipe, state, jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))
 
 
 def moved(preset, changes=(), **moo):
@@ -205,7 +205,7 @@ def test_a_frozen_part_has_no_part_in_the_weights(layers):
     optimizer = make_optimizer(recipe.combiner, recipe.groups)
     state = jax.eval_shape(lambda: step.init_state(recipe, optimizer, seed=0))
     groups = group_of_parameters(state.params, recipe.groups)
-    train_step = step.make_train_step(recipe, phase, optimizer, groups, 0)
+    train_step = step.make_train_step(recipe, (phase,), optimizer, groups, 0)
     after, _ = jax.eval_shape(train_step, state, all_streams(recipe))
     level = after.opt_state[0].levels[level_name(ASR + ST)]
     assert set(level.grams) == set(level.selected) == {"encoder/blocks"}

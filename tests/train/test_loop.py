@@ -29,7 +29,7 @@ class Killed(Exception):
 def run(monkeypatch):
     """run(workdir, kill=n) dies before step n, run(workdir, stop=n) is sent a SIGTERM there."""
 
-    def make_train_step(recipe, phase, optimizer, groups, seed, accumulate):
+    def make_train_step(recipe, phases, optimizer, groups, seed, accumulate):
         def train_step(state, batch):
             heard = sum(jnp.sum(arrays["audio_lengths"]) for arrays in batch.values())
             loss = (heard.astype(jnp.float32), 7.0)

@@ -30,7 +30,7 @@ def test_a_step_is_built_and_lowered_without_data():
     phase = next(p for p in recipe.phases if p.name == "joint")
     batch = put_batch({s: make_batch(rows=8) for s in ("labelled", "unlabelled")}, mesh)
     with jax.set_mesh(mesh):
-        lowered = jit_train_step(config, system, phase).lower(system.state, batch)
+        lowered = jit_train_step(config, system, (phase,)).lower(system.state, batch)
     after, _ = lowered.out_info
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, system.state)
 
