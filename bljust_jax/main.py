@@ -23,6 +23,7 @@ are found. --coordinator_port=PORT, --init_timeout=SECONDS until all hosts are u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -75,7 +76,23 @@ def main() -> int:
         code = CRASHED
     if code not in (DONE, PREEMPTED):
         cluster.exit_without_waiting(code)
+    exit_while_compiling(code)
     return code
+
+
+def exit_while_compiling(code: int) -> None:
+    """Exit now if a thread is still compiling, else return: an orderly exit would wait for it."""
+    pool = sys.modules.get("bljust_jax.train.compile_pool")
+    if pool is None or not pool.is_compiling():
+        return
+    import jax
+
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()  # the other processes end at the same step
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def run() -> int:

@@ -260,6 +260,7 @@ def run(c: ConfigDict) -> None:
     c.max_skipped = 20  # consecutive non-finite steps after which the run ends
     c.samples = 3  # reference and hypothesis pairs shown per evaluation
     c.compile_cache = "~/.cache/bljust_jax/xla"  # folder of compiled programs; "" = none
+    c.compile_threads = 0  # programs compiled at once; 0 = one per core, at most 8
 
 
 def stream(train: str, dev: str = "", test: str = "", **changes: object) -> ConfigDict:

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 # {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
-ADDED: dict[str, Any] = {"ema_share": 0.0, "init_parts": ["encoder"]}
+ADDED: dict[str, Any] = {"ema_share": 0.0, "init_parts": ["encoder"], "compile_threads": 0}
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

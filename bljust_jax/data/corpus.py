@@ -195,15 +195,18 @@ class Corpus(Splits):
         counts = self.plans[self.driver(needed)].counts
         return [k for k, count in enumerate(counts) if count]
 
+    def step_buckets(self, needed: Sequence[str], k: int) -> dict[str, int]:
+        """{stream: bucket} of a step that reads these streams, in the driver's bucket k."""
+        leader = self.driver(needed)
+        return {s: 0 if self._has_one_bucket(s, leader) else k for s in needed}
+
     def empty_batches(
-        self, needed: Sequence[str], k: int, *, shard: tuple[int, int] = (0, 1)
+        self, buckets: Mapping[str, int], *, shard: tuple[int, int] = (0, 1)
     ) -> dict[str, Batch]:
-        """{stream: batch of empty rows} in the shapes of a step in the driver's bucket k."""
-        rate = self._data.sample_rate
-        batches = {}
-        for stream in needed:
-            alone = self._has_one_bucket(stream, self.driver(needed))
-            bucket = self.plans[stream].buckets[0 if alone else k]
+        """{stream: batch of empty rows} in the shapes of these buckets."""
+        rate, batches = self._data.sample_rate, {}
+        for stream, k in buckets.items():
+            bucket = self.plans[stream].buckets[k]
             rows = bucket.batch_size // shard[1]
             batches[stream] = empty_batch(bucket, rows, rate, labelled=stream in self.streams)
         return batches

@@ -81,6 +81,15 @@ class Splits:
                 found.setdefault(u.part, []).append(i)
         return found
 
+    def eval_buckets(self, split: str) -> list[Bucket]:
+        """The batch shapes of `eval_batches`."""
+        return list(dict.fromkeys(bucket for bucket, _ in self._evaluation_batches(split)))
+
+    def _evaluation_batches(self, split: str) -> list[tuple[Bucket, list[int]]]:
+        data, seconds = self._data, self.streams[stream_of(split, self.streams)].buckets
+        durations = [u.duration for u in self.utterances(split)]
+        return evaluation_batches(durations, seconds, data.eval_batch_seconds, self._multiple)
+
     def eval_batches(self, split: str) -> Iterator[tuple[Batch, list[Utterance]]]:
         """({audio, audio_lengths, ids}, utterances of the first rows) per batch, without
         augmentation; each utterance appears exactly once.
@@ -90,9 +99,7 @@ class Splits:
         more than `data.max_bad_fraction` of them.
         """
         data, utterances = self._data, self.utterances(split)
-        seconds = self.streams[stream_of(split, self.streams)].buckets
-        durations = [u.duration for u in utterances]
-        batches = evaluation_batches(durations, seconds, data.eval_batch_seconds, self._multiple)
+        batches = self._evaluation_batches(split)
 
         def load_batch(n: int) -> tuple[Batch, list[Utterance], list[tuple[Utterance, str]]]:
             bucket, indices = batches[n]

@@ -1,97 +1,151 @@
-"""Compiled training steps: one per phase and batch shape; compile time and memory are logged."""
+"""Compiled training steps and greedy decoders of a run, found by batch shape, compiled ahead."""
 
-from __future__ import annotations
-
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from bljust_jax.bilevel.types import Means, TrainState, Tree
-from bljust_jax.common.errors import UserError
-from bljust_jax.monitoring.goodput import Clock
+from bljust_jax.bilevel.types import Means, Task, TrainState, Tree, Weights
+from bljust_jax.data.corpus import Corpus, empty_batch
+from bljust_jax.inference import decode_split
+from bljust_jax.parallel.mesh import batch_sharding, put_batch, put_full_batch, replicated
+from bljust_jax.train.compile_pool import CompilePool, Job
+from bljust_jax.train.program_memory import report_out_of_memory
+from bljust_jax.train.program_plan import ProgramPlan, StepProgram
+from bljust_jax.train.system import System, jit_train_step
 
 CURE = "lower config.data.batch_seconds or set config.model.remat=full, config.accumulate=2"
+CURE_DECODING = "lower config.data.eval_batch_seconds"
 
 
 class CompiledSteps:
-    """The compiled step of each phase and batch shape.
+    """The training programs of a run, each compiled by `pool` from the abstract state and batch.
 
-    jitted: {phase: its jitted step}
-    total: number of programs that the whole run is expected to compile, for the log
-
-    Compiling ahead of the first call gives the memory of a batch shape before anything is trained:
-    UserError if it exceeds that of the device.
+    `shard` is (index, count) of this process among those that share the rows of a batch.
     """
 
     def __init__(
-        self, jitted: dict[str, Any], total: int, log: Callable[[str], None], clock: Clock
+        self,
+        config: Any,
+        system: System,
+        corpus: Corpus,
+        plan: ProgramPlan,
+        pool: CompilePool,
+        shard: tuple[int, int] = (0, 1),
     ):
-        self._jitted, self._total, self._log, self._clock = jitted, total, log, clock
-        self._compiled: dict[str, Any] = {}
+        self._mesh, self._state, self._read = system.mesh, system.state, plan.streams
+        self._corpus, self._pool, self._shard = corpus, pool, shard
+        self._jitted = {
+            names: jit_train_step(config, system, phases) for names, phases in plan.groups.items()
+        }
+        self._jobs: dict[StepProgram, Job] = {}
+        self._found: dict[tuple, StepProgram] = {}  # by phase and shapes of its streams
+        self._blank: tuple[str, dict[tuple[str, int], Tree]] = ("", {})
+        self._stalled = 0.0
 
     def __len__(self) -> int:
-        return len(self._compiled)
+        """Number of compiled programs."""
+        return sum(job.future.done() for job in self._jobs.values())
 
-    def run(self, phase: str, state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
-        """One step; the state is donated."""
-        program = self.compile(phase, state, batch)
-        with _report_out_of_memory(_describe(phase, batch)):
-            return program(state, batch)
+    def submit(self, program: StepProgram) -> Job:
+        """Compile a program after those submitted before it."""
+        if program in self._jobs:
+            return self._jobs[program]
+        batch = _abstract(self._corpus.empty_batches(dict(program.buckets)), self._mesh)
+        jitted, name = self._jitted[program.phases], ", ".join(program.phases)
+        job = Job(f"{name}: {_describe(batch)}", CURE, lambda: jitted.lower(self._state, batch))
+        for phase in program.phases:
+            key = phase, _key({stream: batch[stream] for stream in self._read[phase]})
+            self._found.setdefault(key, program)
+        self._jobs[program] = job
+        self._pool.submit(job)
+        return job
 
-    def compile(self, phase: str, state: TrainState, batch: Tree) -> Any:
-        """The program for batches of this shape, compiled on first use."""
-        name = _describe(phase, batch)
-        if name not in self._compiled:
-            self._log(f"compiling program {len(self) + 1} of {self._total}: {name}")
+    def run(self, now: int, phase: str, state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
+        """Step `now` of a phase on a batch of the streams that it reads; the state is donated."""
+        self._pool.report()
+        program = self._found[phase, _key(batch)]
+        job = self._jobs[program]
+        if not job.future.done():
+            self._pool.log(f"step {now} waits for {self._pool.position(job)}")
             began = time.monotonic()
-            with self._clock.on("compile"), _report_out_of_memory(name):
-                program = self._jitted[phase].lower(state, batch).compile()
-            need, have = memory_needed(program), device_memory()
-            self._log(f"  {time.monotonic() - began:.0f} s; {size(need)} of {size(have)} memory")
-            if need > have:
-                raise UserError(
-                    f"a batch needs {size(need)} of {size(have)} device memory ({name}): {CURE}"
+            self._pool.wait(job)
+            self._stalled += time.monotonic() - began
+        with report_out_of_memory(job.name, CURE):
+            return job.future.result()(state, self._complete(phase, program, batch))
+
+    def take_stall(self) -> float:
+        """Seconds that steps have waited for programs since the last call."""
+        seconds, self._stalled = self._stalled, 0.0
+        return seconds
+
+    def _complete(self, phase: str, program: StepProgram, batch: Tree) -> Tree:
+        """The batch, with rows of length 0 in the streams that only other phases of the program
+        read. They stay on the devices until another phase begins."""
+        missing = [(s, k) for s, k in program.buckets if s not in batch]
+        if self._blank[0] != phase:
+            self._blank = (phase, {})
+        made = self._blank[1]
+        for stream, k in missing:
+            if (stream, k) not in made:
+                empty = self._corpus.empty_batches({stream: k}, shard=self._shard)
+                made[stream, k] = put_batch(empty[stream], self._mesh)
+        return batch | {stream: made[stream, k] for stream, k in missing}
+
+
+class CompiledDecoders:
+    """The greedy decoders of a recipe's tasks: (EMA weights, batch) -> rows of `greedy_decoder`."""
+
+    def __init__(self, system: System, corpus: Corpus, pool: CompilePool, sample_rate: int):
+        self._mesh, self._weights = system.mesh, system.state.weights
+        self._corpus, self._pool, self._rate = corpus, pool, sample_rate
+        self._jitted = {
+            task.name: jax.jit(
+                decode_split.greedy_decoder(task), out_shardings=replicated(system.mesh)
+            )
+            for task in system.recipe.tasks
+        }
+        self._jobs: dict[tuple, Job] = {}
+
+    def submit(self, task: Task, split: str) -> None:
+        """Compile the decoder of a task for the batches of a split after the programs submitted
+        before."""
+        for bucket in self._corpus.eval_buckets(task.split(split)):
+            empty = empty_batch(bucket, bucket.batch_size, self._rate)
+            batch, jitted = _abstract(empty, self._mesh), self._jitted[task.name]
+            key = task.name, _key(batch)
+            if key not in self._jobs:
+                rows, samples = empty["audio"].shape
+                name = f"decoding{task.name and f' {task.name}'}: {rows} x {samples} samples"
+                self._jobs[key] = Job(
+                    name,
+                    CURE_DECODING,
+                    lambda jitted=jitted, batch=batch: jitted.lower(self._weights, batch),
                 )
-            self._compiled[name] = program
-        return self._compiled[name]
+                self._pool.submit(self._jobs[key])
+
+    def run(self, task: Task, weights: Weights, batch: Tree) -> Any:
+        """Decode a batch of which each process has all rows."""
+        batch = put_full_batch(batch, self._mesh)
+        job = self._jobs.get((task.name, _key(batch)))
+        program = self._jitted[task.name] if job is None else self._pool.wait(job)
+        shardings = jax.tree.map(lambda x: x.sharding, self._weights)
+        return program(jax.device_put(weights, shardings), batch)
 
 
-def _describe(phase: str, batch: Tree) -> str:
-    """joint, labelled 8 x 64000, unlabelled 8 x 64000 samples."""
-    shapes = {stream: arrays["audio"].shape for stream, arrays in sorted(batch.items())}
+def _abstract(batch: Tree, mesh: Any) -> Tree:
+    """Shapes, types and sharding of a batch of all rows."""
+    where = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), batch)
+
+
+def _key(batch: Tree) -> tuple:
+    """Structure of a batch, and the shapes of its arrays."""
+    return jax.tree.structure(batch), tuple(x.shape for x in jax.tree.leaves(batch))
+
+
+def _describe(batch: Tree) -> str:
+    """labelled 8 x 64000, unlabelled 8 x 64000 samples."""
+    shapes = {stream: rows["audio"].shape for stream, rows in sorted(batch.items())}
     sizes = (f"{stream} {rows} x {samples}" for stream, (rows, samples) in shapes.items())
-    return f"{phase}, {', '.join(sizes)} samples"
-
-
-@contextlib.contextmanager
-def _report_out_of_memory(name: str) -> Iterator[None]:
-    """Turn an out-of-memory error of the device into a UserError."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(f"a batch does not fit the device ({name}): {CURE}") from error
-
-
-def memory_needed(program: Any) -> int:
-    """Bytes per device that a program needs: arguments, results and temporaries."""
-    m = program.memory_analysis()
-    kept = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-    return kept + m.temp_size_in_bytes
-
-
-def device_memory() -> int:
-    """Bytes that a device may use; for a CPU device its share of the machine's memory."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return stats.get("bytes_limit", machine // jax.local_device_count())
-
-
-def size(count: int) -> str:
-    """310 MiB, 12.5 GiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    return f"{', '.join(sizes)} samples"

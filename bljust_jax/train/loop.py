@@ -90,7 +90,7 @@ def train(run: TrainingRun) -> dict | None:
         # step
         batch = put_batch(batch, run.system.mesh)
         with run.tracer.step(now):
-            run.state, means = run.steps.run(phase.name, run.state, batch)
+            run.state, means = run.steps.run(now, phase.name, run.state, batch)
         flops.count(meta.compute, recipe, phase, corpus.shape_at(timeline.segments, now))
 
         # log: a window is fetched while the step after it runs, so that no step waits
@@ -98,6 +98,7 @@ def train(run: TrainingRun) -> dict | None:
         log.add(now, means)
         if (now + 1) % config.log_every == 0 or now + 1 == total:
             row = flops.named(meta.compute) | {"perf/compiles": len(run.steps)}
+            row |= {"perf/compile_stall": run.steps.take_stall()}
             row |= {"data/quarantined": len(corpus.quarantined)}
             log.end_window(now + 1, phase.name, row)
     return finish(run)

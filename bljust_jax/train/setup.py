@@ -16,7 +16,7 @@ from bljust_jax.bilevel.types import Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus, load_corpus
-from bljust_jax.inference import decode_split, scoring
+from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
@@ -26,16 +26,15 @@ from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import (
     batch_devices,
     make_mesh,
-    put_batch,
-    put_full_batch,
-    replicated,
 )
 from bljust_jax.train import initial_state, phase_table
-from bljust_jax.train.compiled_steps import CompiledSteps
+from bljust_jax.train.compile_pool import CompilePool
+from bljust_jax.train.compiled_steps import CompiledDecoders, CompiledSteps
 from bljust_jax.train.metric_log import MetricLog
+from bljust_jax.train.program_plan import ProgramPlan
 from bljust_jax.train.run_meta import RunMeta
 from bljust_jax.train.save_timer import SaveTimer
-from bljust_jax.train.system import System, build_recipe, jit_train_step, make_system
+from bljust_jax.train.system import System, build_recipe, make_system
 from bljust_jax.train.timeline import Timeline
 from bljust_jax.train.workdir import (
     check_config,
@@ -58,7 +57,7 @@ class TrainingRun:
     """All that the training loop works with.
 
     Building it restores the newest checkpoint if there is one, writes config.json and run.json,
-    logs what will run, and compiles the largest batch of each phase.
+    logs what will run, and begins to compile its programs.
     """
 
     def __init__(
@@ -109,14 +108,10 @@ class TrainingRun:
         for line in [*lines, *map(phase_table.describe_row, phases), *origin]:
             self.progress.log(line)
 
-        self.steps = self._compile_steps()
+        self._compile_ahead(stack)
         self._init_optimizer = jax.jit(
             self.system.optimizer.init, out_shardings=self.system.shardings.opt_state
         )
-        self._decode = {
-            task.name: jax.jit(decode_split.greedy_decoder(task), out_shardings=replicated(mesh))
-            for task in self.recipe.tasks
-        }
         segments, start = self.timeline.segments, int(self.state.step)
         self.batches = self.corpus.train_batches(segments, start, shard=self.shard)
         self.save_timer = SaveTimer(config.save_minutes, config.log_every)
@@ -125,7 +120,7 @@ class TrainingRun:
         """Scores of all tasks by greedy decoding. Every process decodes the whole split."""
 
         def decode(task: Task, batch: dict) -> Any:
-            return self._decode[task.name](weights, put_full_batch(batch, self.system.mesh))
+            return self.decoders.run(task, weights, batch)
 
         return scoring.score_tasks(split, self.recipe.tasks, self.corpus, decode)
 
@@ -162,19 +157,42 @@ class TrainingRun:
         total = self.timeline.total
         return Progress(total, start, self.clock, computed, peak, active=self.is_main)
 
-    def _compile_steps(self) -> CompiledSteps:
-        """The steps of all phases; those of the largest batch of each phase to come are compiled,
-        so that a batch that does not fit is found before anything is trained."""
-        in_use, timeline = self.corpus.buckets_in_use, self.timeline
-        expected = sum(len(in_use(streams)) for streams in timeline.streams_from(0).values())
-        jitted = {
-            p.name: jit_train_step(self.config, self.system, (p,)) for p in self.recipe.phases
-        }
-        steps = CompiledSteps(jitted, expected, self.progress.log, self.clock)
-        for name, streams in timeline.streams_from(int(self.state.step)).items():
-            batch = self.corpus.empty_batches(streams, in_use(streams)[-1], shard=self.shard)
-            steps.compile(name, self.state, put_batch(batch, self.system.mesh))
-        return steps
+    def _compile_ahead(self, stack: contextlib.ExitStack) -> None:
+        """Set `steps` and `decoders`, and compile the programs of the run in background threads in
+        the order in which they are needed. Waits for the largest batch of the first phase, so that
+        one that does not fit is found before anything is trained, and for the first batch."""
+        threads, log = self.config.compile_threads, self.progress.log
+        pool = CompilePool(self.system.mesh, threads, log, self.clock)
+        stack.callback(pool.close)
+        plan = ProgramPlan(self.recipe, self.timeline, self.corpus)
+        self.steps = CompiledSteps(
+            self.config, self.system, self.corpus, plan, pool, shard=self.shard
+        )
+        self.decoders = CompiledDecoders(
+            self.system, self.corpus, pool, self.config.data.sample_rate
+        )
+        start, total = int(self.state.step), self.timeline.total
+        log(plan.describe())
+        needed = plan.first_steps(start)
+        opening = []
+        if needed:
+            largest = plan.largest(self.timeline.phase_at(start).name)
+            opening = [p for p in (largest, next(iter(needed))) if p in needed]
+        jobs = [self.steps.submit(program) for program in opening]
+        evaluation = min((start // self.config.eval_every + 1) * self.config.eval_every, total)
+        for program in (p for p, step in needed.items() if step < evaluation):
+            self.steps.submit(program)
+        self._submit_decoders("dev")
+        for program in needed:
+            self.steps.submit(program)
+        self._submit_decoders("test")
+        for job in jobs:
+            pool.wait(job)
+
+    def _submit_decoders(self, split: str) -> None:
+        for task in self.recipe.tasks:
+            if self.corpus.utterances(task.split(split)):
+                self.decoders.submit(task, split)
 
     def _check_finite(self, window: metrics.Window) -> None:
         """UserError when `config.max_skipped` consecutive steps were skipped as not finite; their

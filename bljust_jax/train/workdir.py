@@ -91,7 +91,7 @@ MAY_CHANGE = (
     *("data.num_threads", "data.prefetch", "data.timeout", "data.max_bad_fraction"),
     *("mesh.dcn", "mesh.data", "mesh.fsdp", "mesh.tensor"),
     *("keep", "keep_every", "save_minutes", "on_full_disk"),
-    *("samples", "compile_cache", "max_skipped"),
+    *("samples", "compile_cache", "compile_threads", "max_skipped"),
     *("collapse.share", "collapse.rows", "collapse.stop"),
 )
 

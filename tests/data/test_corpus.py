@@ -287,7 +287,7 @@ def test_empty_batches_have_the_shapes_of_the_steps(folder):
         for streams in (JOINT, ("labelled",), ("unlabelled",)):
             blank = {}
             for k in corpus.buckets_in_use(streams):
-                batch = corpus.empty_batches(streams, k)
+                batch = corpus.empty_batches(corpus.step_buckets(streams, k))
                 key = {stream: rows["audio"].shape for stream, rows in batch.items()}
                 blank[json.dumps(key)] = batch
             for batch in corpus.train_batches([Segment(0, 20, streams)], 0):

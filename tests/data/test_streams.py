@@ -251,7 +251,10 @@ def test_rows_are_a_multiple_and_at_least_one_multiple(folder):
 def test_empty_batches_have_the_shapes_of_the_steps(folder):
     corpus = load(folder, unlabelled_buckets=(1.0,))
     for needed in (ALL, ("asr/en", "unlabelled"), ("unlabelled",)):
-        blank = [corpus.empty_batches(needed, k) for k in corpus.buckets_in_use(needed)]
+        blank = [
+            corpus.empty_batches(corpus.step_buckets(needed, k))
+            for k in corpus.buckets_in_use(needed)
+        ]
         shapes = [
             {s: {n: a.shape for n, a in b.items()} for s, b in made.items()} for made in blank
         ]

@@ -15,7 +15,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.inference import decode_split, scoring, trained_run
 from bljust_jax.monitoring import goodput, metrics, trackers
 from bljust_jax.parallel import preemption
-from bljust_jax.train import loop
+from bljust_jax.train import compile_pool, loop
 from bljust_jax.train.compiled_steps import CompiledSteps
 from configs import quickstart
 from tests.helpers.workdirs import rows_without_perf
@@ -56,10 +56,10 @@ def run(monkeypatch):
         config.update(eval_every=8, save_every=3, log_every=2, compile_cache="")
         config.update_from_flattened_dict(dict(changes))
 
-        def counted(self, phase, state, batch):
-            if state.step == kill:
+        def counted(self, now, phase, state, batch):
+            if now == kill:
                 raise Killed
-            return take_step(self, phase, state, batch)
+            return take_step(self, now, phase, state, batch)
 
         with monkeypatch.context() as patch:
             patch.setattr(preemption, "watch_for_sigterm", lambda stack: lambda now: now == stop)
@@ -230,9 +230,7 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "root"]
 
 
-def test_compiles_are_one_a_bucket_and_phase_and_all_come_early(
-    run, tmp_path, monkeypatch, compiled
-):
+def test_compiles_are_one_per_bucket_and_all_come_early(run, tmp_path, monkeypatch, compiled):
     write = trackers.MetricWriter.write
     before = {}  # programs compiled when the row of a step was written
 
@@ -243,10 +241,27 @@ def test_compiles_are_one_a_bucket_and_phase_and_all_come_early(
     monkeypatch.setattr(trackers.MetricWriter, "write", counted)
     run(tmp_path)
     programs = sum("train_step" in name for name in compiled)
-    buckets, phases = 2, 3
-    assert programs == buckets * phases
-    assert max(r.get("perf/compiles", 0) for r in metrics.read(tmp_path / "metrics.jsonl")) == 6
+    buckets = 2
+    assert programs == buckets, "one for all phases"
+    assert max(r.get("perf/compiles", 0) for r in metrics.read(tmp_path / "metrics.jsonl")) == 2
     assert sum("best_paths" in name for name in compiled) <= buckets
     others = [n for n in compiled[before[2] : before[24]] if "train_step" not in n]
     assert {n for n in others if "best_paths" not in n} <= {"jit(init_fn)"}, "reset of moments"
     assert len(others) <= buckets + 1
+
+
+def test_the_bits_of_a_run_do_not_depend_on_the_number_of_compile_threads(run, tmp_path):
+    finals = {n: run(tmp_path / str(n), changes={"compile_threads": n}) for n in (1, 4)}
+    assert finals[1] == finals[4]
+    assert rows_without_perf(tmp_path / "1") == rows_without_perf(tmp_path / "4")
+    rows = metrics.read(tmp_path / "4" / "metrics.jsonl")
+    assert all(row["perf/compile_stall"] >= 0 for row in rows if "perf/compiles" in row)
+
+
+def test_an_error_of_a_compile_thread_ends_the_run(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("a batch needs 2 of 1 GiB device memory")
+
+    monkeypatch.setattr(compile_pool, "check_memory", fail)
+    with pytest.raises(UserError, match="2 of 1 GiB"):
+        run(tmp_path)
