@@ -13,6 +13,7 @@ from bljust_jax.common.errors import UserError, nearest
 
 COMMANDS = {
     "train": ("main", "train, evaluate and write a run; --config=quickstart, or a file of yours"),
+    "compile": ("main", "compile the programs of a run into its compile cache, without training"),
     "prepare": ("prepare", "write a corpus as ArrayRecord shards"),
     "evaluate": ("evaluate", "score a run: beam search, language model, WER, BLEU"),
     "transcribe": ("transcribe", "audio files to text with word times"),
@@ -47,8 +48,9 @@ def run(argv: list[str]) -> int:
     if command in ("bench", "compile-ahead"):  # these import configs
         shipped_configs.bind()
     module = importlib.import_module(f"bljust_jax.{COMMANDS[command][0]}")
-    if command == "train":  # absl reads sys.argv
-        sys.argv = [f"{sys.argv[0]} train", *rest]
+    if command in ("train", "compile"):  # absl reads sys.argv
+        only = ["--compile_only"] if command == "compile" else []
+        sys.argv = [f"{sys.argv[0]} {command}", *rest, *only]
         return module.main()
     return module.main(rest)
 

@@ -19,6 +19,11 @@ are found. --coordinator_port=PORT, --init_timeout=SECONDS until all hosts are u
 --heartbeat_timeout=SECONDS without an answer after which a host is considered dead.
 
 --profile_steps=A:B records steps A to B - 1 in DIR/profile, for TensorBoard and Perfetto.
+
+--compile_only, or `bljust compile`, compiles the programs of the run into the folder
+config.compile_cache and exits; a run of the same config, code, data and devices reads them. Seconds
+and memory of each are logged, and are a JSON object on stdout. For a pod, name a folder that all
+hosts share and start the command on each: the first host writes it.
 """
 
 from __future__ import annotations
@@ -52,6 +57,7 @@ FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
 flags.DEFINE_string("profile_steps", "", "A:B, the steps to record in WORKDIR/profile")
+flags.DEFINE_bool("compile_only", False, "fill the compile cache and exit")
 flags.DEFINE_bool("help_config", False, "print all fields of --config and exit")
 flags.DEFINE_bool("allow_config_change", False, "resume a run of another config")
 flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
@@ -107,6 +113,11 @@ def run() -> int:
     if found:
         cluster.join(found, options)
     print_devices(options)
+    if FLAGS["compile_only"].value:
+        from bljust_jax.train import compile_only
+
+        print(json.dumps(compile_only.compile_config(config)), flush=True)
+        return DONE
     import jax
 
     from bljust_jax.train import loop

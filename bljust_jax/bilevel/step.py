@@ -10,6 +10,7 @@ with non-finite updates changes only the step counter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +41,23 @@ def init_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params), ema, frozen, stats)
 
 
-def compute_init_state(
+def jit_init_state(
     recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs, seed: int
-) -> TrainState:
-    """`init_state` in one program.
+) -> Any:
+    """`init_state` as one jitted function without arguments.
 
     XLA:CPU takes half a second to optimize each random draw, one per parameter; at optimization
     level 1 a tenth of that.
     """
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(lambda: init_state(recipe, optimizer, seed), compiler_options=options)()
+    return jax.jit(lambda: init_state(recipe, optimizer, seed), compiler_options=options)
+
+
+def compute_init_state(
+    recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs, seed: int
+) -> TrainState:
+    """`init_state` in one program."""
+    return jit_init_state(recipe, optimizer, seed)()
 
 
 def make_train_step(

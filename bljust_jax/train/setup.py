@@ -28,11 +28,9 @@ from bljust_jax.parallel.mesh import (
     make_mesh,
 )
 from bljust_jax.train import initial_state, phase_table
-from bljust_jax.train.compile_pool import CompilePool
-from bljust_jax.train.compiled_steps import CompiledDecoders, CompiledSteps
 from bljust_jax.train.metric_log import MetricLog
-from bljust_jax.train.program_plan import ProgramPlan
 from bljust_jax.train.run_meta import RunMeta
+from bljust_jax.train.run_programs import RunPrograms
 from bljust_jax.train.save_timer import SaveTimer
 from bljust_jax.train.system import System, build_recipe, make_system
 from bljust_jax.train.timeline import Timeline
@@ -158,41 +156,17 @@ class TrainingRun:
         return Progress(total, start, self.clock, computed, peak, active=self.is_main)
 
     def _compile_ahead(self, stack: contextlib.ExitStack) -> None:
-        """Set `steps` and `decoders`, and compile the programs of the run in background threads in
-        the order in which they are needed. Waits for the largest batch of the first phase, so that
-        one that does not fit is found before anything is trained, and for the first batch."""
-        threads, log = self.config.compile_threads, self.progress.log
-        pool = CompilePool(self.system.mesh, threads, log, self.clock)
-        stack.callback(pool.close)
-        plan = ProgramPlan(self.recipe, self.timeline, self.corpus)
-        self.steps = CompiledSteps(
-            self.config, self.system, self.corpus, plan, pool, shard=self.shard
+        """Set `steps` and `decoders`, compile the programs of the run in background threads, and
+        wait for the first."""
+        programs = RunPrograms(
+            *(self.config, self.system, self.timeline, self.corpus, self.progress.log, self.clock),
+            shard=self.shard,
         )
-        self.decoders = CompiledDecoders(
-            self.system, self.corpus, pool, self.config.data.sample_rate
-        )
-        start, total = int(self.state.step), self.timeline.total
-        log(plan.describe())
-        needed = plan.first_steps(start)
-        opening = []
-        if needed:
-            largest = plan.largest(self.timeline.phase_at(start).name)
-            opening = [p for p in (largest, next(iter(needed))) if p in needed]
-        jobs = [self.steps.submit(program) for program in opening]
-        evaluation = min((start // self.config.eval_every + 1) * self.config.eval_every, total)
-        for program in (p for p, step in needed.items() if step < evaluation):
-            self.steps.submit(program)
-        self._submit_decoders("dev")
-        for program in needed:
-            self.steps.submit(program)
-        self._submit_decoders("test")
-        for job in jobs:
-            pool.wait(job)
-
-    def _submit_decoders(self, split: str) -> None:
-        for task in self.recipe.tasks:
-            if self.corpus.utterances(task.split(split)):
-                self.decoders.submit(task, split)
+        stack.callback(programs.pool.close)
+        self.steps, self.decoders = programs.steps, programs.decoders
+        self.progress.log(programs.plan.describe())
+        for job in programs.submit(int(self.state.step)):
+            programs.pool.wait(job)
 
     def _check_finite(self, window: metrics.Window) -> None:
         """UserError when `config.max_skipped` consecutive steps were skipped as not finite; their

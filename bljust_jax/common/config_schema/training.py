@@ -49,7 +49,7 @@ CONFIG = {
     "max_skipped": Field(int, "consecutive non-finite steps that end the run", r.AT_LEAST_1),
     "samples": Field(int, "reference and hypothesis pairs shown per evaluation", r.AT_LEAST_0),
     "compile_cache": Field(str, "folder of compiled programs; empty: none"),
-    "compile_threads": Field(int, "programs compiled at once; 0: automatic", AT_LEAST_0),
+    "compile_threads": Field(int, "programs compiled at once; 0: automatic", r.AT_LEAST_0),
 }
 
 PHASES = {
