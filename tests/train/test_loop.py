@@ -64,7 +64,11 @@ def run(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(preemption, "watch_for_sigterm", lambda stack: lambda now: now == stop)
             patch.setattr(CompiledSteps, "run", counted)
-            return loop.run(config, workdir, loop.RunOptions(**flags))
+            try:
+                return loop.run(config, workdir, loop.RunOptions(**flags))
+            finally:  # of a run that ended early: the next test counts programs
+                for thread in list(compile_pool._threads):
+                    thread.join()
 
     return run
 
