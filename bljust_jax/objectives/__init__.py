@@ -98,7 +98,7 @@ def is_pretrained(config: Any, part: str) -> bool:
     """Whether "encoder", or a head by its key, comes from another run: `config.init_from` is set
     and `config.init_parts` names the part. A run that trains such a part is refused unless the
     other has it (`train/init_from.py`), so the config alone decides."""
-    return bool(config.init_from) and bool({"all", part} & set(config.init_parts))
+    return bool(config.get("init_from")) and bool({"all", part} & set(config.init_parts))
 
 
 def load(name: str) -> Callable[[Any, Encoder], EncoderObjective]:
