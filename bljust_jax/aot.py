@@ -23,13 +23,14 @@ import time
 from importlib import metadata
 from typing import Any
 
-from bljust_jax.benchmarks.chips import CHIPS, GIB
+from bljust_jax.benchmarks.chips import CHIPS
 from bljust_jax.benchmarks.compile_ahead import LEVELS, NIGHTLY, ROWS, Figures, Row, compile_row
 from bljust_jax.benchmarks.interleave import MIB
 from bljust_jax.common import cli
 from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import peak_flops
+from bljust_jax.monitoring.peak_flops import GIB
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",

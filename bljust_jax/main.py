@@ -18,6 +18,10 @@ where HOST is that of process 0. --distributed=off: this process alone; on: fail
 are found. --coordinator_port=PORT, --init_timeout=SECONDS until all hosts are up,
 --heartbeat_timeout=SECONDS without an answer after which a host is considered dead.
 
+--dry_run prints the plan of the run instead, without data and without compiling: phases with steps,
+hours and FLOPs of each loss, level weights, learning rates, averaged parameters, memory and time on
+--device=h200|h100|a100|v4|v5e|v5p|v6e.
+
 --profile_steps=A:B records steps A to B - 1 in DIR/profile, for TensorBoard and Perfetto.
 
 --compile_only, or `bljust compile`, compiles the programs of the run into the folder
@@ -59,6 +63,8 @@ WORKDIR = flags.DEFINE_string("workdir", "", "default: runs/<config>-<variant>")
 flags.DEFINE_string("profile_steps", "", "A:B, the steps to record in WORKDIR/profile")
 flags.DEFINE_bool("compile_only", False, "fill the compile cache and exit")
 flags.DEFINE_bool("help_config", False, "print all fields of --config and exit")
+flags.DEFINE_bool("dry_run", False, "print the plan of the run and exit")
+flags.DEFINE_string("device", "h200", "whose memory and time --dry_run estimates")
 flags.DEFINE_bool("allow_config_change", False, "resume a run of another config")
 flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "whether to join other hosts")
 flags.DEFINE_string("coordinator_address", "", "HOST[:PORT] of process 0")
@@ -105,6 +111,12 @@ def run() -> int:
     config, workdir = parse(sys.argv)
     if FLAGS["help_config"].value:
         print(config_schema.describe(config))
+        return DONE
+    if FLAGS["dry_run"].value:
+        config_schema.check(config)
+        from bljust_jax.train import dry_run
+
+        print("\n".join(dry_run.describe(config, FLAGS["device"].value)))
         return DONE
     config_checks.check(config)
     profile_steps = profiler.parse(FLAGS["profile_steps"].value)

@@ -11,9 +11,8 @@ import jax
 from jax.experimental import topologies
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.monitoring.peak_flops import DEVICES, Device
 from bljust_jax.ops.ctc import pallas_gpu
-
-GIB = 2**30
 
 
 class Chips(NamedTuple):
@@ -21,11 +20,20 @@ class Chips(NamedTuple):
 
     topology: str
     count: int
-    memory: float  # bytes that a program may use of one
-    kind: str  # its `device_kind`
+    device: Device
     slices: int = 1
     megacore: bool = False  # the two cores of a chip are one device
     target: str = ""  # `target_config` of a GPU
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a program may use of one."""
+        return self.device.memory
+
+    @property
+    def kind(self) -> str:
+        """Its `device_kind`."""
+        return self.device.kind
 
 
 # Properties of the device as the driver reports them.
@@ -45,14 +53,13 @@ device_description_str: "NVIDIA H200"
 """
 
 CHIPS = {
-    "v4-16": Chips("v4:2x2x2", 8, 32 * GIB, "TPU v4", megacore=True),
-    "v4-128": Chips("v4:4x4x4", 64, 32 * GIB, "TPU v4", megacore=True),
-    "v5e-16": Chips("v5e:4x4", 16, 16 * GIB, "TPU v5e"),
-    "v5e-256": Chips("v5e:16x16", 256, 16 * GIB, "TPU v5e"),
-    "2 x v5e-16": Chips("v5e:4x4", 32, 16 * GIB, "TPU v5e", slices=2),
-    "v6e-8": Chips("v6e:2x4", 8, 32 * GIB, "TPU v6e"),
-    # By default jax uses three quarters of a GPU's memory.
-    "8 x H200": Chips("1x1x8", 8, 0.75 * 139.8 * GIB, "NVIDIA H200", target=H200),
+    "v4-16": Chips("v4:2x2x2", 8, DEVICES["v4"], megacore=True),
+    "v4-128": Chips("v4:4x4x4", 64, DEVICES["v4"], megacore=True),
+    "v5e-16": Chips("v5e:4x4", 16, DEVICES["v5e"]),
+    "v5e-256": Chips("v5e:16x16", 256, DEVICES["v5e"]),
+    "2 x v5e-16": Chips("v5e:4x4", 32, DEVICES["v5e"], slices=2),
+    "v6e-8": Chips("v6e:2x4", 8, DEVICES["v6e"]),
+    "8 x H200": Chips("1x1x8", 8, DEVICES["h200"], target=H200),
 }
 
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 
 from bljust_jax import recipes
-from bljust_jax.benchmarks.chips import CHIPS, GIB, ctc_implementation, devices
+from bljust_jax.benchmarks.chips import CHIPS, ctc_implementation, devices
 from bljust_jax.bilevel.types import Phase, Recipe, TrainState
 from bljust_jax.common import shipped_configs
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import flops
+from bljust_jax.monitoring.peak_flops import GIB
 from bljust_jax.parallel.mesh import batch_devices, batch_sharding, lay_out
 from bljust_jax.train.system import jit_train_step, make_system
 

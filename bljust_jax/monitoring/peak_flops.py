@@ -1,6 +1,7 @@
-"""Peak FLOP/s of devices by vendor specification, for model FLOP utilisation (MFU)."""
+"""Peak FLOP/s and memory of devices by vendor specification: MFU, and the plan of a run."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 H100 = {"bfloat16": 989e12, "float32": 494e12}
 A100 = {"bfloat16": 312e12, "float32": 156e12}
@@ -25,3 +26,25 @@ def flops(kinds: Sequence[str], dtype: str) -> float | None:
     """Total peak FLOP/s of the devices; None if one of them is unknown in `dtype`."""
     each = [FLOPS.get(kind, {}).get(dtype) for kind in kinds]
     return None if None in each else sum(each)
+
+
+class Device(NamedTuple):
+    """One accelerator: its `device_kind`, and the bytes that a program may use of it."""
+
+    kind: str
+    memory: float
+
+
+GIB = 2**30
+GPU_SHARE = 0.75  # of a GPU's memory that jax uses by default
+
+# By the names of options.
+DEVICES = {
+    "h200": Device("NVIDIA H200", GPU_SHARE * 139.8 * GIB),
+    "h100": Device("NVIDIA H100 80GB HBM3", GPU_SHARE * 80 * GIB),
+    "a100": Device("NVIDIA A100-SXM4-80GB", GPU_SHARE * 80 * GIB),
+    "v4": Device("TPU v4", 32 * GIB),
+    "v5e": Device("TPU v5e", 16 * GIB),
+    "v5p": Device("TPU v5p", 95 * GIB),
+    "v6e": Device("TPU v6e", 32 * GIB),
+}

@@ -1,0 +1,120 @@
+"""Dry runs of the shipped configs: golden files, and a plan that is that of the run.
+
+The files are in tests/golden/dry_run. Write them anew after a change of a config that is meant, and
+read the difference before it is committed:
+
+    BLJUST_UPDATE=1 python -m pytest tests/train/test_dry_run.py -k golden
+"""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+from bljust_jax import recipes
+from bljust_jax.benchmarks.chips import CHIPS
+from bljust_jax.common.errors import UserError
+from bljust_jax.monitoring import peak_flops
+from bljust_jax.train import dry_run, phase_table
+from configs import birq, librispeech, m2asr, manifest, quickstart
+from tests.helpers import corpora, shipped
+from tests.helpers.processes import run_command
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "dry_run"
+BASES = (librispeech, birq, m2asr, quickstart)
+CASES = [(module, variant, "") for module, variant in shipped.names()]
+CASES += [
+    (module, variant, method)
+    for module in BASES
+    for variant in ("",)
+    for method in shipped.methods(shipped.config(module, variant))
+    if method != shipped.config(module, variant).method
+]
+
+
+def name_of(module, variant, method):
+    parts = filter(None, (*variant.split(","), method))
+    return "-".join((shipped.label(module), *parts))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: name_of(*case))
+def test_golden(case):
+    found = "\n".join(dry_run.describe(shipped.config(*case))) + "\n"
+    path = GOLDEN / f"{name_of(*case)}.txt"
+    if os.environ.get("BLJUST_UPDATE"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(found)
+    assert found == path.read_text()
+
+
+def test_each_golden_file_has_a_config():
+    assert {path.stem for path in GOLDEN.glob("*")} == {name_of(*case) for case in CASES}
+
+
+def test_the_command_prints_it_without_data_and_compiles_nothing():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name)
+    )
+    dry_run.describe(shipped.config(manifest, "digits", "ptft"))
+    assert not [name for name in compiled if "backend_compile" in name]
+    before = os.times()
+    flags = ("--config=configs/librispeech.py:script", "--dry_run", "--device=v5e")
+    done = run_command(
+        *flags, code="import sys; from bljust_jax import main; sys.exit(main.main())"
+    )
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Dry run: bljust, method bljust, encoder conformer, seed 0\n")
+    assert "TPU v5e" in done.stdout
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system < 15, "seconds of the processor"
+
+
+def test_an_unknown_device_and_a_penalty_of_0_are_one_line():
+    config = quickstart.get_config()
+    with pytest.raises(UserError, match="--device=h20: there is none, did you mean 'h200'"):
+        dry_run.describe(config, "h20")
+    config.penalty.slope = 0.0
+    with pytest.raises(UserError, match="the weight of cpc stays 0"):
+        dry_run.describe(config)
+
+
+def test_devices_of_the_plan_have_a_peak():
+    assert {chips.device for chips in CHIPS.values()} <= set(peak_flops.DEVICES.values())
+    for device in peak_flops.DEVICES.values():
+        assert peak_flops.flops([device.kind], "bfloat16") > 0
+
+
+def test_hours_are_those_of_the_data_where_they_are(tmp_path):
+    corpora.noise(tmp_path)
+    config = librispeech.get_config("S")
+    config.data.update(train=str(tmp_path / "train.jsonl"), unlabelled="", root="")
+    config.data.update(batch_seconds=2.0, unlabelled_batch_seconds=4.0)
+    assumed = dry_run.assume(config)
+    # 40 utterances of 0.2 + 0.03 i seconds: 31.4 s
+    assert assumed.facts.steps_per_epoch == {"labelled": 16, "unlabelled": 8}
+    assert all("(the data)" in line for line in assumed.lines)
+
+
+def test_a_course_is_that_of_its_schedule():
+    tent = phase_table.course(lambda k: min(k, 100 - k), 101)
+    assert tent == (0, 50, 0, 50)
+    assert phase_table.course(lambda k: 3.0, 1) == (3.0, 3.0, 3.0, 3.0)
+
+
+def test_the_table_adds_up_to_the_run():
+    config = quickstart.get_config()
+    facts = shipped.facts(config)
+    recipe = recipes.load(config.recipe)(config, facts)
+    rows = phase_table.phase_table(config, recipe, facts)
+    assert [(row.name, row.steps) for row in rows] == [(n, s) for n, s, _ in recipe.phase_table]
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    joint = next(row for row in rows if row.name == "joint")
+    step = recipes.step_flops(config, facts, recipe.objectives)(frozenset({"ctc", "cpc"}))
+    assert joint.total == pytest.approx(joint.steps * step)
+    assert joint.weights[1].most == pytest.approx(config.penalty.cap)
+    line = phase_table.describe_row(joint)
+    assert line.startswith(f"phase joint: {joint.steps} steps of ctc > cpc, ")
+    assert line.endswith("weight of cpc 0 to 0.3, at most 0.3")
