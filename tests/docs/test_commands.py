@@ -6,7 +6,7 @@ import re
 import pytest
 
 from configs import variants
-from tests.helpers.documents import README, ROOT, check_command, commands, pages
+from tests.helpers.documents import README, ROOT, blocks, check_command, commands, pages
 from tests.helpers.training_configs import CONFIGS, M2ASR_CONFIG
 
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
@@ -109,6 +109,15 @@ def test_sentences_are_short(page):
     for paragraph in re.split(r"\n\s*\n", prose):
         for sentence in re.split(r"[.?!:;](?:\s+|$)", paragraph):
             assert len(sentence.split()) <= 25, sentence
+
+
+@PAGES
+def test_every_python_snippet_is_marked_as_one_and_so_executed(page):
+    """`test_scenario` executes the blocks of language python."""
+    text = page.read_text(encoding="utf-8")
+    languages = set(re.findall(r"^```([\w{}:-]+)\n", text, flags=re.M))
+    for body in blocks(text, "", *(languages - {"python"})):
+        assert not re.search(r"^(import \w+|from \w[\w.]* import )", body, flags=re.M), body
 
 
 def test_the_readme_is_short():
