@@ -168,10 +168,10 @@ def test_an_objective_counts_the_steps_of_its_losses(gradients):
 
     r, opt, groups, state = toy.start(phases, gradients=gradients)
     r = dataclasses.replace(r, objectives=tuple(map(counting, r.objectives)))
-    for at in (0, 3, 4, 6, 8, 11, 13):
-        run = step.make_train_step(r, at_step[at], opt, groups, seed=0)
+    run = jax.jit(step.make_train_step(r, phases[:3], opt, groups, seed=0))
+    for at in range(len(at_step)):
         _, means = run(state._replace(step=jnp.int32(at)), toy.BATCH)
-        found = {name[0]: int(k) for name, (k, _) in means.items() if name[1:] == "/k"}
+        found = {name[0]: int(k) for name, (k, w) in means.items() if name[1:] == "/k" and w > 0}
         want = {n: sum(n in phase.losses for phase in at_step[:at]) for n in at_step[at].losses}
         assert found == want
 
