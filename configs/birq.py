@@ -52,6 +52,10 @@ def fields(c):
     c.birq.layer = 0
     # gradient of the enhanced loss through its labels, too: the paper. False: cheaper
     c.birq.label_gradient = True
+    # beta, weight of the entropy of the batch's mean label: ours. At 0, the paper's equations, the
+    # label gradient collapses sharp labels to one code; at 1 it does not reward a code for being
+    # frequent. No effect without the label gradient
+    c.birq.label_entropy = 1.0
     c.birq.label_dropout = False  # dropout in the pass that computes labels: ours
     c.birq.normalise = "feature"  # z over time, as BEST-RQ's input; or per "frame": ours
     c.birq.score = "cosine"  # of A' z and a code; or minus their "distance": ours
@@ -87,6 +91,7 @@ def librispeech(c):
     c.lr.finetune = defaults.schedule("hold", 1e-4, 1400, moments="reset")
     c.lr.supervised = defaults.schedule("hold", 1e-3, 1400)  # ours
     c.lr.heads = 1.0
+    c.collapse.stop = True  # a collapse of the labels wastes the rest of the run
     c.update(eval_every=2000, save_every=2000)
 
 

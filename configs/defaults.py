@@ -241,7 +241,7 @@ def training(c: ConfigDict) -> None:
 def run(c: ConfigDict) -> None:
     """Devices, evaluation, checkpoints and logs."""
     # warn if a codebook's perplexity is below `share` of its maximum for `rows` rows of
-    # metrics.jsonl; stop=True ends the run
+    # metrics.jsonl; stop=True, the default of BiRQ and wav2vec 2.0, ends the run
     c.collapse = ConfigDict({"share": 0.05, "rows": 5, "stop": False})
 
     c.mesh = ConfigDict()

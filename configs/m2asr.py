@@ -26,7 +26,9 @@ Methods (`vc` is the default): levels from the upper to the lowest, and the weig
     two_stage  pretrain: [ssl], then supervised: [asr..., st...], equal fixed weights
 
 In a level of several losses the weights lie on the simplex and are computed per step by MoDo
-(`config.moo.method="modo"`) or MGDA (`"mgda"`). UAS and USA name the levels from the lowest up, as
+(`config.moo.method="modo"`) or MGDA (`"mgda"`). The direction that leaves the combiner worsens no
+objective with MGDA; AdamW, which follows, voids that, and `moo/update_dot/<objective>` logs the
+change of each loss by the step as it is made. UAS and USA name the levels from the lowest up, as
 in the authors' code: in UAS the recognition losses have no penalty.
 
 Cost, estimated from FLOPs of the encoder (58.2 M parameters), not measured. A joint step takes one
@@ -59,14 +61,25 @@ def fields(c):
 
     c.moo = ConfigDict()  # the weights inside a level of several losses
     c.moo.method = "modo"  # or "mgda"
-    c.moo.rate = 0.01  # step size of the weights: Objective Soups; M2ASR 0.1
-    c.moo.rho = 0.001  # regularisation towards equal weights: Objective Soups; M2ASR 0
-    c.moo.normalise = "none"  # or "norm": gradients of a level scaled to their mean norm
+    # step size of MoDo's weights over a bound of the largest eigenvalue of the Gram matrix, stable
+    # below 2: ours. relative=False takes it as it is, as the papers do: 0.01 in Objective Soups,
+    # 0.1 in M2ASR. With gradient norms of 50 and 10 that is stable only below 2 / 2,500
+    c.moo.rate = 0.05
+    c.moo.relative = True
+    # pull towards equal weights: ours; Objective Soups 0.001, M2ASR 0
+    c.moo.rho = 0.1
+    # "norm": gradients of a level scaled to their mean norm: ours; the papers "none", with which
+    # the smallest gradient gets nearly all the weight, in vs the self-supervised one
+    c.moo.normalise = "norm"
+    c.moo.warmup = 1000  # steps of equal weights, while gradients of new heads settle: ours
     # "conflicting": weights from the layers whose gradients have a mean cosine below the threshold,
     # the paper's layer selection; all layers train in either case
     c.moo.layers = "all"
     c.moo.threshold = 0.0  # the prototype
     c.moo.every = 50  # steps between selections: ours
+    # warn if the mean weight of an objective is below starved_weight in starved_rows consecutive
+    # rows of metrics.jsonl; starved_stop=True ends the run
+    c.moo.update(starved_weight=0.02, starved_rows=1, starved_stop=False)
 
     # eta1 of the middle level of vm_uas and vm_usa; eta of the lowest level is config.penalty, and
     # the weight of the lowest level is min(cap, eta1 eta)
@@ -159,9 +172,7 @@ def digits(c):
     c.model.update(dim=80, layers=3)
     c.model.scan_unroll = 1  # a step has one encoder per objective: unrolled layers compile long
     c.decoder.update(dim=80, layers=2, heads=4, dropout=0.0)
-    # MoDo weighs objectives of noisy gradients most, at first the translations; rho keeps the
-    # weights of recognition above 0
-    c.moo.update(normalise="norm", rate=0.05, rho=0.1)
+    c.moo.warmup = 50  # as the learning rate
     c.data.update(join=(1, 7), join_share=1.0, speed=(0.88, 1.12), noise_snr=(15.0, 40.0))
     c.data.update(unlabelled_join=(4, 5), unlabelled_join_share=1.0)
     c.data.update(buckets=(4.0,), batch_seconds=24.0, unlabelled_batch_seconds=24.0)
@@ -196,6 +207,7 @@ def smoke(c):
     variants.shrink(c)
     synthetic(c, "tiny")
     c.decoder.update(dim=32, layers=1, heads=2)
+    c.moo.warmup = 8
     in_steps(c, explore=8, joint=24, finetune=8)
 
 

@@ -195,5 +195,6 @@ def get_config(arg=None):
     c.lr.pretrain = defaults.schedule("constant", 3e-5, 500)  # ours
     c.lr.heads = 10.0  # ours: CTC's head starts untrained; heads of init_from take the encoder's
     c.ema_decay = 0.999
+    c.collapse.stop = True  # a collapse of the codebook wastes the rest of the run
     c.update(eval_every=200, save_every=200, log_every=20)
     return variants.apply_variants(c, arg, VARIANTS)

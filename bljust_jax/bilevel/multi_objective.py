@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.bilevel import simplex
-from bljust_jax.common.trees import named_leaves
+from bljust_jax.common.trees import dot, named_leaves
 
 Tree = Any
 Level = tuple[str, ...]  # the names of its objectives
@@ -41,11 +41,17 @@ class Conflict:
     method: "mgda", lam = argmin over the simplex of lam^T K lam (Desideri 2012): the direction d
         has <d, G_i> >= |d|^2 for each i. "modo" (Chen et al. 2023, arXiv 2305.20057), with G1 and
         G2 of two independent samples, so that E[G1 G2^T] = K, and lam of the step before:
-            lam <- projection on the simplex of  lam - rate (G1 G2^T lam + rho (lam - 1/N))
+            lam <- projection on the simplex of  lam - step (G1 G2^T lam + rho (lam - 1/N))
         and d the mean of both samples' combinations with the new lam
-    rate, rho: step size of MoDo's lam, and strength of its pull towards equal weights
+    rate: of MoDo. The iteration contracts for step < 2 / (lambda_max(K) + rho). With `relative`
+        step = rate / (bound(K) + rho), stable for rate < 2: bound(K) = max_i sum_j |K_ij|
+        (Gershgorin), the larger one of G1 G2^T and of the mean gradients, is at least
+        lambda_max(K), and equal to it for orthogonal gradients and for parallel ones of one norm.
+        Otherwise step = rate, as published
+    rho: strength of MoDo's pull towards equal weights
     normalise: "norm" computes lam for G_i / |G_i| and replaces G_i by g G_i / |G_i|, g the mean of
         the norms: no objective dominates by its norm, and the level keeps its norm among the others
+    equal_until: lam stays 1/N before this step
     threshold: None, or K is summed only over layers whose mean pairwise cosine is below it (over
         all layers if there is none). The direction uses the same lam on all layers
     every: number of steps between two selections of these layers
@@ -53,13 +59,24 @@ class Conflict:
         are one layer each. A part is named by the first two components of its path
     shared: regular expression of the leaves that all objectives share
 
+    An objective whose gradient is 0, such as that of a batch too short for it, is absent: d is the
+    combination of the others, their lam scaled to sum 1. The shortest combination of a set with 0
+    is 0, and the shared parameters would rest. MGDA gives it lam_i = 0, MoDo keeps its lam_i.
+
+    "A small step along -d worsens no objective", <d, G_i> >= 0, holds for the direction that leaves
+    the combiner and not for the update: AdamW divides each element by its own scale, adds the
+    momentum of earlier steps and decays weights. `moo/update_dot/<objective>` logs <update, G_i>,
+    above 0 where the step worsens objective i to first order.
+
     Raises ValueError for settings out of range.
     """
 
     method: str = "modo"
     rate: float | int = 0.1
-    rho: float | int = 0.0
-    normalise: str = "none"
+    relative: bool = True
+    rho: float | int = 0.1
+    normalise: str = "norm"
+    equal_until: int = 0
     threshold: float | int | None = None
     every: int = 1
     stacked: str = r"^encoder/blocks/"
@@ -75,6 +92,8 @@ class Conflict:
             raise ValueError(
                 f"rate={self.rate} and rho={self.rho} must be at least 0, every={self.every} 1"
             )
+        if self.relative and self.rate >= 2:
+            raise ValueError(f"rate={self.rate} must be under 2 with relative: it is not stable")
 
 
 class LevelState(NamedTuple):
@@ -122,16 +141,26 @@ def combine_dynamic(
     crossed = jax.tree.map(lambda k: k[..., :, 0, :, -1], grams)
     of_means = jax.tree.map(lambda k: jnp.mean(k, (-3, -1)), grams)
     selected = _select(conflict, of_means, old.selected, step)
-    lam, scale = _solve(conflict, old.lam, *(_total(k, selected) for k in (crossed, of_means)))
-    shares = [share / count for share in lam * scale for _ in range(count)]
+    crossed, chosen, whole = _total(crossed, selected), _total(of_means, selected), _total(of_means)
+    present = jnp.diag(whole) > 0
+    lam, scale = _solve(conflict, old.lam, crossed, chosen, present)
+    lam = jnp.where(step < conflict.equal_until, 1 / n, lam)
+    shares = [x / count for x in _share(lam, present) * scale for _ in range(count)]
 
     def mean(*leaves):
         return sum(share.astype(g.dtype) * g for share, g in zip(shares, leaves, strict=True))
 
     new = LevelState(lam, selected, of_means)
-    finite = jnp.all(jnp.isfinite(lam)) & jnp.all(jnp.isfinite(_total(of_means)))
+    finite = jnp.all(jnp.isfinite(lam)) & jnp.all(jnp.isfinite(whole))
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     return jax.tree.map(mean, *trees), kept
+
+
+def _share(lam: Float[Array, "n"], present: Bool[Array, "n"]) -> Float[Array, "n"]:
+    """lam of the present objectives scaled to sum 1, 0 for the others; equal if they have none."""
+    lam = jnp.where(present, lam, 0)
+    lam = jnp.where(jnp.sum(lam) == 0, present.astype(lam.dtype), lam)
+    return lam / jnp.maximum(jnp.sum(lam), jnp.finfo(lam.dtype).tiny)
 
 
 def _solve(
@@ -139,18 +168,33 @@ def _solve(
     lam: Float[Array, "n"],
     crossed: Float[Array, "n n"],
     of_means: Float[Array, "n n"],
+    present: Bool[Array, "n"],
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
     """(lam, normalisation factor of each gradient)."""
     scale = jnp.ones_like(lam)
     if conflict.normalise == "norm":
         norms = jnp.sqrt(jnp.diag(of_means))
         unit = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 1)
-        crossed = unit[:, None] * crossed * unit[None, :]
-        scale = jnp.mean(norms) * unit
+        crossed, of_means = (unit[:, None] * k * unit[None, :] for k in (crossed, of_means))
+        scale = jnp.sum(norms) / jnp.maximum(jnp.sum(norms > 0), 1) * unit
     if conflict.method == "mgda":
-        return simplex.min_norm(crossed), scale
-    slope = jnp.sum(crossed * lam[None, :], axis=1) + conflict.rho * (lam - 1 / lam.size)
-    return simplex.project(lam - conflict.rate * slope), scale
+        return simplex.min_norm(crossed, present), scale
+    share = _share(lam, present)
+    equal = _share(jnp.ones_like(lam), present)
+    slope = jnp.sum(crossed * share[None, :], axis=1) + conflict.rho * (share - equal)
+    step = conflict.rate
+    if conflict.relative:
+        largest = jnp.maximum(row_sum_bound(crossed), row_sum_bound(of_means)) + conflict.rho
+        step = conflict.rate / jnp.where(largest > 0, largest, 1)
+    moved = simplex.project(jnp.where(present, share - step * slope, -jnp.inf))
+    free = 1 - jnp.sum(jnp.where(present, 0, lam))
+    moved = jnp.where(present, free * moved, lam)
+    return jnp.where(jnp.any(present), moved, lam), scale
+
+
+def row_sum_bound(k: Float[Array, "n n"]) -> Float[Array, ""]:
+    """max_i sum_j |K_ij|, at least the largest absolute eigenvalue of K (Gershgorin)."""
+    return jnp.max(jnp.sum(jnp.abs(k), axis=1))
 
 
 def _select(conflict: Conflict, grams: Grams, old: dict, step: Any) -> dict:
@@ -235,3 +279,26 @@ def level_metrics(state: Any, levels: Sequence[Level]) -> dict[str, tuple[Array,
         for layer, c in views.items():
             values |= {f"moo/cos/{names[i]}|{names[j]}{layer}": c[i, j] for i, j in pairs}
     return {name: (value, 1.0) for name, value in values.items()}
+
+
+def update_metrics(levels: Sequence[Any], updates: Tree) -> dict[str, tuple[Array, float]]:
+    """{"moo/update_dot/a": (<update, G_a>, 1)} of the objectives of dynamic levels.
+
+    levels: of `levels.Grads`; updates: what the optimizer adds to the parameters. The value is the
+    change of loss a, in its own unit, that the step makes on the shared parameters to first order:
+    above 0 it worsens the objective, which AdamW may do whatever the combiner's direction is.
+    """
+    values = {}
+    for level in levels:
+        if not isinstance(level, SeparateGradients):
+            continue
+        for name, samples in level.samples.items():
+            dots = [dot(grad, _where_present(grad, updates)) for grad in samples]
+            values[f"moo/update_dot/{name}"] = (sum(dots) / len(dots), 1.0)
+    return values
+
+
+def _where_present(grad: Tree, updates: Tree) -> Tree:
+    """The updates of the leaves that a gradient has."""
+    absent = {"is_leaf": lambda x: x is None}
+    return jax.tree.map(lambda g, u: None if g is None else u, grad, updates, **absent)

@@ -34,9 +34,14 @@ def project(v: Float[Array, "n"]) -> Float[Array, "n"]:
     return jnp.maximum(v - quotients[r - 1], 0)
 
 
-def min_norm(gram: Float[Array, "n n"]) -> Float[Array, "n"]:
+def min_norm(
+    gram: Float[Array, "n n"], present: Bool[Array, "n"] | None = None
+) -> Float[Array, "n"]:
     """argmin over lam in the simplex of lam^T K lam, for K = G G^T: the weights of the shortest
     convex combination d of the rows of G, which has <d, G_i> = (K lam)_i >= |d|^2 for each i.
+
+    present: rows that take part (all by default); the others have lam_i = 0. Where none is, lam is
+    one of the rows.
 
     Two rows (Desideri 2012; Sener and Koltun 2018), with a = K_11, b = K_12, c = K_22:
         lam_1 = (c - b) / (a + c - 2 b), clipped to [0, 1]; 1/2 where both rows are equal.
@@ -50,7 +55,12 @@ def min_norm(gram: Float[Array, "n n"]) -> Float[Array, "n"]:
     k = gram / jnp.where(mean == 0, 1, mean)
     if n == 1:
         return jnp.ones_like(gram[0])
-    return _between(k[0, 0], (k[0, 1] + k[1, 0]) / 2, k[1, 1]) if n == 2 else _wolfe(k)
+    if n > 2:
+        return _wolfe(k, jnp.ones(n, bool) if present is None else present)
+    both = _between(k[0, 0], (k[0, 1] + k[1, 0]) / 2, k[1, 1])
+    if present is None:
+        return both
+    return jnp.where(jnp.all(present), both, jax.nn.one_hot(jnp.argmax(present), 2, dtype=k.dtype))
 
 
 def _between(a: Float[Array, ""], b: Float[Array, ""], c: Float[Array, ""]) -> Float[Array, "2"]:
@@ -67,10 +77,11 @@ class _Corral(NamedTuple):
     steps: Int[Array, ""]
 
 
-def _wolfe(k: Float[Array, "n n"]) -> Float[Array, "n"]:
+def _wolfe(k: Float[Array, "n n"], present: Bool[Array, "n"]) -> Float[Array, "n"]:
     """Each step moves to the point z of minimum norm in the affine hull of the support: z is
     proportional to x, (K + 1 1^T) x = 1 on the support. If z is outside the simplex, stop at its
-    border and drop the row that reaches it first; else add the row of the smallest (K lam)_i."""
+    border and drop the row that reaches it first; else add the row of the smallest (K lam)_i, of
+    the present ones."""
     n = k.shape[0]
     regular = k + 1 + RIDGE * jnp.eye(n, dtype=k.dtype)
 
@@ -87,13 +98,15 @@ def _wolfe(k: Float[Array, "n n"]) -> Float[Array, "n"]:
         border = jnp.where(at.support & ~first, jnp.maximum(border, 0), 0)
         inside = ~jnp.any(leaves)
         lam = jnp.where(inside, z, border / jnp.sum(border))
-        slope = jnp.sum(k * lam[None, :], axis=1)  # no matrix product: it would be rounded on a GPU
+        # no matrix product: it would be rounded on a GPU
+        slope = jnp.where(present, jnp.sum(k * lam[None, :], axis=1), jnp.inf)
         next_row = jnp.arange(n) == jnp.argmin(slope)
         support = jnp.where(inside, at.support | next_row, at.support & ~first)
-        gap = jnp.where(inside, jnp.sum(lam * slope) - jnp.min(slope), jnp.inf)
+        norm = jnp.sum(jnp.where(present, lam * slope, 0))
+        gap = jnp.where(inside, norm - jnp.min(slope), jnp.inf)
         return _Corral(lam, support, gap, at.steps + 1)
 
-    start = jnp.arange(n) == jnp.argmin(jnp.diag(k))
+    start = jnp.arange(n) == jnp.argmin(jnp.where(present, jnp.diag(k), jnp.inf))
     state = _Corral(start.astype(k.dtype), start, jnp.asarray(jnp.inf, k.dtype), jnp.int32(0))
     # usually about as many steps as rows; the bound ends cycles caused by rounding
     return jax.lax.while_loop(lambda at: (at.gap > GAP) & (at.steps < 8 * n), step, state).lam

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool
 
 from bljust_jax.bilevel import gradients
-from bljust_jax.bilevel.multi_objective import level_metrics
+from bljust_jax.bilevel.multi_objective import level_metrics, update_metrics
 from bljust_jax.bilevel.rng import stream_key
 from bljust_jax.bilevel.shared_phases import PhaseTable
 from bljust_jax.bilevel.types import Means, Phase, Recipe, TrainState, Tree
@@ -115,6 +115,7 @@ def make_train_step(
         # a conditional rather than a `where` on every leaf takes a third less time to compile
         params, opt_state, ema, stats = jax.lax.cond(ok, lambda: new, lambda: old)
         metrics |= level_metrics(combiner_state, tuple(table.dynamic_levels)) | now.metrics
+        metrics |= update_metrics(grads.levels, updates)
         metrics["train/skipped"] = (1.0 - ok, 1.0)
         return TrainState(state.step + 1, params, opt_state, ema, state.frozen, stats), metrics
 

@@ -10,7 +10,17 @@ import pathlib
 from typing import Any
 
 # {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
-ADDED: dict[str, Any] = {"ema_share": 0.0, "init_parts": ["encoder"], "compile_threads": 0}
+ADDED: dict[str, Any] = {
+    "ema_share": 0.0,
+    "init_parts": ["encoder"],
+    "compile_threads": 0,
+    "birq.label_entropy": 0.0,
+    "moo.relative": False,
+    "moo.warmup": 0,
+    "moo.starved_weight": 0.0,
+    "moo.starved_rows": 1,
+    "moo.starved_stop": False,
+}
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from typing import Any
 
 from bljust_jax.common.errors import UserError
 
-CURE = "lower the learning rate, or raise the weight of diversity, the noise or the codebook's size"
+CURE = (
+    "lower the learning rate, or raise config.wav2vec2.diversity or config.birq.label_entropy; "
+    "--config.collapse.stop=False continues nevertheless"
+)
 
 
 class CollapseAlarm:

@@ -11,9 +11,21 @@ With theta the encoder, x the features, x~ their masked copy and p_theta the sof
 A training step descends along w1 grad F + w2 grad G; grad F passes through the prediction and
 through the label. Source: Jiang, Cui, Kingsbury, Chen, Chen, "BiRQ: bi-level self-labeling random
 quantization for self-supervised speech recognition", arXiv 2509.15430, equations 2, 4, 8 and 9.
+
+The label's own gradient collapses sharp labels. CE(pi_t, p_t) falls as pi_t moves to any code that
+the head expects, and the head expects the codes that are in use: with a prediction that does not
+depend on the frame, p_t = m, the smallest loss is all labels on the largest entry of m. Ours, with
+weight beta, is therefore the entropy of the mean label m of the masked frames of the batch:
+
+    F_beta(theta) = F(theta) - beta H(m),    m = mean over masked t of pi_t
+
+H(m) - F is a lower bound of the information between label and masked input (Barber and Agakov,
+"The IM algorithm", NIPS 2003), and at beta = 1 the gradient on the labels is that of
+-log(p_v / m_v): 0 where the prediction is p_t = m. It has no effect without the label gradient.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +46,7 @@ from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import normalise
 
 NAME, ENHANCED, ANCHOR = "birq", "enhanced", "anchor"
-EPS = 1e-5
+EPS, TINY = 1e-5, 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +61,7 @@ class SelfLabels:
     noise: Gumbel noise on the scores, drawn from the utterance's key and the frame index
     hard: one-hot labels with the gradient of the soft ones (straight-through)
     label_gradient: False stops the gradient of the labels before the encoder
+    label_entropy: beta, weight of the entropy of the mean label
     label_dropout: the pass that computes z has dropout
     tau_start, tau_end, tau_decay: tau = max(end, start decay^step)
     teacher: z is that of another run's encoder, `extras.frozen["teacher"]` = (params, stats), and
@@ -62,6 +75,7 @@ class SelfLabels:
     noise: bool = True
     hard: bool = False
     label_gradient: bool = True
+    label_entropy: float | int = 0.0
     label_dropout: bool = False
     tau_start: float | int = 0.5
     tau_end: float | int = 0.5
@@ -98,6 +112,11 @@ class SelfLabels:
             s = -jnp.sqrt(jnp.maximum(2 - 2 * s, 0) + EPS)
         return self.sharpness * s
 
+    @property
+    def spread(self) -> bool:
+        """Whether the loss has the entropy of the mean label: a constant without label gradient."""
+        return self.label_entropy > 0 and self.label_gradient and not self.teacher
+
     def tau(self, step: Any) -> Scalar:
         return quantizer.annealed(step, self.tau_start, self.tau_end, self.tau_decay)
 
@@ -116,7 +135,8 @@ class BiRq:
     anchor alone this is BEST-RQ, and at scale 0 its gradient bit for bit. The masked pass updates
     the encoder's running statistics (batch norm), the pass for labels reads them.
     Metrics: `<loss>/accuracy` of the head's first choice; `enhanced/entropy` of the soft labels in
-    nats, a lower bound of this loss; `birq/agreement`, share of frames whose labels are the same
+    nats, a lower bound of F; with the entropy term `enhanced/mean_entropy`, H(m), so that F is
+    the logged loss plus beta times it; `birq/agreement`, share of frames whose labels are the same
     code; `birq/masked_share`; `codebook/{anchor,enhanced}/...` (`quantizer.usage_metrics`) over
     masked frames.
     """
@@ -230,11 +250,16 @@ class BiRq:
             keys=row_keys(noise_rng, data["ids"]),
             tau=self.labels.tau(extras.step),
         )
-        sums = quantizer.sum_over_frames(
-            *(frame_sums, mask, encoded.output, *codes.values(), *vectors),
-            width=own["codebook"][..., 0].size,
-            entries=self.entries,
+        sum_over_frames = functools.partial(
+            quantizer.sum_over_frames, width=own["codebook"][..., 0].size, entries=self.entries
         )
+        if vectors and self.labels.spread:
+            clean = jax.lax.stop_gradient(vectors[0])
+            total = sum_over_frames(frame_sums.sum_labels, mask, clean)
+            frame_sums = dataclasses.replace(
+                frame_sums, mean_label=total / jnp.maximum(jnp.sum(mask), 1)
+            )
+        sums = sum_over_frames(frame_sums, mask, encoded.output, *codes.values(), *vectors)
         losses, metrics = _report(sums, mask, encoded.lengths)
         return losses, Aux(metrics, encoded.stats)
 
@@ -272,6 +297,7 @@ class FrameSums:
     codebook: Float[Array, "c v d"]  # of the enhanced labels
     keys: RowKeys  # of their noise
     tau: Scalar
+    mean_label: Float[Array, "c v"] | None = None  # m, with the entropy term
 
     def __call__(self, positions, wanted, hidden, *labels):
         """{"nats", "hits": a number per loss; "used": counts [C, V] per loss; "entropy",
@@ -292,10 +318,16 @@ class FrameSums:
 
         if len(labels) > len(codes):
             n = ENHANCED
-            soft, entropy, codes[n] = self.choose(labels[-1], positions)
-            nats[n] = total(quantizer.soft_nats(logits[n], soft))
+            chosen, soft, codes[n] = self.choose(labels[-1], positions)
+            nats[n] = total(quantizer.soft_nats(logits[n], chosen))
             hits[n] = total(jnp.argmax(logits[n], axis=-1) == codes[n])
+            entropy = jnp.log(quantizer.perplexity(jax.lax.stop_gradient(soft)))
             sums["entropy"] = total(entropy)
+            if self.mean_label is not None:
+                # sums to -frames H(m); m is constant here, as the labels' changes sum to 0
+                log_mean = jnp.log(jnp.maximum(self.mean_label, TINY))
+                sums["spread"] = -total(jnp.sum(soft * log_mean[None, None], axis=-1))
+                nats[n] -= self.labels.label_entropy * sums["spread"]
         if len(codes) == 2:
             sums["agreement"] = total(codes[ENHANCED] == codes[ANCHOR])
         size = self.codebook.shape[1]
@@ -303,14 +335,18 @@ class FrameSums:
         return sums | {"nats": nats, "hits": hits, "used": used}
 
     def choose(self, vectors, positions):
-        """(labels [B, F, C, V], entropy of the soft ones [B, F, C], the codes of largest score)."""
+        """(labels [B, F, C, V], the soft ones, the codes of largest score [B, F, C])."""
         s = self.labels.scores(vectors, self.codebook)
         if self.labels.noise:
             s = s + quantizer.gumbel(self.keys, positions, self.codebook.shape[:2])
         soft = quantizer.select(s, self.tau)
-        entropy = jnp.log(quantizer.perplexity(jax.lax.stop_gradient(soft)))
         chosen = quantizer.select(s, self.tau, hard=True) if self.labels.hard else soft
-        return chosen, entropy, jnp.argmax(s, axis=-1)
+        return chosen, soft, jnp.argmax(s, axis=-1)
+
+    def sum_labels(self, positions, wanted, vectors) -> Float[Array, "c v"]:
+        """Sum of the soft labels over the wanted frames."""
+        _, soft, _ = self.choose(vectors, positions)
+        return jnp.sum(jnp.where(wanted[..., None, None], soft, 0), axis=(0, 1))
 
 
 def _report(sums: Tree, mask: Mask, lengths: Lengths):
@@ -319,6 +355,8 @@ def _report(sums: Tree, mask: Mask, lengths: Lengths):
     metrics = {f"{n}/accuracy": (hits, count) for n, hits in sums["hits"].items()}
     if "entropy" in sums:
         metrics[f"{ENHANCED}/entropy"] = (sums["entropy"], count)
+    if "spread" in sums:
+        metrics[f"{ENHANCED}/mean_entropy"] = (sums["spread"], count)
     if "agreement" in sums:
         metrics[f"{NAME}/agreement"] = (sums["agreement"], count)
     metrics[f"{NAME}/masked_share"] = (count, jnp.sum(lengths, dtype=jnp.float32))

@@ -20,6 +20,7 @@ with eta of vm times eta1, at most its cap. A level of several losses is combine
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +61,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         system,
         heads=(lower, *supervised),
         phases=table,
-        combiner=combine_levels(conflict(config, shared), dynamic),
+        combiner=combine_levels(conflict(config, shared, table), dynamic),
         tasks=tasks,
     )
 
@@ -81,18 +82,25 @@ def build_tasks(config: Any, encoder: encoders.Encoder, facts: Facts) -> list[tu
     return found
 
 
-def conflict(config: Any, shared: str) -> Conflict:
+def conflict(config: Any, shared: str, table: tuple[Phase, ...]) -> Conflict:
     """Settings of dynamic weights, computed from the gradients of the parameters whose path matches
-    `shared`: the trained part of the encoder. Raises UserError for batches that MoDo cannot
+    `shared`: the trained part of the encoder. The weights are equal in the first `moo.warmup` steps
+    of the phases of `table` that have dynamic levels. Raises UserError for batches that MoDo cannot
     halve."""
     m, rows = config.moo, config.data.rows_multiple
     if config.method not in STATIC and m.method == "modo" and rows % 2:
         raise UserError(f"config.data.rows_multiple={rows}: MoDo halves each batch: set it to 2")
+    if m.relative and m.rate >= 2:
+        raise UserError(f"config.moo.rate={m.rate} is not stable: with relative, below 2")
+    before = itertools.takewhile(lambda phase: not phase.dynamic_levels, table)
+    equal_until = sum(phase.steps for phase in before) + m.warmup
     return Conflict(
         method=m.method,
         rate=m.rate,
+        relative=m.relative,
         rho=m.rho,
         normalise=m.normalise,
+        equal_until=equal_until,
         threshold=m.threshold if m.layers == "conflicting" else None,
         every=m.every,
         stacked=r"^encoder/blocks/",

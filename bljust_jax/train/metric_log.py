@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bljust_jax.bilevel.types import Means
 from bljust_jax.monitoring import goodput, metrics, trackers
-from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
 
 
@@ -33,13 +32,14 @@ class MetricLog:
         writer: trackers.MetricWriter,
         progress: Progress,
         clock: goodput.Clock,
-        alarm: CollapseAlarm,
+        alarms: Sequence[Callable[[Mapping[str, Any]], list[str]]],
         check_finite: Callable[[metrics.Window], None],
     ):
-        """`check_finite` is called with the window after each row; it may raise UserError."""
+        """After each row `check_finite` is called with the window, then each alarm with the row,
+        for its log lines; both may raise UserError."""
         self.window, self.writer = window, writer
         self._progress, self._clock = progress, clock
-        self._alarm, self._check_finite = alarm, check_finite
+        self._alarms, self._check_finite = alarms, check_finite
         self._pending: Pending | None = None
 
     def add(self, step: int, means: Means) -> None:
@@ -60,5 +60,5 @@ class MetricLog:
         self.writer.write(step, row)
         self._progress.show(step, phase, row)
         self._check_finite(self.window)
-        for line in self._alarm(row):
+        for line in (line for alarm in self._alarms for line in alarm(row)):
             self._progress.log(line)

@@ -20,6 +20,7 @@ from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
+from bljust_jax.monitoring.starved_objective import StarvationAlarm
 from bljust_jax.monitoring.trackers import MetricWriter
 from bljust_jax.parallel import preemption
 from bljust_jax.parallel.compile_cache import enable_compile_cache
@@ -100,8 +101,8 @@ class TrainingRun:
             self.clock.resume(self.meta.seconds, writer.dropped)
         self.progress = self._make_progress()
         window = metrics.Window(self.meta.window, self.meta.skipped)
-        alarm = CollapseAlarm(**config.collapse)
-        self.log = MetricLog(window, writer, self.progress, self.clock, alarm, self._check_finite)
+        alarms = (CollapseAlarm(**config.collapse), StarvationAlarm.of(config))
+        self.log = MetricLog(window, writer, self.progress, self.clock, alarms, self._check_finite)
         lines = [f"workdir: {workdir}", *describe(self.system, self.corpus)]
         for line in [*lines, *map(phase_table.describe_row, phases), *origin]:
             self.progress.log(line)

@@ -93,6 +93,7 @@ MAY_CHANGE = (
     *("keep", "keep_every", "save_minutes", "on_full_disk"),
     *("samples", "compile_cache", "compile_threads", "max_skipped"),
     *("collapse.share", "collapse.rows", "collapse.stop"),
+    *("moo.starved_weight", "moo.starved_rows", "moo.starved_stop"),
 )
 
 

@@ -277,19 +277,39 @@ def test_without_a_layer_in_conflict_all_are_used():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("normalise", NORMALISE)
-def test_a_gradient_of_zero_does_no_harm(method, normalise):
-    """An objective at its minimum: MGDA rests there, and no weight is infinite."""
-    trees, params = draw(np.random.default_rng(1), 1, 3, SAMPLES[method])
+@pytest.mark.parametrize("n", [2, 3])
+def test_an_objective_without_a_gradient_is_left_out(method, normalise, n):
+    """The direction is that of the others alone, not 0, and MoDo keeps the absent one's weight."""
+    trees, params = draw(np.random.default_rng(1), 1, n, SAMPLES[method])
     trees = jax.tree.map(lambda x: x[0], trees)
+    others = {name: tree for name, tree in trees.items() if name != "b"}
     trees["b"] = jax.tree.map(jnp.zeros_like, trees["b"])
-    state, update = combine(Conflict(method, normalise=normalise), trees, params)
+    conflict = Conflict(method, normalise=normalise)
+    state, update = combine(conflict, trees, params)
     direction, state = jax.jit(update)(state, 0, trees)
-    lam = state.levels["a+b+c"].lam
-    assert np.isfinite(lam).all()
-    assert abs(float(lam.sum()) - 1) <= 1e-5
-    assert bool(step.is_finite(direction))
-    if method == "mgda":
-        jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), direction)
+    lam = np.asarray(state.levels["+".join(NAMES[:n])].lam)
+    np.testing.assert_allclose(lam.sum(), 1, atol=1e-6)
+    assert lam[1] == pytest.approx(1 / n if method == "modo" else 0, abs=1e-6)
+    alone, update = combine(conflict, others, params)
+    want, alone = jax.jit(update)(alone, 0, others)
+    rest = np.delete(lam, 1)
+    np.testing.assert_allclose(
+        rest / rest.sum(), alone.levels["+".join(others)].lam, rtol=1e-5, atol=1e-6
+    )
+    assert max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(want)) > 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), direction, want
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_any_gradient_nothing_moves(method):
+    trees, params = draw(np.random.default_rng(1), 1, 3, SAMPLES[method])
+    trees = jax.tree.map(lambda x: jnp.zeros_like(x[0]), trees)
+    state, update = combine(Conflict(method), trees, params)
+    direction, state = jax.jit(update)(state, 0, trees)
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), direction)
+    assert float(state.levels["a+b+c"].lam.sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_steps_of_modo_on_unit_gradients_do_not_depend_on_their_size():

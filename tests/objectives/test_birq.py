@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bljust_jax.bilevel.gradients import scale_gradient
+from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Extras
 from bljust_jax.objectives import best_rq, birq
 from bljust_jax.objectives.birq import ANCHOR, ENHANCED, SelfLabels
@@ -124,6 +125,7 @@ WAYS = {
     "one encoder": {},
     "no noise, own head": {"noise": False, "normalise": "frame", "score": "distance"},
     "no label gradient": {"label_gradient": False},
+    "label entropy": {"label_entropy": 1.5},
 }
 
 
@@ -268,6 +270,69 @@ def test_collapse_shows_in_the_metrics():
     assert float(losses[ENHANCED]) > figures["enhanced/entropy"]
 
 
+def test_a_prediction_without_information_does_not_move_the_labels():
+    """p_t = m in all frames: the label gradient of F is that of frames * H(m), so that a step
+    along it collapses the labels; beta = 1 cancels it, and beta = 2 spreads the labels as much."""
+    codes, frames = 6, 40
+    rng = np.random.default_rng(0)
+    vectors = quantizer.unit(jnp.asarray(rng.normal(size=(2, frames, 1, WIDTH)) + 0.5, jnp.float32))
+    codebook = quantizer.unit(jnp.asarray(rng.normal(size=(1, codes, WIDTH)), jnp.float32))
+    positions = jnp.broadcast_to(jnp.arange(frames), (2, frames))
+    wanted = positions < frames - 3
+    keys = row_keys(KEY, jnp.arange(2))
+
+    def sums(beta, mean_label=None):
+        labels = SelfLabels(layer=1, sharpness=6.0, label_entropy=beta)
+        logits = None if mean_label is None else jnp.log(mean_label)[None, None]
+        return birq.FrameSums(
+            labels=labels,
+            predict=lambda h: {ENHANCED: logits + h[..., None, None]},
+            given=(),
+            codebook=codebook,
+            keys=keys,
+            tau=labels.tau(0),
+            mean_label=mean_label,
+        )
+
+    @jax.jit
+    def mean_label(vectors):
+        return sums(0.0).sum_labels(positions, wanted, vectors) / jnp.sum(wanted)
+
+    def entropy(vectors):
+        return jnp.log(quantizer.perplexity(mean_label(vectors)))[0]
+
+    def gradient_on_labels(beta):
+        call = sums(beta, mean_label(vectors))
+        hidden = jnp.zeros((2, frames))
+        return jax.grad(lambda v: call(positions, wanted, hidden, v)["nats"][ENHANCED])(vectors)
+
+    pull = gradient_on_labels(0.0)
+    slope = jax.grad(entropy)(vectors) * jnp.sum(wanted)
+    np.testing.assert_allclose(pull, slope, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(gradient_on_labels(1.0), 0, atol=1e-5)
+    np.testing.assert_allclose(gradient_on_labels(2.0), -pull, rtol=1e-3, atol=1e-4)
+    assert float(jnp.max(jnp.abs(pull))) > 0.1
+    before, after = (float(entropy(v)) for v in (vectors, vectors - 0.05 * pull))
+    assert after < before - 0.05
+
+
+def test_the_entropy_of_the_mean_label_is_in_the_loss_with_a_label_gradient():
+    """Without one it would be a constant, and the loss is that without it."""
+    plain, metrics = metrics_of()
+    for beta in (1.0, 3.0):
+        losses, others = metrics_of(label_entropy=beta)
+        value, count = others["enhanced/mean_entropy"]
+        assert 0 < float(value / count) <= np.log(CODES)
+        want = plain[ENHANCED] - beta * value / count
+        np.testing.assert_allclose(losses[ENHANCED], want, rtol=1e-5)
+        np.testing.assert_array_equal(losses[ANCHOR], plain[ANCHOR])
+    for off in ({"label_gradient": False}, {"teacher": True}):
+        losses, others = metrics_of(label_entropy=1.0, **off)
+        assert "enhanced/mean_entropy" not in others
+        np.testing.assert_array_equal(losses[ENHANCED], metrics_of(**off)[0][ENHANCED])
+    assert "enhanced/mean_entropy" not in metrics
+
+
 def test_labels_that_are_the_same_agree():
     """A labeller that hands the features through, and the anchor's quantiser on both sides. Frames
     come in equal pairs, so that joined or not they have one mean and deviation."""
@@ -287,7 +352,8 @@ def test_labels_that_are_the_same_agree():
     assert float(agreed) == float(count) > 0
 
 
-def test_chunks_give_the_losses_of_all_frames_at_once():
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_chunks_give_the_losses_of_all_frames_at_once(beta):
     """Two frames of each row at a time: the same draws, sums in another order in float64."""
     with jax.enable_x64(True):
         params, frozen = to_float64(make_params()), to_float64(make_frozen())
@@ -296,7 +362,8 @@ def test_chunks_give_the_losses_of_all_frames_at_once():
         def run(params):
             scale = {ENHANCED: 0.1, ANCHOR: 2.4}
             entries = 2 * len(LENGTHS) * BOOKS * CODES
-            return [gradient(make(entries=n), frozen, scale, params) for n in (2**20, entries)]
+            ways = [make(entries=n, label_entropy=beta) for n in (2**20, entries)]
+            return [gradient(way, frozen, scale, params) for way in ways]
 
         whole, chunked = run(params)
         for a, b in zip(*map(jax.tree.leaves, (whole, chunked)), strict=True):
@@ -316,7 +383,8 @@ def test_memory_is_that_of_a_chunk():
 
     def temporaries(entries):
         def run(params, frozen, batch):
-            return gradient(make(entries=entries), frozen, scale, params, batch=batch)[0]
+            objective = make(entries=entries, label_entropy=1.0)
+            return gradient(objective, frozen, scale, params, batch=batch)[0]
 
         program = jax.jit(run).lower(params, frozen, batch).compile()
         return program.memory_analysis().temp_size_in_bytes / (4 * array)

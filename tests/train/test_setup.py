@@ -79,8 +79,8 @@ def test_a_window_is_written_after_the_next_step_has_started():
         def write(self, step, row):
             written.append((step, row["loss"]))
 
-    progress, alarm = Progress(4, 0, clock, computed, active=False), CollapseAlarm(0.1, 3, True)
-    log = MetricLog(metrics.Window(), Writer(), progress, clock, alarm, checked.append)
+    progress, alarms = Progress(4, 0, clock, computed, active=False), [CollapseAlarm(0.1, 3, True)]
+    log = MetricLog(metrics.Window(), Writer(), progress, clock, alarms, checked.append)
     for step in range(4):
         log.write_pending()
         log.add(step, {"loss": (jnp.float32(step), jnp.float32(1))})

@@ -56,6 +56,7 @@ BIRQ = {
     "anchor_weight": Field(float, "w2, weight of the lower level", r.AT_LEAST_0),
     "layer": Field(int, "k, block whose output is labelled; 0: 0.7 of the blocks", r.AT_LEAST_0),
     "label_gradient": Field(bool, "the enhanced loss has a gradient through its labels"),
+    "label_entropy": Field(float, "beta, weight of the entropy of the mean label", r.AT_LEAST_0),
     "label_dropout": Field(bool, "dropout in the pass that makes labels"),
     "normalise": Field(str, "scale block k over time, or per frame", ("feature", "frame")),
     "score": Field(str, "score of an output and a code", ("cosine", "distance")),

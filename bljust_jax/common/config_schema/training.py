@@ -91,11 +91,16 @@ PENALTY = TASK_PENALTY | {
 MOO = {
     "method": Field(str, "how a level of several losses is weighed", ("modo", "mgda")),
     "rate": Field(float, "step size of the weights", r.AT_LEAST_0),
+    "relative": Field(bool, "divide the rate by a bound of the largest eigenvalue"),
     "rho": Field(float, "regularisation towards equal weights", r.AT_LEAST_0),
+    "warmup": Field(int, "steps of equal weights", r.AT_LEAST_0),
     "normalise": Field(str, "scale gradients of a level to their mean norm", ("none", "norm")),
     "layers": Field(str, "layers whose gradients decide the weights", ("all", "conflicting")),
     "threshold": Field(float, "mean cosine below which a layer conflicts", r.COSINE),
     "every": Field(int, "steps between selections of layers", r.AT_LEAST_1),
+    "starved_weight": Field(float, "weight of an objective below which to warn", r.FROM_0_TO_1),
+    "starved_rows": Field(int, "rows of metrics.jsonl below it before the warning", r.AT_LEAST_1),
+    "starved_stop": Field(bool, "end the run instead of a warning"),
 }
 
 COLLAPSE = {
