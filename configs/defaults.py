@@ -201,7 +201,7 @@ def training(c: ConfigDict) -> None:
     c.gradients = "separate"  # per objective, with norms and cosine; "fused" = one backward pass
     # micro-batches per step: gradients are summed over parts of the batch, in less memory. Draws of
     # an utterance do not change; dropout masks repeat per part; batch statistics, wav2vec 2.0's
-    # diversity and mean square of features are those of a part
+    # diversity and mean square of features and BiRQ's mean label are those of a part
     c.accumulate = 1
     # one causal forward pass on data.train for both losses, at half the cost of a joint step; needs
     # gradients="fused", ctc.context="causal" and no SpecAugment

@@ -73,9 +73,9 @@ class Conflict:
 
     method: str = "modo"
     rate: float | int = 0.1
-    relative: bool = True
-    rho: float | int = 0.1
-    normalise: str = "norm"
+    relative: bool = False
+    rho: float | int = 0.0
+    normalise: str = "none"
     equal_until: int = 0
     threshold: float | int | None = None
     every: int = 1

@@ -51,10 +51,10 @@ def test_fixed_point_of_two_orthogonal_objectives(rate, rho):
     50:10 a weight of 0.038 for the longer one; 1/2 where gradients are scaled to norm 1. The rate
     decides how fast, and below 2 not whether."""
     g = constant((50, 0), (0, 10), steps=20000)
-    raw = Conflict(rate=rate, rho=rho, normalise="none")
+    raw = Conflict(rate=rate, relative=True, rho=rho)
     expected = (100 + rho) / (2600 + 2 * rho)
     np.testing.assert_allclose(weights_of(raw, g)[0][-1, 0], expected, atol=1e-4)
-    unit = Conflict(rate=rate, rho=rho, normalise="norm")
+    unit = Conflict(rate=rate, relative=True, rho=rho, normalise="norm")
     lam, direction = weights_of(unit, g)
     np.testing.assert_allclose(lam[-1], (0.5, 0.5), atol=1e-5)
     np.testing.assert_allclose(direction[-1], (15, 15), rtol=1e-4)  # half of the mean norm of 30
@@ -66,7 +66,7 @@ def test_the_published_rate_is_not_stable_for_these_norms():
     g = constant((50, 0), (0, 10), steps=2000)
 
     def swing(rate):
-        lam = weights_of(Conflict(rate=rate, relative=False, rho=0.0, normalise="none"), g)[0]
+        lam = weights_of(Conflict(rate=rate), g)[0]
         return float(jnp.ptp(lam[-50:, 0]))
 
     assert swing(0.0008) < 1e-4
@@ -125,13 +125,13 @@ def test_weights_of_unit_gradients_do_not_depend_on_their_norms():
     small = g * np.array([1, 1, 0.01], np.float32)[:, None, None]
     lam, other = (weights_of(shipped(), x)[0] for x in (g, small))
     np.testing.assert_allclose(lam, other, atol=2e-5)
-    raw = weights_of(Conflict(rate=1.0, rho=0.0, normalise="none"), small)[0]
+    raw = weights_of(Conflict(rate=1.0, relative=True), small)[0]
     assert float(raw[-1, 2]) > 0.9
 
 
 def test_weights_are_equal_before_a_step_and_move_from_it():
     g = constant((50, 0), (0, 10), steps=20)
-    lam = weights_of(Conflict(normalise="none", equal_until=12), g)[0]
+    lam = weights_of(Conflict(relative=True, equal_until=12), g)[0]
     np.testing.assert_array_equal(lam[:12], 0.5)
     assert (abs(lam[12:] - 0.5) > 1e-3).all()
 
@@ -168,5 +168,5 @@ def test_dot_of_the_update_is_that_of_what_the_optimizer_adds():
 @pytest.mark.parametrize("rate", [2.0, 5.0])
 def test_a_relative_rate_that_is_not_stable_is_refused(rate):
     with pytest.raises(ValueError, match="not stable"):
-        Conflict(rate=rate)
-    assert Conflict(rate=rate, relative=False).rate == rate
+        Conflict(rate=rate, relative=True)
+    assert Conflict(rate=rate).rate == rate
