@@ -59,8 +59,8 @@ def fields(c):
     c.birq.label_dropout = False  # dropout in the pass that computes labels: ours
     c.birq.normalise = "feature"  # z over time, as BEST-RQ's input; or per "frame": ours
     c.birq.score = "cosine"  # of A' z and a code; or minus their "distance": ours
-    # factor of the score, before noise: ours. At 1 cosines differ less than the noise, and labels
-    # are nearly uniform draws; at 20 a draw is one of the nearest few codes
+    # factor of the score, before noise: ours. With 8,192 codes of width 16 a draw has at most 0.7
+    # nats of information on its frame at 5 and 4.9 at 20 (ln V minus the entropy of softmax(s))
     c.birq.sharpness = 20.0
     c.birq.noise = True  # Gumbel noise on the scores: the paper; in all steps: ours
     c.birq.hard = False  # soft labels; True = one-hot, straight-through gradient: ours
