@@ -9,8 +9,8 @@ from configs import birq
 
 
 def small(**fields):
-    """600 self-supervised steps of the smallest encoder at the sharpness, weights and temperature of
-    the published sizes; a rate 20 times theirs makes up for the number of steps."""
+    """600 self-supervised steps of the smallest encoder at the published sizes' sharpness, weights
+    and temperature; a rate 20 times theirs makes up for the number of steps."""
     config = birq.get_config("smoke")
     config.phases.update(pretrain=600, finetune=0)
     config.best_rq.codes = 256
