@@ -164,7 +164,7 @@ def _memory(config: Any, recipe: Recipe, device: str) -> list[str]:
     trees = max(sum(map(len, _gradient_trees(phase))) for phase in recipe.phases)
     gradients = 4 * trees * size["params"]
     activations, where = max(
-        (_activations(config, recipe, *shape), shape) for shape in _shapes(config, recipe)
+        (activation_bytes(config, recipe, *shape), shape) for shape in _shapes(config, recipe)
     )
     need, chip = state + gradients + activations, peak_flops.DEVICES[device]
     rows, seconds = where
@@ -173,7 +173,8 @@ def _memory(config: Any, recipe: Recipe, device: str) -> list[str]:
         f"Memory on one {chip.kind}, not sharded: {need / GIB:.2f} of {chip.memory / GIB:.0f} GiB."
         f" State {state / GIB:.2f} (5 x parameters, float32), gradients {gradients / GIB:.2f}"
         f" ({trees} x parameters), activations of {rows} x {seconds:g} s about"
-        f" {activations / GIB:.2f}: an estimate from layer sizes, not measured",
+        f" {activations / GIB:.2f}: an estimate from layer sizes, within half of"
+        " what compiled steps need (results/aot.md)",
     ]
 
 
@@ -192,25 +193,25 @@ def _shapes(config: Any, recipe: Recipe) -> set[tuple[int, float]]:
     return {shape for _, shapes in mix for shape in shapes.values()}
 
 
-def _activations(config: Any, recipe: Recipe, rows: int, seconds: float) -> float:
+def activation_bytes(config: Any, recipe: Recipe, rows: int, seconds: float) -> float:
     """Bytes that the backward pass of one loss keeps, from layer sizes: the input of each block
-    (remat full), half of its arrays (dots) or all of them (none), the arrays of one block that is
-    recomputed, and those of the front end."""
+    (remat full), half of its arrays (dots) or all of them (none), twice the arrays of one block
+    that is recomputed, and five of the front end's largest (of a CNN layer 45 maps)."""
     m, samples = config.model, round(seconds * config.data.sample_rate)
     size, frames = (2 if m.dtype == "bfloat16" else 4), recipe.frames(samples)
     if config.encoder == "cnn_rnn":
         bands, hidden = config.features.n_mels / 2, 8 * m.units
         layers, width, block = m.rnn_layers, 2 * m.units, frames * hidden * size
-        front = 6 * m.cnn_layers * frames * bands * m.channels * size
+        front = 45 * m.cnn_layers * frames * bands * m.channels * size
     else:
         expansion = m.ff_dim / m.dim if "ff_dim" in m else 2 * m.ff_mult
         layers, width = m.layers, m.dim
         block = frames * m.dim * (2 * expansion + 12) * size + m.heads * frames**2 * 4
         if config.encoder == "wav2vec2":
-            front = 3 * samples / m.conv_stride[0] * m.conv_dim[0] * size
+            front = 5 * samples / m.conv_stride[0] * m.conv_dim[0] * size
         else:
             bands = config.features.n_mels / 2
-            front = 3 * samples / config.features.hop / 2 * bands * m.channels * size
+            front = 5 * samples / config.features.hop / 2 * bands * m.channels * size
     kept = {"full": frames * width * size, "dots": block / 2, "none": block}
     return rows * (layers * kept[m.get("remat", "none")] + 2 * block + front)
 

@@ -6,8 +6,10 @@ read the difference before it is committed:
     BLJUST_UPDATE=1 python -m pytest tests/train/test_dry_run.py -k golden
 """
 
+import json
 import os
 import pathlib
+import re
 
 import jax
 import pytest
@@ -19,9 +21,11 @@ from bljust_jax.monitoring import peak_flops
 from bljust_jax.train import dry_run, phase_table
 from configs import birq, librispeech, m2asr, manifest, quickstart
 from tests.helpers import corpora, shipped
+from tests.helpers.documents import load_config
 from tests.helpers.processes import run_command
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "dry_run"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "dry_run"
 BASES = (librispeech, birq, m2asr, quickstart)
 CASES = [(module, variant, "") for module, variant in shipped.names()]
 CASES += [
@@ -85,6 +89,32 @@ def test_devices_of_the_plan_have_a_peak():
     assert {chips.device for chips in CHIPS.values()} <= set(peak_flops.DEVICES.values())
     for device in peak_flops.DEVICES.values():
         assert peak_flops.flops([device.kind], "bfloat16") > 0
+
+
+def unsharded():
+    """(config, phase, rows per device, seconds, bytes of temporaries) of the steps in
+    results/aot.json that only split the batch."""
+    for row in json.loads((ROOT / "results" / "aot.json").read_text()).values():
+        config, phase, _ = row["name"].split(" ", 2)
+        axis, *others = row["mesh"].split(" x ")
+        if not others and axis.startswith("data "):
+            rows, seconds = max(re.findall(r"(\d+) x ([\d.]+) s", " ".join(row["rows"].values())))
+            devices = int(axis.removeprefix("data "))
+            yield config, phase, int(rows) // devices, float(seconds), row["temporaries"]
+
+
+def test_memory_is_about_that_of_compiled_steps():
+    """Gradients of both losses and activations of one, against a compiler's temporaries."""
+    found = list(unsharded())
+    assert len(found) >= 4
+    for address, phase, rows, seconds, temporaries in found:
+        config = load_config(f"configs/{address}")
+        recipe = recipes.load(config.recipe)(config, shipped.facts(config))
+        assert phase == "joint"
+        params = jax.eval_shape(lambda recipe=recipe: recipe.init(jax.random.key(0))[0])
+        gradients = 2 * 4 * sum(x.size for x in jax.tree.leaves(params))
+        need = gradients + dry_run.activation_bytes(config, recipe, rows, seconds)
+        assert 1 / 1.5 < need / temporaries < 1.5, (address, need, temporaries)
 
 
 def test_hours_are_those_of_the_data_where_they_are(tmp_path):
