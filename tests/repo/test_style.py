@@ -1,9 +1,9 @@
 """Rules of the sources: length of functions, commands at the package root, plain docstrings."""
 
 import ast
+import importlib
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
@@ -36,20 +36,23 @@ def test_functions_are_short():
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_a_file_at_the_package_root_is_a_command(path):
-    """It has a `main`, and `--help` prints its usage."""
+def test_a_file_at_the_package_root_is_a_command(path, monkeypatch, capsys):
+    """It has a `main`, is started by it, and `--help` prints its usage."""
     body = ast.parse(path.read_text()).body
     defined = {node.name for node in body if hasattr(node, "name")}
-    defined |= {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets}
+    assigned = [node for node in body if isinstance(node, ast.Assign)]
+    defined |= {ast.unparse(t) for node in assigned for t in node.targets}
     assert "main" in defined, f"{name_of(path)} is no command: move it to a folder"
-    done = subprocess.run(
-        [sys.executable, "-m", f"bljust_jax.{path.stem}", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"python -m bljust_jax.{path.stem}" in " ".join(done.stdout.split())
+    assert ast.unparse(body[-1]).startswith("if __name__ == '__main__':"), name_of(path)
+    assert "main(" in ast.unparse(body[-1]), name_of(path)
+    module = importlib.import_module(f"bljust_jax.{path.stem}")
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    try:
+        code = module.main()
+    except SystemExit as ended:
+        code = ended.code
+    assert not code
+    assert f"python -m bljust_jax.{path.stem}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_modules_say_what_they_offer_in_one_sentence():
