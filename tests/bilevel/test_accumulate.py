@@ -14,7 +14,7 @@ from tests.helpers.systems import (
     all_streams,
     assert_close_leaf_by_leaf,
     begin,
-    one_joint_step,
+    joint_phase,
     undisturbed,
 )
 
@@ -30,7 +30,7 @@ def run(name, accumulate, **options):
     config = undisturbed(name, **options)
     if "wav2vec2" in config:
         config.wav2vec2.update(diversity=0.0, feature_penalty=0.0)  # means over a part
-    recipe, phase = one_joint_step(config)
+    recipe, phase = joint_phase(config)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)

@@ -88,11 +88,16 @@ def undisturbed(name, **options):
     return config
 
 
-def one_joint_step(config):
-    """(recipe, phase): the first phase of two levels, of weights 1 and 0.5, as all of the run."""
+# The weights of step k of a joint phase: one program serves them all.
+WEIGHTS = ((1.0, 0.5), (1.0, 0.0), (0.0, 1.0))
+
+
+def joint_phase(config):
+    """(recipe, phase): the first phase of two levels, of `WEIGHTS`, as all of the run."""
     recipe = recipes.load(config.recipe)(config, FACTS)
     phase = next(p for p in recipe.phases if len(p.levels) > 1)
-    phase = dataclasses.replace(phase, weights=lambda k: (1.0, 0.5), steps=1)
+    table = jnp.array(WEIGHTS)
+    phase = dataclasses.replace(phase, weights=lambda k: tuple(table[k]), steps=len(WEIGHTS))
     return dataclasses.replace(recipe, phases=(phase,)), phase
 
 
@@ -111,22 +116,17 @@ def all_streams(recipe, rows=8):
     return {stream: make_batch(rows, seed=seed) for seed, stream in enumerate(streams)}
 
 
-# The weights of step k of a joint phase: one program serves them all.
-WEIGHTS = ((1.0, 0.5), (1.0, 0.0), (0.0, 1.0))
-
-
 @functools.cache
 def compiled_step(name, phase_name, **options):
     """(initial state, step): SGD of rate 1, so that a change is a gradient. The phase is all of the
     run; "joint" stands for the first of several levels, whose weights are `WEIGHTS`."""
     config = undisturbed(name, **options)
-    recipe = recipes.load(config.recipe)(config, FACTS)
-    joint = phase_name == "joint"
-    phase = next(p for p in recipe.phases if (len(p.levels) > 1 if joint else p.name == phase_name))
-    if joint:
-        table = jnp.array(WEIGHTS)
-        phase = dataclasses.replace(phase, weights=lambda k: tuple(table[k]), steps=len(WEIGHTS))
-    recipe = dataclasses.replace(recipe, phases=(phase,))
+    if phase_name == "joint":
+        recipe, phase = joint_phase(config)
+    else:
+        recipe = recipes.load(config.recipe)(config, FACTS)
+        phase = next(p for p in recipe.phases if p.name == phase_name)
+        recipe = dataclasses.replace(recipe, phases=(phase,))
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)

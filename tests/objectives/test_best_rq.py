@@ -95,6 +95,15 @@ def run(batch, objective=PLAIN, given=None):
     return report(objective, parameters(), extras() if given is None else given, batch)
 
 
+@jax.jit
+def masked_log_probabilities(params, *one):
+    """(log-probabilities of the codes, mask) of an utterance alone."""
+    masked, mask = best_rq.mask_input(*one, **SPANS)
+    how = {"stats": {}, "context": "full", "input_mask": None, "train": True, "rng": None}
+    h, *_ = encode(params, masked, one[1], **how)
+    return jax.nn.log_softmax(head(params, h), axis=-1)[0], mask[0]
+
+
 def by_loop(batch):
     """Nats, hits, masked frames, from masks and labels made one utterance at a time."""
     params, data = parameters(), batch["unlabelled"]
@@ -109,11 +118,8 @@ def by_loop(batch):
         clean = np.pad(clean, ((0, length % STACK), (0, 0))).reshape(-1, STACK * BANDS)
         labels = brute_force(FROZEN, clean[None])[0]
         one = jnp.asarray(x[None], jnp.float32), jnp.array([length], jnp.int32), keys[b][None]
-        masked, mask = best_rq.mask_input(*one, **SPANS)
-        how = {"stats": {}, "context": "full", "input_mask": None, "train": True, "rng": None}
-        h, *_ = encode(params, masked, one[1], **how)
-        log_p = np.asarray(jax.nn.log_softmax(head(params, h), axis=-1))[0]
-        for t in np.flatnonzero(mask[0]):
+        log_p, mask = map(np.asarray, masked_log_probabilities(params, *one))
+        for t in np.flatnonzero(mask):
             for c in range(BOOKS):
                 nats -= log_p[t, c, labels[t, c]] / BOOKS
                 hits += (log_p[t, c].argmax() == labels[t, c]) / BOOKS

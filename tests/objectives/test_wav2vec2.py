@@ -68,6 +68,7 @@ def bound(**kw):
     return wav2vec2.build(make_config(**kw), toy_encoder())
 
 
+@functools.cache
 def parameters(**kw):
     rng = np.random.default_rng(0)
     heads, frozen = bound(**kw).init(jax.random.key(2))
@@ -104,25 +105,34 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def by_loop(batch, temperature, tau):
-    """(contrastive sum, masked frames, hits, rivals, diversity, penalty), frame by frame."""
-    params, data = parameters(), batch["unlabelled"]
+@jax.jit
+def drawn_and_encoded(params, data):
+    """(mask, negatives, samples' lengths, latents before the mask, output, scores, codes)."""
     mask_keys, noise_keys, negative_keys, _ = wav2vec2._keys(KEY, data["ids"])
     lengths = data["audio_lengths"] // HOP
     frames = data["audio"].shape[1] // HOP
     mask = wav2vec2_spans(mask_keys, lengths, frames, probability=0.6, span=3)
-    negatives = np.asarray(wav2vec2.draw_negatives(negative_keys, mask, 5))
+    negatives = wav2vec2.draw_negatives(negative_keys, mask, 5)
     x, samples, _ = features(data["audio"], data["audio_lengths"], keys=None, train=True)
     how = {"stats": {}, "context": "full", "train": True, "rng": None}
     output, _, hidden, _ = encode(params, x, samples, input_mask=wav2vec2.InputMask(mask), **how)
     head = params["wav2vec2_head"]
     scores = linear.apply(head["quantizer"]["project"], hidden["latents"]).reshape(-1, frames, 2, 4)
     positions = jnp.broadcast_to(jnp.arange(frames)[None], scores.shape[:2])
-    codes = np.asarray(jnp.argmax(scores + quantizer.gumbel(noise_keys, positions, (2, 4)), -1))
+    codes = jnp.argmax(scores + quantizer.gumbel(noise_keys, positions, (2, 4)), -1)
+    return mask, negatives, lengths, hidden["conv"], output, scores, codes
+
+
+def by_loop(batch, temperature, tau):
+    """(contrastive sum, masked frames, hits, rivals, diversity, penalty), frame by frame."""
+    params, data = parameters(), batch["unlabelled"]
+    found = drawn_and_encoded(params, data)
+    mask, negatives, lengths, conv, output, scores, codes = map(np.asarray, found)
+    head, frames = params["wav2vec2_head"], mask.shape[1]
     vectors = np.asarray(head["quantizer"]["codevectors"])
     targets = np.concatenate([vectors[g][codes[..., g]] for g in range(2)], axis=-1)
     targets = np.asarray(linear.apply(head["project_q"], jnp.asarray(targets)), np.float64)
-    predictions = np.asarray(linear.apply(head["project_hid"], output), np.float64)
+    predictions = np.asarray(linear.apply(head["project_hid"], jnp.asarray(output)), np.float64)
     nats, count, hits, rivals = 0.0, 0, 0, 0
     for b, t in np.argwhere(mask):
         if mask[b].sum() < 2:
@@ -137,11 +147,11 @@ def by_loop(batch, temperature, tau):
         count += 1
         rivals += bool(others)
         hits += bool(others) and own > max(others)
-    probabilities = np.asarray(jax.nn.softmax(scores, axis=-1), np.float64)[np.asarray(mask)]
+    probabilities = np.asarray(jax.nn.softmax(jnp.asarray(scores), axis=-1), np.float64)[mask]
     mean = probabilities.mean(0)
     diversity = 1 - np.exp(-(mean * np.log(mean)).sum(-1)).sum() / 8
-    valid = np.arange(frames)[None] < np.asarray(lengths)[:, None]
-    penalty = np.mean(np.asarray(hidden["conv"], np.float64)[valid] ** 2)
+    valid = np.arange(frames)[None] < lengths[:, None]
+    penalty = np.mean(np.asarray(conv, np.float64)[valid] ** 2)
     return nats, count, hits, rivals, diversity, penalty
 
 

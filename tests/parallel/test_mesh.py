@@ -23,20 +23,20 @@ from tests.helpers.systems import (
     all_streams,
     assert_close_leaf_by_leaf,
     begin,
-    one_joint_step,
+    joint_phase,
     undisturbed,
 )
 
 ROWS = 8
 # These add an encoder or a loss to what the others show of the mesh.
-COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "m2asr")
+COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "birq", "m2asr")
 
 
 @functools.cache
 def run(name, data=1, fsdp=1, tensor=1):
     """(what a step of SGD of rate 1 took from the parameters, mean losses, the state before it, the
     compiled program) of the first phase of several levels."""
-    recipe, phase = one_joint_step(undisturbed(name))
+    recipe, phase = joint_phase(undisturbed(name))
     optimizer = toy.sgd(recipe.combiner, 1.0)
     mesh = make_mesh(data, fsdp, tensor)
     state = begin(recipe, optimizer)
