@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from bljust_jax.bilevel import step
 from bljust_jax.bilevel.types import Recipe, TrainState, Weights
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Corpus
+from bljust_jax.data.streams import UNLABELLED
 from bljust_jax.inference import trained_run
 from bljust_jax.objectives import is_pretrained
 from bljust_jax.train import init_from
@@ -37,9 +39,29 @@ def make_state(
         check_same_encoder(config, opened, name)
         state.frozen[name] = encoder_weights(opened)
         lines.append(f"{name}: the encoder of {workdir}, checkpoint {opened.step}")
-    measured = recipe.statistics(corpus.unlabelled_batches(20))
+    longest = corpus.plans[UNLABELLED].buckets[-1]
+    samples = round(longest.seconds * config.data.sample_rate)
+    batches = in_one_shape(corpus.unlabelled_batches(20), longest.batch_size, samples)
+    measured = recipe.statistics(batches)
     new = {name: value for name, value in measured.items() if name not in taken}
     return state._replace(stats=state.stats | new), lines
+
+
+def in_one_shape(
+    batches: Iterable[dict[str, np.ndarray]], rows: int, samples: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The audio of all batches in batches [rows, samples] that one program serves, with silence
+    after each row and rows of length 0 at the end of a batch. No batch has longer rows."""
+    for batch in batches:
+        count, length = batch["audio"].shape
+        for start in range(0, count, rows):
+            given = min(rows, count - start)
+            part = {k: batch[k][start : start + given] for k in ("audio", "audio_lengths")}
+            audio = np.pad(part["audio"], ((0, rows - given), (0, samples - length)))
+            yield {
+                "audio": audio,
+                "audio_lengths": np.pad(part["audio_lengths"], (0, rows - given)),
+            }
 
 
 def check_same_encoder(config: Any, opened: trained_run.TrainedRun, name: str) -> None:

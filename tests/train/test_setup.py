@@ -5,13 +5,16 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.models import audio_features
 from bljust_jax.monitoring import goodput, metrics, trackers
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
 from bljust_jax.monitoring.progress import Progress
 from bljust_jax.parallel.mesh import make_mesh, put_batch
+from bljust_jax.train import initial_state
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import Best, RunMeta
 from bljust_jax.train.system import build_recipe, jit_train_step, make_system
@@ -98,3 +101,28 @@ def test_a_recipe_without_steps_is_refused():
     config.phases.update(explore=0.0, joint=0.0, finetune=0.0)
     with pytest.raises(UserError, match="every phase has length 0"):
         build_recipe(config, FACTS)
+
+
+def test_statistics_read_all_audio_in_one_shape():
+    """Rows in their order, padded by silence and rows of length 0; a full batch stays as it is."""
+    rng = np.random.default_rng(0)
+    shapes = [(5, 3000), (2, 5000), (1, 2000)]
+    lengths = [rng.integers(1000, n + 1, rows).astype(np.int32) for rows, n in shapes]
+    # loud and soft: moments in float32 cancel where all frames are alike
+    louder = [np.geomspace(1, 300, n) * rng.normal(9, 3, (rows, n)) for rows, n in shapes]
+    audio = [np.maximum(x, 1).astype(np.int16) for x in louder]
+    batches = [{"audio": a, "audio_lengths": n} for a, n in zip(audio, lengths, strict=True)]
+    made = list(initial_state.in_one_shape(batches, 2, 5000))
+    assert {b["audio"].shape for b in made} == {(2, 5000)}
+    assert len(made) == 3 + 1 + 1
+    found = [a[:n].tolist() for b in made for a, n in zip(*b.values(), strict=True) if n]
+    assert found == [a[:n].tolist() for b in batches for a, n in zip(*b.values(), strict=True)]
+    assert all(a.dtype == np.int16 for b in made for a in [b["audio"]])
+    np.testing.assert_array_equal(made[3]["audio"], audio[1])
+    config = config_for("bljust")
+    one, other = (
+        jax.tree.leaves(audio_features.feature_statistics(config, given))
+        for given in (batches, initial_state.in_one_shape(batches, 2, 5000))
+    )
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
