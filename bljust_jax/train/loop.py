@@ -137,7 +137,8 @@ def score_raw(run: TrainingRun) -> dict[str, float]:
         scored = run.evaluate(split, Weights(run.state.params, run.state.stats))
         final |= {f"raw/{name}": value for name, value in scored.scores.items()}
         for line in scored.describe(0):
-            run.progress.log(f"parameters of the last step, {line}")
+            if line != scoring.NOT_LEARNED:  # logged for the averaged ones
+                run.progress.log(f"parameters of the last step, {line}")
     return final
 
 
