@@ -8,12 +8,11 @@ import sys
 import pytest
 
 from bljust_jax import main
+from bljust_jax.common import shipped_configs
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import scoring
 from configs import quickstart
 from tests.helpers.processes import M2ASR, QUICK, run_command
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -168,14 +167,7 @@ def test_a_model_that_recognises_nothing_is_pointed_out(scores, warned):
     assert ("overfit" in lines) == warned
 
 
-CONFIGS = sorted(
-    path.stem
-    for path in (ROOT / "configs").glob("[!_]*.py")
-    if path.stem not in ("common", "defaults")
-)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", shipped_configs.names())
 def test_every_config_takes_the_variant_overfit(name):
     """Through the flags, as users do: eight utterances, no augmentation, one phase with labels."""
     code = (

@@ -8,8 +8,8 @@ import pytest
 from tests.helpers.laws import CASES, bind_objective, lengthen
 from tests.helpers.systems import ROWS, make_batch
 
-# Batch norm and the mean use of codes make a row's loss depend on the other rows.
-COUPLED = (("parakeet", "ctc"), ("wav2vec2_just", "wav2vec2"))
+# Batch norm and the mean use of codes or labels make a row's loss depend on the other rows.
+COUPLED = (("parakeet", "ctc"), ("wav2vec2_just", "wav2vec2"), ("birq", "enhanced+anchor"))
 
 
 def silence(batch, rows):

@@ -14,6 +14,7 @@ from bljust_jax.models.encoders import load
 from bljust_jax.models.encoders.cnn_rnn import CnnRnn
 from bljust_jax.models.norms import EPSILON
 from configs import defaults
+from tests.helpers import parameters
 
 FIELDS = {"cnn_layers": 1, "rnn_layers": 2, "channels": 4, "latent_dim": 6, "units": 5, "heads": 2}
 SMALL = {
@@ -61,10 +62,7 @@ def test_the_network_of_the_text():
 
 @functools.cache
 def randomised(kind):
-    """Biases and scales away from 0 and 1, so that none masks_input an error."""
-    draw = np.random.default_rng(5)
-    params, _ = SMALL[kind].init(jax.random.key(0))
-    return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), params)
+    return parameters.randomised(jax.jit(SMALL[kind].init)(jax.random.key(0))[0])
 
 
 @functools.cache

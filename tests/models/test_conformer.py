@@ -13,20 +13,12 @@ import pytest
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.encoders.conformer import SIZES, Conformer
 from tests.helpers.closed_forms import receptive_field
+from tests.helpers.parameters import randomised
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = Conformer(dim=16, layers=3, heads=2, kernel=5, n_mels=8, channels=4)
 PARAKEET = dataclasses.replace(SMALL, subsampling="parakeet", layers=1)
 LENGTHS = jnp.array([29, 18, 0])
-
-
-def randomised(params):
-    """Biases and scales away from 0 and 1, so that none masks_input an error."""
-    draw = np.random.default_rng(5)
-    noisy = jax.tree.map(
-        lambda p: (np.asarray(p) + draw.normal(0, 0.1, p.shape)).astype(p.dtype), params
-    )
-    return jax.tree.map(jnp.asarray, noisy)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.models.encoders.wav2vec2 import SIZES, Wav2Vec2
 from bljust_jax.models.wav2vec2_blocks import grouped_conv
 from bljust_jax.ops.masking import InputMask
+from tests.helpers.parameters import randomised
 
 # Three convolutions, 30 samples a frame and 20 between frames: they compile fast.
 LARGE = Wav2Vec2(
@@ -37,10 +38,7 @@ FRAMES = [34, 23, 0]
 
 @functools.cache
 def parameters(kind):
-    """Biases and scales away from 0 and 1, so that none masks_input an error."""
-    draw = np.random.default_rng(5)
-    params, _ = MODELS[kind].init(jax.random.key(0))
-    return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), params)
+    return randomised(jax.jit(MODELS[kind].init)(jax.random.key(0))[0])
 
 
 @functools.cache
