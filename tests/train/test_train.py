@@ -85,6 +85,7 @@ def test_config_trains(name, tmp_path, capsys, compiled):
     assert "resumed" not in err
 
 
+@pytest.mark.slow  # daily: a step of its two levels, tests/recipes/test_birq.py
 def test_birq_trains_and_tells_of_its_codebooks(tmp_path):
     config = birq.get_config("smoke")
     config.phases.update(pretrain=6, finetune=6)
@@ -122,6 +123,8 @@ def test_explore_every_epoch_interleaves_without_restarting_the_penalty(tmp_path
 # Killed and resumed, in processes of their own
 
 
+# daily: the same in one process, tests/train/test_loop.py; a save killed, tests/faults/test_kill.py
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # orbax warns of restoring without a target
 def test_killed_and_resumed_equals_unbroken(tmp_path):
     """SIGTERM, then kill -9 at a random step, then run again: parameters, optimizer state and all
