@@ -15,7 +15,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.inference import decode_split, scoring, trained_run
 from bljust_jax.monitoring import goodput, metrics, trackers
 from bljust_jax.parallel import preemption
-from bljust_jax.train import compile_pool, loop
+from bljust_jax.train import compile_only, compile_pool, loop
 from bljust_jax.train.compiled_steps import CompiledSteps
 from configs import quickstart
 from tests.helpers.workdirs import rows_without_perf
@@ -23,6 +23,18 @@ from tests.helpers.workdirs import rows_without_perf
 
 class Killed(Exception):
     """The process ends here."""
+
+
+def idle_config(changes=()):
+    config = quickstart.get_config("smoke")
+    config.mesh.data = 1
+    config.data.update(test="", join=(1, 1), buckets=(0.95, 4.0), batch_seconds=4.0)
+    config.data.unlabelled_batch_seconds = 4.0
+    config.phases.update(explore=8, joint=8, finetune=8)
+    config.penalty.slope, config.lr.joint.moments = 0.1, "reset"
+    config.update(eval_every=8, save_every=3, log_every=2, compile_cache="")
+    config.update_from_flattened_dict(dict(changes))
+    return config
 
 
 @pytest.fixture
@@ -47,14 +59,7 @@ def run(monkeypatch):
     take_step = CompiledSteps.run
 
     def run(workdir, kill=None, stop=None, changes=(), **flags):
-        config = quickstart.get_config("smoke")
-        config.mesh.data = 1
-        config.data.update(test="", join=(1, 1), buckets=(0.95, 4.0), batch_seconds=4.0)
-        config.data.unlabelled_batch_seconds = 4.0
-        config.phases.update(explore=8, joint=8, finetune=8)
-        config.penalty.slope, config.lr.joint.moments = 0.1, "reset"
-        config.update(eval_every=8, save_every=3, log_every=2, compile_cache="")
-        config.update_from_flattened_dict(dict(changes))
+        config = idle_config(changes)
 
         def counted(self, now, phase, state, batch):
             if now == kill:
@@ -269,3 +274,24 @@ def test_an_error_of_a_compile_thread_ends_the_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr(compile_pool, "check_memory", fail)
     with pytest.raises(UserError, match="2 of 1 GiB"):
         run(tmp_path)
+
+
+def test_compiling_alone_gives_the_figures_of_all_programs(run, monkeypatch, compiled):
+    """Of training and evaluation, with no step taken."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    with pytest.raises(UserError, match="compile_cache is empty"):
+        compile_only.compile_config(idle_config())
+    folders = []
+    monkeypatch.setattr(compile_only, "enable_compile_cache", folders.append)
+    found = compile_only.compile_config(idle_config({"compile_cache": "cache"}))["programs"]
+    assert folders == ["cache"]
+    assert [one["name"].partition(":")[0] for one in found][:2] == [
+        "initial state",
+        "explore, joint, finetune",
+    ]
+    assert sum(one["name"].startswith("explore") for one in found) == 2
+    decoders = [one for one in found if one["name"].startswith("decoding")]
+    assert 1 <= len(decoders) <= 2
+    assert len(found) == 3 + len(decoders)
+    assert all(one["bytes"] > 0 and one["seconds"] >= 0 for one in found)
+    assert sum("train_step" in name for name in compiled) == 2
