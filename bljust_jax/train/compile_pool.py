@@ -47,12 +47,17 @@ class Job:
         self.seconds = 0.0
         self.future: Future = Future()
 
-    def run(self, mesh: Mesh) -> None:
-        """Lower and compile, and check the memory; the program or the error goes to `future`."""
-        began = time.monotonic()
+    def run(self, mesh: Mesh, tracing: threading.Lock) -> None:
+        """Lower and compile, and check the memory; the program or the error goes to `future`.
+
+        Jobs are lowered one at a time: that takes the interpreter's lock anyway, and the first in
+        the order is ready first."""
         try:
             with jax.set_mesh(mesh), report_out_of_memory(self.name, self.cure):
-                program = self._lower().compile()
+                with tracing:
+                    began = time.monotonic()
+                    lowered = self._lower()
+                program = lowered.compile()
             self.seconds = time.monotonic() - began
             check_memory(program, self.name, self.cure)
         except BaseException as error:  # raised in the main thread, by `CompilePool.report`
@@ -71,7 +76,7 @@ class CompilePool:
         self.jobs: list[Job] = []
         self._queue: collections.deque[Job] = collections.deque()
         self._finished: collections.deque[Job] = collections.deque()
-        self._lock, self._busy = threading.Lock(), 0
+        self._lock, self._tracing, self._busy = threading.Lock(), threading.Lock(), 0
         self._own: list[threading.Thread] = []
 
     def submit(self, job: Job) -> None:
@@ -98,7 +103,7 @@ class CompilePool:
             self._compile(job)
 
     def _compile(self, job: Job) -> None:
-        job.run(self._mesh)
+        job.run(self._mesh, self._tracing)
         self._finished.append(job)
 
     def wait(self, job: Job) -> Any:
