@@ -130,7 +130,7 @@ def tiny(c):
     # a batch has 300 masked frames, so most of 8,192 codes would never occur, and the head would be
     # as large as the encoder
     c.best_rq.codes = 512
-    # at 20 the gradient through the labels collapses them to one code within 100 steps
+    # at 20 and label_entropy=0 the label gradient collapses them to one code within 100 steps
     c.birq.sharpness = 5.0
     c.data.update(root="", train="", unlabelled="", dev="", test="")
     c.data.update(buckets=(3.0, 5.0, 8.0), batch_seconds=40.0, unlabelled_batch_seconds=40.0)

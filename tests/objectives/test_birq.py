@@ -279,7 +279,7 @@ def test_a_prediction_without_information_does_not_move_the_labels():
     codebook = quantizer.unit(jnp.asarray(rng.normal(size=(1, codes, WIDTH)), jnp.float32))
     positions = jnp.broadcast_to(jnp.arange(frames), (2, frames))
     wanted = positions < frames - 3
-    keys = row_keys(KEY, jnp.arange(2))
+    keys = row_keys(KEY, jnp.arange(2, dtype=jnp.uint32))
 
     def sums(beta, mean_label=None):
         labels = SelfLabels(layer=1, sharpness=6.0, label_entropy=beta)
