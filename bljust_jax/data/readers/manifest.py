@@ -37,7 +37,8 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
     if duration is not None:
         duration = _seconds(duration, "duration", where)
         if duration == 0:
-            raise UserError(f"{where}: duration must be above 0 seconds; drop it to use the file's")
+            cure = "leave it out to have the file's own"
+            raise UserError(f"{where}: duration must be above 0 seconds; {cure}")
     identity = _name(entry.get("id"), f"{named}@{offset:.10g}" if offset else named)
     return Utterance(
         id=identity,
