@@ -12,75 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bljust_jax import reporting
-from bljust_jax.report import main
-from bljust_jax.reporting import comparison, page, plots
+from bljust_jax.reporting import plots
 from bljust_jax.reporting.plots import curves, series, speech
 from bljust_jax.reporting.plots.style import legible
 from bljust_jax.reporting.run_files import read_run_files, training_hours
 from bljust_jax.reporting.text import columns, table
 from bljust_jax.reporting.utterances import word_errors, worst
-
-PHASES = [
-    {"name": "explore", "start": 0, "steps": 40, "levels": "cpc"},
-    {"name": "joint", "start": 40, "steps": 60, "levels": "ctc > cpc"},
-]
-PAIRS = [
-    {"id": "a", "reference": "one two three", "hypothesis": "one two three"},
-    {"id": "b", "reference": "one two three", "hypothesis": "four"},
-    {"id": "c", "reference": "one two", "hypothesis": "one to"},
-]
-
-
-def train_rows(last=100):
-    """A row every 10 steps at 2 steps a second: cpc up to step 40, then both losses."""
-    rows = []
-    for step in range(10, last + 1, 10):
-        row = {"step": step, "train/cpc/loss": 4.0 - step / 100, "moo/norm/cpc": 1.0 + step}
-        row |= {"lr/encoder": 1e-3, "train/skipped": 0.0, "perf/steps_per_s": 2.0}
-        row |= {"compute/encoder_tflop": step / 50, "compute/audio_hours": step / 1000}
-        row |= {"compute/updates/cpc": step}
-        if step > 40:
-            row |= {"train/ctc/loss": 300.0 / step, "moo/norm/ctc": 2.0, "moo/cos/ctc|cpc": 0.25}
-            row |= {"penalty/1": step / 1000, "compute/updates/ctc": step - 40}
-        rows.append(row)
-        if step % 50 == 0:
-            rows.append({"step": step, "dev/wer": 50 / step, "dev/cer": 25 / step})
-    return rows
-
-
-FINAL = {"step": 100, "final": True, "best_step": 100, "params_digest": "00ff", "dev/wer": 0.5}
-FINAL |= {"dev/cer": 0.25, "dev/substitutions": 3, "dev/words": 8, "dev/clean/wer": 0.125}
-
-
-def example():
-    """Three frames of 40 ms over 12 of 10 ms: "a b" recognised as "b b"; a space is class 1."""
-    log_probs = np.log(np.full((5, 4), 1e-4))
-    log_probs[[0, 1, 2, 3, 4], [3, 0, 1, 3, 0]] = 0.0
-    found = {"id": "x", "reference": "a b", "hypothesis": "b b", "symbols": [" ", "a", "b"]}
-    found |= {"log_mel": np.zeros((20, 8), np.float16), "log_probs": log_probs}
-    found |= {"labels": [2, 1, 3], "starts": [0, 2, 3], "ends": [2, 3, 4]}
-    found |= {"mel_seconds": 0.01, "frame_seconds": 0.04}
-    return {name: np.array(value) for name, value in found.items()}
-
-
-def make_run(folder, *, finished=True, method="bljust", rows=None):
-    (folder / "samples").mkdir(parents=True)
-    config = {"recipe": "bljust", "method": method, "seed": 3}
-    (folder / "config.json").write_text(json.dumps(config))
-    rows = (train_rows() if rows is None else rows) + [FINAL] * finished
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    samples = "".join(json.dumps(pair) + "\n" for pair in PAIRS)
-    (folder / "samples" / "dev-best.jsonl").write_text(samples)
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path):
-    folder = make_run(tmp_path / "run")
-    facts = {"phases": PHASES, "command": "python -m it", "versions": {"jax": "1.2.3"}}
-    (folder / "run.json").write_text(json.dumps(facts))
-    np.savez(folder / "example.npz", **example())
-    return folder
+from tests.helpers.reported_runs import PAIRS, PHASES, example, make_run, train_rows
 
 
 def cells(line):
@@ -335,79 +273,3 @@ def test_a_line_cut_short_is_left_out(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 110, "tra')
     assert read_run_files(run).step == 100
-
-
-# The command
-
-
-def test_one_run(run, capsys):
-    assert main([str(run)]) == 0
-    out, err = capsys.readouterr()
-    assert out.splitlines() == page.summary(read_run_files(run))
-    assert err == f"written: {run / 'report.md'}\n"
-    assert (run / "plots" / "losses.png").exists()
-
-
-def test_runs_in_one_table(tmp_path, capsys):
-    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", finished=False, method="ptft")]
-    assert main([str(folder) for folder in folders]) == 0
-    out, err = capsys.readouterr()
-    head, _, *rows = map(cells, out.splitlines())
-    table = [dict(zip(head, row, strict=True)) for row in rows]
-    assert [row["run"] for row in table] == ["a", "b"]
-    assert [row["method"] for row in table] == ["bljust", "ptft"]
-    assert [row["dev WER"] for row in table] == ["50.00 %", "50.00 %"]
-    assert [row["dev clean WER"] for row in table] == ["12.50 %", ""]
-    assert [row["state"] for row in table] == ["done", "unfinished, 100 steps so far"]
-    assert (table[0]["cpc updates"], table[0]["ctc updates"]) == ("100", "60")
-    written = tmp_path / "comparison" / "comparison.md"
-    assert err == f"written: {written}\n"
-    assert "![wer.png](wer.png)" in written.read_text()
-    assert sorted(p.name for p in written.parent.iterdir()) == ["comparison.md", "wer.png"]
-
-
-def test_json_is_a_list_of_runs(tmp_path, capsys):
-    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", finished=False)]
-    out = tmp_path / "elsewhere"
-    assert main([*map(str, folders), "--json", "--out", str(out)]) == 0
-    first, second = json.loads(capsys.readouterr().out)
-    assert first["scores"] == {"dev/wer": 0.5, "dev/cer": 0.25, "dev/clean/wer": 0.125}
-    assert first["costs"]["encoder TFLOP"] == 2.0
-    assert (first["finished"], second["finished"]) == (True, False)
-    assert (out / "wer.png").exists()
-
-
-def test_runs_of_one_name_are_told_apart(tmp_path):
-    folders = [make_run(tmp_path / name / "run") for name in ("x", "y")]
-    assert comparison.distinct_names([read_run_files(f) for f in folders]) == ["x/run", "y/run"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "required: RUN"),
-        (["{}/nowhere"], "is no run: it has no config.json"),
-        (["{}"], "is no run"),
-        (["{}/run", "--colour"], "--colour"),
-        (["{}/run", "--out", "{}/x"], "--out is for the comparison"),
-        (["{}/torn"], "metrics.jsonl is damaged"),
-        (["{}/run", "{}/torn"], "metrics.jsonl is damaged"),
-    ],
-)
-def test_a_mistake_is_one_line(arguments, says, run, capsys):
-    torn = make_run(run.parent / "torn")
-    (torn / "metrics.jsonl").write_text("not json\n")
-    assert main([argument.format(run.parent) for argument in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert says in err
-    assert err.count("\n") == 1
-    assert not (run / "report.md").exists()
-
-
-def test_help(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    assert "comparison/" in capsys.readouterr().out
