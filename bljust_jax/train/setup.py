@@ -15,6 +15,7 @@ from bljust_jax import recipes
 from bljust_jax.bilevel.types import Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import config_checks
 from bljust_jax.data.corpus import Corpus, load_corpus
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
@@ -24,10 +25,7 @@ from bljust_jax.monitoring.starved_objective import StarvationAlarm
 from bljust_jax.monitoring.trackers import MetricWriter
 from bljust_jax.parallel import preemption
 from bljust_jax.parallel.compile_cache import enable_compile_cache
-from bljust_jax.parallel.mesh import (
-    batch_devices,
-    make_mesh,
-)
+from bljust_jax.parallel.mesh import batch_devices, make_mesh
 from bljust_jax.train import initial_state, phase_table
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
@@ -70,6 +68,7 @@ class TrainingRun:
         in config, data or workdir."""
         self.config, self.workdir = config, workdir
         self.clock = goodput.Clock(options.began)
+        config_checks.check(config)
         check_config(config, workdir, options.allow_config_change)
         enable_compile_cache(config.compile_cache)
         # stop_requested(step): whether to save and stop before the step (SIGTERM)
