@@ -1,21 +1,20 @@
 """Fill the compile cache with the programs of a run, without training (`bljust compile`)."""
 
 import os
-import sys
 from typing import Any
 
 import jax
 
 from bljust_jax.bilevel import step
+from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.corpus import load_corpus
 from bljust_jax.monitoring.goodput import Clock
 from bljust_jax.parallel.compile_cache import enable_compile_cache
-from bljust_jax.parallel.mesh import batch_devices, make_mesh
+from bljust_jax.parallel.mesh import make_mesh
 from bljust_jax.train.compile_pool import Job
 from bljust_jax.train.program_memory import memory_needed
 from bljust_jax.train.run_programs import RunPrograms
-from bljust_jax.train.setup import corpus_facts
+from bljust_jax.train.setup import corpus_facts, load_data
 from bljust_jax.train.system import build_recipe, make_system
 from bljust_jax.train.timeline import Timeline
 
@@ -31,8 +30,7 @@ def compile_config(config: Any) -> dict[str, Any]:
     enable_compile_cache(config.compile_cache)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        rows = batch_devices(mesh) * config.accumulate
-        corpus = load_corpus(config.data, seed=config.seed, multiple=rows)
+        corpus = load_data(config, mesh)
         recipe = build_recipe(config, corpus_facts(corpus))
         system = make_system(config, recipe, mesh)
         programs = RunPrograms(config, system, Timeline(recipe), corpus, log, Clock())
@@ -46,8 +44,3 @@ def compile_config(config: Any) -> dict[str, Any]:
         for job, program in made
     ]
     return {"cache": jax.config.jax_compilation_cache_dir, "programs": figures}
-
-
-def log(text: str) -> None:
-    """Print a line."""
-    print(text, file=sys.stderr, flush=True)

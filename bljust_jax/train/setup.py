@@ -77,7 +77,7 @@ class TrainingRun:
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
-        self.corpus = load_data(config, workdir, mesh)
+        self.corpus = load_data(config, mesh, saved_tokenizers(config, workdir))
         facts = corpus_facts(self.corpus)
         self.recipe = build_recipe(config, facts)
         phases = phase_table.phase_table(config, self.recipe, facts)
@@ -186,9 +186,9 @@ class TrainingRun:
         )
 
 
-def load_data(config: Any, workdir: pathlib.Path, mesh: Mesh) -> Corpus:
-    """The corpus of `config.data`, with the tokenizers of the run to resume if there is one."""
-    tokenizers = saved_tokenizers(config, workdir)
+def load_data(config: Any, mesh: Mesh, tokenizers: Any = None) -> Corpus:
+    """The corpus of `config.data`, with batches that the mesh divides; `tokenizers` are those of
+    the run to resume if there is one."""
     rows = batch_devices(mesh) * config.accumulate
     return load_corpus(config.data, seed=config.seed, multiple=rows, tokenizers=tokenizers)
 

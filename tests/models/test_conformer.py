@@ -13,6 +13,7 @@ import pytest
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.encoders.conformer import SIZES, Conformer
 from tests.helpers.closed_forms import receptive_field
+from tests.helpers.finite_difference import check_slope
 from tests.helpers.parameters import randomised
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -204,20 +205,8 @@ def test_bfloat16_is_close_and_its_gradients_are_finite(params, x):
 def test_gradient_matches_a_finite_difference_in_float64(params, x):
     model = dataclasses.replace(SMALL, dtype="float64")
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-        features, draw = jnp.asarray(np.asarray(x, np.float64)), np.random.default_rng(1)
-        direction = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), exact)
-
-        @jax.jit
-        @jax.value_and_grad
-        def loss(s):
-            moved = jax.tree.map(lambda p, d: p + s * d, exact, direction)
-            return jnp.sum(jnp.sin(model.apply(moved, features, LENGTHS)[0]))
-
-        slope = loss(jnp.float64(0.0))[1]
-        # Central differences: error O(step^2) = 1e-10 and rounding 1e-16 / step = 1e-11.
-        difference = (loss(jnp.float64(1e-5))[0] - loss(jnp.float64(-1e-5))[0]) / 2e-5
-        np.testing.assert_allclose(slope, difference, rtol=1e-6)
+        features = jnp.asarray(np.asarray(x, np.float64))
+        check_slope(lambda moved: model.apply(moved, features, LENGTHS)[0], params)
 
 
 def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, x):

@@ -10,6 +10,7 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.decoder import Decoder
+from tests.helpers.finite_difference import check_slope
 
 SMALL = Decoder(dim=16, layers=2, heads=2, vocab_size=7, memory_dim=6)
 MEMORY_LENGTHS = jnp.array([5, 3, 0])
@@ -183,21 +184,9 @@ def test_bfloat16_is_close_and_its_gradients_are_finite(params, memory):
 def test_gradient_matches_a_finite_difference_in_float64(params, memory):
     model = dataclasses.replace(SMALL, dtype="float64", scan_unroll=2)
     with jax.enable_x64(True):
-        exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        wide_memory, draw = jnp.asarray(memory, jnp.float64), np.random.default_rng(1)
-        direction = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), exact)
-
-        @jax.jit
-        def loss(s):
-            moved = jax.tree.map(lambda p, d: p + s * d, exact, direction)
-            return jnp.sum(
-                jnp.sin(model.apply(moved, wide_memory, MEMORY_LENGTHS, TOKENS, LENGTHS))
-            )
-
-        slope = jax.grad(loss)(jnp.float64(0.0))
-        # Central differences: error O(step^2) = 1e-10 and rounding 1e-16 / step = 1e-11.
-        difference = (loss(jnp.float64(1e-5)) - loss(jnp.float64(-1e-5))) / 2e-5
-        np.testing.assert_allclose(slope, difference, rtol=1e-6)
+        wide = jnp.asarray(memory, jnp.float64)
+        inputs = wide, MEMORY_LENGTHS, TOKENS, LENGTHS
+        check_slope(lambda moved: model.apply(moved, *inputs), params)
 
 
 def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, memory):
