@@ -21,13 +21,15 @@ from jaxtyping import Float, Int16
 
 from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import containers
+from bljust_jax.data.containers import Mono, Sound, blocks, open_sound
 
 READERS = "bljust_jax.data.readers"
 
 # Formats with sample-exact seeking; Opus, Vorbis and MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
 # Manifests round durations; a file that ends this much (seconds) before its utterance is damaged.
-DURATION_SLACK = 0.1
+DURATION_SLACK = containers.SLACK
 # Cache of decoded lossy files, 9 hours at 16 kHz: a core decodes only 400 times real time.
 DECODED_BYTES = 1 << 30
 
@@ -175,19 +177,23 @@ def write_json_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> N
 def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
     """Replace durations of 0 by the length of the file from the offset on.
 
-    Lengths come from the files' headers, read by threads. If a header cannot be read the duration
-    stays 0 and `fault` has the reason. Raises UserError for an offset past the end.
+    Lengths come from the files' headers, read by threads. If a header cannot be read, or declares
+    another length than the file has, the duration stays 0 and `fault` has the reason. Raises
+    UserError for an offset past the end.
     """
 
     def complete(u: Utterance) -> Utterance:
         if u.duration:
             return u
         try:
-            info = soundfile.info(u.path)
+            length = containers.length(u.path)
         except (soundfile.SoundFileError, OSError) as error:
-            fault = f"{u.line}: cannot read the header of {u.path}: {_why(error)}"
+            fault = f"{u.line}: cannot read the header of {u.path}: {why(error, u.path)}"
             return dataclasses.replace(u, fault=f"{fault}; replace or remove it")
-        duration = info.frames / info.samplerate - u.offset
+        if length.problem:
+            fault = f"{u.line}: {u.path} {length.problem}; replace the file or repair its header"
+            return dataclasses.replace(u, fault=fault)
+        duration = length.seconds - u.offset
         if u.offset and duration <= 0:
             raise UserError(f"{u.line}: offset {u.offset:g} s is past the end of {u.path}")
         if not duration:
@@ -211,10 +217,13 @@ def to_seconds(text: str) -> float:
         return math.nan
 
 
-def _why(error: Exception) -> str:
-    """The reason alone: libsndfile appends it to the path, with a full stop."""
+def why(error: Exception, path: str) -> str:
+    """The reason alone, without the path and the full stop that libsndfile puts around it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.rpartition("': ")[2].rstrip(".")
+    text = getattr(error, "error_string", text).removeprefix("Error : ").rstrip(".")
+    if "possibly a pipe" in text and os.path.isfile(path):  # the decoder that the name suggests
+        return f"does not decode as {pathlib.PurePath(path).suffix[1:].upper()}"
+    return text
 
 
 def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]:
@@ -227,7 +236,7 @@ def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]
         samples = _decode(u, sample_rate)
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(
-            f"{u.line or u.id}: cannot decode {u.path}: {_why(error)}; replace or remove it"
+            f"{u.line or u.id}: cannot decode {u.path}: {why(error, u.path)}; replace or remove it"
         ) from error
     wanted = round(u.duration * sample_rate)
     if len(samples) == 0 or len(samples) < wanted - DURATION_SLACK * sample_rate:
@@ -244,8 +253,8 @@ def _decode(u: Utterance, sample_rate: int) -> np.ndarray:
     whole = _decoded.get(key)
     if whole is None:
         source = io.BytesIO(u.fetch()) if u.fetch else u.path  # fetch may decode, too: no lock
-        with _decoded.lock(key), soundfile.SoundFile(source) as file:
-            if file.format in SEEKABLE:
+        with _decoded.lock(key), open_sound(source) as file:
+            if file.format in SEEKABLE and file.can_seek:
                 start = min(round(u.offset * file.samplerate), file.frames)
                 file.seek(start)
                 frames = round((u.offset + u.duration) * file.samplerate) - start
@@ -258,12 +267,13 @@ def _decode(u: Utterance, sample_rate: int) -> np.ndarray:
     return whole[start : start + round(u.duration * sample_rate)]
 
 
-def _to_mono(file: soundfile.SoundFile, frames: int, sample_rate: int) -> np.ndarray:
+def _to_mono(file: Sound, frames: int, sample_rate: int) -> np.ndarray:
     if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:
-        return file.read(frames, dtype="int16")
-    audio = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
-    if not np.isfinite(audio).all():
-        raise soundfile.SoundFileError("it has samples that are not finite")
+        return np.concatenate([np.zeros((0, 1), np.int16), *blocks(file, frames, "int16")])[:, 0]
+    mono = Mono(file, frames)
+    audio = np.concatenate([np.zeros(0, np.float32), *mono])
+    if mono.doubt:
+        raise soundfile.SoundFileError(mono.doubt)
     if file.samplerate != sample_rate:
         audio = soxr.resample(audio, file.samplerate, sample_rate)
     return to_int16(audio * 32768)

@@ -1,7 +1,6 @@
 """Read audio files of any rate and container known to libsndfile, decoded ahead by threads."""
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -11,9 +10,10 @@ from jaxtyping import Float, Int16
 
 from bljust_jax.common import threads
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import DURATION_SLACK, to_int16
+from bljust_jax.data import containers
+from bljust_jax.data.sources import DURATION_SLACK, to_int16, why
 
-BLOCK = 1 << 18  # frames decoded at a time
+BLOCK = containers.BLOCK
 AHEAD = 4  # files decoded in advance, one thread per file
 
 
@@ -51,43 +51,46 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
 
     Same bits as `data.sources.read_audio`: channels are averaged, then resampled (soxr HQ), then
     rounded and saturated; in blocks, so that memory holds little more than the result. A file that
-    is shorter than its header claims is read to its end, with a warning. Raises UserError naming
-    the file if it cannot be read.
+    is shorter or longer than its header declares is read to its end, with a warning, as is one of
+    unlikely samples. Raises UserError naming the file if it cannot be read.
     """
     try:
         with open(path, "rb"):  # raises the system's error if this is not a file
             pass
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            blocks = list(_blocks(file, sample_rate))
-            missing = (file.frames - file.tell()) / file.samplerate
+        length = containers.length(path)
+        with containers.open_whole(path) as file:
+            rate = file.samplerate
+            declared = 0 if file.frames >= containers.UNKNOWN else file.frames
+            mono = containers.Mono(file)
+            read = list(_resampled(mono, rate, sample_rate))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a name of headerless audio
-        reason = getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")
+    except soundfile.SoundFileError as error:
         cure = "convert it to WAV, FLAC, Ogg or MP3"
-        raise UserError(f"cannot decode {path}: {reason}; {cure}") from error
+        raise UserError(f"cannot decode {path}: {why(error, path)}; {cure}") from error
+    missing = max(length.seconds, declared / rate) - mono.frames / rate
     if missing > DURATION_SLACK:
         logging.warning("%s ends %.1f s before the duration in its header", path, missing)
-    return np.concatenate([np.zeros(0, np.int16), *blocks])
+    elif length.problem:
+        logging.warning("%s %s", path, length.problem)
+    if mono.doubt:
+        logging.warning("%s %s", path, mono.doubt)
+    return np.concatenate([np.zeros(0, np.int16), *read])
 
 
-def _blocks(file: soundfile.SoundFile, sample_rate: int) -> Iterator[Int16[np.ndarray, "_"]]:
-    """Blocks of the file as mono int16 at `sample_rate`."""
+def _resampled(
+    blocks: Iterable[Float[np.ndarray, "_"]], rate: int, sample_rate: int
+) -> Iterator[Int16[np.ndarray, "_"]]:
+    """Blocks of mono samples as int16 at `sample_rate`."""
     import soxr
 
-    if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:
-        yield file.read(dtype="int16")
+    if rate == sample_rate:
+        yield from (to_int16(block * 32768) for block in blocks)
         return
-    resample = None
-    if file.samplerate != sample_rate:
-        resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
-    ended = False
-    while not ended:
-        audio: Float[np.ndarray, "_"] = file.read(BLOCK, "float32", always_2d=True).mean(axis=1)
-        ended = not len(audio)
-        if not np.isfinite(audio).all():
-            raise soundfile.SoundFileError("it has samples that are not finite")
-        yield to_int16((resample.resample_chunk(audio, ended) if resample else audio) * 32768)
+    stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+    for block in blocks:
+        yield to_int16(stream.resample_chunk(block, False) * 32768)
+    yield to_int16(stream.resample_chunk(np.zeros(0, np.float32), True) * 32768)
 
 
 def resample(

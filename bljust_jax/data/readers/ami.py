@@ -17,6 +17,8 @@ from xml.parsers import expat
 import soundfile
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import containers
+from bljust_jax.data.containers import SLACK, Length
 from bljust_jax.data.sources import Utterance, inside, nfc, to_seconds
 
 MICROPHONES = ("ihm", "sdm")
@@ -38,8 +40,8 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     Segments are the transcribers', with their times and the words in their range. Skipped, and
     counted in a warning: segments without words (laughter, coughs, a range outside the words file),
     segments that begin after the end of the recording, and repeated ones. A segment that ends after
-    the recording is cut. text: the words without punctuation; spelled letters, L_C_D_, are
-    separated. With sdm the two meetings without such a recording are skipped. id:
+    the recording is cut; one in a part that a damaged recording lacks has a `fault`. text: the
+    words without punctuation; spelled letters, L_C_D_, are separated. With sdm the two meetings without such a recording are skipped. id:
     MEETING-SPEAKER-MIC-BEGIN-END in milliseconds; speaker: the person's name in all meetings.
     Raises UserError for a missing folder, recording or annotation, XML that cannot be read, or a
     folder or recording outside a given `root`.
@@ -105,16 +107,15 @@ def _folder(top: pathlib.Path, name: str, content: str) -> pathlib.Path | None:
     return next((place for place in places if any(place.glob(content))), None)
 
 
-def _recording(path: pathlib.Path, segments: pathlib.Path, root: str) -> tuple[str, float]:
-    """(path, seconds) of the recording of a segments file."""
+def _recording(path: pathlib.Path, segments: pathlib.Path, root: str) -> tuple[str, Length]:
+    """(path, length) of the recording of a segments file."""
     if not path.is_file():
         raise UserError(f"{segments}: its recording is missing: {path}; download it")
     found = inside(path, root, str(segments))
     try:
-        info = soundfile.info(found)
+        return found, containers.length(found)
     except soundfile.SoundFileError as error:
         raise UserError(f"{segments}: {path} is no recording: download it again") from error
-    return found, info.frames / info.samplerate
 
 
 def _speakers(path: pathlib.Path) -> dict[tuple[str, str], tuple[str, str]]:
@@ -130,7 +131,7 @@ def _speakers(path: pathlib.Path) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def _utterances(
-    segments: pathlib.Path, folder: pathlib.Path, prefix: str, path: str, length: float, name: str
+    segments: pathlib.Path, folder: pathlib.Path, prefix: str, path: str, length: Length, name: str
 ) -> tuple[list[Utterance], int]:
     """(segments of one speaker in one meeting, number of segments skipped)."""
     words_file = folder / segments.name.replace(".segments.", ".words.")
@@ -140,7 +141,7 @@ def _utterances(
     rows = list(_parse(segments).iter("segment"))
     for row in rows:
         begin, end = (_seconds(row, f"transcriber_{side}", segments) for side in ("start", "end"))
-        end = min(end, length)
+        end = min(end, length.seconds)
         ranges = [_attribute(child, "href", segments) for child in row.iter("nite:child")]
         spans = [_span(href, words_file.name, places, segments) for href in ranges]
         inner = [token for span in spans for token in tokens[span]]
@@ -149,7 +150,11 @@ def _utterances(
         if text and begin < end and identity not in found:
             where = f"{segments}: {row.get('nite:id', '')}"
             duration = round(end - begin, 6)
-            found[identity] = Utterance(identity, path, begin, duration, text, "en", name, where)
+            fault = ""
+            if length.problem and end > min(length.seconds, length.held) + SLACK:
+                fault = f"{where}: {path} {length.problem}; download it again"
+            place = path, begin, duration
+            found[identity] = Utterance(identity, *place, text, "en", name, where, fault=fault)
     return sorted(found.values(), key=lambda u: u.offset), len(rows) - len(found)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import shards
-from bljust_jax.data.sources import Utterance, encode_audio, inside, nfc
+from bljust_jax.data import containers, shards
+from bljust_jax.data.sources import Utterance, encode_audio, inside, nfc, why
 
 NAME = r"[a-z]\w*(/[\w.+-]+)?"  # of a data set, with its configuration
 # Names of the features in public data sets, in order of preference.
@@ -82,19 +82,25 @@ def _scan(folder: str, split: str) -> list[Utterance]:
 def _utterance(records: shards.Records, i: int) -> Utterance:
     where = f"{records.folder}: record {i} of {records.split}"
     record = records[i]
-    info = soundfile.info(io.BytesIO(_file(records, record, where)))
+    duration, fault = 0.0, ""
+    try:
+        length = containers.length(io.BytesIO(_file(records, record, where)))
+        duration, fault = length.seconds, length.problem
+    except soundfile.SoundFileError as error:
+        fault = f"does not decode: {why(error, '')}"
     identity = _text(record, IDENTITY) or f"{records.split}-{i}"
     text = _text(record, TEXT)
     return Utterance(
         id=identity,
         path=f"{records.folder}#{i}",
         offset=0.0,
-        duration=info.frames / info.samplerate,
+        duration=duration,
         text=None if text is None else nfc(text),
         lang=_text(record, LANG) or "",
         speaker=_text(record, SPEAKER) or identity,
         line=where,
         fetch=lambda: _file(records, records[i], where),
+        fault=fault and f"{where}: its audio {fault}; build the data set again",
     )
 
 

@@ -1,0 +1,323 @@
+"""Open audio files, and compare the length that their headers declare with the bytes that follow.
+
+libsndfile takes the shorter of both without an error. The chunks of a container say which of them
+is wrong; where no function here reads them, the log of libsndfile does.
+"""
+
+import io
+import os
+import re
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
+from jaxtyping import Float
+
+from bljust_jax.data import mpeg
+
+BLOCK = 1 << 18  # samples decoded at a time: no header makes a reader allocate more
+RATES = (1000, 1 << 20)  # Hz; a header with another sample rate is damaged
+HEAD = 1 << 16  # bytes in which the tags of an MP3 file are looked for
+CANCELLED = 1e-4  # of the power of a channel, the mean of channels that cancel each other
+LOUDEST = 100.0  # a larger sample in a float format is in the range of integers
+SLACK = 0.1  # seconds by which headers and manifests may differ from the audio
+UNKNOWN = 1 << 60  # frames of a stream without a length are more, by libsndfile
+# Bytes of a chunk in the header of a stream whose writer could not seek back: ffmpeg and SoX
+_STREAMED = (range(0x7FFFF000, 0x80000000), range(0xFFFFF000, 0x100000000), range(-1, 0))
+
+
+class Sound(soundfile.SoundFile):
+    """An audio file that is read from its start to its end, in blocks.
+
+    soundfile seeks after each read of a seekable file, which fails with some codecs and with
+    streams of unknown length.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether `seek` works."""
+        return super().seekable() and self.frames < UNKNOWN
+
+
+class Length(NamedTuple):
+    """seconds: of audio by the headers; held: by the bytes that are there; problem: in what they
+    differ, "" if they agree."""
+
+    seconds: float
+    held: float
+    problem: str = ""
+
+
+def open_sound(source: str | bytes | BinaryIO) -> Sound:
+    """The opened file of a path or a binary stream.
+
+    An MP3 file without a count of its frames is given one, which libsndfile would estimate. A name
+    *.raw is no format: the content decides. Raises soundfile.SoundFileError or OSError.
+    """
+    if isinstance(source, str):
+        source = os.fsencode(source)
+    if isinstance(source, bytes) and source.lower().endswith(b".raw"):
+        source = io.BytesIO(_content(source))
+    sound = Sound(source)
+    if sound.format == "MP3":
+        found, data = _count_frames(source)
+        if found and abs(found.frames * found.samples - sound.frames) > 2 * found.samples:
+            data = mpeg.with_count(data, found)
+        if found or not isinstance(source, bytes):  # libsndfile's place in a stream is lost
+            sound.close()
+            sound = Sound(io.BytesIO(data))
+    if not RATES[0] <= sound.samplerate <= RATES[1]:
+        sound.close()
+        raise soundfile.SoundFileError(f"its header has {sound.samplerate} samples per second")
+    return sound
+
+
+def open_whole(source: str | bytes | BinaryIO) -> Sound:
+    """As `open_sound`; a header that declares fewer samples than follow it is corrected."""
+    with _reader(source) as data:
+        size = data.seek(0, os.SEEK_END)
+        chunk = _chunk(data, size)
+        if chunk is None or not 0 <= chunk.size < size - chunk.start or chunk.end >= size:
+            return open_sound(source)
+        data.seek(0)
+        content = bytearray(data.read())
+    wanted = size - chunk.start + chunk.counted
+    struct.pack_into(chunk.format, content, chunk.field, min(wanted, 2**31 - 1))
+    return open_sound(io.BytesIO(content))
+
+
+def _content(source: bytes | BinaryIO) -> bytes:
+    if isinstance(source, bytes):
+        with open(source, "rb") as file:
+            return file.read()
+    source.seek(0)
+    return source.read()
+
+
+def _count_frames(source: bytes | BinaryIO) -> tuple[mpeg.Count | None, bytes]:
+    """(frames of an MP3 file, None if it has their count, and its bytes: all unless None)."""
+    with _reader(source) as file:
+        head = file.read(HEAD)
+        if mpeg.audio_start(head) + 4096 < len(head) and mpeg.count(head) is None:
+            return None, head
+        data = head + file.read()
+        return mpeg.count(data), data
+
+
+def blocks(sound: Sound, frames: int = -1, dtype: str = "float32") -> Iterator[np.ndarray]:
+    """The next `frames` of a file, by default all that follow, as blocks [S, channels]."""
+    most = max(BLOCK // sound.channels, 1)
+    while frames:
+        wanted = most if frames < 0 else min(most, frames)
+        block = sound.read(wanted, dtype, always_2d=True)
+        if not len(block):
+            return
+        if frames > 0:
+            frames -= len(block)
+        yield block
+
+
+class Mono:
+    """Iterator over the next `frames` of a file, by default all, as float32 blocks [S]: the mean
+    over channels.
+
+    frames: decoded so far; doubt: what is unlikely in them, "" for nothing. Raises SoundFileError
+    for samples that are not finite.
+    """
+
+    def __init__(self, sound: Sound, frames: int = -1):
+        self.frames = 0
+        self._sound, self._wanted = sound, frames
+        self._power = np.zeros(2)  # of one channel, of the mean
+        self._largest = 0.0
+
+    def __iter__(self) -> Iterator[Float[np.ndarray, "_"]]:
+        for block in blocks(self._sound, self._wanted):
+            mono = block.mean(axis=1)
+            if not np.isfinite(mono).all():
+                raise soundfile.SoundFileError("it has samples that are not finite")
+            if block.shape[1] > 1:
+                self._power += np.sum(np.square(block[:, 0])), np.sum(np.square(mono))
+            if self._sound.subtype in ("FLOAT", "DOUBLE"):
+                self._largest = max(self._largest, float(np.abs(block).max()))
+            self.frames += len(mono)
+            yield mono
+
+    @property
+    def doubt(self) -> str:
+        if self._power[1] < CANCELLED * self._power[0]:
+            return "has channels that cancel each other, so their mean is silence"
+        if self._largest > LOUDEST:
+            return f"has samples up to {self._largest:g} in a format whose range is -1 to 1"
+        return ""
+
+
+def length(source: str | bytes | BinaryIO) -> Length:
+    """The length of an audio file by its headers and by its bytes. Decodes only files whose
+    container has no length. Raises soundfile.SoundFileError or OSError."""
+    with open_sound(source) as sound:
+        rate, frames = sound.samplerate, sound.frames
+        if frames >= UNKNOWN:
+            frames = sum(map(len, blocks(sound)))
+        with _reader(source) as data:
+            declared, held, cut = _extent(sound, data, frames)
+    declared, held = declared / rate, held / rate
+    if declared > held + SLACK:
+        return Length(declared, held, f"ends early: {held:.2f} of {declared:.2f} s")
+    if held > declared + SLACK:
+        problem = f"holds {held:.2f} s of audio, but its header declares {declared:.2f} s"
+        return Length(declared, held, problem)
+    return Length(declared, held, f"ends early, after {held:.2f} s: {cut}" if cut else "")
+
+
+def _reader(source: str | bytes | BinaryIO) -> BinaryIO:
+    """The bytes of a source, from the start, that may be closed."""
+    if isinstance(source, str | bytes):
+        return open(source, "rb")  # noqa: SIM115
+    return io.BytesIO(_content(source))
+
+
+def _extent(sound: Sound, data: BinaryIO, frames: int) -> tuple[float, float, str]:
+    """(frames declared, frames held, how a file of unknown length shows that it is cut).
+
+    frames: as libsndfile counts them."""
+    size, log = data.seek(0, os.SEEK_END), sound.extra_info
+    found = _chunk(data, size)
+    if found is not None:
+        return *_in_frames(found, frames, size), ""
+    if sound.format == "NIST":
+        data.seek(0)
+        counted = re.search(rb"^sample_count -i (\d+)", data.read(4096), re.MULTILINE)
+        return int(counted[1]) if counted else frames, frames, ""
+    if sound.format in _COUNTED:
+        counted = re.findall(_COUNTED[sound.format], log)
+        found = int(counted[-1]) if counted else frames
+        return (frames, found, "") if sound.format == "SDS" else (found, frames, "")
+    sizes = re.search(r"(?:BODY : |truncated\. |Data length )(\d+)\D+(\d+)", log)
+    if sizes:
+        fewer, more = sorted(map(int, sizes.groups()))
+        return frames * more / max(fewer, 1), frames, ""
+    if sound.format == "MP3":
+        counted, _ = _count_frames(data)
+        return frames, frames, "within a frame" if counted and counted.cut else ""
+    return frames, frames, next((text for mark, text in _CUT.items() if mark in log), "")
+
+
+# Messages in libsndfile's log about a file that has been cut, without its whole length
+_CUT = {
+    "Last page lacks an end-of-stream bit": "its last page is missing",
+    "Seems to be a truncated file": "its last block is missing",
+}
+# The number of frames in the log, by format
+_COUNTED = {
+    "AVR": r"Frames\s*: (\d+)",
+    "MPC2K": r"Frames\s*: (\d+)",
+    "SDS": r"Frames\s*: (\d+)",
+    "MAT5": r"Cols\s*: (\d+)",
+}
+
+
+class _Data(NamedTuple):
+    """The chunk of samples: where it starts, its bytes by its header (-1: unknown), where the
+    chunks after it end; frame: bytes per frame, 0 if unknown; field, format: where the size stands,
+    and counted: its excess over `size`."""
+
+    start: int
+    size: int
+    end: int
+    frame: int
+    field: int
+    format: str
+    counted: int = 0
+
+
+def _in_frames(chunk: _Data, frames: int, size: int) -> tuple[float, float]:
+    """(frames declared, frames held) of a file of `size` bytes in which libsndfile finds
+    `frames`."""
+    there = size - chunk.start
+    if chunk.size < 0 or (chunk.size > there and any(chunk.size in r for r in _STREAMED)):
+        return frames, frames
+    used = min(chunk.size, there)
+    per_frame = used / frames if frames and used else chunk.frame or 1
+    rest = max(size - chunk.end, 0) if chunk.size <= there else 0
+    return frames + max(chunk.size - there, 0) / per_frame, frames + rest / per_frame
+
+
+class _Layout(NamedTuple):
+    """first: place of the first chunk; name: bytes of a chunk's name, before its size; size: format
+    of the size; inclusive: whether it counts the header; align: chunks start at multiples."""
+
+    first: int
+    name: int
+    size: str
+    inclusive: bool
+    align: int
+
+
+_LAYOUTS = {
+    b"RIFF": _Layout(12, 4, "<I", False, 2),
+    b"RF64": _Layout(12, 4, "<I", False, 2),
+    b"RIFX": _Layout(12, 4, ">I", False, 2),
+    b"FORM": _Layout(12, 4, ">I", False, 2),
+    b"riff": _Layout(40, 16, "<q", True, 8),
+    b"caff": _Layout(8, 4, ">q", False, 1),
+}
+_OTHER = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # tags that follow chunks without being one
+
+
+def _chunk(data: BinaryIO, size: int) -> _Data | None:
+    """The chunk of samples in a chunked container; None if there is none, or of another layout."""
+    data.seek(0)
+    head = data.read(24)
+    if head[:4] == b".snd":
+        start, declared = struct.unpack(">II", head[4:12])
+        return _Data(start, declared, start + declared, 0, 8, ">I")
+    layout = _LAYOUTS.get(head[:4])
+    if layout is None:
+        return None
+    at, long, frame, found = layout.first, 0, 0, None
+    header = layout.name + struct.calcsize(layout.size)
+    while at + header <= size:
+        data.seek(at)
+        head = data.read(header)
+        name = head[:4]
+        (length,) = struct.unpack(layout.size, head[layout.name :])
+        body = length - header if layout.inclusive else length
+        if found and (body < 0 or not _is_name(name) or at + header + body > size):
+            break
+        inner = data.read(min(max(body, 0), 40))
+        if name == b"ds64":
+            long = struct.unpack("<q", inner[8:16])[0] if len(inner) >= 16 else 0
+        if name == b"fmt " and len(inner) >= 14:
+            frame = struct.unpack(f"{layout.size[0]}H", inner[12:14])[0]
+        if name in (b"data", b"SSND"):
+            body = long if long and body == 0xFFFFFFFF else body
+            skip = 8 if name == b"SSND" else 4 if head[:1] == b"d" and layout.first == 8 else 0
+            there = body if body < 0 else max(body - skip, 0)
+            counted = skip + (header if layout.inclusive else 0)
+            field = at + layout.name
+            found = _Data(at + header + skip, there, size, frame, field, layout.size, counted)
+        if body < 0 or at + header + body > size:
+            return found
+        at += header + body
+        at += -at % layout.align
+    if found is None:
+        return None
+    return found._replace(end=_end(data, at, size))
+
+
+def _is_name(name: bytes) -> bool:
+    return all(32 <= byte < 127 for byte in name)
+
+
+def _end(data: BinaryIO, at: int, size: int) -> int:
+    """Where the chunks end: tags and zeros after them hold no audio."""
+    at = min(at, size)
+    data.seek(at)
+    rest = data.read(1 << 20)
+    return size if rest.startswith(_OTHER) or not rest.strip(b"\0") else at
