@@ -9,7 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -41,7 +41,8 @@ class Sound(soundfile.SoundFile):
     @property
     def can_seek(self) -> bool:
         """Whether `seek` works."""
-        return super().seekable() and self.frames < UNKNOWN
+        codec = self.subtype.startswith("DWVW")  # libsndfile claims that it can
+        return super().seekable() and self.frames < UNKNOWN and not codec
 
 
 class Length(NamedTuple):
@@ -53,7 +54,7 @@ class Length(NamedTuple):
     problem: str = ""
 
 
-def open_sound(source: str | bytes | BinaryIO) -> Sound:
+def open_sound(source: str | bytes | io.BufferedIOBase) -> Sound:
     """The opened file of a path or a binary stream.
 
     An MP3 file without a count of its frames is given one, which libsndfile would estimate. A name
@@ -77,7 +78,7 @@ def open_sound(source: str | bytes | BinaryIO) -> Sound:
     return sound
 
 
-def open_whole(source: str | bytes | BinaryIO) -> Sound:
+def open_whole(source: str | bytes | io.BufferedIOBase) -> Sound:
     """As `open_sound`; a header that declares fewer samples than follow it is corrected."""
     with _reader(source) as data:
         size = data.seek(0, os.SEEK_END)
@@ -91,7 +92,7 @@ def open_whole(source: str | bytes | BinaryIO) -> Sound:
     return open_sound(io.BytesIO(content))
 
 
-def _content(source: bytes | BinaryIO) -> bytes:
+def _content(source: bytes | io.BufferedIOBase) -> bytes:
     if isinstance(source, bytes):
         with open(source, "rb") as file:
             return file.read()
@@ -99,7 +100,7 @@ def _content(source: bytes | BinaryIO) -> bytes:
     return source.read()
 
 
-def _count_frames(source: bytes | BinaryIO) -> tuple[mpeg.Count | None, bytes]:
+def _count_frames(source: bytes | io.BufferedIOBase) -> tuple[mpeg.Count | None, bytes]:
     """(frames of an MP3 file, None if it has their count, and its bytes: all unless None)."""
     with _reader(source) as file:
         head = file.read(HEAD)
@@ -157,7 +158,7 @@ class Mono:
         return ""
 
 
-def length(source: str | bytes | BinaryIO) -> Length:
+def length(source: str | bytes | io.BufferedIOBase) -> Length:
     """The length of an audio file by its headers and by its bytes. Decodes only files whose
     container has no length. Raises soundfile.SoundFileError or OSError."""
     with open_sound(source) as sound:
@@ -175,21 +176,24 @@ def length(source: str | bytes | BinaryIO) -> Length:
     return Length(declared, held, f"ends early, after {held:.2f} s: {cut}" if cut else "")
 
 
-def _reader(source: str | bytes | BinaryIO) -> BinaryIO:
+def _reader(source: str | bytes | io.BufferedIOBase) -> io.BufferedIOBase:
     """The bytes of a source, from the start, that may be closed."""
     if isinstance(source, str | bytes):
-        return open(source, "rb")  # noqa: SIM115
+        return open(source, "rb")
     return io.BytesIO(_content(source))
 
 
-def _extent(sound: Sound, data: BinaryIO, frames: int) -> tuple[float, float, str]:
+def _extent(
+    sound: Sound, data: io.BufferedIOBase, frames: int
+) -> tuple[float | int, float | int, str]:
     """(frames declared, frames held, how a file of unknown length shows that it is cut).
 
     frames: as libsndfile counts them."""
     size, log = data.seek(0, os.SEEK_END), sound.extra_info
     found = _chunk(data, size)
     if found is not None:
-        return *_in_frames(found, frames, size), ""
+        width = _WIDTHS.get(sound.subtype, 1) * sound.channels
+        return *_in_frames(found, frames, size, width), ""
     if sound.format == "NIST":
         data.seek(0)
         counted = re.search(rb"^sample_count -i (\d+)", data.read(4096), re.MULTILINE)
@@ -205,14 +209,24 @@ def _extent(sound: Sound, data: BinaryIO, frames: int) -> tuple[float, float, st
     if sound.format == "MP3":
         counted, _ = _count_frames(data)
         return frames, frames, "within a frame" if counted and counted.cut else ""
-    return frames, frames, next((text for mark, text in _CUT.items() if mark in log), "")
+    if sound.format == "OGG":
+        return frames, frames, "" if _has_last_page(data, size) else "its last page is missing"
+    return frames, frames, "its last block is missing" if "truncated file" in log else ""
 
 
-# Messages in libsndfile's log about a file that has been cut, without its whole length
-_CUT = {
-    "Last page lacks an end-of-stream bit": "its last page is missing",
-    "Seems to be a truncated file": "its last block is missing",
-}
+def _has_last_page(data: io.BufferedIOBase, size: int) -> bool:
+    """Whether an Ogg file ends with a whole page that is marked as the last (RFC 3533, 6)."""
+    data.seek(max(size - (1 << 17), 0))
+    end = data.read()
+    page = end[max(end.rfind(b"OggS"), 0) :]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return False
+    segments = page[27 : 27 + page[26]]
+    return bool(page[5] & 4) and len(page) >= 27 + len(segments) + sum(segments)
+
+
+# Bytes per sample
+_WIDTHS = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 # The number of frames in the log, by format
 _COUNTED = {
     "AVR": r"Frames\s*: (\d+)",
@@ -224,26 +238,25 @@ _COUNTED = {
 
 class _Data(NamedTuple):
     """The chunk of samples: where it starts, its bytes by its header (-1: unknown), where the
-    chunks after it end; frame: bytes per frame, 0 if unknown; field, format: where the size stands,
-    and counted: its excess over `size`."""
+    chunks after it end; field, format: where the size stands, and counted: its excess over
+    `size`."""
 
     start: int
     size: int
     end: int
-    frame: int
     field: int
     format: str
     counted: int = 0
 
 
-def _in_frames(chunk: _Data, frames: int, size: int) -> tuple[float, float]:
+def _in_frames(chunk: _Data, frames: int, size: int, width: int) -> tuple[float | int, float | int]:
     """(frames declared, frames held) of a file of `size` bytes in which libsndfile finds
-    `frames`."""
+    `frames`; width: bytes per frame if it finds none."""
     there = size - chunk.start
     if chunk.size < 0 or (chunk.size > there and any(chunk.size in r for r in _STREAMED)):
         return frames, frames
     used = min(chunk.size, there)
-    per_frame = used / frames if frames and used else chunk.frame or 1
+    per_frame = used / frames if frames and used else width
     rest = max(size - chunk.end, 0) if chunk.size <= there else 0
     return frames + max(chunk.size - there, 0) / per_frame, frames + rest / per_frame
 
@@ -270,17 +283,17 @@ _LAYOUTS = {
 _OTHER = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # tags that follow chunks without being one
 
 
-def _chunk(data: BinaryIO, size: int) -> _Data | None:
+def _chunk(data: io.BufferedIOBase, size: int) -> _Data | None:
     """The chunk of samples in a chunked container; None if there is none, or of another layout."""
     data.seek(0)
     head = data.read(24)
     if head[:4] == b".snd":
         start, declared = struct.unpack(">II", head[4:12])
-        return _Data(start, declared, start + declared, 0, 8, ">I")
+        return _Data(start, declared, start + declared, 8, ">I")
     layout = _LAYOUTS.get(head[:4])
     if layout is None:
         return None
-    at, long, frame, found = layout.first, 0, 0, None
+    at, long, found = layout.first, 0, None
     header = layout.name + struct.calcsize(layout.size)
     while at + header <= size:
         data.seek(at)
@@ -293,15 +306,13 @@ def _chunk(data: BinaryIO, size: int) -> _Data | None:
         inner = data.read(min(max(body, 0), 40))
         if name == b"ds64":
             long = struct.unpack("<q", inner[8:16])[0] if len(inner) >= 16 else 0
-        if name == b"fmt " and len(inner) >= 14:
-            frame = struct.unpack(f"{layout.size[0]}H", inner[12:14])[0]
         if name in (b"data", b"SSND"):
             body = long if long and body == 0xFFFFFFFF else body
             skip = 8 if name == b"SSND" else 4 if head[:1] == b"d" and layout.first == 8 else 0
             there = body if body < 0 else max(body - skip, 0)
             counted = skip + (header if layout.inclusive else 0)
             field = at + layout.name
-            found = _Data(at + header + skip, there, size, frame, field, layout.size, counted)
+            found = _Data(at + header + skip, there, size, field, layout.size, counted)
         if body < 0 or at + header + body > size:
             return found
         at += header + body
@@ -315,7 +326,7 @@ def _is_name(name: bytes) -> bool:
     return all(32 <= byte < 127 for byte in name)
 
 
-def _end(data: BinaryIO, at: int, size: int) -> int:
+def _end(data: io.BufferedIOBase, at: int, size: int) -> int:
     """Where the chunks end: tags and zeros after them hold no audio."""
     at = min(at, size)
     data.seek(at)

@@ -1,7 +1,7 @@
 """Count the frames of MP3 files (ISO/IEC 11172-3, 13818-3), which carry no length of their own.
 
-An encoder may write the count into the first frame ("Xing", "Info" or "VBRI"). Without one, decoders
-estimate it from the bit rate of the first frames: at a variable bit rate they then stop early.
+An encoder may write the count into the first frame ("Xing", "Info" or "VBRI"). Without it, decoders
+estimate it from the bit rate of the first frames, and stop early where the rate varies.
 """
 
 from typing import NamedTuple
@@ -109,4 +109,4 @@ def with_count(data: bytes, found: Count) -> bytes:
     frame, mono = frame_at(bytes(head), 0), head[3] >> 6 == 3
     side = (17 if mono else 32) if frame.kind[0] == 3 else (9 if mono else 17)
     tag = b"Info" + (1).to_bytes(4, "big") + found.frames.to_bytes(4, "big")
-    return (head + bytes(side) + tag).ljust(frame.size, b"\0") + data[found.start :]
+    return bytes(head + bytes(side) + tag).ljust(frame.size, b"\0") + data[found.start :]

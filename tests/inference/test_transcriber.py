@@ -69,7 +69,14 @@ def test_files_that_cannot_be_read_are_told_in_their_place(tmp_path):
     assert [f.path for f in found] == paths
     assert all(isinstance(f, audio_files.Recording) for f in (found[0], found[-1]))
     reasons = [f.reason for f in found[1:-1]]
-    said = ["No such file", "lost sync", "not recognised", "not recognised", "Is a directory", "finite"]
+    said = [
+        "No such file",
+        "lost sync",
+        "not recognised",
+        "not recognised",
+        "Is a directory",
+        "finite",
+    ]
     for reason, path, words in zip(reasons, paths[1:-1], said, strict=True):
         assert path in reason
         assert words in reason

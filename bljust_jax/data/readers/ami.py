@@ -41,8 +41,9 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     counted in a warning: segments without words (laughter, coughs, a range outside the words file),
     segments that begin after the end of the recording, and repeated ones. A segment that ends after
     the recording is cut; one in a part that a damaged recording lacks has a `fault`. text: the
-    words without punctuation; spelled letters, L_C_D_, are separated. With sdm the two meetings without such a recording are skipped. id:
-    MEETING-SPEAKER-MIC-BEGIN-END in milliseconds; speaker: the person's name in all meetings.
+    words without punctuation; spelled letters, L_C_D_, are separated. With sdm the two meetings
+    without such a recording are skipped. id: MEETING-SPEAKER-MIC-BEGIN-END in milliseconds;
+    speaker: the person's name in all meetings.
     Raises UserError for a missing folder, recording or annotation, XML that cannot be read, or a
     folder or recording outside a given `root`.
     """

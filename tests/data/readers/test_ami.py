@@ -1,5 +1,7 @@
 """Reader of AMI."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -113,6 +115,20 @@ def test_repeated_late_and_unknown_segments_are_skipped(tmp_path, caplog):
     meeting(tmp_path, segments=rows)
     assert len(open_source(f"ami:{tmp_path}/ihm/train")) == 2
     assert "8 segments skipped" in caplog.text
+
+
+def test_segments_beyond_the_end_of_a_truncated_recording_are_faults(tmp_path):
+    path = meeting(tmp_path) / "ES2002a/audio/ES2002a.Headset-0.wav"
+    whole = {u.id: u for u in open_source(f"ami:{tmp_path}/ihm/train")}
+    path.write_bytes(path.read_bytes()[: 44 + 2 * round(1.3 * RATE)])
+    found = open_source(f"ami:{tmp_path}/ihm/train")
+    assert [(u.id, u.duration) for u in found] == [(u.id, u.duration) for u in whole.values()]
+    for u in found:
+        beyond = u.path == str(path) and u.offset + u.duration > 1.4
+        assert bool(u.fault) == beyond
+        if beyond:
+            assert re.search(r"segments\.xml.*Headset-0\.wav ends early: 1\.30 of 3\.00 s", u.fault)
+    assert sum(bool(u.fault) for u in found) == 2
 
 
 @pytest.mark.parametrize("uri", ["ihm", "mdm/train", "ihm/test", "train"])
