@@ -20,7 +20,7 @@ VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest
 AOT_PY := JAX_PLATFORMS=cpu .venv-aot/bin/python
 AOT := $(AOT_PY) -m bljust_jax.aot --rows "$(ROWS)" --level "$(LEVEL)"
-.PHONY: help setup quickstart test lint nightly aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
+.PHONY: help setup quickstart test mutants lint nightly aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
@@ -39,6 +39,8 @@ quickstart: setup ## synthesise a small speech corpus and train on it: a few min
 
 test: setup ## run the tests, without slow ones and those that need a GPU
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
+mutants: setup ## apply 180 mutations of the code one by one; each must make a test fail: an hour (ARGS="bilevel")
+	JAX_PLATFORMS=cpu $(PY) -m tests.mutants.run $(ARGS)
 lint: setup ## check the sources and their format with ruff
 	$(PY) -m ruff check bljust_jax configs tests
 	$(PY) -m ruff format --check bljust_jax configs tests
@@ -69,12 +71,10 @@ peers: ## compare with torch and transformers in another environment (TRANSFORME
 
 faults: setup ## inject faults: kills, lost hosts, bad files; print the figures of results/reliability.md
 	$(PYTEST) -s tests/faults tests/parallel/test_cluster.py tests/checkpoint/test_manager.py $(ARGS)
-
 bench: setup ## measure CTC against optax and torch, the joint step against its parts, reading of audio
 	$(PY) -m bljust_jax.bench ctc step input $(ARGS)
 bench-gpu: ## measure CTC and the joint step on this machine's GPU, into results/bench; installs nothing
 	XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 $(PYTHON) -m bljust_jax.bench ctc step --json results/bench $(ARGS)
-
 clean: ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-newest .venv-aot .venv-peers .hypothesis .ruff_cache build docs/reference
 	find bljust_jax configs tests -name __pycache__ -prune -exec rm -rf {} +
