@@ -9,6 +9,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHARED = ("tests.helpers", "tests.mutants")  # modules that tests import
 PACKAGE = ROOT / "bljust_jax"
 
 HOST = {"jaxtyping", "numpy"}
@@ -170,5 +171,5 @@ def test_test_files_import_no_other_test_file():
                 continue
             for name in names:
                 where = f"{path.relative_to(ROOT)}:{node.lineno}"
-                apart = not name.startswith("tests.") or name.startswith("tests.helpers")
+                apart = not name.startswith("tests.") or name.startswith(SHARED)
                 assert apart, f"{where}: move what is shared to tests/helpers/, not import {name}"
