@@ -7,6 +7,7 @@ over the leaves that single losses own.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bljust_jax.bilevel.alike import group_alike, select, take_each
 from bljust_jax.bilevel.levels import Grads
 from bljust_jax.bilevel.multi_objective import Level, SeparateGradients, level_name
 from bljust_jax.bilevel.schedules import active_steps
@@ -46,49 +48,72 @@ def separate(
     static levels the norm of each gradient is logged, and for two objectives their cosine. On
     dynamic levels gradients are kept apart until their weights are known: one tree per objective
     for MGDA, for MoDo two, each of half of the rows; heads are not affected by these weights.
-    ValueError if the losses of one objective are on different levels or weights.
+    Objectives that are alike run in one loop (`alike.py`). ValueError if the losses of one
+    objective are on different levels or weights.
     """
     table, dynamic = facts.table, facts.table.dynamic_levels
-    scale = dict.fromkeys(table.losses, 1.0)  # weights are applied after the backward pass
     metrics, stats = {}, {}
     owned = jax.tree.map(lambda x, s: None if s else jnp.zeros_like(x), state.params, facts.shared)
     sums: dict[Level, Tree] = {}
     apart: dict[str, tuple[Tree, ...]] = {}
-    on_shared: dict[str, Tree] = {}
+    on_shared: dict[str, Tree | None] = {}
     done = jnp.float32(0)
-    for objective in table.objectives:
-        losses = table.losses & set(objective.losses)
-        level, inner = _level_and_weight(table, losses)
-        streams = {s: _depend_on(done, batch[s]) for s in objective.streams}
-        keys, active = {objective.name: rng(objective.name)}, now.is_active(losses)
-        if dynamic.get(level) == "modo":
-            samples, aux = _gradients_of_halves(
-                facts, state, (objective,), losses, scale, streams, keys
-            )
-        else:
-            grads, aux = _gradient_if(
-                active, facts, state, (objective,), losses, scale, streams, keys
-            )
-            samples = (grads,)
-        metrics |= aux.metrics
-        stats |= aux.stats
-        weight = now.weights[table.levels.index(level)] * inner
-        owned = _add_owned(facts, owned, _mean(samples), losses, weight)
-        samples = tuple(_select(facts.shared, tree) for tree in samples)
-        done = trees.norm(samples[-1])
-        if level in dynamic:
-            (loss,) = losses
-            apart[loss] = samples
-            continue
-        (on_shared[objective.name],) = samples
-        sums[level] = _add_inner(sums.get(level), inner, *samples)
-        metrics[f"moo/norm/{objective.name}"] = (as_weight(active) * done, as_weight(active))
-    for a, b in itertools.combinations(on_shared, 2):
-        if (pair := now.is_pair((a, b), among=on_shared)) is not False:
-            cosine = trees.cosine(on_shared[a], on_shared[b])
-            metrics[f"moo/cos/{a}|{b}"] = (as_weight(pair) * cosine, as_weight(pair))
+    for group in group_alike(table, facts.owners, state, batch):
+        losses = [table.losses & set(o.losses) for o in group]
+        (level, *_), inner = zip(*(_level_and_weight(table, own) for own in losses), strict=True)
+        active = now.is_active(losses[0])
+        streams = {s: _depend_on(done, batch[s]) for o in group for s in o.streams}
+        keys = {o.name: rng(o.name) for o in group}
+        take = functools.partial(_samples, facts, active, dynamic.get(level) == "modo")
+        added = None if level in dynamic else inner
+        taken, total = take_each(take, group, facts.shared, state, streams, keys, added)
+        for objective, own, lam in zip(group, losses, inner, strict=True):
+            samples, done, aux = taken[objective.name]
+            metrics |= aux.metrics
+            stats |= aux.stats
+            weight = now.weights[table.levels.index(level)] * lam
+            owned = _add_owned(facts, owned, _mean(samples), own, weight)
+            if level in dynamic:
+                (loss,) = own
+                apart[loss] = tuple(select(facts.shared, tree) for tree in samples)
+                continue
+            on_shared[objective.name] = samples[0] if len(group) == 1 else None
+            metrics[f"moo/norm/{objective.name}"] = (as_weight(active) * done, as_weight(active))
+        if level not in dynamic:
+            sums[level] = total if level not in sums else jax.tree.map(jnp.add, sums[level], total)
+    metrics |= _cosines(facts, now, on_shared)
     sums |= {level: SeparateGradients({name: apart[name] for name in level}) for level in dynamic}
     return Grads(owned, tuple(sums[level] for level in table.levels)), now.weights, metrics, stats
+
+
+def _samples(
+    facts: StepFacts,
+    active: Flag,
+    halves: bool,
+    state: TrainState,
+    objective: Objective,
+    streams: Tree,
+    keys: Mapping[str, Any],
+) -> tuple[tuple[Tree, ...], Aux]:
+    """(gradient of an objective or of the halves of its rows, metrics and statistics)."""
+    losses = facts.table.losses & set(objective.losses)
+    scale = dict.fromkeys(facts.table.losses, 1.0)  # weights are applied after the backward pass
+    args = facts, state, (objective,), losses, scale, streams, keys
+    if halves:
+        return _gradients_of_halves(*args)
+    grads, aux = _gradient_if(active, *args)
+    return (grads,), aux
+
+
+def _cosines(facts: StepFacts, now: InForce, grads: Mapping[str, Tree | None]) -> Means:
+    """moo/cos/a|b on the shared leaves, in phases with exactly two objectives on summed levels;
+    None for an objective that is in no such phase."""
+    metrics = {}
+    for a, b in itertools.combinations(grads, 2):
+        if (pair := now.is_pair((a, b), among=grads)) is not False:
+            cosine = trees.cosine(*(select(facts.shared, grads[name]) for name in (a, b)))
+            metrics[f"moo/cos/{a}|{b}"] = (as_weight(pair) * cosine, as_weight(pair))
+    return metrics
 
 
 def fused(
@@ -114,7 +139,7 @@ def fused(
         losses = table.losses & {n for o in objectives for n in o.losses}
         streams = {s: batch[s] for o in objectives for s in o.streams}
         if total is not None:
-            done = trees.norm(_select(facts.shared, total))
+            done = trees.norm(select(facts.shared, total))
             streams = {s: _depend_on(done, rows) for s, rows in streams.items()}
         keys = {o.name: rng(o.name) for o in objectives}
         grads, aux = _gradient_if(
@@ -133,7 +158,7 @@ def fused(
         return jnp.where(weight == 0, 0, jnp.asarray(weight, grad.dtype) * grad)
 
     owned = jax.tree.map(own, total, facts.shared, facts.owners)
-    direction = _select(facts.shared, total)
+    direction = select(facts.shared, total)
     return Grads(owned, (direction,)), (jnp.float32(1),), metrics, stats
 
 
@@ -281,11 +306,6 @@ def _split_rows(stream: str, rows: Tree, parts: int) -> Tree:
     return jax.tree.map(split, rows)
 
 
-def _select(mask: Tree, tree: Tree) -> Tree:
-    """The leaves where the mask is True, None elsewhere."""
-    return jax.tree.map(lambda m, x: x if m else None, mask, tree)
-
-
 def _depend_on(done: Float[Array, ""], batch: Tree) -> Tree:
     """The same integers with a data dependency on `done` (a norm, never negative), so that the
     activations of one objective are freed before those of the next. Without it XLA runs all forward
@@ -309,13 +329,6 @@ def _level_and_weight(table: PhaseTable, losses: frozenset[str]) -> tuple[Level,
     if len(losses) > 1:
         raise ValueError(f"losses {sorted(losses)} share a forward: {dynamic[level]} parts them")
     return level, 1
-
-
-def _add_inner(total: Tree | None, inner: float | int, grads: Tree) -> Tree:
-    """total + inner * grads; an inner weight of 0 leaves the total unchanged."""
-    if inner != 1:
-        grads = jax.tree.map(lambda g: jnp.zeros_like(g) if inner == 0 else inner * g, grads)
-    return grads if total is None else jax.tree.map(jnp.add, total, grads)
 
 
 def _add_owned(

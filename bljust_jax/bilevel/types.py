@@ -67,6 +67,8 @@ class Objective(Protocol):
 
     name: the names in `losses` joined by "+"
     losses, streams: names of the losses, and of the batches that `apply` reads
+    kind: equal for objectives of one loss and one stream that differ in these names alone: the same
+        function of shared parameters, params[head], batch and key; None if there are no such ones
     apply(params, extras, batch, rng) -> ({loss name: (loss_sum, weight)}, Aux)
     """
 
@@ -76,6 +78,8 @@ class Objective(Protocol):
     def losses(self) -> tuple[str, ...]: ...
     @property
     def streams(self) -> tuple[str, ...]: ...
+    @property
+    def kind(self) -> Any: ...
     @property
     def apply(self) -> Callable[..., tuple[dict[str, tuple[Any, Any]], Aux]]: ...
 

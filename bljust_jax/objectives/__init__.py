@@ -52,6 +52,11 @@ class EncoderObjective:
         return (self.stream,)
 
     @property
+    def kind(self) -> Any:
+        """See `bilevel/types.Objective`."""
+        return None
+
+    @property
     def head(self) -> str:
         """Key of the head's parameters."""
         return head_name(self.name)
@@ -92,6 +97,12 @@ class EncoderObjective:
         options = {"context": context, "train": True, "augment_keys": keys, "rng": rng}
         audio = data["audio"], data["audio_lengths"]
         return self.encoder.encode_audio(params, extras.stats, *audio, **options)
+
+
+def nameless(objective: EncoderObjective) -> EncoderObjective:
+    """A copy without names of loss and stream: the `kind` of an objective that reads nothing of its
+    own but its head and its stream."""
+    return dataclasses.replace(objective, name="", stream="")
 
 
 def is_pretrained(config: Any, part: str) -> bool:

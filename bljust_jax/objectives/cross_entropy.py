@@ -12,7 +12,7 @@ from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.shapes import Labels, Lengths
 from bljust_jax.models.decoder import Decoder
-from bljust_jax.objectives import EncoderObjective
+from bljust_jax.objectives import EncoderObjective, nameless
 from bljust_jax.ops.log_mel import valid_frames
 
 END = 0  # first token of the input, last token of the target
@@ -41,6 +41,10 @@ class CrossEntropy(EncoderObjective):
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing={self.smoothing} must lie in [0, 1)")
+
+    @property
+    def kind(self) -> EncoderObjective:
+        return nameless(self)
 
     def init(self, rng: Any) -> tuple[dict, dict]:
         return {self.head: self.decoder.init(rng)}, {}

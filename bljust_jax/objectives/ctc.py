@@ -11,7 +11,7 @@ from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.shapes import Frames, Logits
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded
-from bljust_jax.objectives import EncoderObjective
+from bljust_jax.objectives import EncoderObjective, nameless
 from bljust_jax.ops.ctc import blank_share, ctc_feasible, ctc_loss
 
 REDUCTIONS = ("label", "utterance")
@@ -43,6 +43,10 @@ class Ctc(EncoderObjective):
     def __post_init__(self) -> None:
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"reduction {self.reduction!r}: expected one of {REDUCTIONS}")
+
+    @property
+    def kind(self) -> EncoderObjective:
+        return nameless(self)
 
     def init(self, rng: Any) -> tuple[dict, dict]:
         return {self.head: heads.init(rng, self.encoder.dim, self.vocab_size)}, {}

@@ -24,6 +24,7 @@ class SharedForward:
 
     parts: tuple[EncoderObjective, ...]
     stream: str = "labelled"
+    kind: None = None
 
     @property
     def losses(self) -> tuple[str, ...]:

@@ -108,7 +108,8 @@ def test_modo_s_estimate_is_unbiased():
     rng = np.random.default_rng(0)
     batches = {
         name: {"rows": rng.normal(size=(draws, 4, 5)), "reward": np.zeros((draws, 4))}
-        for name in toy.SOUP
+        | {"target": np.tile(target, (draws, 4, 1))}
+        for name, target in zip(toy.SOUP, toy.TARGETS, strict=True)
     }
     batches = jax.tree.map(jnp.float32, batches)
     moves = jax.vmap(lambda batch: lam_of(train_step(state, batch)[0]) - lam_of(state))

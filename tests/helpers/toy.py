@@ -33,10 +33,15 @@ class Objective:
     losses: tuple[str, ...]
     streams: tuple[str, ...]
     apply: Callable[..., Any]
+    kind: Any = None
 
     @property
     def name(self):
         return "+".join(self.losses)
+
+    @property
+    def head(self):
+        return f"{self.name}_head"
 
 
 def optimum(gamma):
@@ -150,7 +155,7 @@ def theta(encoder):
 def drawn_to(n, params, extras, batch, rng):
     name, rows = SOUP[n], batch[SOUP[n]]["rows"]
     shared = scale_gradient(theta(params["encoder"]), extras.scale[name])
-    away = shared[None] - TARGETS[n][None] - rows
+    away = shared[None] - batch[name]["target"] - rows
     head = (params[f"{name}_head"]["value"][None] - rows[:, 0]) ** 2
     loss = 0.5 * (jnp.sum(away**2) + jnp.sum(head)) - jnp.sum(batch[name]["reward"])
     drawn = jax.random.uniform(rng)
@@ -173,10 +178,11 @@ def soup(
     rate=1e-2,
     accumulate=1,
     seed=0,
+    kinds=(None, None, None),
     **options,
 ):
-    """(train step, initial state) of SGD on the objectives above; all levels of several of them
-    are dynamic where `combine` is not given."""
+    """(train step, initial state) of SGD on the objectives above, of these kinds; all levels of
+    several of them are dynamic where `combine` is not given."""
     combine = combine or tuple(conflict.method if len(level) > 1 else "sum" for level in levels)
     weights = weights or (1.0,) * len(levels)
     rates = dict.fromkeys(("encoder", "pair", *SOUP), lambda k: rate)
@@ -191,7 +197,7 @@ def soup(
         **{
             **vars(base),
             "objectives": tuple(
-                Objective((name,), (name,), functools.partial(drawn_to, n))
+                Objective((name,), (name,), functools.partial(drawn_to, n), kinds[n])
                 for n, name in enumerate(SOUP)
             ),
             "groups": (
@@ -215,6 +221,7 @@ def soup_batch(rows=4, noise=0.0, seed=0, reward=0.0):
         name: {
             "rows": jnp.asarray(noise * rng.normal(size=(rows, 5)), jnp.float32),
             "reward": jnp.full(rows, reward, jnp.float32),
+            "target": jnp.tile(target, (rows, 1)),
         }
-        for name in SOUP
+        for name, target in zip(SOUP, TARGETS, strict=True)
     }
