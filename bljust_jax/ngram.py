@@ -27,7 +27,7 @@ def parser() -> cli.Parser:
     p.option("--text", pathlib.Path, "UTF-8, one sentence per line", metavar="FILE")
     p.option("--order", 3, "longest n-gram")
     p.option("--out", pathlib.Path, "X.arpa[.gz]", metavar="FILE", required=True)
-    p.option("--normalise", "lower", "steps of config.data.text.normalise, by commas")
+    p.option("--normalise", "invisible,lower", "steps of config.data.text.normalise, by commas")
     p.option("--workdir", pathlib.Path, "normalise as in this run", metavar="RUN")
     p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
     p.option("--over", "words", "its tokens", choices=("words", "units"))
@@ -42,10 +42,7 @@ def read_texts(args: argparse.Namespace) -> Iterator[str]:
     if args.data:
         yield from (u.text for u in sources.open_source(args.data, args.root) if u.text)
     if args.text is not None:
-        try:
-            yield from args.text.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{args.text}: not UTF-8 text ({error.reason})") from error
+        yield from (line for _, line in sources.read_lines(args.text))
 
 
 def sentences(args: argparse.Namespace) -> Iterator[list[str]]:

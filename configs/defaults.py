@@ -60,8 +60,9 @@ def data() -> ConfigDict:
     c.text.vocab_size = 500  # number of pieces, with unigram and bpe
     c.text.model = ""  # path of a SentencePiece model to use instead of learning one
     c.text.sha256 = ""  # checksum of the SentencePiece model; a run writes it into config.json
-    # in this order: lower, upper, punctuation (a space), alef (one form), diacritics (removed)
-    c.text.normalise = ("lower",)
+    # in this order: invisible (characters removed), lower, upper, punctuation (a space), alef (one
+    # form), diacritics (removed)
+    c.text.normalise = ("invisible", "lower")
     c.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
     c.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
     c.overfit = 0  # number of utterances of data.train to train and score on; 0 = off
@@ -272,7 +273,7 @@ def stream(train: str, dev: str = "", test: str = "", **changes: object) -> Conf
     c.buckets = ()  # seconds, as many as in data.buckets; () = those
     c.text = data().text
     if changes.get("field") == "translation":
-        c.text.normalise = ()
+        c.text.normalise = ("invisible",)
     for name, value in changes.items():
         (c if name in c else c.text)[name] = value
     return c

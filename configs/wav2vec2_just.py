@@ -156,9 +156,9 @@ def language(pair):
         c.data.root = "/data/covost"
         c.data.update(train=f"covost:{pair}/train", unlabelled="")
         c.data.update(dev=f"covost:{pair}/dev", test=f"covost:{pair}/test")
-        c.data.text.normalise = ("lower", "punctuation")
+        c.data.text.normalise = ("invisible", "lower", "punctuation")
         if pair.startswith("ar"):
-            c.data.text.normalise = ("lower", "punctuation", "alef", "diacritics")
+            c.data.text.normalise = ("invisible", "lower", "punctuation", "alef", "diacritics")
 
     return variant
 

@@ -131,7 +131,7 @@ def test_a_beam_of_one_is_the_best_path_and_only_that(workdir, capsys):
     assert command.main([f"--workdir={workdir}", "--beam=1", f"--out={out}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["step"] == UNTRAINED_STEP
-    assert found["normalise"] == ["lower"]
+    assert found["normalise"] == ["invisible", "lower"]
     plain, beam = found["best_path"], found["beam_search"]
     assert plain["dev/blank_share"] >= 0
     assert beam == {k: v for k, v in plain.items() if k in beam}

@@ -53,7 +53,39 @@ def diacritics(text: str) -> str:
     return text.translate(_DIACRITICS)
 
 
+def invisible(text: str) -> str:
+    """Remove characters that cannot be seen: control and format characters (zero-width space, byte
+    order mark, direction marks, soft hyphen), fillers and variation selectors.
+
+    White space stays. So does a zero-width joiner or non-joiner between two letters of a script
+    that shapes them by it, Arabic or Indic. The Arabic signs that enclose numbers are visible.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c for i, c in enumerate(text) if is_visible(c) or _joins(text, i))
+
+
+def is_visible(character: str) -> bool:
+    """Whether a character is white space or leaves a mark."""
+    if unicodedata.category(character) in ("Cc", "Cf"):
+        return character.isspace() or character in _ENCLOSING
+    return character not in _FILLERS
+
+
+def _joins(text: str, at: int) -> bool:
+    """Whether a joiner stands between two letters that it shapes."""
+    neighbours = text[max(at - 1, 0) : at], text[at + 1 : at + 2]
+    return text[at] in "\u200c\u200d" and all("\u0600" <= c <= "\u18ff" for c in neighbours)
+
+
+_ENCLOSING = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2")
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0").union(
+    map(chr, [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+)
+
+
 NORMALISERS: dict[str, Normaliser] = {
+    "invisible": invisible,
     "lower": str.lower,
     "upper": str.upper,
     "punctuation": punctuation,

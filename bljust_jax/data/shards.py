@@ -33,6 +33,9 @@ from bljust_jax.data.sources import Utterance, read_audio, read_lines, write_jso
 
 NAME, VERSION = "bljust_speech", "1.0.0"
 SHARD_BYTES = 256 << 20
+# Fields of an utterance that are stored; the others are of its place in a corpus
+LABELS = ("id", "text", "translation", "lang", "speaker", "part")
+ADDED = ("translation", "part")  # an index of an earlier version lacks them
 
 # Called with (done, total, seconds of audio done) after each utterance.
 Progress = Callable[[int, int, float], None]
@@ -79,8 +82,8 @@ def write(
 ) -> Summary:
     """Write `read_audio(u, sample_rate)` of each utterance as FLAC, in order, as OUT/SPLIT.
 
-    Training from the shards gives the same bits as from the source: id, duration, text, lang and
-    speaker are unchanged, and `offset` keeps its fraction of a sample, so that crops round to the
+    Training from the shards gives the same bits as from the source: the duration and the fields of
+    LABELS are unchanged, and `offset` keeps its fraction of a sample, so that crops round to the
     same samples. (Crops of resampled WAV or FLAC differ: the source resamples each crop alone.)
     shards: largest number of files; None: as many as keep each near SHARD_BYTES.
     Corrupt audio is skipped and listed in OUT/quarantine-SPLIT.jsonl. Raises UserError if OUT/SPLIT
@@ -138,7 +141,7 @@ def _store(records: Iterator[dict], split: str, folder: pathlib.Path, per_shard:
     """
     api = tfds()
     text, number = api.features.Text(), np.int64
-    names = {"id": text, "text": text, "lang": text, "speaker": text, "samples": number}
+    names = dict.fromkeys(LABELS, text) | {"samples": number}
     audio = api.features.Scalar(np.object_)  # bytes of a FLAC file
     identity = api.core.DatasetIdentity(
         name=NAME, version=api.core.Version(VERSION), data_dir=str(folder), module_name=__name__
@@ -181,11 +184,12 @@ def _encoded(
                 ) from found
         else:
             audio, samples, sha256 = found
-            labels = {"id": u.id, "text": u.text, "lang": u.lang, "speaker": u.speaker}
+            labels = {name: getattr(u, name) for name in LABELS}
             offset = u.offset - round(u.offset * sample_rate) / sample_rate
             times = {"offset": offset, "duration": u.duration, "sha256": sha256}
             index.append({**labels, **times})
-            yield {**labels, "text": u.text or "", "audio": audio, "samples": samples}
+            stored = {name: value or "" for name, value in labels.items()}  # None for no text
+            yield {**stored, "audio": audio, "samples": samples}
         seconds += u.duration
         progress(done, total, seconds)
     if not index:
@@ -290,14 +294,13 @@ def read(folder: str, split: str) -> list[Utterance]:
     records, found = Records(folder, split), []
     for i, (row, where) in enumerate(_rows(folder, split)):
         try:
-            names = row["id"], row["text"], row["lang"], row["speaker"]
+            labels = {name: row[name] for name in LABELS if name in row or name not in ADDED}
             offset, duration = float(row["offset"]), float(row["duration"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: lacks {error}; prepare the shards again") from error
-        identity, text, lang, speaker = names
-        fetch = functools.partial(records.encoded, i, identity)
-        place = f"{folder}#{i}", offset, duration
-        found.append(Utterance(identity, *place, text, lang, speaker, where, fetch=fetch))
+        place = {"path": f"{folder}#{i}", "offset": offset, "duration": duration, "line": where}
+        fetch = functools.partial(records.encoded, i, labels["id"])
+        found.append(Utterance(**labels, **place, fetch=fetch))
     return found
 
 

@@ -1,13 +1,19 @@
 """Summary of the data at the start of a run: sizes, skipped utterances, buckets, label coverage."""
 
+import functools
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from bljust_jax.data import normalise
 from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.sources import hours
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
 from bljust_jax.data.tokenizer import coverage
+
+ALPHABETS = ("LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC")
+SHOWN = 5  # labels that a line names
 
 
 def sizes(splits: Splits) -> list[str]:
@@ -47,6 +53,8 @@ def texts(splits: Splits) -> list[str]:
     for stream, tokenizer in splits.tokenizers.items():
         of = "" if stream == LABELLED else f"{stream}: "
         lines.append(f"{of}tokenizer: {tokenizer.vocab_size - 1} {tokenizer.unit}s and the blank")
+        training = splits.references(stream) if stream in splits.names else []
+        lines += [f"{of}{line}" for line in doubtful_labels(tokenizer.symbols, training)]
     for split in splits.names:
         if split == UNLABELLED or split in splits.streams:
             continue
@@ -58,3 +66,45 @@ def texts(splits: Splits) -> list[str]:
         covered = coverage(splits.tokenizer_of(split), references)
         lines += [f"{split}: {line}" for line in covered]
     return lines
+
+
+def doubtful_labels(symbols: Iterable[str], references: Sequence[str]) -> list[str]:
+    """Log lines on labels that cannot be seen, and on letters of another alphabet than that of
+    their word, as a Cyrillic a in a Latin word: keyboards and scans confuse them."""
+    characters, lines = sorted(set().union(*symbols)), []
+    hidden = [_named(c) for c in characters if not normalise.is_visible(c)]
+    if hidden:
+        cure = "add invisible to data.text.normalise to remove them"
+        lines.append(f"labels that cannot be seen: {_listed(hidden)}; {cure}")
+    if len({_alphabet(c) for c in characters} - {""}) < 2:
+        return lines
+    found: Counter = Counter()
+    examples: dict[str, str] = {}
+    for word, n in Counter(word for text in references for word in text.split()).items():
+        alphabets = Counter(filter(None, map(_alphabet, word)))
+        for c in set(word) if len(alphabets) > 1 else ():
+            if _alphabet(c) not in ("", alphabets.most_common(1)[0][0]):
+                found[c] += n
+                examples.setdefault(c, word)
+    if found:
+        shown = [f"{_named(c)} x {n} as in {examples[c]!r}" for c, n in found.most_common()]
+        lines.append(f"letters of another alphabet than their word: {_listed(shown)}")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _named(character: str) -> str:
+    """U+0430 CYRILLIC SMALL LETTER A."""
+    name = unicodedata.name(character, "")
+    return f"U+{ord(character):04X} {name}".strip()
+
+
+@functools.cache
+def _alphabet(character: str) -> str:
+    """The alphabet of a letter that has look-alikes in others, "" for other characters."""
+    script = unicodedata.name(character, "").partition(" ")[0]
+    return script if character.isalpha() and script in ALPHABETS else ""

@@ -9,12 +9,15 @@ per order: 24 bytes per n-gram and a binary search.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib.util
 import itertools
 import logging
 import math
 import pathlib
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +27,10 @@ from bljust_jax.common.errors import UserError, one_line
 
 LN10 = math.log(10.0)
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
+BLANKS = " \t\r\n\v\f"
+_BLANK = re.compile(f"[{BLANKS}]+")
+MARKS = (START, END, UNKNOWN, "<UNK>")
+BINARY = b"mmap lm "  # the beginning of KenLM's binary files
 # log10 p of an unknown word in a model without <unk>, as in KenLM; lower values are clipped to it
 MISSING = -100.0
 SPACE_UNIT = "▁"  # U+2581: the space in models over characters, as in SentencePiece
@@ -46,7 +53,7 @@ def open_lm(path: str | pathlib.Path) -> LanguageModel:
         raise UserError(f"{path}: no such language model; name an ARPA file, plain or .gz")
     with open(path, "rb") as file:
         head = file.read(4096)
-    binary = head.startswith(b"mmap lm ")
+    binary = head.startswith(BINARY)
     installed = importlib.util.find_spec("kenlm") is not None
     if binary and not installed:
         raise UserError(f"{path} is a binary file of KenLM: pip install kenlm, or name its ARPA")
@@ -76,6 +83,10 @@ class Arpa:
     def __contains__(self, word: str) -> bool:
         """Whether the model lists the word."""
         return word in self._ids
+
+    def words(self) -> list[str] | None:
+        """The words of the model, without <s>, </s> and <unk>."""
+        return [word for word in self._ids if word not in MARKS]
 
     def start(self) -> tuple[int, ...]:
         """The state after <s>."""
@@ -138,9 +149,18 @@ class KenLM:
         except OSError as error:
             raise UserError(f"{path}: not a language model: {one_line(error)}") from error
         self.order = self._model.order
+        self._path = path
+        with open(path, "rb") as file:
+            self._binary = file.read(len(BINARY)) == BINARY
 
     def __contains__(self, word: str) -> bool:
         return word in self._model
+
+    def words(self) -> list[str] | None:
+        """The words of an ARPA file; None for a binary one, which does not list them."""
+        if self._binary:
+            return None
+        return [word for word in _Reader(self._path).words() if word not in MARKS]
 
     def start(self) -> Any:
         """The state after <s>."""
@@ -173,27 +193,47 @@ class _Reader:
         self._tables: list[Table] = []
 
     def model(self) -> Arpa:
+        with self._opened() as lines:
+            model = self._model(lines)
+            for _ in lines:  # a checksum follows the last line of a .gz
+                pass
+        return model
+
+    def words(self) -> list[str]:
+        """The words of the 1-grams."""
+        with self._opened() as lines:
+            self._begin(lines)
+            (size, *_) = self._sizes(lines)
+            return [self._entry(next(lines, ""), 1)[0][0] for _ in range(size)]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Iterator[str]]:
+        """The lines of the file; an error in reading them is a UserError."""
         opener = gzip.open if self._path.suffix == ".gz" else open
         try:
-            with opener(self._path, "rt", encoding="utf-8") as file:
-                return self._model(self._lines(file))
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            with opener(self._path, "rt", encoding="utf-8-sig", newline="\n") as file:
+                yield self._lines(file)
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise self._wrong(f"cannot be read as UTF-8 text ({error})") from error
 
     def _lines(self, file: Iterable[str]) -> Iterator[str]:
-        """Lines that are not empty; counts all lines."""
+        """Lines that are not empty, without blanks at their ends; counts all lines. Fields are
+        separated by ASCII blanks alone: a word may hold other white space."""
         for line in file:
             self._number += 1
-            if line.strip():
-                yield line.rstrip("\r\n")
+            if stripped := line.strip(BLANKS):
+                yield stripped
+
+    def _begin(self, lines: Iterator[str]) -> None:
+        if not any(line == "\\data\\" for line in lines):
+            raise self._wrong("there is no line \\data\\")
 
     def _wrong(self, reason: str) -> UserError:
         cure = "expected an ARPA language model"
         return UserError(f"{self._path}:{self._number}: {reason}; {cure}")
 
     def _model(self, lines: Iterator[str]) -> Arpa:
-        if not any(line.strip() == "\\data\\" for line in lines):
-            raise self._wrong("there is no line \\data\\")
+        self._begin(lines)
         for order, size in enumerate(self._sizes(lines), start=1):
             if order > 1:
                 self._header(lines, f"\\{order}-grams:")
@@ -205,10 +245,10 @@ class _Reader:
         """Number of n-grams of each order; also consumes the header of the unigrams."""
         sizes: list[int] = []
         for line in lines:
-            if line.strip() == "\\1-grams:" and sizes:
+            if line == "\\1-grams:" and sizes:
                 return sizes
             try:
-                order, _, count = line.strip().removeprefix("ngram ").partition("=")
+                order, _, count = line.removeprefix("ngram ").partition("=")
                 if int(order) != len(sizes) + 1:
                     raise ValueError
                 sizes.append(int(count))
@@ -217,7 +257,7 @@ class _Reader:
         raise self._wrong("the file ends early")
 
     def _header(self, lines: Iterator[str], wanted: str) -> None:
-        found = next(lines, "the end of the file").strip()
+        found = next(lines, "the end of the file")
         if found != wanted:
             raise self._wrong(f"expected {wanted}, found {found!r}")
 
@@ -254,7 +294,7 @@ class _Reader:
 
     def _entry(self, line: str, order: int) -> tuple[list[str], float, float]:
         """(words, ln p, ln back-off weight) of `log10 p  words  [log10 b]`."""
-        fields = line.split()
+        fields = line.split() if line.isascii() else _BLANK.split(line)
         if len(fields) not in (order + 1, order + 2) or line.startswith("\\"):
             raise self._wrong(f"{line!r} is not a probability, {order} words and a back-off weight")
         try:

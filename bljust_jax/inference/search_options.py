@@ -37,13 +37,16 @@ def open_language_model(
     """(model of --lm, line on the share of tokens that it lists) for a vocabulary of `symbols`.
 
     words: of reference texts; they are the tokens if the n-grams are over words. Raises UserError
-    if the model lists under 10 % of the tokens, or is over words that no symbol begins.
+    if the model lists under 10 % of the tokens; without references, if under 10 % of its own words
+    can be spelt with the symbols; and if it is over words that no symbol begins.
     """
     lm, tokens, what = arpa.open_lm(args.lm), words, "words of the references"
     if args.lm_over == ctc_beam.UNITS:
         tokens, what = [arpa.unit_word(symbol) for symbol in symbols], "units"
     elif not any(symbol.startswith((" ", arpa.SPACE_UNIT)) for symbol in symbols):
         raise UserError("the units of the model mark no words: give --lm with --lm_over units")
+    if args.lm_over == ctc_beam.WORDS and not words:
+        return lm, _check_spelling(args.lm, lm, symbols)
     known = sum(token in lm for token in tokens)
     if known < LEAST_KNOWN * len(tokens):
         raise UserError(
@@ -53,3 +56,19 @@ def open_language_model(
     share = known / max(len(tokens), 1)
     read_by = f"{args.lm}: order {lm.order}, read by {type(lm).__name__}"
     return lm, f"{read_by}; {share:.1%} of the {what} are in it"
+
+
+def _check_spelling(path: str, lm: arpa.LanguageModel, symbols: Sequence[str]) -> str:
+    """Line on the share of the model's words that symbols can spell; UserError for under 10 %."""
+    read_by = f"{path}: order {lm.order}, read by {type(lm).__name__}"
+    listed = lm.words()
+    if listed is None:
+        return f"{read_by}; its words are not listed, so their spelling is unchecked"
+    letters = set("".join(symbols))
+    spelt = sum(letters.issuperset(word) for word in listed)
+    if spelt < LEAST_KNOWN * len(listed):
+        raise UserError(
+            f"{path}: {spelt} of its {len(listed)} words can be spelt with the units of the model:"
+            " it must be over words, and spelt as the run's texts are (upper or lower case, script)"
+        )
+    return f"{read_by}; {spelt / max(len(listed), 1):.1%} of its words can be spelt"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import platform
 import shlex
@@ -154,13 +155,22 @@ def write_facts(
     (workdir / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
-def git_id() -> str:
-    """The git commit of the code; "" outside a git checkout."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=pathlib.Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip()
+def git_id(package: pathlib.Path = pathlib.Path(__file__).parents[1]) -> str:
+    """The git commit of the code; "" without git, and where `package` is not the folder of a
+    checkout of this repository."""
+    tracked = _git(package, "ls-files", "--error-unmatch", "--full-name", "__init__.py")
+    if tracked != f"{package.name}/__init__.py":  # an installation, in whichever repository
+        return ""
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _git(folder: pathlib.Path, *command: str) -> str:
+    """The output of a git command in a folder; "" if it fails."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", *command], cwd=folder, env=env, capture_output=True, text=True, check=False
+        )
+    except OSError:  # git is not installed
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

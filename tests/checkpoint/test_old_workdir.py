@@ -36,6 +36,7 @@ FIELDS = {
     **{"lr.joint.peak": 0.01, "eval_every": 50, "save_every": 100, "log_every": 2, "keep": 1},
     **{"mesh.data": 1, "compile_cache": ""},
     "ema_share": 0.0,  # its average is that of ema_decay alone; another default is a refusal
+    "data.text.normalise": ("lower",),  # likewise
 }
 SCORES = {"dev/wer": 0.25, "dev/cer": 0.25, "dev/deletions": 1, "dev/insertions": 0}
 SCORES |= {"dev/substitutions": 0, "dev/words": 4, "dev/utterances": 4, "dev/blank_share": 0.45}

@@ -31,7 +31,7 @@ def test_batch_norm_without_a_full_context_pass_is_refused():
 
 def test_translations_keep_their_capitals_and_transcripts_do_not():
     """BLEU counts capitals; transcripts have none."""
-    assert defaults.stream("x.jsonl").text.normalise == ("lower",)
-    assert defaults.stream("x.jsonl", field="translation").text.normalise == ()
+    assert defaults.stream("x.jsonl").text.normalise == ("invisible", "lower")
+    assert defaults.stream("x.jsonl", field="translation").text.normalise == ("invisible",)
     lower = defaults.stream("x.jsonl", field="translation", normalise=("lower",))
     assert lower.text.normalise == ("lower",)

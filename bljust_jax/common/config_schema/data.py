@@ -50,7 +50,7 @@ STREAM = {
     "buckets": Field(tuple, "seconds; empty: those of data.buckets", r.LENGTHS_OR_EMPTY),
 }
 
-NORMALISERS = ("lower", "upper", "punctuation", "alef", "diacritics")
+NORMALISERS = ("invisible", "lower", "upper", "punctuation", "alef", "diacritics")
 TEXT = {
     "units": Field(str, "the unit of a label", ("characters", "unigram", "bpe")),
     "vocab_size": Field(int, "number of SentencePiece pieces", r.AT_LEAST_1),

@@ -112,9 +112,10 @@ def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[
     places = {column: names.index(column) for column in columns}
     for where, line in lines:
         fields = _fields(line, where)
-        if len(fields) <= max(places.values()):
+        if len(fields) != len(names):
             counts = f"has {len(fields)} fields where the first line names {len(names)}"
-            raise UserError(f"{where}: {counts}; unpack the table again")
+            cause = "a text may hold a tab or newline, or end with a backslash"
+            raise UserError(f"{where}: {counts}; {cause}: correct or remove the row")
         yield {column: fields[place] for column, place in places.items()}, where
 
 
