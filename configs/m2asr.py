@@ -11,10 +11,18 @@ Each labelled stream is an objective: `asr/LANG` (CTC with a head and a tokenize
 `st/SRC-TGT` (speech translation with an attention decoder of its own). All share the encoder with
 the self-supervised loss `config.ssl` on the audio of all languages.
 
-Corpora: `librispeech_aishell` (the default; recognition of English and Mandarin, below `root` the
-unpacked LibriSpeech/ and data_aishell/), `covost` (recognition of en fr de es ca, translation of
-the last four into English, below `root` one folder per language), `digits` (spoken Arabic and
-English digit strings with translations; below `root` digits_ar/ and digits_en/; two CPU cores).
+Corpora; `root` holds LibriSpeech/, data_aishell/ and covost/, or the folder of the only one:
+
+    librispeech_aishell         the default: recognition of English (100 h) and Mandarin
+    librispeech_aishell_covost  M2ASR's three: recognition of English (960 h) and Mandarin,
+                                translation of English into Chinese and of French into English
+    covost                      recognition of en fr de es ca, translation of the last four into en
+    covost_en_x                 recognition of en, translation into ca, de and zh
+    digits                      spoken Arabic and English digit strings and their translations;
+                                root holds digits_ar/ and digits_en/; two CPU cores
+
+`linear` after a corpus takes the paper's linear + softmax heads for translation, trained by CTC,
+instead of attention decoders.
 
 Methods (`vc` is the default): levels from the upper to the lowest, and the weights of the levels:
 
@@ -24,6 +32,10 @@ Methods (`vc` is the default): levels from the upper to the lowest, and the weig
     vm_usa     [st...] [asr...] [ssl]        1, eta1, eta1 eta                VM-MSP, order USA
     joint      [asr..., st...] [ssl]         1, a constant; equal fixed weights inside
     two_stage  pretrain: [ssl], then supervised: [asr..., st...], equal fixed weights
+    supervised [asr..., st...] alone, equal fixed weights: conventional multilingual training
+
+All take the same FLOPs. `--config.phases.supervised=10` trains the labelled losses alone for 10
+epochs before the joint phase.
 
 In a level of several losses the weights lie on the simplex and are computed per step by MoDo
 (`config.moo.method="modo"`) or MGDA (`"mgda"`). The direction that leaves the combiner worsens no
@@ -51,13 +63,13 @@ from ml_collections import ConfigDict
 
 from configs import defaults, variants
 
-METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage")
+METHODS = ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage", "supervised")
 
 
 def fields(c):
     """Fields of M2ASR in addition to `defaults.base`."""
     c.recipe = "m2asr"
-    c.method = "vc"  # vs | vc | vm_uas | vm_usa | joint | two_stage
+    c.method = "vc"  # vs | vc | vm_uas | vm_usa | joint | two_stage | supervised
 
     c.moo = ConfigDict()  # the weights inside a level of several losses
     c.moo.method = "modo"  # or "mgda"
@@ -85,6 +97,9 @@ def fields(c):
     # the weight of the lowest level is min(cap, eta1 eta)
     c.task_penalty = ConfigDict({"start": 0.1, "slope": 0.02, "cap": 1.5})
 
+    # head of each translation: "attention", the decoder below: the scripts of Objective Soups;
+    # "linear", linear + softmax: M2ASR's paper; its loss and decoding, CTC's, are ours
+    c.translation_head = "attention"
     c.decoder = ConfigDict()  # attention decoder of translations
     c.decoder.dim = 512  # width of the blocks
     c.decoder.layers = 3  # number of blocks: the scripts
@@ -102,7 +117,9 @@ def fields(c):
     c.penalty.update(start=0.0, slope=0.02, cap=1.5, per="epoch")  # Objective Soups
     c.penalty.constant = 0.3  # of method joint: ours
     c.phases = ConfigDict({"unit": "epoch"})  # of the largest labelled stream; or "step"
-    c.phases.explore = 0.0  # the lowest level alone, before
+    c.phases.explore = 0.0  # the lowest level alone, first
+    # the labelled losses alone, before the joint phase, with its weights: ours
+    c.phases.supervised = 0.0
     c.phases.joint = 200.0  # Objective Soups; two_stage: 200 of each of its phases
     c.phases.finetune = 0.0  # the labelled losses alone, after
 
@@ -132,21 +149,72 @@ def librispeech_aishell(c):
     c.data.update(batch_seconds=300.0, unlabelled_batch_seconds=300.0, labels_per_second=10.0)
 
 
+def librispeech_aishell_covost(c):
+    """M2ASR's corpora: recognition on LibriSpeech 960 h and AISHELL-1, translation on CoVoST v2.
+    The paper's pairs are not known to us: ours are English to Chinese (364 h) and, of those into
+    English, the one with most audio (French, 180 h). An epoch is one pass of each stream."""
+    librispeech_aishell(c)
+    hours = ("train-clean-100", "train-clean-360", "train-other-500")
+    c.data.streams["asr/en"].train = "+".join(f"librispeech:LibriSpeech/{h}" for h in hours)
+    for pair in ("en_zh-CN", "fr_en"):
+        add_translation(c, pair, "covost/", buckets=(4.0, 6.0, 12.0))
+    c.data.temperature = 1.0  # by size: ours; at 0 a pass of the largest is 6 of the smallest
+    c.data.unlabelled_batch_seconds = 600.0  # half of the labelled audio, as without CoVoST: ours
+    c.phases.supervised = 5.0  # ours
+    c.phases.joint = 95.0  # 100 epochs in all: the script of M2ASR
+
+
 def covost(c):
     """CoVoST v2: recognition of five languages, translation of four into English."""
-    c.data.root = "/data/covost"
     c.data.streams = ConfigDict()
-    pairs = {"en": "en_de", "fr": "fr_en", "de": "de_en", "es": "es_en", "ca": "ca_en"}
-    for lang, pair in pairs.items():
-        uris = {split: f"covost:{pair}/{split}" for split in ("train", "dev", "test")}
-        pieces = {"units": "unigram", "vocab_size": 999}
-        c.data.streams[f"asr/{lang}"] = defaults.stream(**uris, **pieces)
+    for lang in ("en", "fr", "de", "es", "ca"):
+        pair = "en_de" if lang == "en" else f"{lang}_en"
+        c.data.streams[f"asr/{lang}"] = recognition(pair)
         if lang != "en":
-            c.data.streams[f"st/{lang}-en"] = defaults.stream(
-                **uris, **pieces, field="translation", measure="bleu"
-            )
+            add_translation(c, pair)
+    covost_batches(c)
+
+
+def covost_en_x(c):
+    """CoVoST v2 from English: recognition, and translation into three of its 15 languages (ours).
+    All streams read the same recordings."""
+    c.data.streams = ConfigDict({"asr/en": recognition("en_de")})
+    for pair in ("en_ca", "en_de", "en_zh-CN"):
+        add_translation(c, pair)
+    c.data.unlabelled = "covost:en_de/train"  # the recordings once
+    covost_batches(c)
+
+
+def covost_batches(c):
+    c.data.root = "/data/covost"
     c.data.buckets = (4.0, 6.0, 8.0, 12.0)
     c.data.update(batch_seconds=200.0, unlabelled_batch_seconds=400.0, labels_per_second=12.0)
+
+
+def recognition(pair):
+    """The stream of CoVoST's sentences of a pair. Training texts and references are without case
+    and punctuation (apostrophes and hyphens within words stay), and so are the hypotheses: WER is
+    that of words. Ours; the papers state no normalisation."""
+    uris = {split: f"covost:{pair}/{split}" for split in ("train", "dev", "test")}
+    normalise = ("lower", "punctuation")
+    return defaults.stream(**uris, units="unigram", vocab_size=999, normalise=normalise)
+
+
+def add_translation(c, pair, folder="", **changes):
+    """The stream st/SRC-TGT of CoVoST's translations of a pair, with case and punctuation, as BLEU
+    counts them: st/en-zh of en_zh-CN."""
+    source, target = (code.partition("-")[0] for code in pair.split("_"))
+    # ours, as M2ASR's of AISHELL: each of some thousand characters of Chinese is a piece
+    changes["vocab_size"] = 4999 if target == "zh" else 999
+    uris = {split: f"covost:{folder}{pair}/{split}" for split in ("train", "dev", "test")}
+    c.data.streams[f"st/{source}-{target}"] = defaults.stream(
+        **uris, field="translation", measure="bleu", units="unigram", **changes
+    )
+
+
+def linear(c):
+    """The paper's linear + softmax heads for translation."""
+    c.translation_head = "linear"
 
 
 def digits(c):
@@ -178,14 +246,14 @@ def digits(c):
     c.data.update(buckets=(4.0,), batch_seconds=24.0, unlabelled_batch_seconds=24.0)
     c.data.update(eval_batch_seconds=160.0, labels_per_second=12.0, num_threads=2, prefetch=8)
     set_lr(c, "cosine", 2e-3, 50)
-    in_steps(c, explore=0, joint=2400, finetune=0)
+    in_steps(c, explore=0, supervised=0, joint=2400, finetune=0)
     c.ema_decay = 0.99
     c.update(eval_every=600, save_every=600, log_every=20)
 
 
 def set_lr(c, shape, peak, warmup):
     """One schedule for the labelled losses, a constant rate for the lowest level alone."""
-    for name in ("joint", "supervised", "finetune"):
+    for name in ("supervised", "joint", "finetune"):
         c.lr[name] = defaults.schedule(shape, peak, warmup)
     for name in ("explore", "pretrain"):
         c.lr[name] = defaults.schedule("constant", peak, warmup)
@@ -208,7 +276,7 @@ def smoke(c):
     synthetic(c, "tiny")
     c.decoder.update(dim=32, layers=1, heads=2)
     c.moo.warmup = 8
-    in_steps(c, explore=8, joint=24, finetune=8)
+    in_steps(c, explore=8, supervised=8, joint=24, finetune=8)
 
 
 def overfit(c):
@@ -217,7 +285,7 @@ def overfit(c):
     synthetic(c, "overfit")
     c.method = "joint"
     c.decoder.update(dim=96, layers=2, heads=4, dropout=0.0)
-    in_steps(c, explore=0, joint=0, finetune=400)
+    in_steps(c, explore=0, supervised=0, joint=0, finetune=400)
 
 
 def synthetic(c, name):
@@ -232,7 +300,10 @@ def synthetic(c, name):
 VARIANTS = {
     **{name: variants.method(name) for name in METHODS},
     "librispeech_aishell": librispeech_aishell,
+    "librispeech_aishell_covost": librispeech_aishell_covost,
     "covost": covost,
+    "covost_en_x": covost_en_x,
+    "linear": linear,
     "digits": digits,
     "smoke": smoke,
     "overfit": overfit,

@@ -15,6 +15,8 @@ ADDED: dict[str, Any] = {
     "init_parts": ["encoder"],
     "compile_threads": 0,
     "birq.label_entropy": 0.0,
+    "translation_head": "attention",
+    "phases.supervised": 0.0,
     "moo.relative": False,
     "moo.warmup": 0,
     "moo.starved_weight": 0.0,

@@ -10,10 +10,12 @@ HOURS = {
     },
     "tedlium": {"train": 207.0, "dev": 1.6, "test": 2.6},  # release 2
     "aishell": {"train": 150.9, "dev": 18.1, "test": 10.0},
+    # with both 150 h, as BiRQ's paper has it
     "ami": {"ihm/train": 77.9, "sdm/train": 74.3},
     "yodas": {"en000": 5000.0},  # the hours that BiRQ's paper takes
     "covost": {
         **{"en_de/train": 364.0, "fr_en/train": 180.0, "de_en/train": 119.0, "es_en/train": 97.0},
+        **{"en_ca/train": 364.0, "en_zh-CN/train": 364.0},
         **{"ca_en/train": 81.0, "nl_en/train": 2.0, "mn_en/train": 3.0, "ar_en/train": 2.0},
     },
 }

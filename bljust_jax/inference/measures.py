@@ -20,18 +20,23 @@ MAX_ERROR = 0.9  # error rates above it count as equal, see `errors`
 TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char"}
 
 
+def is_translation(task: Task) -> bool:
+    """Whether a task is a translation, with either head: st/SRC-TGT."""
+    return task.name.startswith("st/")
+
+
 def check(task: Task) -> None:
     """Raises UserError if `task.measure`, which chooses the best weights, does not fit the task."""
-    known = ("wer", "cer") if task.translate is None else ("bleu",)
+    known = ("bleu",) if is_translation(task) else ("wer", "cer")
     if task.measure not in known:
-        kind = "recognition" if task.translate is None else "a translation"
+        kind = "a translation" if is_translation(task) else "recognition"
         field = f"config.data.streams.{task.stream}.measure={task.measure!r}"
         raise UserError(f"{field}: {kind} is measured by {' or '.join(known)}")
 
 
 def of(task: Task) -> Callable[[list[str], list[str]], Scores]:
     """(references, hypotheses) -> scores: `recognition` or `translation`."""
-    if task.translate is None:
+    if not is_translation(task):
         return recognition
     return functools.partial(translation, tokenize=tokenizer_for(task.stream))
 
@@ -74,7 +79,7 @@ def translation(references: list[str], hypotheses: list[str], tokenize: str = "1
 
 def signatures(task: Task) -> dict[str, str]:
     """sacreBLEU's signatures {"bleu", "chrf"}, to reproduce scores; {} for recognition."""
-    if task.translate is None:
+    if not is_translation(task):
         return {}
     from sacrebleu.metrics import BLEU, CHRF
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.monitoring.low_rows import LowRows
 
 CURE = (
     "lower the learning rate, or raise config.wav2vec2.diversity or config.birq.label_entropy; "
@@ -21,7 +22,7 @@ class CollapseAlarm:
 
     def __init__(self, share: float, rows: int, stop: bool):
         self._share, self._rows, self._stop = share, rows, stop
-        self._low: dict[str, int] = {}
+        self._low = LowRows(share, rows)
 
     def __call__(self, row: Mapping[str, Any]) -> list[str]:
         lines = []
@@ -29,16 +30,16 @@ class CollapseAlarm:
             if not (metric.startswith("codebook/") and metric.endswith("/share")):
                 continue
             name = metric.split("/")[1]
-            before = self._low.get(name, 0)
-            self._low[name] = before + 1 if value < self._share else 0
-            if self._low[name] == self._rows:
-                lines.append(
+            change = self._low.count(name, value)
+            if change == "low":
+                line = (
                     f"codebook {name} collapses: its perplexity has been under {self._share:.0%} "
                     f"of its maximum for {self._rows} rows of metrics.jsonl, {value:.1%} now: "
                     + CURE
                 )
-            elif before >= self._rows and not self._low[name]:
+                if self._stop:
+                    raise UserError(line)
+                lines.append(line)
+            elif change == "recovered":
                 lines.append(f"codebook {name} has recovered: {value:.1%} of its maximum")
-        if lines and self._stop and max(self._low.values()) >= self._rows:
-            raise UserError(lines[0])
         return lines

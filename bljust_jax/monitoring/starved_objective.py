@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.monitoring.low_rows import LowRows
 
 CURE = 'set config.moo.normalise="norm", raise config.moo.rho or lower config.moo.rate'
 PREFIX = "moo/weight/"
@@ -19,7 +20,7 @@ class StarvationAlarm:
 
     def __init__(self, weight: float, rows: int, stop: bool):
         self._weight, self._rows, self._stop = weight, rows, stop
-        self._low: dict[str, int] = {}
+        self._low = LowRows(weight, rows)
 
     @classmethod
     def of(cls, config: Any) -> "StarvationAlarm":
@@ -35,9 +36,8 @@ class StarvationAlarm:
             if not metric.startswith(PREFIX):
                 continue
             name = metric.removeprefix(PREFIX)
-            before = self._low.get(name, 0)
-            self._low[name] = before + 1 if value < self._weight else 0
-            if self._low[name] == self._rows:
+            change = self._low.count(name, value)
+            if change == "low":
                 line = (
                     f"objective {name} starves: its weight has been under {self._weight:g} for "
                     f"{self._rows} rows of metrics.jsonl, {value:.4f} now: {CURE}"
@@ -45,6 +45,6 @@ class StarvationAlarm:
                 if self._stop:
                     raise UserError(line)
                 lines.append(line)
-            elif before >= self._rows and not self._low[name]:
+            elif change == "recovered":
                 lines.append(f"objective {name} has recovered: its weight is {value:.3f}")
         return lines

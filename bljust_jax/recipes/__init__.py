@@ -37,8 +37,9 @@ class Facts(NamedTuple):
     mix: Callable[[tuple[str, ...]], Mix] | None = None
 
 
-def assumed_mix(config: Any, streams: tuple[str, ...]) -> Mix:
-    """Every bucket equally often, each stream with its `batch_seconds` of padded audio."""
+def assumed_mix(config: Any, streams: tuple[str, ...], audio: Mapping[str, float] = {}) -> Mix:
+    """Every bucket equally often; `audio`: {stream: seconds of padded audio per batch}, by default
+    its `batch_seconds`."""
     data, tables = config.data, {}
     for stream in streams:
         lengths, seconds = tuple(data.buckets), data.batch_seconds
@@ -48,6 +49,7 @@ def assumed_mix(config: Any, streams: tuple[str, ...]) -> Mix:
         elif stream in data.streams:
             lengths = tuple(data.streams[stream].buckets) or lengths
         multiple = data.rows_multiple * config.accumulate
+        seconds = audio.get(stream, seconds)
         tables[stream] = bucket_table(lengths, seconds, data.labels_per_second, multiple)
     count = max(map(len, tables.values()))
     shapes = {s: [(b.batch_size, b.seconds) for b in table] for s, table in tables.items()}

@@ -1,7 +1,7 @@
 """M2ASR and the Objective Soups: recognition and translation of many languages on one encoder.
 
 Interspeech 2024, and NeurIPS 2025 (arXiv 2508.09228). Each labelled stream is an objective,
-`asr/<lang>` (CTC) or `st/<src>-<tgt>` (an attention decoder), each with its own head; the
+`asr/<lang>` (CTC) or `st/<src>-<tgt>` (an attention decoder, or CTC), each with its own head; the
 self-supervised loss `config.ssl` reads the stream `unlabelled`. Levels, upper level first:
 
     method     joint                           weights          then, without the lowest level
@@ -10,11 +10,13 @@ self-supervised loss `config.ssl` reads the stream `unlabelled`. Levels, upper l
     vm_uas     [asr] [st] [ssl]                1, eta1, eta     finetune
     vm_usa     [st] [asr] [ssl]                1, eta1, eta     finetune
     joint      [asr, st] [ssl], fixed weights  1, constant      finetune
-    two_stage  [ssl] alone                     1                [asr, st], fixed weights; at the
-                                                                FLOPs of the others
+    two_stage  [ssl] alone                     1                [asr, st], fixed weights
+    supervised -                                                [asr, st], fixed weights
 
-with eta of vm times eta1, at most its cap. A level of several losses is combined by `config.moo`
-(MoDo or MGDA, `bilevel/levels.py`); fixed weights are equal and sum to 1.
+with eta of vm times eta1, at most its cap; all at the same FLOPs. The first four may begin with
+exploration, [ssl] alone, and with supervised training, the levels of finetune. A level of several
+losses is combined by `config.moo` (MoDo or MGDA, `bilevel/levels.py`); fixed weights are equal and
+sum to 1.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from bljust_jax.models import encoders
 from bljust_jax.recipes import Facts, assemble, head_owners, make_groups, step_flops
 from bljust_jax.tasks import recognition, translation
 
-STATIC = ("joint", "two_stage")  # methods with fixed weights
+STATIC = ("joint", "two_stage", "supervised")  # methods with fixed weights
 KINDS = {"asr": recognition.build, "st": translation.build}
 NAME = re.compile(r"asr/[^/]+|st/[^/]+-[^/]+")
 
@@ -86,26 +88,27 @@ def conflict(config: Any, shared: str, table: tuple[Phase, ...]) -> Conflict:
     """Settings of dynamic weights, computed from the gradients of the parameters whose path matches
     `shared`: the trained part of the encoder. The weights are equal in the first `moo.warmup` steps
     of the phases of `table` that have dynamic levels. Raises UserError for batches that MoDo cannot
-    halve."""
+    halve and for a rate that is not stable."""
     m, rows = config.moo, config.data.rows_multiple
     if config.method not in STATIC and m.method == "modo" and rows % 2:
         raise UserError(f"config.data.rows_multiple={rows}: MoDo halves each batch: set it to 2")
-    if m.relative and m.rate >= 2:
-        raise UserError(f"config.moo.rate={m.rate} is not stable: with relative, below 2")
     before = itertools.takewhile(lambda phase: not phase.dynamic_levels, table)
     equal_until = sum(phase.steps for phase in before) + m.warmup
-    return Conflict(
-        method=m.method,
-        rate=m.rate,
-        relative=m.relative,
-        rho=m.rho,
-        normalise=m.normalise,
-        equal_until=equal_until,
-        threshold=m.threshold if m.layers == "conflicting" else None,
-        every=m.every,
-        stacked=r"^encoder/blocks/",
-        shared=shared,
-    )
+    try:
+        return Conflict(
+            method=m.method,
+            rate=m.rate,
+            relative=m.relative,
+            rho=m.rho,
+            normalise=m.normalise,
+            equal_until=equal_until,
+            threshold=m.threshold if m.layers == "conflicting" else None,
+            every=m.every,
+            stacked=r"^encoder/blocks/",
+            shared=shared,
+        )
+    except ValueError as error:
+        raise UserError(f"config.moo: {error}") from error
 
 
 def make_phases(
@@ -116,21 +119,19 @@ def make_phases(
     heads: tuple[str, ...],
     flops: Callable[[frozenset[str]], float],
 ) -> tuple[Phase, ...]:
-    """The phases of `config.method`. An epoch is one pass of the labelled stream with most batches,
-    in exploration of the unlabelled stream. Method two_stage takes as many gradients of the
-    self-supervised loss as the others, and their total FLOPs (`flops`: losses -> mean FLOPs of a
-    step)."""
+    """The phases of `config.method`, at the same total FLOPs (`flops`: losses -> mean FLOPs of a
+    step). An epoch is one pass of the labelled stream with most batches, in exploration of the
+    unlabelled stream. Method two_stage takes as many gradients of the self-supervised loss as the
+    others."""
     epoch = max(facts.steps_per_epoch[name] for name in tasks)
-    per_step = config.phases.unit == "step"
-    explore = config.phases.explore * (1 if per_step else facts.steps_per_epoch["unlabelled"])
-    joint, finetune = (
-        config.phases[name] * (1 if per_step else epoch) for name in ("joint", "finetune")
-    )
-    lengths = {"explore": explore, "joint": joint, "finetune": finetune}
-    if config.method == "two_stage":
+    lengths = phase_lengths(config, epoch, facts.steps_per_epoch["unlabelled"])
+    if config.method in ("two_stage", "supervised"):
         alone, labelled = flops(frozenset({ssl})), flops(frozenset(tasks))
-        budget = explore * alone + joint * flops(frozenset({*tasks, ssl})) + finetune * labelled
-        pretrain = round(explore + joint)
+        shared = flops(frozenset({*tasks, ssl}))
+        costs = {"explore": alone, "supervised": labelled, "joint": shared, "finetune": labelled}
+        budget = sum(steps * costs[name] for name, steps in lengths.items())
+        first = lengths["explore"] + lengths["joint"] if config.method == "two_stage" else 0.0
+        pretrain = round(first)
         lengths = {"pretrain": pretrain, "supervised": (budget - pretrain * alone) / labelled}
     upper = upper_levels(config, tasks)
 
@@ -146,6 +147,14 @@ def make_phases(
         return weighed(config, made)
 
     return tuple(phase(name, round(n)) for name, n in lengths.items() if round(n) > 0)
+
+
+def phase_lengths(config: Any, epoch: int, unlabelled_epoch: int) -> dict[str, float]:
+    """{phase: steps} of the methods with a joint phase, in order, from steps per epoch."""
+    per_step = config.phases.unit == "step"
+    units = {"explore": unlabelled_epoch}
+    names = ("explore", "supervised", "joint", "finetune")
+    return {n: config.phases[n] * (1 if per_step else units.get(n, epoch)) for n in names}
 
 
 def upper_levels(config: Any, tasks: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

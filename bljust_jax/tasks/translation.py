@@ -1,4 +1,5 @@
-"""Speech translation by an attention decoder on an encoder: its objective and its beam search."""
+"""Speech translation on an encoder, by an attention decoder with beam search or by a linear head
+with CTC."""
 
 from functools import partial
 from typing import Any
@@ -8,11 +9,22 @@ from bljust_jax.decoding import attention_beam
 from bljust_jax.models.decoder import Decoder
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.objectives.cross_entropy import CrossEntropy
+from bljust_jax.objectives.ctc import Ctc
+from bljust_jax.tasks import recognition
 
 
-def build(config: Any, encoder: Encoder, vocab_size: int, stream: str) -> tuple[CrossEntropy, Task]:
-    """A decoder of `vocab_size` classes as `config.decoder` sets it, with the task that evaluates
-    it. Loss and task are named after the stream, "st/fr-en"."""
+def build(
+    config: Any, encoder: Encoder, vocab_size: int, stream: str
+) -> tuple[CrossEntropy | Ctc, Task]:
+    """The translation of `stream` into `vocab_size` classes, as `config.translation_head` sets it,
+    with the task that evaluates it. Loss and task are named after the stream, "st/fr-en".
+
+    attention: the decoder of `config.decoder`, trained by cross-entropy, decoded by beam search
+    linear: linear + softmax per frame (M2ASR), trained and decoded as recognition is, by CTC: its
+        order of words is that of the audio
+    """
+    if config.translation_head == "linear":
+        return recognition.build(config, encoder, vocab_size, stream)
     c = config.decoder
     fields = {name: c[name] for name in ("dim", "layers", "heads", "ff_mult", "dropout")}
     fields |= {"vocab_size": vocab_size, "memory_dim": encoder.dim, "dtype": config.model.dtype}

@@ -7,6 +7,7 @@ time on a named device. What is assumed is printed as such.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 from bljust_jax import recipes
 from bljust_jax.bilevel.types import Recipe
 from bljust_jax.common.errors import UserError, nearest, one_line
+from bljust_jax.data.batch_plan import shares
 from bljust_jax.data.published_hours import published_hours
 from bljust_jax.data.sources import hours, open_source
 from bljust_jax.data.streams import LABELLED, UNLABELLED
@@ -82,16 +84,19 @@ def assume(config: Any) -> Assumed:
     labelled = {name: stream.train for name, stream in data.streams.items()}
     labelled = labelled or {LABELLED: data.train}
     uris = dict.fromkeys("+".join(dict.fromkeys(labelled.values())).split("+"))
+    sources = {n: find_hours(uri, data.root) for n, uri in labelled.items()}
+    sizes_in_hours = [found * data.labelled_fraction for found, _ in sources.values()]
+    parts = shares(sizes_in_hours, data.temperature) * len(sources) * data.batch_seconds
+    audio = dict(zip(sources, parts.tolist(), strict=True))
+    audio[UNLABELLED] = data.unlabelled_batch_seconds or data.batch_seconds
+    sources[UNLABELLED] = find_hours(data.unlabelled or "+".join(uris), data.root)
     per_epoch = {}
-    for name, uri in (labelled | {UNLABELLED: data.unlabelled or "+".join(uris)}).items():
-        found, origin = find_hours(uri, data.root)
+    for name, (found, origin) in sources.items():
         found *= data.labelled_fraction if name in labelled else 1.0
-        seconds = data.batch_seconds
-        if name == UNLABELLED:
-            seconds = data.unlabelled_batch_seconds or seconds
-        per_epoch[name] = max(1, round(3600 * found / seconds))
+        per_epoch[name] = max(1, round(3600 * found / audio[name]))
         lines.append(f"{name}: {found:.4g} h, {per_epoch[name]} steps per epoch ({origin})")
-    return Assumed(recipes.Facts(sizes, per_epoch), lines)
+    mix = functools.partial(recipes.assumed_mix, config, audio=audio)
+    return Assumed(recipes.Facts(sizes, per_epoch, mix), lines)
 
 
 def find_hours(uri: str, root: str) -> tuple[float, str]:

@@ -8,7 +8,7 @@ from bljust_jax.common.config_schema.field import Field
 METHODS = {
     "bljust": ("bljust", "ptft", "supervised", "weighted_sum", "alternating"),
     "birq": ("birq", "best_rq", "relabel", "supervised"),
-    "m2asr": ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage"),
+    "m2asr": ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage", "supervised"),
 }
 UNIT = ("step", "epoch")
 PACKAGE = pathlib.Path(__file__).resolve().parents[2]
@@ -31,6 +31,7 @@ CONFIG = {
     "init_parts": Field(tuple, "parts taken from init_from: encoder, heads by name, or all"),
     "init_from_pickle": Field(bool, "accept pytorch_model.bin, which can run code when it is read"),
     "teacher_from": Field(str, "workdir of the finished run that labels (method relabel)"),
+    "translation_head": Field(str, "attention decoder, or linear + CTC", ("attention", "linear")),
     "variant": Field(str, "the text after the colon of --config"),
     "seed": Field(int, "seed of parameters, data order, masks and dropout", r.AT_LEAST_0),
     "gradients": Field(str, "one backward pass per loss, or one for all", ("separate", "fused")),
@@ -58,7 +59,7 @@ PHASES = {
     "joint": Field(float, "length of the phase of all levels", r.AT_LEAST_0),
     "finetune": Field(float, "length of the last phase, labelled losses alone", r.AT_LEAST_0),
     "pretrain": Field(float, "length of self-supervised pre-training", r.AT_LEAST_0),
-    "supervised": Field(float, "length of method supervised", r.AT_LEAST_0),
+    "supervised": Field(float, "length of method supervised, or before joint", r.AT_LEAST_0),
     "explore_when": Field(str, "before, or spread over joint", ("once", "every_epoch")),
     "turn": Field(int, "steps per turn of method alternating", r.AT_LEAST_1),
 }
