@@ -45,8 +45,13 @@ def evaluate(args: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def evaluate_recognition(run: TrainedRun, args: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Scores of the best path and of beam search, with a language model if one is given."""
+    """Scores of CTC's best path and of its beam search, with a language model if one is given; of
+    recognition, or of a translation by a linear head."""
     task, lm = run.task, None
+    if args.tune and measures.is_translation(task):
+        raise UserError(
+            f"--tune minimises WER, and {task.name} is measured by BLEU: give --alpha and --beta"
+        )
     width = WIDTH if args.beam is None else args.beam
     splits = run.load_split(args.split, args.data)
     if args.lm:
@@ -85,6 +90,8 @@ def evaluate_recognition(run: TrainedRun, args: argparse.Namespace, log: Log) ->
     if lm is not None:
         found |= {"alpha": args.alpha, "beta": args.beta, "lm_over": args.lm_over}
     write_both(args, task, "best_path", plain, result)
+    if signatures := measures.signatures(task):
+        found["signatures"] = signatures
     return found | {"best_path": plain.scores, "beam_search": result.scores}
 
 

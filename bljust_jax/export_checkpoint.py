@@ -40,8 +40,10 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     run = load_trained_run(args.workdir, in_float32).select_task(args.task)
     if run.task.translate:
         raise UserError(
-            f"{run.task.name} is a translation, and what is exported is a recognizer: give "
-            "--task of recognition, such as asr/en"
+            f"{run.task.name} is a translation by an attention decoder, which "
+            f"{torch_folder.MODELING} lacks: give --task of recognition, such as asr/en; another "
+            f"run starts from it by --config.init_from={args.workdir} "
+            f"--config.init_parts=encoder,{run.task.head}"
         )
     enable_compile_cache(run.config.compile_cache)
     name, reasons = hf_folder.architecture(run.config, pretraining=args.pretraining)

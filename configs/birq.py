@@ -116,8 +116,8 @@ def yodas(c):
 
 def microphones(c, corpus):
     """Splits of AMI with the individual headsets (ihm) and the single distant microphone (sdm) of
-    each meeting, as separate utterances: 150 h of training audio, the paper's. Scores are given for
-    both together, which choose the best weights, and for each."""
+    each meeting, as separate utterances: 150 h of training audio, the paper's. The WER of both
+    chooses the best weights; test/eval/wer is of headsets, test/eval-2/wer of the distant one."""
     c.data.unlabelled = ""
     for split, name in (("train", "train"), ("dev", "dev"), ("test", "eval")):
         c.data[split] = "+".join(f"{corpus}{mic}/{name}" for mic in ("ihm", "sdm"))

@@ -97,10 +97,10 @@ def fields(c):
     # the weight of the lowest level is min(cap, eta1 eta)
     c.task_penalty = ConfigDict({"start": 0.1, "slope": 0.02, "cap": 1.5})
 
-    # head of each translation: "attention", the decoder below: the scripts of Objective Soups;
-    # "linear", linear + softmax: M2ASR's paper; its loss and decoding, CTC's, are ours
-    c.translation_head = "attention"
-    c.decoder = ConfigDict()  # attention decoder of translations
+    c.decoder = ConfigDict()  # head of translations; the fields below are of "attention"
+    # "attention", a decoder: the scripts of Objective Soups; "linear", linear + softmax: M2ASR's
+    # paper; its loss and decoding, CTC's, are ours
+    c.decoder.kind = "attention"
     c.decoder.dim = 512  # width of the blocks
     c.decoder.layers = 3  # number of blocks: the scripts
     c.decoder.heads = 8  # attention heads: the scripts
@@ -214,7 +214,7 @@ def add_translation(c, pair, folder="", **changes):
 
 def linear(c):
     """The paper's linear + softmax heads for translation."""
-    c.translation_head = "linear"
+    c.decoder.kind = "linear"
 
 
 def digits(c):
@@ -276,7 +276,8 @@ def smoke(c):
     synthetic(c, "tiny")
     c.decoder.update(dim=32, layers=1, heads=2)
     c.moo.warmup = 8
-    in_steps(c, explore=8, supervised=8, joint=24, finetune=8)
+    supervised = 8 if c.phases.supervised else 0  # another program to compile
+    in_steps(c, explore=8, supervised=supervised, joint=24, finetune=8)
 
 
 def overfit(c):

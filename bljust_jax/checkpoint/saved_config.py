@@ -15,20 +15,22 @@ ADDED: dict[str, Any] = {
     "init_parts": ["encoder"],
     "compile_threads": 0,
     "birq.label_entropy": 0.0,
-    "translation_head": "attention",
-    "phases.supervised": 0.0,
+    "decoder.kind": "attention",
     "moo.relative": False,
     "moo.warmup": 0,
     "moo.starved_weight": 0.0,
     "moo.starved_rows": 1,
     "moo.starved_stop": False,
 }
+# {recipe: {field: its default}} of fields that other recipes lack in a group that all have.
+ADDED_TO = {"m2asr": {"phases.supervised": 0.0}}
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The nested fields of a config.json, with those of `ADDED` that a group of it lacks."""
+    """The nested fields of a config.json, with those of `ADDED` and of `ADDED_TO` that a group of
+    it lacks."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    for field, default in ADDED.items():
+    for field, default in _added(config).items():
         *groups, name = field.split(".")
         node = config
         for group in groups:
@@ -41,14 +43,21 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 def added_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """{field: default} of the fields of `new` that `old` lacks, both flat ({"model.dim": 256}).
 
-    The default is that of `ADDED`, else the value in `new`. Fields of a data stream that `old`
-    lacks are excluded: a new stream is another config.
+    The default is that of `ADDED` or `ADDED_TO`, else the value in `new`. Fields of a data stream
+    that `old` lacks are excluded: a new stream is another config.
     """
+    known = _added(new)
     return {
-        field: ADDED.get(field, value)
+        field: known.get(field, value)
         for field, value in new.items()
         if field not in old and not _is_of_new_stream(field, old)
     }
+
+
+def _added(config: Any) -> dict[str, Any]:
+    """{field: default} of the recipe of a config."""
+    recipe = config.get("recipe", "") if isinstance(config, dict) else ""
+    return ADDED | ADDED_TO.get(recipe, {})
 
 
 def _is_of_new_stream(field: str, old: dict[str, Any]) -> bool:

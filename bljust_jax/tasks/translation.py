@@ -16,14 +16,14 @@ from bljust_jax.tasks import recognition
 def build(
     config: Any, encoder: Encoder, vocab_size: int, stream: str
 ) -> tuple[CrossEntropy | Ctc, Task]:
-    """The translation of `stream` into `vocab_size` classes, as `config.translation_head` sets it,
+    """The translation of `stream` into `vocab_size` classes, as `config.decoder.kind` sets it,
     with the task that evaluates it. Loss and task are named after the stream, "st/fr-en".
 
     attention: the decoder of `config.decoder`, trained by cross-entropy, decoded by beam search
     linear: linear + softmax per frame (M2ASR), trained and decoded as recognition is, by CTC: its
         order of words is that of the audio
     """
-    if config.translation_head == "linear":
+    if config.decoder.kind == "linear":
         return recognition.build(config, encoder, vocab_size, stream)
     c = config.decoder
     fields = {name: c[name] for name in ("dim", "layers", "heads", "ff_mult", "dropout")}

@@ -22,6 +22,7 @@ from bljust_jax.common.trees import named_leaves
 from bljust_jax.data.tokenizer import Tokenizer
 from bljust_jax.export import hf_tokenizer, pretrained, tensors, torch_folder
 from bljust_jax.inference import trained_run
+from bljust_jax.inference.trained_run import CTC_HEAD
 from bljust_jax.models.subsampling import FACTORS
 from bljust_jax.objectives import is_pretrained
 
@@ -186,6 +187,7 @@ def take(
     head of other units; other sizes.
     """
     found, completed = _complete(source, state)
+    found = _under_its_name(found, config, recipe)
     units = {task.head: tokenizers[task.stream] for task in recipe.tasks}
     trained = frozenset().union(*(recipe.active_groups(phase) for phase in recipe.phases))
     taken, lines = _choose(config, found, units, _ordered(state.params), trained)
@@ -210,6 +212,21 @@ def _complete(source: Source, state: TrainState) -> tuple[Source, list[str]]:
     encoder = {**theirs, "masked_embedding": own["masked_embedding"]}
     lines = ["init_from: no embedding of masked frames there, it is initialised"]
     return source._replace(params={**source.params, "encoder": encoder}), lines
+
+
+def _under_its_name(source: Source, config: Any, recipe: Recipe) -> Source:
+    """The source with the CTC head of its only task, as exports have it, under the name of the CTC
+    head that `config.init_parts` names: that of asr/en, or of a translation by a linear head."""
+    ours = {task.head for task in recipe.tasks if task.predict}
+    lacking = (ours & set(config.init_parts)) - source.params.keys()
+    if CTC_HEAD not in source.params or CTC_HEAD in ours or len(lacking) != 1:
+        return source
+    (name,) = lacking
+    params, units = (
+        {name if key == CTC_HEAD else key: value for key, value in tree.items()}
+        for tree in (source.params, source.units)
+    )
+    return source._replace(params=params, units=units)
 
 
 def _choose(

@@ -68,3 +68,16 @@ def test_a_config_is_read_with_the_defaults_of_added_fields(workdir, monkeypatch
     fields = saved_config.read_config(folder / "config.json")
     assert (fields["optim"]["b2"], fields["optim"]["b3"]) == (0.98, 1)
     assert "none" not in fields
+
+
+def test_a_field_that_one_recipe_has_is_added_to_its_configs_alone(workdir):
+    """`phases.supervised` of M2ASR; BL-JUST has no such field."""
+    config = m2asr.get_config("smoke")
+    folder = workdir(config, "phases.supervised", "decoder.kind")
+    check_config(config, folder)
+    assert saved_config.read_config(folder / "config.json")["phases"]["supervised"] == 0.0
+    config.phases.supervised = 8.0
+    with pytest.raises(UserError, match=r"another config \(phases.supervised 0.0 -> 8.0\)"):
+        check_config(config, folder)
+    folder = workdir(quickstart.get_config("smoke"))
+    assert "supervised" not in saved_config.read_config(folder / "config.json")["phases"]

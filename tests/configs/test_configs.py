@@ -4,7 +4,11 @@ import pytest
 
 from bljust_jax import recipes
 from bljust_jax.common.errors import UserError
-from configs import defaults, manifest, wav2vec2_just
+from bljust_jax.data.normalise import make
+from bljust_jax.data.published_hours import published_hours
+from bljust_jax.train import dry_run
+from configs import birq, defaults, m2asr, manifest, wav2vec2_just
+from tests.helpers import shipped
 from tests.helpers.systems import FACTS
 
 
@@ -35,3 +39,45 @@ def test_translations_keep_their_capitals_and_transcripts_do_not():
     assert defaults.stream("x.jsonl", field="translation").text.normalise == ("invisible",)
     lower = defaults.stream("x.jsonl", field="translation", normalise=("lower",))
     assert lower.text.normalise == ("lower",)
+
+
+def test_recognition_on_covost_is_scored_without_punctuation():
+    """Law over all configs: the sentences of Common Voice have punctuation, which is not spoken.
+    Training texts and references pass the same steps. Translations keep it, as BLEU counts it."""
+    seen = set()
+    for module, variant in shipped.names():
+        data = shipped.config(module, variant).data
+        for name, stream in [*data.streams.items(), ("labelled", data)]:
+            if "covost:" in stream.train:
+                translation = stream.get("field") == "translation"
+                spelled = "Who, me? It's 5 o'clock." if translation else "who me it's 5 o'clock"
+                assert make(stream.text.normalise)("Who, me? It's 5 o'clock.") == spelled
+                seen.add(name.partition("/")[0])
+    assert seen == {"asr", "st", "labelled"}
+
+
+@pytest.mark.parametrize("variant", ["ami", "yodas"])
+def test_birq_reads_both_microphones_of_ami(variant):
+    """150 h of training audio: the paper."""
+    data = birq.get_config(variant).data
+    for split in ("train", "dev", "test"):
+        assert [uri.split("/")[-2].rpartition(":")[2] for uri in data[split].split("+")] == [
+            "ihm",
+            "sdm",
+        ]
+    assert published_hours(data.train) == pytest.approx(150, rel=0.02)
+
+
+def test_sources_of_m2asr_have_published_hours():
+    """A dry run of its corpora assumes no length of a source."""
+    for variant in ("librispeech_aishell", "librispeech_aishell_covost", "covost", "covost_en_x"):
+        for stream in shipped.config(m2asr, variant).data.streams.values():
+            assert published_hours(stream.train) > 100 or variant == "covost"
+
+
+def test_an_epoch_of_the_joined_corpora_is_one_pass_of_each():
+    """Batches by size, so the streams have equally many."""
+    facts = dry_run.assume(shipped.config(m2asr, "librispeech_aishell_covost")).facts
+    labelled = [n for name, n in facts.steps_per_epoch.items() if name != "unlabelled"]
+    assert len(labelled) == 4
+    assert max(labelled) <= 1.001 * min(labelled)

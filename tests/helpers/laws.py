@@ -21,7 +21,7 @@ def cases():
         model = config_for(name).model.to_json()
         for objective in build(name).objectives:
             kind = objective.name.partition("/")[0].replace("asr", "ctc")
-            found.setdefault((model, kind), (name, objective.name))
+            found.setdefault((model, kind, type(objective)), (name, objective.name))
     nightly = ("lstm", "parakeet")
     return [
         pytest.param(*case, marks=pytest.mark.slow if case[0] in nightly else ())

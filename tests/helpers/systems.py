@@ -31,7 +31,15 @@ CONFIGS = {
     "birq": lambda: birq.get_config("smoke"),
     "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
     "m2asr": lambda: m2asr.get_config("digits,smoke"),
+    "m2asr_linear": lambda: linear(m2asr.get_config("digits,linear,smoke")),
 }
+
+
+def linear(config):
+    """One recognition and one translation by a linear head."""
+    for name in ("asr/ar", "st/ar-en"):
+        del config.data.streams[name]
+    return config
 
 
 def windowed(config):

@@ -29,7 +29,7 @@ from tests.helpers.systems import (
 
 ROWS = 8
 # These add an encoder or a loss to what the others show of the mesh.
-COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "birq", "m2asr")
+COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "birq", "m2asr", "m2asr_linear")
 
 
 @functools.cache

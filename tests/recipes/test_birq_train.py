@@ -17,6 +17,9 @@ def small(**fields):
     config.data.update(unlabelled_batch_seconds=16.0)
     config.update(eval_every=1000, save_every=1000, log_every=20, compile_cache="")
     config.mesh.data = 1
+    # a batch has about 26 masked frames, so one code is 4 % of the most: the default share, 5 %,
+    # would be 1.3 codes
+    config.collapse.share = 0.25
     config.birq.update(**fields)
     return config
 

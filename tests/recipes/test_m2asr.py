@@ -13,6 +13,9 @@ from bljust_jax.bilevel.multi_objective import level_name
 from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
 from bljust_jax.common import trees
 from bljust_jax.common.errors import UserError
+from bljust_jax.inference import measures
+from bljust_jax.objectives import ctc
+from bljust_jax.recipes import m2asr as m2asr_recipe
 from configs import m2asr
 from tests.helpers import toy
 from tests.helpers.systems import FACTS, all_streams, config_for
@@ -20,9 +23,10 @@ from tests.helpers.systems import FACTS, all_streams, config_for
 ASR, ST, SSL = ("asr/ar", "asr/en"), ("st/ar-en",), ("cpc",)
 
 
-def small(preset, **moo):
+def small(preset, head="attention", **moo):
     config = config_for("m2asr")
-    config.method = preset
+    config.method, config.decoder.kind = preset, head
+    config.phases.supervised = 8.0
     del config.data.streams["st/en-ar"]
     config.moo.update(**moo)
     config.specaugment.update(freq_masks=0, time_masks=0)
@@ -71,10 +75,13 @@ def assert_same(one, other):
 )
 def test_the_levels_of_each_method(method, levels, combine):
     phases = {p.name: p for p in build(small(method)).phases}
+    assert list(phases) == ["explore", "supervised", "joint", "finetune"]
     assert phases["explore"].levels == (SSL,)
     assert phases["joint"].levels == levels
     assert phases["joint"].combine == combine
-    assert phases["finetune"].levels == (levels[0:-1] if method != "vs" else (ASR + ST,))
+    for name in ("supervised", "finetune"):
+        assert phases[name].levels == (levels[0:-1] if method != "vs" else (ASR + ST,))
+        assert phases[name].combine == (combine[0:-1] if method != "vs" else combine)
     for phase in phases.values():
         assert len(phase.weights(0)) == len(phase.levels) == len(phase.combine)
 
@@ -89,6 +96,62 @@ def test_two_stage_training_takes_as_many_gradients():
     assert gradients(ours) == gradients(theirs)
     assert [p.levels for p in theirs.phases] == [(SSL,), (ASR + ST,)]
     assert theirs.phases[1].inner == dict.fromkeys(ASR + ST, 1 / 3)
+
+
+def test_conventional_multilingual_training_has_no_self_supervised_loss():
+    """All streams at equal fixed weights, at the FLOPs of the others, whose labelled losses it
+    takes in every step."""
+    ours, theirs = (build(small(method)) for method in ("supervised", "vc"))
+    (phase,) = ours.phases
+    assert (phase.name, phase.levels, phase.combine) == ("supervised", (ASR + ST,), ("sum",))
+    assert phase.inner == dict.fromkeys(ASR + ST, 1 / 3)
+    assert not {o.name for o in ours.active(phase)} & set(SSL)
+
+    def total(recipe, config):
+        spent = recipes.step_flops(config, FACTS, recipe.objectives)
+        return sum(p.steps * spent(p.losses) for p in recipe.phases)
+
+    config = small("vc")
+    assert total(ours, config) == pytest.approx(total(theirs, config), rel=0.02)
+    assert phase.steps > sum(p.steps for p in theirs.phases if p.losses & set(ASR))
+
+
+def test_dynamic_weights_are_equal_at_the_start_of_the_supervised_phase():
+    config = small("vc")
+    table = build(config).phases
+    before = sum(p.steps for p in table[:1])
+    assert [p.name for p in table[:2]] == ["explore", "supervised"]
+    assert (
+        m2asr_recipe.conflict(config, "^encoder/", table).equal_until == before + config.moo.warmup
+    )
+
+
+def test_a_linear_head_translates_by_ctc():
+    """Linear + softmax on the encoder's output: recognition's objective, measured by BLEU."""
+    config = small("vc")
+    config.decoder.kind = "linear"
+    recipe = build(config)
+    objective = next(o for o in recipe.objectives if o.name == "st/ar-en")
+    task = next(t for t in recipe.tasks if t.name == "st/ar-en")
+    assert isinstance(objective, ctc.Ctc)
+    assert (task.measure, task.translate, task.head) == ("bleu", None, "st_ar-en_head")
+    measures.check(task)
+    shapes = jax.eval_shape(lambda: recipe.init(jax.random.key(0)))[0]
+    assert {k: v.shape for k, v in shapes["st_ar-en_head"].items()} == {
+        "kernel": (config.model.dim, FACTS.vocab_sizes["st/ar-en"]),
+        "bias": (FACTS.vocab_sizes["st/ar-en"],),
+    }
+    _, means, _ = moved("vc", head="linear")
+    assert np.isfinite(means["train/st/ar-en/loss"])
+    check_logged(means, (*ASR, *ST))
+
+
+def test_a_rate_of_weights_that_is_not_stable_is_refused():
+    config = small("vc", rate=2.0)
+    with pytest.raises(UserError, match=r"config\.moo: rate=2\.0 .* not stable"):
+        build(config)
+    config.moo.relative = False
+    build(config)
 
 
 def test_penalties_rise_from_the_start_to_their_caps():

@@ -67,10 +67,13 @@ def make_config(folder):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    return save_first_step(folder, make_config(folder))
+
+
+def save_first_step(folder, config):
     """What training leaves of a run of three tasks, with the weights of its first step and with
     training data that are gone."""
-    folder = tmp_path_factory.mktemp("tasks")
-    config = make_config(folder)
     units = {name: CharTokenizer(symbols, ("lower",)) for name, symbols in SYMBOLS.items()}
     tokenizer_files.save(folder, units)
     sizes = {name: tokenizer.vocab_size for name, tokenizer in units.items()}
@@ -199,6 +202,48 @@ def test_a_recognition_task_is_exported(workdir, tmp_path, capsys):
     assert f"- data.dev: `{workdir}/dev.jsonl`" in card
 
 
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    """As `workdir`, of translations by a linear head."""
+    folder = tmp_path_factory.mktemp("linear")
+    config = make_config(folder)
+    config.decoder.kind = "linear"
+    return save_first_step(folder, config)
+
+
+def test_a_translation_by_a_linear_head_is_decoded_as_ctc_and_scored_by_bleu(linear, capsys):
+    flags = [f"--workdir={linear}", "--task=st/ar-en", "--beam=1", "--json"]
+    code, (line,), _ = run(evaluate_command, capsys, *flags)
+    found = json.loads(line)
+    assert code == 0
+    samples = read_samples(linear / "samples" / "dev-st_ar-en-beam.jsonl")
+    assert samples[0]["reference"] == first_of_dev(linear).translation.lower()
+    for search, column in (("best_path", "best_path"), ("beam_search", "hypothesis")):
+        expected = measures.translation(
+            [s["reference"] for s in samples], [s[column] for s in samples]
+        )
+        own = {f"dev/st/ar-en/{k}": v for k, v in expected.items()}
+        assert own.items() <= found[search].items()
+    assert any(s["hypothesis"] for s in samples)
+    assert found["signatures"] == measures.signatures(st("st/ar-en"))
+    assert "dev/st/ar-en/wer" not in found["best_path"]
+    flags[2:] = ["--lm=x.arpa", "--tune"]
+    code, _, err = run(evaluate_command, capsys, *flags)
+    assert (code, err[-1]) == (
+        2,
+        "error: --tune minimises WER, and st/ar-en is measured by BLEU: give --alpha and --beta",
+    )
+
+
+def test_a_translation_by_a_linear_head_is_exported(linear, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = [f"--workdir={linear}", f"--out={out}", "--unchecked", "--task=st/ar-en"]
+    code, _, _ = run(export_checkpoint, capsys, *flags)
+    assert code == 0
+    tokens = json.loads((out / "config.json").read_text())["tokens"]
+    assert tokens == ["", *SYMBOLS["st/ar-en"]]
+
+
 def test_a_language_model_is_of_one_task_s_units(workdir, tmp_path, capsys):
     texts = tmp_path / "texts"
     texts.write_text("Öl und Äpfel\n")
@@ -217,7 +262,7 @@ MISTAKES = {
     "tuning": ("evaluate", ["--task=st/ar-en", "--lm=x", "--tune"], "is of recognition"),
     "hypotheses": ("evaluate", ["--task=st/ar-en", "--nbest=2"], "--nbest is of recognition"),
     "test": ("evaluate", ["--task=asr/en", "--split=test"], "config.data.streams.asr/en.test"),
-    "export": ("export", ["--task=st/ar-en"], "st/ar-en is a translation"),
+    "export": ("export", ["--task=st/ar-en"], "--config.init_parts=encoder,st_ar-en_head"),
     "units": ("ngram", [], "choose one with --task, of asr/ar, asr/en, st/ar-en"),
     "texts": ("transcribe", ["--task=st/ar-en", "--lm=x.arpa", "a.wav"], "--lm is of recognition"),
     "window": ("transcribe", ["--task=st/ar-en", "--window=0.01", "a.wav"], "at least 0.1 s"),

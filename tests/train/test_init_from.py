@@ -208,6 +208,34 @@ def test_a_run_of_several_tasks_gives_its_heads_by_name(tmp_path):
         start(tmp_path, config, ("encoder", *heads), other)
 
 
+@pytest.mark.parametrize("task", ["asr/en", "st/ar-en"])
+def test_the_export_of_a_task_gives_its_head_back_under_its_name(task, tmp_path):
+    """To the run of several tasks that it is of, with the same units, and to a run of one; a
+    translation by a linear head as recognition."""
+    config = m2asr.get_config("digits,linear,smoke")
+    units = dict.fromkeys(config.data.streams, CharTokenizer(" ab", ()))
+    best, _ = save_run(tmp_path / "run", config, units)
+    out, head = tmp_path / "out", f"{task.replace('/', '_')}_head"
+    command = [f"--workdir={tmp_path / 'run'}", f"--task={task}", f"--out={out}", "--unchecked"]
+    assert export_checkpoint.main(command) == 0
+    state, lines = start(out, config, ("encoder", head), units)
+    for part in ("encoder", head):
+        assert_equal(state.params[part], best.params[part])
+    assert f", {head} " in lines[0]
+    assert is_initialised(state, config, "asr_ar_head", units)
+    other = {**units, task: CharTokenizer(" ac", ())}
+    with pytest.raises(UserError, match=rf"{head} of .* has other units than this run"):
+        start(out, config, ("encoder", head), other)
+    with pytest.raises(
+        UserError, match=r"lacks asr_ar_head, asr_en_head, it has enc"
+    ):
+        start(out, config, ("encoder", "asr_ar_head", "asr_en_head"), units)
+    one = runs.make_config(lambda c: c.update(encoder=config.encoder, model=config.model))
+    one.features = config.features
+    state, _ = start(out, one, ("encoder", "ctc_head"), {"labelled": CharTokenizer(" ab", ())})
+    assert_equal(state.params["ctc_head"], best.params[head])
+
+
 def test_what_a_run_cannot_give_is_refused_in_one_line(tmp_path):
     config = runs.make_config(runs.plain)
     save_run(tmp_path / "run", config, ONE, steps=(3, 5))

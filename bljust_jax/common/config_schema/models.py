@@ -72,8 +72,9 @@ CNN_RNN = {
 }
 MODEL = ALL_ENCODERS | TRANSFORMERS | CONFORMER | WAV2VEC2 | CNN_RNN
 
-# The attention decoder of speech translation.
+# The head of speech translation; all but `kind` are of the attention decoder.
 DECODER = {
+    "kind": Field(str, "attention decoder, or linear + softmax", ("attention", "linear")),
     "dim": Field(int, "width of the blocks", r.AT_LEAST_1),
     "layers": Field(int, "number of blocks", r.AT_LEAST_1),
     "heads": Field(int, "attention heads", r.AT_LEAST_1),

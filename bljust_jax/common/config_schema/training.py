@@ -31,7 +31,6 @@ CONFIG = {
     "init_parts": Field(tuple, "parts taken from init_from: encoder, heads by name, or all"),
     "init_from_pickle": Field(bool, "accept pytorch_model.bin, which can run code when it is read"),
     "teacher_from": Field(str, "workdir of the finished run that labels (method relabel)"),
-    "translation_head": Field(str, "attention decoder, or linear + CTC", ("attention", "linear")),
     "variant": Field(str, "the text after the colon of --config"),
     "seed": Field(int, "seed of parameters, data order, masks and dropout", r.AT_LEAST_0),
     "gradients": Field(str, "one backward pass per loss, or one for all", ("separate", "fused")),

@@ -88,7 +88,8 @@ def test_the_distant_microphone_has_all_speakers(tmp_path):
     ]
     assert {u.path for u in found} == {str(tmp_path / "ES2002a/audio/ES2002a.Array1-01.wav")}
     both = open_source(f"ami:{tmp_path}/ihm/train+ami:{tmp_path}/sdm/train")
-    assert len(both) == 12
+    assert len({u.id for u in both}) == 12
+    assert {(u.part, u.id.split("-")[2]) for u in both} == {("train", "ihm"), ("train-2", "sdm")}
 
 
 def test_splits_are_the_official_sessions(tmp_path):
