@@ -226,9 +226,7 @@ def test_the_export_of_a_task_gives_its_head_back_under_its_name(task, tmp_path)
     other = {**units, task: CharTokenizer(" ac", ())}
     with pytest.raises(UserError, match=rf"{head} of .* has other units than this run"):
         start(out, config, ("encoder", head), other)
-    with pytest.raises(
-        UserError, match=r"lacks asr_ar_head, asr_en_head, it has enc"
-    ):
+    with pytest.raises(UserError, match=r"lacks asr_ar_head, asr_en_head, it has enc"):
         start(out, config, ("encoder", "asr_ar_head", "asr_en_head"), units)
     one = runs.make_config(lambda c: c.update(encoder=config.encoder, model=config.model))
     one.features = config.features
