@@ -169,6 +169,7 @@ def write_card(
         architecture=architecture,
         certificate=certificate.describe() if certificate else "Not checked",
         batched=batched,
+        task=run.task.name,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 

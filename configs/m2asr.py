@@ -46,8 +46,9 @@ in the authors' code: in UAS the recognition losses have no penalty.
 Cost, estimated from FLOPs of the encoder (58.2 M parameters), not measured. A joint step takes one
 gradient per objective, 15.7 GFLOP per second of audio: for `librispeech_aishell` three, 5.1 EFLOP
 for 200 epochs of AISHELL's 150 h and as much of the other two, 4 hours of arithmetic on one H200 at
-35 % of its 989 TFLOP/s. Memory: the gradients of all objectives of a level are kept until their
-weights are known, 222 MiB per tree, two trees per objective with MoDo, sharded like the parameters.
+35 % of its 989 TFLOP/s. `librispeech_aishell_covost` has five, 14 EFLOP, 11 hours. Memory: the
+gradients of all objectives of a level are kept until their weights are known, 222 MiB per tree, two
+trees per objective with MoDo, sharded like the parameters.
 
 Expected scores, the papers', not reproduced by us: M2ASR 7.3 % WER on LibriSpeech and 6.2 % CER on
 AISHELL-1 (100 h + 178 h; conventional multilingual training 11.8 and 10.2), as reported in a later

@@ -47,12 +47,13 @@ def text(
     architecture: str,
     certificate: str,
     batched: bool,
+    task: str = "",
 ) -> str:
     """The card: YAML head, use, data, scores, command, parity certificate.
 
     config: of the run; final: its last metrics, {} if unfinished; about: run.json or {}; step: of
     the checkpoint; architecture: class or file written; certificate: a sentence; batched: whether
-    padding in a batch changes no logit.
+    padding in a batch changes no logit; task: its name, "" for the only one.
     """
     data = config.data
     tags = ["automatic-speech-recognition", "ctc", "jax", "bljust_jax"]
@@ -60,6 +61,8 @@ def text(
     library = "pytorch" if architecture == "modeling.py" else "transformers"
     transcribes = architecture != "Wav2Vec2ForPreTraining"
     purpose = "speech to text of audio" if transcribes else "to be fine-tuned for audio"
+    if task.startswith("st/"):
+        purpose = f"translation ({task.removeprefix('st/')}) of audio"
     head = ["pipeline_tag: automatic-speech-recognition"] if transcribes else []
     head = [f"library_name: {library}", *head, "tags:", *(f"- {tag}" for tag in tags)]
     named = [name for name in ("train", "unlabelled", "dev", "test") if data[name]]

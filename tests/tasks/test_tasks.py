@@ -242,6 +242,7 @@ def test_a_translation_by_a_linear_head_is_exported(linear, tmp_path, capsys):
     assert code == 0
     tokens = json.loads((out / "config.json").read_text())["tokens"]
     assert tokens == ["", *SYMBOLS["st/ar-en"]]
+    assert "Intended use: translation (ar-en) of audio" in (out / "README.md").read_text()
 
 
 def test_a_language_model_is_of_one_task_s_units(workdir, tmp_path, capsys):
