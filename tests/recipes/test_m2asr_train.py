@@ -1,5 +1,7 @@
 """Every preset of configs/m2asr.py, shrunk, through the whole loop."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from configs import m2asr
 
-LEVELS = {"vs": 0, "vc": 1, "vm_uas": 2, "vm_usa": 2, "joint": 1, "two_stage": 0}
+LEVELS = {"vs": 0, "vc": 1, "vm_uas": 2, "vm_usa": 2, "joint": 1, "two_stage": 0, "supervised": 0}
 
 
 @pytest.mark.slow
@@ -22,8 +24,12 @@ def test_preset_trains(method, tmp_path):
     final = loop.run(config, tmp_path)
     rows = metrics.read(tmp_path / "metrics.jsonl")
     tasks = tuple(config.data.streams)
-    assert all(final[f"compute/updates/{task}"] == 10 for task in tasks)
-    assert final["compute/updates/cpc"] == 8
+    if method == "supervised":  # more gradients of the labelled losses for the same FLOPs
+        assert "compute/updates/cpc" not in final
+        assert all(10 < final[f"compute/updates/{task}"] < 13 for task in tasks)
+    else:
+        assert all(final[f"compute/updates/{task}"] == 10 for task in tasks)
+        assert final["compute/updates/cpc"] == 8
     for task in tasks:
         measure = config.data.streams[task].measure
         assert np.isfinite(final[f"dev/{task}/{measure}"])
@@ -33,8 +39,30 @@ def test_preset_trains(method, tmp_path):
         assert penalties
         assert penalties == sorted(penalties)
     weighed = [r for r in rows if "moo/weight/asr/ar" in r]
-    assert bool(weighed) == (method not in ("joint", "two_stage"))
+    assert bool(weighed) == (method not in ("joint", "two_stage", "supervised"))
     for row in weighed:
         assert row["moo/weight/asr/ar"] + row["moo/weight/asr/en"] <= 1 + 1e-5
     pictures = {p.name for p in (tmp_path / "plots").iterdir()}
     assert ("weights.png" in pictures) == ("cosines.png" in pictures) == bool(weighed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["librispeech_aishell_covost,linear", "covost_en_x"])
+def test_a_joined_corpus_trains_and_goes_on_bit_for_bit(variant, tmp_path):
+    """All its streams are scored, and a run whose last checkpoints are gone ends with the same
+    parameters: in the supervised phase and in the joint one."""
+    config = m2asr.get_config(f"{variant},smoke")
+    config.phases.update(explore=0.0, supervised=4.0, joint=6.0, finetune=0.0)
+    config.update(eval_every=20, save_every=2, keep=9, log_every=2, compile_cache="")
+    config.mesh.data = 1
+    final = loop.run(config, tmp_path)
+    for name, stream in config.data.streams.items():
+        assert np.isfinite(final[f"test/{name}/{stream.measure}"])
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert [r["train/asr/en/loss"] for r in rows if r["step"] == 4]
+    for kept in (8, 2):
+        for folder in (tmp_path / "checkpoints").iterdir():
+            if folder.name.isdecimal() and int(folder.name) > kept:
+                shutil.rmtree(folder)
+        again = loop.run(config, tmp_path)
+        assert again["params_digest"] == final["params_digest"]
