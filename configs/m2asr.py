@@ -197,7 +197,7 @@ def recognition(pair):
     and punctuation (apostrophes and hyphens within words stay), and so are the hypotheses: WER is
     that of words. Ours; the papers state no normalisation."""
     uris = {split: f"covost:{pair}/{split}" for split in ("train", "dev", "test")}
-    normalise = ("lower", "punctuation")
+    normalise = ("invisible", "lower", "punctuation")
     return defaults.stream(**uris, units="unigram", vocab_size=999, normalise=normalise)
 
 
