@@ -151,6 +151,7 @@ class BiRq:
     stream: str = "unlabelled"
     sample_rate: int = 16000
     entries: int = quantizer.ENTRIES
+    kind: None = None
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -43,9 +43,9 @@ def make(module, variant, method=""):
         small.phases.turn = WARMUP
     if "moo" in small:
         small.moo.update(warmup=min(whole.moo.warmup, WARMUP), starved_stop=True)
-    small.data.update(batch_seconds=24.0, unlabelled_batch_seconds=24.0, dev="", test="")
-    for stream in small.data.streams.values():
-        stream.update(dev="", test="")
+    small.data.update(batch_seconds=24.0, unlabelled_batch_seconds=24.0, test="")
+    for name, stream in small.data.streams.items():
+        stream.update(dev=stream.dev if name == "asr/en" else "", test="")
     small.collapse.update(share=max(whole.collapse.share, COLLAPSED), stop=True)
     small.update(eval_every=10**6, save_every=10**6, log_every=20, compile_cache="")
     small.update(ema_decay=whole.ema_decay, variant="")
