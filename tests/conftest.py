@@ -1,11 +1,17 @@
 """Settings and fixtures of all tests: eight CPU devices, checked shapes, a shared compile cache."""
 
 import contextlib
+import gc
 import io
 import os
 import pathlib
+import sys
 
 from tests.helpers import compile_cache, xla_flags
+
+# Workers and children read the bytecode of the package, with its checks, and of the tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,12 +31,20 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import synthetic
+from tests.helpers import ir_context
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+ir_context.share()
 
 MAPS = pathlib.Path("/proc/self/maps")
+
+
+def pytest_collection_finish():
+    """Exclude modules, as many objects as tests leave, from each pass of the garbage collector."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
