@@ -31,7 +31,7 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import synthetic
-from tests.helpers import ir_context
+from tests.helpers import ir_context, order
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -39,6 +39,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ir_context.share()
 
 MAPS = pathlib.Path("/proc/self/maps")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: order.rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile` in the order of `tests.helpers.order`, not by the number of tests."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = order.unit
+    return scheduling
 
 
 def pytest_collection_finish():
@@ -52,7 +69,7 @@ def few_programs():
     """Drop compiled programs before there are too many: each maps memory, and Linux kills a process
     with 65,530 maps."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 15_000:
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
 
 

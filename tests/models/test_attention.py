@@ -65,8 +65,13 @@ def naive_attention(params, x, mask, heads):
 
 
 def randomised(attention, x, valid):
-    params = attention.init(jax.random.key(0), x, valid)["params"]
+    params = jax.eval_shape(attention.init, jax.random.key(0), x, valid)["params"]
     return jax.tree.map(lambda leaf: normal(*leaf.shape, seed=leaf.size) * 0.5, params)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def attend(attention, params, x, valid, causal=False):
+    return attention.apply({"params": params}, x, valid, causal)
 
 
 def band(frames, window, causal):
@@ -83,7 +88,7 @@ def test_relative_attention_equals_the_loop(window, causal):
     valid = np.array([7, 4])[:, None] > np.arange(frames)[None, :]
     attention = RelativeAttention(heads, window)
     params = randomised(attention, x, jnp.asarray(valid))
-    out = attention.apply({"params": params}, x, jnp.asarray(valid), causal)
+    out = attend(attention, params, x, jnp.asarray(valid), causal)
     mask = valid[:, None, :] & band(frames, window, causal)[None]
     # Rows whose whole window is padding are finite and meaningless.
     counted = mask.any(-1)
@@ -131,10 +136,10 @@ def test_windows_equal_full_attention_under_the_band(frames, causal):
 
 def test_a_window_of_all_frames_is_full_attention():
     x, valid = normal(1, 9, 8), jnp.ones((1, 9), bool)
-    params = {"params": randomised(RelativeAttention(2), x, valid)}
+    params = randomised(RelativeAttention(2), x, valid)
     for causal in (False, True):
-        whole = RelativeAttention(2).apply(params, x, valid, causal)
-        out = RelativeAttention(2, 16).apply(params, x, valid, causal)
+        whole = attend(RelativeAttention(2), params, x, valid, causal)
+        out = attend(RelativeAttention(2, 16), params, x, valid, causal)
         np.testing.assert_array_equal(out, whole)
 
 
@@ -142,11 +147,13 @@ def test_a_window_of_all_frames_is_full_attention():
 def test_a_padded_key_is_never_attended(window):
     x, valid = normal(1, 5, 8), jnp.array([[True, True, True, False, False]])
     attention = RelativeAttention(2, window)
-    params = attention.init(jax.random.key(0), x, valid)
-    out = attention.apply(params, x, valid)
-    other = attention.apply(params, x.at[:, 3:].set(1e4), valid)
+    params = jax.jit(attention.init)(jax.random.key(0), x, valid)["params"]
+    out, changed = attend(attention, params, x, valid), np.array(x)
+    changed[:, 3:] = 1e4
+    other = attend(attention, params, jnp.asarray(changed), valid)
     np.testing.assert_array_equal(out[:, :3], other[:, :3])
-    empty = jax.grad(lambda x: jnp.sum(attention.apply(params, x, valid & False) ** 2))(x)
+    none = jnp.zeros_like(valid)
+    empty = jax.jit(jax.grad(lambda x: jnp.sum(attend(attention, params, x, none) ** 2)))(x)
     assert np.all(np.isfinite(empty))
 
 

@@ -24,8 +24,8 @@ LENGTHS = jnp.array([29, 18, 0])
 
 @functools.cache
 def initial():
-    """(parameters, statistics) of SMALL, by a program per operation."""
-    return SMALL.init(jax.random.key(0))
+    """(parameters, statistics) of SMALL."""
+    return jax.jit(SMALL.init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

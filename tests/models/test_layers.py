@@ -30,7 +30,7 @@ MODELS = {
 @functools.cache
 def leaves(name):
     """{path: array} of the initial parameters."""
-    params = MODELS[name].init(jax.random.key(0))
+    params = jax.jit(MODELS[name].init)(jax.random.key(0))
     params = params if name == "decoder" else params[0]
     found = jax.tree_util.tree_flatten_with_path(params)[0]
     return {trees.path_name(path): np.asarray(leaf) for path, leaf in found}

@@ -102,15 +102,19 @@ def by_loop(predictions, targets, pairs, temperature):
     return nats, hits
 
 
-def utterance(params, batch, row, mode, start=0, stop=None):
-    """Predictions [K, T, P] and targets [T, P] of some samples of a row, encoded alone."""
-    audio = batch["unlabelled"]["audio"][row : row + 1, start:stop]
+@functools.partial(jax.jit, static_argnums=2)
+def encode_alone(params, audio, mode):
     lengths = jnp.array([audio.shape[1]])
     stats = extras().stats["features"]
     x, lengths, _ = features(audio, lengths, keys=None, train=True, stats=stats)
     output, _, hidden, _ = encode(params, x, lengths, context=mode, train=True, rng=None)
-    targets = project(params, hidden["latents"])[0]
-    return np.asarray(predict(params, output)[:, 0], float), np.asarray(targets, float)
+    return predict(params, output)[:, 0], project(params, hidden["latents"])[0]
+
+
+def utterance(params, batch, row, mode, start=0, stop=None):
+    """Predictions [K, T, P] and targets [T, P] of some samples of a row, encoded alone."""
+    audio = np.asarray(batch["unlabelled"]["audio"])[row : row + 1, start:stop]
+    return tuple(np.asarray(x, float) for x in encode_alone(params, audio, mode))
 
 
 @pytest.mark.parametrize("first_step", [1, 2])
@@ -200,12 +204,17 @@ def test_perfect_prediction_of_orthogonal_targets():
     assert hits.all()
 
 
-def drawn_positions(valid, count, keys):
-    """Which frames are drawn: the pool holds its own positions."""
+@functools.partial(jax.jit, static_argnums=1)
+def draw_of_positions(valid, count, keys):
     pool = jnp.broadcast_to(
         jnp.arange(valid.shape[1], dtype=jnp.float32)[None, :, None], (*valid.shape, 1)
     )
-    drawn, is_negative = draw_negatives(keys, make_view(valid, pool), count)
+    return draw_negatives(keys, make_view(valid, pool), count)
+
+
+def drawn_positions(valid, count, keys):
+    """Which frames are drawn: the pool holds its own positions."""
+    drawn, is_negative = draw_of_positions(valid, count, keys)
     used = np.asarray(is_negative.any(axis=(0, 2)))
     return [
         row[use].astype(int).tolist()
@@ -246,11 +255,11 @@ def test_padding_and_order_never_matter(params, setting):
     batch = make_batch(lengths)
     objective = make(**setting)
     (total, weight), metrics = run(objective, params, batch)
-    data = batch["unlabelled"]
-    real = jnp.arange(48)[None, :] < data["audio_lengths"][:, None]
-    noisy = jnp.where(real, data["audio"], 31000).astype(jnp.int16)
-    longer = {**data, "audio": jnp.pad(noisy, ((0, 0), (0, 8)), constant_values=-31000)}
-    order = jnp.array([2, 0, 3, 1])
+    data = jax.tree.map(np.asarray, batch["unlabelled"])
+    real = np.arange(48)[None, :] < data["audio_lengths"][:, None]
+    noisy = np.where(real, data["audio"], 31000).astype(np.int16)
+    longer = {**data, "audio": np.pad(noisy, ((0, 0), (0, 8)), constant_values=-31000)}
+    order = np.array([2, 0, 3, 1])
     permuted = jax.tree.map(lambda x: x[order], data)
     for other in (longer, permuted):
         (same, same_weight), same_metrics = run(objective, params, {"unlabelled": other})

@@ -18,6 +18,7 @@ from bljust_jax.parallel import preemption
 from bljust_jax.train import compile_only, compile_pool, loop
 from bljust_jax.train.compiled_steps import CompiledSteps
 from configs import quickstart
+from tests.helpers.systems import SMALL
 from tests.helpers.workdirs import rows_without_perf
 
 
@@ -26,7 +27,8 @@ class Killed(Exception):
 
 
 def idle_config(changes=()):
-    config = quickstart.get_config("smoke")
+    config = quickstart.get_config("lstm,smoke")
+    config.model.update(SMALL["cnn_rnn"])  # the fewest arrays to save
     config.mesh.data = 1
     config.data.update(test="", join=(1, 1), buckets=(0.95, 4.0), batch_seconds=4.0)
     config.data.unlabelled_batch_seconds = 4.0
@@ -134,10 +136,11 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
 
     monkeypatch.setattr(decode_split, "greedy_decoder", lambda _: largest)
     monkeypatch.setattr(scoring, "score_tasks", tell)
+    rare = {"save_every": 18}  # and the ends of phases
     if kill:
         with pytest.raises(Killed):
-            run(tmp_path, kill=kill)
-    final = run(tmp_path)
+            run(tmp_path, kill=kill, changes=rare)
+    final = run(tmp_path, changes=rare)
     assert (final["best_step"], final["dev/wer"], final["test/wer"]) == (16, 0.25, 0.25)
     assert [row["dev/wer"] for row in rows_without_perf(tmp_path) if "dev/wer" in row] == [
         0.5,
@@ -248,7 +251,7 @@ def test_compiles_are_one_per_bucket_and_all_come_early(run, tmp_path, monkeypat
         write(self, now, row)
 
     monkeypatch.setattr(trackers.MetricWriter, "write", counted)
-    run(tmp_path)
+    run(tmp_path, changes={"save_every": 100})
     programs = sum("train_step" in name for name in compiled)
     buckets = 2
     assert programs == buckets, "one for all phases"
@@ -260,7 +263,8 @@ def test_compiles_are_one_per_bucket_and_all_come_early(run, tmp_path, monkeypat
 
 
 def test_the_bits_of_a_run_do_not_depend_on_the_number_of_compile_threads(run, tmp_path):
-    finals = {n: run(tmp_path / str(n), changes={"compile_threads": n}) for n in (1, 4)}
+    rare = {"save_every": 100}
+    finals = {n: run(tmp_path / str(n), changes={**rare, "compile_threads": n}) for n in (1, 4)}
     assert finals[1] == finals[4]
     assert rows_without_perf(tmp_path / "1") == rows_without_perf(tmp_path / "4")
     rows = metrics.read(tmp_path / "4" / "metrics.jsonl")
