@@ -20,7 +20,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import flops
 from bljust_jax.monitoring.peak_flops import GIB
 from bljust_jax.parallel.mesh import batch_devices, batch_sharding, lay_out
-from bljust_jax.train.system import jit_train_step, make_system
+from bljust_jax.train.system import jit_train_step, make_system, seed_of
 
 LEVELS = ("", "O0", "O1", "O2", "O3")  # XLA's optimisation level; "" is that of training
 VOCAB_SIZE = 30  # characters and the blank: about what a run learns
@@ -161,7 +161,8 @@ def lower_step(
         for stream, bucket in buckets.items()
     }
     with jax.set_mesh(mesh):
-        lowered = jit_train_step(config, system, (phase,)).lower(system.state, batch)
+        step = jit_train_step(config, system, (phase,))
+        lowered = step.lower(system.state, batch, seed_of(config))
     return lowered, system.state, buckets
 
 

@@ -19,7 +19,7 @@ from bljust_jax.models import audio_features
 from bljust_jax.models.encoders import conformer
 from bljust_jax.monitoring import flops, peak_flops
 from bljust_jax.parallel.mesh import make_mesh, put_batch
-from bljust_jax.train.system import jit_train_step, make_system
+from bljust_jax.train.system import jit_train_step, make_system, seed_of
 from configs import defaults
 
 VOCAB_SIZE = 1000
@@ -111,7 +111,8 @@ def compile_phase(
     streams = {s for o in recipe.active(phase) for s in o.streams}
     batch = put_batch({s: batch[s] for s in sorted(streams)}, system.mesh)
     with jax.set_mesh(system.mesh):
-        program = jit_train_step(config, system, (phase,)).lower(state, batch).compile()
+        operands = batch, seed_of(config)
+        program = jit_train_step(config, system, (phase,)).lower(state, *operands).compile()
     leaves = jax.tree.leaves(state.params)
     shapes = {name: part["audio"].shape for name, part in batch.items()}
     compute = dict(flops.FRESH)
@@ -121,7 +122,7 @@ def compile_phase(
 
     def run() -> dict:
         nonlocal state
-        state, metrics = jax.block_until_ready(program(state, batch))
+        state, metrics = jax.block_until_ready(program(state, *operands))
         return metrics
 
     return Program(

@@ -6,12 +6,13 @@ import zlib
 from typing import Any
 
 import jax
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Int, Key, UInt32
 
 Tree = Any
+Seed = int | Int[Any, ""]  # 0 to 2^31 - 1
 
 
-def stream_key(seed: int, name: str, step: Any) -> Key[Array, ""]:
+def stream_key(seed: Seed, name: str, step: Any) -> Key[Array, ""]:
     """The key of one named random stream at one step; streams are independent."""
     return jax.random.fold_in(
         jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), step

@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool
 
 from bljust_jax.bilevel import gradients
 from bljust_jax.bilevel.multi_objective import level_metrics, update_metrics
-from bljust_jax.bilevel.rng import stream_key
+from bljust_jax.bilevel.rng import Seed, stream_key
 from bljust_jax.bilevel.shared_phases import PhaseTable
 from bljust_jax.bilevel.types import Means, Phase, Recipe, TrainState, Tree
 
@@ -30,7 +31,7 @@ def is_finite(tree: Tree) -> Bool[Array, ""]:
 
 
 def init_state(
-    recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs, seed: int
+    recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs, seed: Seed
 ) -> TrainState:
     """The state at step 0: randomly initialised parameters, the EMA equal to them."""
     # strong types: a weakly typed leaf would compile the first step twice
@@ -41,23 +42,21 @@ def init_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params), ema, frozen, stats)
 
 
-def jit_init_state(
-    recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs, seed: int
-) -> Any:
-    """`init_state` as one jitted function without arguments.
+def jit_init_state(recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs) -> Any:
+    """`init_state` as one jitted function of the seed.
 
     XLA:CPU takes half a second to optimize each random draw, one per parameter; at optimization
     level 1 a tenth of that.
     """
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(lambda: init_state(recipe, optimizer, seed), compiler_options=options)
+    return jax.jit(lambda seed: init_state(recipe, optimizer, seed), compiler_options=options)
 
 
 def compute_init_state(
     recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs, seed: int
 ) -> TrainState:
     """`init_state` in one program."""
-    return jit_init_state(recipe, optimizer, seed)()
+    return jit_init_state(recipe, optimizer)(np.int32(seed))
 
 
 def make_train_step(
@@ -65,7 +64,7 @@ def make_train_step(
     phases: tuple[Phase, ...],
     optimizer: optax.GradientTransformationExtraArgs,
     groups: Tree,
-    seed: int,
+    seed: Seed,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Tree], tuple[TrainState, Means]]:
     """step(state, batch) -> (state, metrics) of the phases that share a program

@@ -1,5 +1,6 @@
 """Fill the compile cache with the programs of a run, without training (`bljust compile`)."""
 
+import functools
 import os
 from typing import Any
 
@@ -15,7 +16,7 @@ from bljust_jax.train.compile_pool import Job
 from bljust_jax.train.program_memory import memory_needed
 from bljust_jax.train.run_programs import RunPrograms
 from bljust_jax.train.setup import corpus_facts, load_data
-from bljust_jax.train.system import build_recipe, make_system
+from bljust_jax.train.system import build_recipe, make_system, seed_of
 from bljust_jax.train.timeline import Timeline
 
 
@@ -35,8 +36,9 @@ def compile_config(config: Any) -> dict[str, Any]:
         system = make_system(config, recipe, mesh)
         programs = RunPrograms(config, system, Timeline(recipe), corpus, log, Clock())
         log(programs.plan.describe())
-        init = step.jit_init_state(recipe, system.optimizer, config.seed)
-        programs.pool.submit(Job("initial state", "choose a smaller config.model", init.lower))
+        init = step.jit_init_state(recipe, system.optimizer)
+        lower = functools.partial(init.lower, seed_of(config))
+        programs.pool.submit(Job("initial state", "choose a smaller config.model", lower))
         programs.submit(0)
         made = [(job, programs.pool.wait(job)) for job in programs.pool.jobs]
     figures = [

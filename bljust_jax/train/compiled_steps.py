@@ -1,5 +1,6 @@
 """Compiled training steps and greedy decoders of a run, found by batch shape, compiled ahead."""
 
+import functools
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from bljust_jax.parallel.mesh import batch_sharding, put_batch, put_full_batch, 
 from bljust_jax.train.compile_pool import CompilePool, Job
 from bljust_jax.train.program_memory import report_out_of_memory
 from bljust_jax.train.program_plan import ProgramPlan, StepProgram
-from bljust_jax.train.system import System, jit_train_step
+from bljust_jax.train.system import System, jit_train_step, seed_of
 
 CURE = "lower config.data.batch_seconds or set config.model.remat=full, config.accumulate=2"
 CURE_DECODING = "lower config.data.eval_batch_seconds"
@@ -35,6 +36,7 @@ class CompiledSteps:
     ):
         self._mesh, self._state, self._read = system.mesh, system.state, plan.streams
         self._corpus, self._pool, self._shard = corpus, pool, shard
+        self._seed = seed_of(config)
         self._jitted = {
             names: jit_train_step(config, system, phases) for names, phases in plan.groups.items()
         }
@@ -53,7 +55,8 @@ class CompiledSteps:
             return self._jobs[program]
         batch = _abstract(self._corpus.empty_batches(dict(program.buckets)), self._mesh)
         jitted, name = self._jitted[program.phases], ", ".join(program.phases)
-        job = Job(f"{name}: {_describe(batch)}", CURE, lambda: jitted.lower(self._state, batch))
+        lower = functools.partial(jitted.lower, self._state, batch, self._seed)
+        job = Job(f"{name}: {_describe(batch)}", CURE, lower)
         for phase in program.phases:
             key = phase, _key({stream: batch[stream] for stream in self._read[phase]})
             self._found.setdefault(key, program)
@@ -72,7 +75,7 @@ class CompiledSteps:
             self._pool.wait(job)
             self._stalled += time.monotonic() - began
         with report_out_of_memory(job.name, CURE):
-            return job.future.result()(state, self._complete(phase, program, batch))
+            return job.future.result()(state, self._complete(phase, program, batch), self._seed)
 
     def take_stall(self) -> float:
         """Seconds that steps have waited for programs since the last call."""

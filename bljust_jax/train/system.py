@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from bljust_jax import recipes
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
 from bljust_jax.bilevel.phases import check_penalties
-from bljust_jax.bilevel.types import Phase, Recipe, TrainState, Tree
+from bljust_jax.bilevel.rng import Seed
+from bljust_jax.bilevel.types import Means, Phase, Recipe, TrainState, Tree
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import measures
 from bljust_jax.parallel.mesh import state_sharding, with_shardings
@@ -73,10 +75,17 @@ def assign_groups(recipe: Recipe, params: Tree) -> Tree:
 
 
 def jit_train_step(config: Any, system: System, phases: tuple[Phase, ...]) -> Any:
-    """The jitted step of phases that share a program, or of one: (state, batch) -> (state, means),
-    not compiled yet; the state is donated. To be lowered and called under
-    `jax.set_mesh(system.mesh)`."""
-    train_step = step.make_train_step(
-        *(system.recipe, phases, system.optimizer, system.groups, config.seed, config.accumulate)
-    )
+    """The jitted step of phases that share a program, or of one: (state, batch, seed) -> (state,
+    means), not compiled yet; the state is donated, and the seed is that of `seed_of`. To be lowered
+    and called under `jax.set_mesh(system.mesh)`."""
+
+    def train_step(state: TrainState, batch: Tree, seed: Seed) -> tuple[TrainState, Means]:
+        parts = system.recipe, phases, system.optimizer, system.groups, seed, config.accumulate
+        return step.make_train_step(*parts)(state, batch)
+
     return jax.jit(train_step, donate_argnums=0, out_shardings=(system.shardings, None))
+
+
+def seed_of(config: Any) -> np.int32:
+    """`config.seed` as an operand: runs that differ in nothing else share their programs."""
+    return np.int32(config.seed)

@@ -28,6 +28,7 @@ from tests.helpers.checkpoints import (
     restore,
     save,
 )
+from tests.helpers.own_warnings import own_messages, own_records
 
 
 def steps(workdir):
@@ -128,7 +129,7 @@ def test_a_damaged_step_is_named_and_the_one_before_it_taken(damage, tmp_path, c
     save(tmp_path, 1, 2, 3)
     file, reason = damage(tmp_path / "checkpoints" / "3")
     assert_whole(restore(tmp_path), 2)
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = own_messages(caplog)
     assert f"checkpoint {tmp_path}/checkpoints/3 is damaged: " in line
     assert file in line
     assert line.endswith(f"{reason}, moved to 3.bad")
@@ -143,7 +144,7 @@ def test_several_damaged_steps_are_passed_over(tmp_path, caplog):
     delete(tmp_path / "checkpoints" / "3")
     (tmp_path / "checkpoints" / "3.bad").mkdir()  # of an earlier time
     assert_whole(restore(tmp_path), 1)
-    assert [record.args[0].name for record in caplog.records] == ["3", "2"]
+    assert [record.args[0].name for record in own_records(caplog)] == ["3", "2"]
     assert steps(tmp_path) == ["1", "2.bad", "3.bad"]
     assert files(tmp_path / "checkpoints" / "3.bad")
 
@@ -199,7 +200,7 @@ def test_read_only_finds_the_newest_whole_one_and_changes_nothing(tmp_path, capl
     flip(max(files(tmp_path / "checkpoints" / "3" / "best" / "ocdbt.process_0")), 9)
     before = contents(tmp_path)
     assert newest() == 2
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = own_messages(caplog)
     assert "checkpoints/3 is damaged: best/ocdbt.process_0" in line
     assert "moved" not in line
     assert contents(tmp_path) == before
@@ -219,7 +220,7 @@ def test_arrays_that_are_not_those_on_the_devices_are_found(tmp_path, monkeypatc
         patch.setattr(integrity, "fingerprints", of_another)
         save(tmp_path, 2)
     assert_whole(restore(tmp_path), 1)
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = own_messages(caplog)
     assert "array ['state'].params['w'] is not the one that was saved, moved to 2.bad" in line
     shutil.rmtree(tmp_path / "checkpoints" / "1")
     with pytest.raises(UserError, match="no whole checkpoint"):

@@ -8,6 +8,7 @@ from bljust_jax.checkpoint import saved_config
 from bljust_jax.common.errors import UserError
 from bljust_jax.train.workdir import check_config
 from configs import m2asr, quickstart
+from tests.helpers.own_warnings import own_messages
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_added_fields_and_groups_do_not_refuse_an_old_workdir(workdir, caplog):
     config = quickstart.get_config("smoke")
     folder = workdir(config, "optim.b2", "collapse")
     check_config(config, folder)
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = own_messages(caplog)
     assert "config.json lacks fields that were added since; defaults: " in line
     assert "optim.b2=0.98" in line
     assert "collapse.share=" in line

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from bljust_jax import main
 from bljust_jax.bilevel.types import TrainState
@@ -217,7 +218,8 @@ def steps(pool, monkeypatch, lowered=None):
     """CompiledSteps whose programs add 1 and report the seconds of their streams."""
     mesh = make_mesh(1)
 
-    def train_step(state, batch):
+    def train_step(state, batch, seed):
+        del seed
         widths = {s: (rows["audio"].shape[1], 1.0) for s, rows in batch.items()}
         return state._replace(step=state.step + 1), widths
 
@@ -230,7 +232,7 @@ def steps(pool, monkeypatch, lowered=None):
     plan.groups = {names: ()}
     plan.streams = {"explore": ("unlabelled",), "joint": ("labelled", "unlabelled")}
     corpus, system = Blanks(), System(None, None, None, mesh, abstract)
-    made = compiled_steps.CompiledSteps(None, system, corpus, plan, pool)
+    made = compiled_steps.CompiledSteps(ConfigDict({"seed": 0}), system, corpus, plan, pool)
     programs = [StepProgram(names, (("labelled", k), ("unlabelled", 0))) for k in (0, 1)]
     return made, corpus, programs, TrainState(jax.device_put(jnp.int32(0), where), *empty)
 

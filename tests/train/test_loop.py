@@ -18,6 +18,7 @@ from bljust_jax.parallel import preemption
 from bljust_jax.train import compile_only, compile_pool, loop
 from bljust_jax.train.compiled_steps import CompiledSteps
 from configs import quickstart
+from tests.helpers.own_warnings import own_messages
 from tests.helpers.systems import SMALL
 from tests.helpers.workdirs import rows_without_perf
 
@@ -227,19 +228,14 @@ def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_
         run(tmp_path, changes={"seed": 1})
     final = run(tmp_path, changes={"seed": 1}, allow_config_change=True)
     assert final["step"] == 24
-    first, second = warnings(caplog)
+    first, second = own_messages(caplog)
     assert "(save_every 24 -> 3, seed 0 -> 1); training resumes with the new one" in first
     assert "trained on other data or devices; training resumes with the new ones" in second
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     assert json.loads((tmp_path / "run.json").read_text())["config"] != facts["config"]
     caplog.clear()
     assert run(tmp_path, changes={"seed": 1}) == final
-    assert not warnings(caplog)
-
-
-def warnings(caplog):
-    """Ours: Orbax may warn of a slow disk."""
-    return [record.getMessage() for record in caplog.records if record.name == "root"]
+    assert not own_messages(caplog)
 
 
 def test_compiles_are_one_per_bucket_and_all_come_early(run, tmp_path, monkeypatch, compiled):

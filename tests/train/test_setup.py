@@ -17,13 +17,18 @@ from bljust_jax.parallel.mesh import make_mesh, put_batch
 from bljust_jax.train import initial_state
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import Best, RunMeta
-from bljust_jax.train.system import build_recipe, jit_train_step, make_system
+from bljust_jax.train.system import build_recipe, jit_train_step, make_system, seed_of
 from bljust_jax.train.timeline import Timeline
 from tests.helpers.systems import FACTS, build, config_for, make_batch
 
 
+def lower_step(config, system, phase, batch):
+    return jit_train_step(config, system, (phase,)).lower(system.state, batch, seed_of(config))
+
+
 def test_a_step_is_built_and_lowered_without_data():
-    """As benchmarks and ahead-of-time compilation do; its state has shapes and shardings alone."""
+    """As benchmarks and ahead-of-time compilation do; its state has shapes and shardings alone. The
+    program is the same for every seed."""
     config, mesh = config_for("bljust"), make_mesh(4, 2)
     recipe = build_recipe(config, FACTS)
     system = make_system(config, recipe, mesh)
@@ -33,7 +38,9 @@ def test_a_step_is_built_and_lowered_without_data():
     phase = next(p for p in recipe.phases if p.name == "joint")
     batch = put_batch({s: make_batch(rows=8) for s in ("labelled", "unlabelled")}, mesh)
     with jax.set_mesh(mesh):
-        lowered = jit_train_step(config, system, (phase,)).lower(system.state, batch)
+        lowered = lower_step(config, system, phase, batch)
+        config.seed = 7
+        assert lower_step(config, system, phase, batch).as_text() == lowered.as_text()
     after, _ = lowered.out_info
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, system.state)
 

@@ -15,6 +15,7 @@ from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from bljust_jax.train.workdir import check_config, config_hash
 from configs import birq, librispeech, m2asr, manifest, quickstart, variants
+from tests.helpers.own_warnings import own_messages
 from tests.helpers.processes import finish, launch_quickstart, wait_for_step
 from tests.helpers.systems import FACTS
 from tests.helpers.training_configs import CONFIGS, shorten
@@ -191,7 +192,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path, ca
     with pytest.raises(UserError, match=r"\(seed 0 -> 7\).* --allow_config_change"):
         loop.run(config, tmp_path)
     check_config(config, tmp_path, allow_change=True)
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = own_messages(caplog)
     assert line.endswith("another config (seed 0 -> 7); training resumes with the new one")
 
 

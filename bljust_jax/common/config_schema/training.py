@@ -32,7 +32,7 @@ CONFIG = {
     "init_from_pickle": Field(bool, "accept pytorch_model.bin, which can run code when it is read"),
     "teacher_from": Field(str, "workdir of the finished run that labels (method relabel)"),
     "variant": Field(str, "the text after the colon of --config"),
-    "seed": Field(int, "seed of parameters, data order, masks and dropout", r.AT_LEAST_0),
+    "seed": Field(int, "seed of parameters, data order, masks and dropout", r.SEED),
     "gradients": Field(str, "one backward pass per loss, or one for all", ("separate", "fused")),
     "accumulate": Field(int, "micro-batches per step", r.AT_LEAST_1),
     "share_forward": Field(bool, "one causal forward pass for both levels"),
