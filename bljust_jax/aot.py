@@ -29,6 +29,7 @@ from bljust_jax.benchmarks.interleave import MIB
 from bljust_jax.common import cli
 from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import write_text
 from bljust_jax.monitoring import peak_flops
 from bljust_jax.monitoring.peak_flops import GIB
 
@@ -99,14 +100,14 @@ def compile_in_subprocess(row: Row, level: str, out: str) -> str:
 def write(folder: pathlib.Path, figures: Figures) -> None:
     """Write aot.json, with these figures beside those of other rows, and aot.md."""
     path = folder / "aot.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     stamp = {"date": time.strftime("%Y-%m-%d"), "jax": metadata.version("jax")}
     kept[f"{figures.name} {figures.level}".strip()] = figures._asdict() | stamp
     names = [f"{row.name} {level}".strip() for row in ROWS + NIGHTLY for level in LEVELS]
     kept = {name: kept[name] for name in names if name in kept}
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1) + "\n")
-    (folder / "aot.md").write_text(HEAD + "".join(table_line(row) for row in kept.values()))
+    write_text(path, json.dumps(kept, indent=1) + "\n")
+    write_text(folder / "aot.md", HEAD + "".join(table_line(row) for row in kept.values()))
 
 
 HEAD = """# Memory and collectives per training step, compiled ahead of time

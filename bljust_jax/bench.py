@@ -33,6 +33,7 @@ from bljust_jax.common import cli
 from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import write_text
 
 # Modules of `benchmarks`, imported on use: ctc needs no models, step no data.
 SUBJECTS = ("ctc", "step", "birq", "moo", "input")
@@ -111,7 +112,7 @@ def write(path: pathlib.Path, results: dict[str, Any]) -> None:
     if path.is_dir():
         path = path / (re.sub(r"\W+", "-", results["machine"]["device"]).strip("-") + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_text(path, json.dumps(results, indent=1) + "\n")
     log(f"wrote {path}")
 
 

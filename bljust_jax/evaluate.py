@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bljust_jax.bilevel.types import Task
-from bljust_jax.common import cli, console
+from bljust_jax.common import cli, console, files
 from bljust_jax.common.config_schema.ranges import BELOW_1
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.splits import Splits
@@ -34,6 +34,7 @@ Log = Callable[[str], None]
 def evaluate(args: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Decode and score a split; returns what --json prints."""
     run = load_trained_run(args.workdir).select_task(args.task)
+    files.require_writable(hypotheses(args, run.task))
     enable_compile_cache(run.config.compile_cache)
     if run.task.translate:
         check_translation(args, run.task)
@@ -145,8 +146,13 @@ def write_both(args: Any, task: Task, name: str, plain: Result, result: Result) 
     """Write the pairs of the search, with the hypothesis found without search under `name`."""
     for pair, other in zip(result.pairs, plain.pairs, strict=True):
         pair[name] = other["hypothesis"]
+    scoring.write_pairs(hypotheses(args, task), result.pairs)
+
+
+def hypotheses(args: Any, task: Task) -> pathlib.Path:
+    """The file that hypotheses are written to."""
     own = args.workdir / "samples" / scoring.sample_file(args.split, task.name, "beam")
-    scoring.write_pairs(args.out or own, result.pairs)
+    return args.out or own
 
 
 def parser() -> cli.Parser:

@@ -164,7 +164,7 @@ def write_card(
     text = card.text(
         run.config,
         scores_of_task(next((row for row in reversed(rows) if "final" in row), {}), run),
-        json.loads(facts.read_text()) if facts.is_file() else {},
+        json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {},
         step=run.step,
         architecture=architecture,
         certificate=certificate.describe() if certificate else "Not checked",

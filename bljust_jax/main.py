@@ -53,6 +53,7 @@ from ml_collections import ConfigDict, config_flags
 from bljust_jax.common import config_schema, shipped_configs
 from bljust_jax.common.cli import DONE, PREEMPTED, run_to_exit_code
 from bljust_jax.common.errors import UserError, nearest
+from bljust_jax.common.files import expand_user
 from bljust_jax.data import config_checks
 from bljust_jax.monitoring import profiler
 from bljust_jax.parallel import cluster
@@ -173,7 +174,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
         )
     variant = CONFIG.value.variant.replace(",", "-")
     default = f"runs/{name.stem}-{variant}" if variant else f"runs/{name.stem}"
-    return CONFIG.value, pathlib.Path(WORKDIR.value or default)
+    return CONFIG.value, pathlib.Path(expand_user(WORKDIR.value or default))
 
 
 NO_CONFIG = "--config is required, for example --config=configs/quickstart.py"

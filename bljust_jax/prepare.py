@@ -19,6 +19,7 @@ from bljust_jax.common.config_schema.field import Range
 from bljust_jax.common.config_schema.ranges import FROM_0_TO_1
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import expand_user
 from bljust_jax.data import shards, sources
 
 FLAC_RATES = Range("a number of Hz, such as 16000", lambda x: 1 <= x <= 655350)
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> shards.Summary:
     """Write shards, verify them, or both."""
     if args.out is None:
         scheme, _, rest = args.uri.partition(":")
-        folder = pathlib.Path(args.root, rest).absolute()
+        folder = pathlib.Path(expand_user(args.root), expand_user(rest)).absolute()
         if not args.verify or scheme != "tfds":
             raise UserError("--out is required, or --verify with URI tfds:DIR/SPLIT; see --help")
         if not shards.index_path(folder, folder.name).is_file():
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> shards.Summary:
     split = args.split or default_split(args.uri)
     summary = shards.write(
         sources.open_source(args.uri, args.root),
-        args.out,
+        expand_user(args.out),
         split,
         sample_rate=args.sample_rate,
         shards=args.shards,

@@ -10,6 +10,7 @@ Exit 0: all done; 2: a mistake, or a file that could not be read.
 """
 
 import argparse
+import codecs
 import contextlib
 import json
 import os
@@ -25,6 +26,7 @@ from bljust_jax.common.config_schema.field import Range
 from bljust_jax.common.config_schema.ranges import ABOVE_0, AT_LEAST_1
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import expand_user
 from bljust_jax.decoding import ctc_beam
 from bljust_jax.inference import search_options
 from bljust_jax.inference.load import load_model
@@ -80,13 +82,16 @@ def paths_of(args: argparse.Namespace) -> Iterator[str]:
         else:
             yield path
     if args.list is not None:
-        with open(args.list, "rb") as file:
+        with open(expand_user(args.list), "rb") as file:
             yield from lines(file)
 
 
 def lines(file: Iterable[bytes]) -> Iterator[str]:
-    """The paths of a list, one per line, of any bytes."""
-    return (os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip())
+    """The paths of a list, one per line, of any bytes; a byte order mark is skipped."""
+    for number, line in enumerate(file):
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+        if line.strip():
+            yield os.fsdecode(line.rstrip(b"\r\n"))
 
 
 def make_search(args: argparse.Namespace, recognizer: Recognizer) -> ctc_beam.BeamSearch | None:
@@ -164,7 +169,6 @@ def output_line(found: Transcript, as_json: bool, alone: bool) -> str:
 def open_output(out: pathlib.Path | None) -> Iterator[IO[str]]:
     """File `out`, else stdout; paths are written as their original bytes."""
     if out is None:
-        sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
     else:
         with out.open("w", encoding="utf-8", errors="surrogateescape") as file:

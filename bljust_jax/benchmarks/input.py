@@ -12,6 +12,7 @@ import numpy as np
 
 from bljust_jax.benchmarks import step
 from bljust_jax.benchmarks.interleave import table
+from bljust_jax.common.files import write_text
 from configs import defaults
 
 RATE = 16000
@@ -37,7 +38,7 @@ def write_corpus(folder: pathlib.Path, files: int = FILES, seconds: float = SECO
         soundfile.write(folder / name, np.int16(32767 * np.clip(audio, -1, 1)), RATE)
         lines.append({"audio_filepath": name, "duration": seconds, "text": "one two three"})
     manifest = folder / "train.jsonl"
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_text(manifest, "".join(json.dumps(line) + "\n" for line in lines))
     return str(manifest)
 
 

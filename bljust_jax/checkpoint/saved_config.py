@@ -9,6 +9,8 @@ import json
 import pathlib
 from typing import Any
 
+from bljust_jax.common.errors import UserError, one_line
+
 # {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
 ADDED: dict[str, Any] = {
     "ema_share": 0.0,
@@ -28,8 +30,13 @@ ADDED_TO = {"m2asr": {"phases.supervised": 0.0}}
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
     """The nested fields of a config.json, with those of `ADDED` and of `ADDED_TO` that a group of
-    it lacks."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    it lacks. Raises UserError for a damaged file."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or of another version: {one_line(error)}") from error
     for field, default in _added(config).items():
         *groups, name = field.split(".")
         node = config

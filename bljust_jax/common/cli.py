@@ -1,16 +1,21 @@
 """Command-line base of all commands: parser, one-line errors, exit codes, standard streams."""
 
 import argparse
+import codecs
 import contextlib
 import errno
+import io
 import logging
 import os
+import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from bljust_jax.common.config_schema.field import Range
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import expand_user
 from bljust_jax.common.timeout import Unreachable
 
 DONE, USER_ERROR, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
@@ -37,6 +42,8 @@ class Parser(argparse.ArgumentParser):
         """
         if value is False:
             more["action"] = "store_true"
+        elif value is pathlib.Path:
+            more["type"] = lambda text: pathlib.Path(expand_user(text))
         elif isinstance(value, type):
             more["type"] = value
         else:
@@ -82,6 +89,11 @@ def run_to_exit_code(body: Callable[[], int | None], interrupted: str = "interru
             code = body() or DONE
             sys.stdout.flush()
             return code
+        except (RuntimeError, AssertionError) as error:
+            if not _lacks_backend(error):
+                raise
+            print(f"error: {_no_backend(error)}", file=sys.stderr)
+            return USER_ERROR
         except (UserError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return USER_ERROR
@@ -89,8 +101,26 @@ def run_to_exit_code(body: Callable[[], int | None], interrupted: str = "interru
             print(f"error: {error}", file=sys.stderr)
             return UNREACHABLE
         except KeyboardInterrupt:
+            sys.stdout.needed = False  # its reader has had the same signal
             print(interrupted, file=sys.stderr)
             return INTERRUPTED
+
+
+def _lacks_backend(error: Exception) -> bool:
+    """Whether jax has none of the platforms of JAX_PLATFORMS: it raises a RuntimeError, or fails an
+    assertion without a message where the platform is known and its package is not installed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    silent = isinstance(error, AssertionError) and frames[-1].filename.endswith("xla_bridge.py")
+    return silent or str(error).startswith("Unable to initialize backend")
+
+
+def _no_backend(error: Exception) -> str:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    reason = " ".join(str(error).split())[:200] or "its package is not installed"
+    return (
+        f"JAX_PLATFORMS={platforms}: jax cannot use it ({reason}); install it (`make ACCEL=cuda"
+        " setup` or ACCEL=tpu), correct the name, or unset JAX_PLATFORMS to use what there is"
+    )
 
 
 # Standard streams that are closed, or whose reader is gone
@@ -101,7 +131,7 @@ class Stream:
     lost, the program goes on. With `needed`, the program ends with code `READER_GONE`."""
 
     def __init__(self, stream: Any, *, needed: bool):
-        self._stream, self._needed = stream, needed
+        self._stream, self.needed = stream, needed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -121,9 +151,32 @@ class Stream:
             os.close(null)
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
-            if self._needed:
+            if self.needed:
                 raise SystemExit(READER_GONE) from error
             return function(*args)
+
+
+def _set_encoding(stream: Any) -> None:
+    """Write UTF-8 to files and pipes, as to all text files; to a terminal its own encoding. What
+    that lacks is escaped, and bytes of file names that are no text are written as they are."""
+    if isinstance(stream, io.TextIOWrapper):
+        encoding = stream.encoding if stream.isatty() else "utf-8"
+        stream.reconfigure(encoding=encoding, errors=ESCAPE)
+
+
+def _escape(error: UnicodeEncodeError) -> tuple[str | bytes, int]:
+    """Error handler of codecs: per character surrogateescape, or else backslashreplace."""
+    first = UnicodeEncodeError(
+        error.encoding, error.object, error.start, error.start + 1, error.reason
+    )
+    try:
+        return codecs.lookup_error("surrogateescape")(first)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(first)
+
+
+ESCAPE = "bljust_jax.escape"
+codecs.register_error(ESCAPE, _escape)
 
 
 @contextlib.contextmanager
@@ -132,7 +185,9 @@ def standard_streams() -> Iterator[None]:
     stderr are `Stream`s; what is buffered is written at its end."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w":
+            _set_encoding(getattr(sys, name))
     with (
         contextlib.redirect_stdout(Stream(sys.stdout, needed=True)),
         contextlib.redirect_stderr(Stream(sys.stderr, needed=False)),

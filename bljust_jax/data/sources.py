@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from jaxtyping import Float, Int16
 
 from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import expand_user, write_text
 from bljust_jax.data import containers
 from bljust_jax.data.containers import Mono, Sound, blocks, open_sound
 
@@ -69,7 +71,7 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
     Raises UserError for an unknown scheme, an empty corpus or an id that occurs twice.
     """
     check(uri)
-    uris = _parts(uri)
+    root, uris = expand_user(root), _parts(uri)
     utterances = []
     for part, name in zip(uris, _part_names(uris), strict=True):
         found = _read_part(part, root)
@@ -119,13 +121,37 @@ def check(uri: str) -> None:
     """UserError for an unknown scheme or a missing manifest; reads nothing."""
     for part in _parts(uri):
         scheme, rest = _locate(part)
-        if scheme == "manifest" and not os.path.isfile(rest):
-            kind = "is a folder, not a manifest" if os.path.isdir(rest) else "no such manifest"
+        path = expand_user(rest)
+        if scheme == "manifest" and not os.path.isfile(path):
+            kind = "is a folder, not a manifest" if os.path.isdir(path) else "no such manifest"
             raise UserError(f"{rest}: {kind}; name a file *.jsonl of one JSON object per line")
 
 
 def _parts(uri: str) -> list[str]:
-    return [uri] if os.path.isfile(uri) else uri.split("+")
+    """The URIs that "+" joins. A "+" within a path is no separator: what follows it is no URI."""
+    if os.path.isfile(expand_user(uri)):
+        return [uri]
+    pieces = uri.split("+")
+    return _joined(pieces) or pieces
+
+
+def _joined(pieces: list[str]) -> list[str] | None:
+    """The pieces, as few as possible joined again, so that each part is a URI; None if none are."""
+    if not pieces:
+        return []
+    for n in range(1, len(pieces) + 1):
+        part = "+".join(pieces[:n])
+        if _is_uri(part) and (rest := _joined(pieces[n:])) is not None:
+            return [part, *rest]
+    return None
+
+
+def _is_uri(part: str) -> bool:
+    """Whether a part is an existing manifest, or a known scheme and a path without another URI."""
+    scheme, _, rest = part.partition(":")
+    if scheme in plugins.names(READERS) and scheme != "manifest":
+        return bool(rest) and not re.search(r"\+[A-Za-z]\w*:|\.jsonl$", rest)
+    return part.endswith(".jsonl") and os.path.isfile(expand_user(part.removeprefix("manifest:")))
 
 
 def _locate(uri: str) -> tuple[str, str]:
@@ -143,7 +169,7 @@ def _locate(uri: str) -> tuple[str, str]:
 
 def _read_part(uri: str, root: str) -> list[Utterance]:
     scheme, rest = _locate(uri)
-    found = plugins.load(READERS, scheme, "read", "scheme")(rest, root)
+    found = plugins.load(READERS, scheme, "read", "scheme")(expand_user(rest), root)
     if not found:
         raise UserError(f"{uri}: no utterance found: it is empty; name a source that holds some")
     return found
@@ -168,10 +194,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
 
 def write_json_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, atomically."""
-    scratch = path.with_suffix(".tmp")
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    scratch.write_text("".join(lines), encoding="utf-8")
-    scratch.replace(path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:

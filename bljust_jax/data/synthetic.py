@@ -27,6 +27,7 @@ from jaxtyping import Float, Int16
 
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError, nearest
+from bljust_jax.common.files import expand_user
 from bljust_jax.data.sources import to_int16, write_json_lines
 
 FORMAT = 1  # increase it when the same settings give other audio
@@ -107,7 +108,8 @@ def make_corpus(name: str = "commands", *, cache: str | os.PathLike | None = Non
 
     name: `commands` (1,500 / 90 / 180 utterances of 5 to 7 words), `tiny` (48 / 8 / 8 of two words)
     or `overfit` (eight of the `commands`, the same in all splits); cache: parent folder, by default
-    `$XDG_CACHE_HOME/bljust_jax/synthetic`, with `~/.cache` if unset.
+    `$XDG_CACHE_HOME/bljust_jax/synthetic`, with `~/.cache` if unset, or a
+    folder for temporary files if the home folder is unknown.
 
     Raises UserError for another name, and if eSpeak NG is not installed, cannot be loaded or fails.
     """
@@ -133,7 +135,12 @@ def make_corpus(name: str = "commands", *, cache: str | os.PathLike | None = Non
 
 def cache_folder() -> pathlib.Path:
     """Folder of all corpora: `bljust_jax/synthetic` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if not cache:
+        try:
+            cache = expand_user("~/.cache")
+        except UserError:  # a user without a home, as in some containers
+            cache = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
     return pathlib.Path(cache) / "bljust_jax" / "synthetic"
 
 

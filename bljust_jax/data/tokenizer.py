@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from bljust_jax.common.errors import UserError, nearest
+from bljust_jax.common.files import write_text
 from bljust_jax.data import normalise as spelling
 
 UNITS = ("characters", "unigram", "bpe")
@@ -71,7 +72,7 @@ class Tokenizer(abc.ABC):
     def save(self, folder: pathlib.Path) -> None:
         """Write the files that `load_tokenizer` reads into an existing folder."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "tokenizer.json", text + "\n")
 
 
 class CharTokenizer(Tokenizer):
@@ -164,7 +165,7 @@ class PieceTokenizer(Tokenizer):
         rows = zip(self.symbols, range(1, self.vocab_size), scores, strict=True)
         table = "".join(f"{piece}\t{i}\t{score:g}\n" for piece, i, score in rows)
         (folder / "tokenizer.model").write_bytes(self.model)
-        (folder / "tokenizer.vocab").write_text(table, encoding="utf-8")
+        write_text(folder / "tokenizer.vocab", table)
         super().save(folder)
 
 

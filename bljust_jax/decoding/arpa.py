@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError, one_line
+from bljust_jax.common.files import expand_user
 
 LN10 = math.log(10.0)
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
@@ -48,7 +49,7 @@ def open_lm(path: str | pathlib.Path) -> LanguageModel:
     kenlm reads its own binary files, and plain ARPA of order 2 or more without a preamble. Raises
     UserError with the file and the reason.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_user(str(path)))
     if not path.is_file():
         raise UserError(f"{path}: no such language model; name an ARPA file, plain or .gz")
     with open(path, "rb") as file:

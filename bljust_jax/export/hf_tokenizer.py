@@ -14,6 +14,7 @@ from jaxtyping import Int
 from bljust_jax.common.errors import UserError
 
 SPACE = "\u2581"  # a space inside SentencePiece's pieces
+MOST = 1 << 24  # an id above it is none
 BLANKS = ("<pad>", "<blank>", "<ctc>")
 DELIMITERS = ("|", SPACE, "\u2423", "\u2420")
 
@@ -152,27 +153,46 @@ def read(folder: pathlib.Path, blank: int) -> Vocabulary | None:
         ids = {t: n for n, (t, _) in enumerate(known)} if isinstance(known, list) else dict(known)
         ids |= {entry["content"]: entry["id"] for entry in added}
         special = {entry["id"] for entry in added if entry.get("special")}
-        return _vocabulary(ids, blank, _replacement(content.get("decoder")), special)
+        decoder = content.get("decoder")
+        return _vocabulary(folder / "tokenizer.json", ids, blank, _replacement(decoder), special)
     if not (folder / "vocab.json").is_file():
         return None
     ids, about = read_json(folder / "vocab.json"), {}
+    if not isinstance(ids, dict):
+        raise UserError(f"{folder / 'vocab.json'}: is no JSON object of tokens and their ids")
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         about |= read_json(folder / name) if (folder / name).is_file() else {}
     if any(isinstance(n, dict) for n in ids.values()):
         return None
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    _require_ids(folder / "vocab.json", ids, blank)
     special = {ids[t] for t in (_content(about.get(k, d)) for k, d in names.items()) if t in ids}
-    return _vocabulary(ids, blank, _content(about.get("word_delimiter_token", "|")), special)
+    delimiter = _content(about.get("word_delimiter_token", "|"))
+    return _vocabulary(folder / "vocab.json", ids, blank, delimiter, special)
 
 
 def read_json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def _vocabulary(ids: dict[str, int], blank: int, delimiter: str, special: set[int]) -> Vocabulary:
+def _require_ids(path: pathlib.Path, ids: dict[str, Any], blank: int) -> None:
+    """UserError unless the ids of tokens are integers, distinct, and one of them is the blank's."""
+    wrong = next((t for t, n in ids.items() if type(n) is not int or not 0 <= n < MOST), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path}: the id of {wrong!r} is {ids[wrong]!r}; write a number, 0 or above"
+        )
+    if blank not in ids.values():
+        raise UserError(f"{path}: no token has the id {blank}, pad_token_id in config.json")
+
+
+def _vocabulary(
+    path: pathlib.Path, ids: dict[str, int], blank: int, delimiter: str, special: set[int]
+) -> Vocabulary:
+    _require_ids(path, ids, blank)
     tokens = [""] * (max(ids.values()) + 1)
     for token, n in ids.items():
         tokens[n] = token

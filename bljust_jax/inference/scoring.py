@@ -12,6 +12,7 @@ import numpy as np
 
 from bljust_jax.bilevel.types import Task
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import write_text
 from bljust_jax.data.splits import Splits
 from bljust_jax.inference import measures
 from bljust_jax.inference.decode_split import decode_split, row_text
@@ -182,7 +183,7 @@ def sample_file(split: str, task: str, when: Any) -> str:
 
 def write_pairs(path: pathlib.Path, pairs: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs))
+    write_text(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs))
 
 
 def describe(split: str, result: Result, samples: int, width: int = 0) -> list[str]:

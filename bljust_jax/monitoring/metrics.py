@@ -4,13 +4,13 @@ A mean is taken once over the whole window between two log lines, so it is exact
 hosts.
 """
 
-import json
 import math
 import pathlib
 
 import jax
 
 from bljust_jax.bilevel.types import Means
+from bljust_jax.common.files import read_json_lines
 
 
 class Window:
@@ -60,6 +60,5 @@ class Window:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The rows of a metrics file; an incomplete last line is skipped."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """The rows of a metrics file, without lines that are none (`files.read_json_lines`)."""
+    return [row for row in read_json_lines(path) if isinstance(row.get("step"), int)]

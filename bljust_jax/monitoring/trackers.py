@@ -7,6 +7,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from bljust_jax.common.files import write_text
 from bljust_jax.monitoring import metrics
 
 
@@ -27,10 +28,8 @@ class MetricWriter:
             rows = metrics.read(path)
             keep = [r for r in rows if r["step"] <= resumed_at and "final" not in r]
             self.dropped = [r for r in rows if r["step"] > resumed_at or "final" in r]
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text("".join(json.dumps(r) + "\n" for r in keep))
-            scratch.replace(path)
-        self._file = path.open("a" if resumed else "w")
+            write_text(path, "".join(json.dumps(r) + "\n" for r in keep))
+        self._file = path.open("a" if resumed else "w", encoding="utf-8")
         purge = resumed_at + 1 if resumed else 0
         self._board = SummaryWriter(str(workdir / "tb"), purge_step=purge)
 

@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
+from bljust_jax.common.files import write_text
 from bljust_jax.reporting import plots
 from bljust_jax.reporting.run_files import RunFiles, costs, score_order
 from bljust_jax.reporting.text import narrow_table, number, rate
@@ -24,7 +25,7 @@ def write(runs: Sequence[RunFiles], out: pathlib.Path) -> tuple[list[str], pathl
             caption = f"{plots.score_name(key)} over encoder compute, one line per run."
             lines += [f"![{measure}.png]({measure}.png)", "", caption, ""]
     path = out / "comparison.md"
-    path.write_text("\n".join(lines))
+    write_text(path, "\n".join(lines))
     return compared, path
 
 

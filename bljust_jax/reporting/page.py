@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import write_text
 from bljust_jax.reporting import plots
 from bljust_jax.reporting.run_files import MEASURES, RAW, RunFiles, costs, read_run_files
 from bljust_jax.reporting.text import narrow_table, number, rate, table
@@ -31,7 +32,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         if body:
             lines += [f"## {heading}", "", *body, ""]
     path = workdir / "report.md"
-    path.write_text("\n".join(lines))
+    write_text(path, "\n".join(lines))
     return path
 
 

@@ -72,7 +72,7 @@ def read_run_files(folder: pathlib.Path) -> RunFiles:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _parse(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:

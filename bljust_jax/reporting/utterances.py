@@ -1,11 +1,12 @@
 """Select the utterances that a report shows: a typical one, and those with the most errors."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jiwer
 import numpy as np
+
+from bljust_jax.common.files import read_json_lines
 
 SECONDS = (2.0, 6.0)  # preferred duration of the pictured utterance
 
@@ -57,7 +58,7 @@ def worst(
 ) -> list[tuple[int, dict[str, str]]]:
     """(errors, pair) of the `most` pairs with the most errors, at least one, of a file of samples;
     `unit`: words or characters."""
-    pairs = [json.loads(line) for line in samples.read_text().splitlines()]
+    pairs = read_json_lines(samples)
     counted = [(COUNTED[unit](p["reference"], p["hypothesis"]), p) for p in pairs]
     counted = [(n, p) for n, p in counted if n]
     return sorted(counted, key=lambda c: (-c[0], c[1]["id"]))[:most]

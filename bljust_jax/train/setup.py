@@ -15,6 +15,7 @@ from bljust_jax import recipes
 from bljust_jax.bilevel.types import Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import write_text
 from bljust_jax.data import config_checks
 from bljust_jax.data.corpus import Corpus, load_corpus
 from bljust_jax.inference import scoring
@@ -26,7 +27,7 @@ from bljust_jax.monitoring.trackers import MetricWriter
 from bljust_jax.parallel import preemption
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import batch_devices, make_mesh
-from bljust_jax.train import initial_state, phase_table
+from bljust_jax.train import initial_state, phase_table, run_lock
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
 from bljust_jax.train.run_programs import RunPrograms
@@ -69,11 +70,13 @@ class TrainingRun:
         self.config, self.workdir = config, workdir
         self.clock = goodput.Clock(options.began)
         config_checks.check(config)
+        self.is_main = jax.process_index() == 0  # the process that writes the files of the workdir
+        if self.is_main:
+            run_lock.check(workdir)
         check_config(config, workdir, options.allow_config_change)
         enable_compile_cache(config.compile_cache)
         # stop_requested(step): whether to save and stop before the step (SIGTERM)
         self.stop_requested = preemption.watch_for_sigterm(stack)
-        self.is_main = jax.process_index() == 0  # the process that writes the files of the workdir
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
@@ -86,6 +89,8 @@ class TrainingRun:
         self.tracer = profiler.Tracer(options.profile_steps, workdir, self.timeline.total)
         stack.callback(self.tracer.close)
 
+        if self.is_main:  # before the first file is written
+            stack.enter_context(run_lock.locked(workdir))
         policy = {name: config[name] for name in ("keep", "keep_every", "on_full_disk")}
         policy["keep_steps"] = tuple(self.timeline.ends)
         self.checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, **policy)))
@@ -178,7 +183,7 @@ class TrainingRun:
         read = {now: self.corpus.utterances_at(segments, now) for now in steps if now >= 0}
         path = self.workdir / "not_finite.json"
         if self.is_main:
-            path.write_text(json.dumps(read, ensure_ascii=False, indent=2) + "\n")
+            write_text(path, json.dumps(read, ensure_ascii=False, indent=2) + "\n")
         raise UserError(
             f"{len(steps)} steps in a row were not finite, {steps[0]} to {last}; the last one read "
             f"{', '.join(read[last][:3])}, ... (all in {path}): lower config.lr, or look for "

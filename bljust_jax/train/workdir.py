@@ -22,6 +22,7 @@ from bljust_jax.bilevel.types import Recipe
 from bljust_jax.checkpoint.manager import has_checkpoint
 from bljust_jax.checkpoint.saved_config import added_fields, read_config
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import write_text
 from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.corpus import Corpus
 from bljust_jax.data.tokenizer import Tokenizer
@@ -46,7 +47,12 @@ def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False)
     path = workdir / "config.json"
     if not path.exists() or not has_checkpoint(workdir):
         return
-    old, new = flatten(read_config(path)), flatten(json.loads(config.to_json()))
+    try:
+        old = flatten(read_config(path))
+    except UserError as error:  # the checkpoint is whole
+        logging.warning("%s; it is not compared with the command's, and is written anew", error)
+        return
+    new = flatten(json.loads(config.to_json()))
     if added := added_fields(old, new):
         listed = ", ".join(f"{name}={value!r}" for name, value in added.items())
         logging.warning("%s lacks fields that were added since; defaults: %s", path, listed)
@@ -122,7 +128,7 @@ def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokeniz
     data = written["data"]
     for stream, tokenizer in units.items():
         data["streams"].get(stream, data)["text"]["sha256"] = tokenizer.sha256
-    (workdir / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+    write_text(workdir / "config.json", json.dumps(written, indent=2) + "\n")
 
 
 def write_facts(
@@ -152,7 +158,7 @@ def write_facts(
         "phase_table": [phase_table.to_json(row) for row in table],
         "signatures": scoring.signatures(recipe.tasks),
     }
-    (workdir / "run.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_text(workdir / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def git_id(package: pathlib.Path = pathlib.Path(__file__).parents[1]) -> str:

@@ -10,6 +10,7 @@ import pathlib
 import re
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import visible
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, with_durations
 
 SPLITS = ("train", "dev", "test")
@@ -35,7 +36,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     require(transcript, f"aishell:{rest}", cure, "file")
     lines = _transcripts(transcript)
     found = []
-    for recording in sorted(folder.glob("*/*.wav")):
+    for recording in visible(folder.glob("*/*.wav")):
         text, where = lines.get(recording.stem, (None, str(recording)))
         path = inside(recording, root, where)
         speaker = recording.parent.name

@@ -3,6 +3,7 @@
 import pathlib
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import visible
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, with_durations
 
 
@@ -17,7 +18,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     inside(split, root, f"librispeech:{rest}")
     require(split, f"librispeech:{rest}", "name one as LibriSpeech/train-clean-100")
     found = []
-    for transcript in sorted(split.glob("*/*/*.trans.txt")):
+    for transcript in visible(split.glob("*/*/*.trans.txt")):
         recordings = {path.stem for path in transcript.parent.iterdir() if path.suffix == ".flac"}
         for where, line in read_lines(transcript):
             found.append(_utterance(line, where, transcript.parent, recordings, root))

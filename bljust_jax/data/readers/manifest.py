@@ -3,8 +3,10 @@
 import difflib
 import json
 import os
+import unicodedata
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import expand_user
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
 
 LONGEST = 1e9  # seconds
@@ -18,6 +20,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     are never joined), id (by default path and offset). Texts become NFC. Audio must lie in `root`,
     by default the manifest's folder. Raises UserError with file:line.
     """
+    rest = expand_user(rest)
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
     root = root or folder
     found = [_utterance(line, where, folder, root) for where, line in read_lines(rest)]
@@ -28,7 +31,7 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
     """The utterance of one line; its duration is 0 without the field."""
     entry = _entry(line, where)
     named = entry["audio_filepath"]
-    path = inside(os.path.join(folder, named), root, where)
+    path = inside(_spelt(os.path.join(folder, os.fsdecode(named.encode()))), root, where)
     if not os.path.isfile(path):
         cure = "correct audio_filepath, relative to the manifest's folder"
         raise UserError(f"{where}: no such file: {path!r}; {cure}")
@@ -51,6 +54,13 @@ def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
         line=where,
         translation=_text(entry, "translation", where),
     )
+
+
+def _spelt(path: str) -> str:
+    """The path, or its spelling in another Unicode normal form where only that exists: macOS writes
+    NFD, most other systems NFC."""
+    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next((spelling for spelling in spellings if os.path.lexists(spelling)), path)
 
 
 def _entry(line: str, where: str) -> dict:

@@ -13,6 +13,7 @@ import re
 from typing import NamedTuple
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import visible
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, to_seconds
 
 IGNORED = "ignore_time_segment_in_scoring"
@@ -48,10 +49,10 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     split = _folder(rest, root)
     audio = {}
     for suffix in reversed(_SUFFIXES):
-        audio |= {path.stem: path for path in (split / "sph").glob(f"*{suffix}")}
+        audio |= {path.stem: path for path in visible((split / "sph").glob(f"*{suffix}"))}
     utterances, ignored = [], []
     known: dict[str, str] = {}
-    for stm in sorted((split / "stm").glob("*.stm")):
+    for stm in visible((split / "stm").glob("*.stm")):
         lines = ((line.strip(), where) for where, line in read_lines(stm))
         for segment in (_segment(*line) for line in lines if not line[0].startswith(";;")):
             if segment.text == IGNORED:

@@ -19,6 +19,7 @@ import re
 import tarfile
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import visible
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, to_seconds
 
 
@@ -32,7 +33,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     compressed shard, a malformed line, or a folder or shard outside a given `root`.
     """
     subset, shard = _locate(rest, root)
-    tars = (p.name for p in (subset / "audio").iterdir() if p.name.endswith((".tar", ".tar.gz")))
+    tars = (p.name for p in visible((subset / "audio").iterdir()) if ".tar" in p.suffixes)
     names = [shard] if shard else sorted({name.split(".")[0] for name in tars})
     if not names:
         raise UserError(
@@ -132,7 +133,9 @@ def _index(tar: pathlib.Path) -> dict[str, tuple[int, int]]:
             if path.is_absolute() or ".." in path.parts:
                 raise UserError(f"{tar}: holds {path}, outside of itself: fetch it again")
             place, end = member.offset_data, member.offset_data + member.size
-            if member.isreg() and not member.issparse() and end <= size:
+            if path.name.startswith("._"):  # of macOS, not of the corpus
+                pass
+            elif member.isreg() and not member.issparse() and end <= size:
                 places[path.stem] = place, member.size
             archive.members.clear()  # tarfile keeps every header
     return places

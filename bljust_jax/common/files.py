@@ -1,0 +1,75 @@
+"""Text files: written whole or not at all, read with damaged lines left out; paths with `~`."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+from bljust_jax.common.errors import UserError
+
+
+def expand_user(path: str) -> str:
+    """The path with `~` or `~name` at its beginning replaced by the user's home folder.
+
+    Raises UserError if that is unknown: HOME is unset and the user has no entry in passwd.
+    """
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path and not os.path.exists(path):
+        raise UserError(f"{path}: the home folder of the user is unknown; set HOME, or name it")
+    return expanded
+
+
+def visible(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The paths in order, without names that begin with a dot, such as macOS's `._name`."""
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a UTF-8 file and replace the one of that name when the new one is on disk. Bytes of
+    file names that are no text are written as they are."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        with scratch.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+
+
+def require_writable(path: pathlib.Path) -> None:
+    """Raise OSError if a file of that name cannot be written; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}."):
+        pass
+
+
+def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a file of one JSON object per line.
+
+    Lines that are none are left out, with a warning: a killed run leaves an incomplete last line, a
+    loss of power zeros, two writers lines within lines. Raises OSError.
+    """
+    rows, damaged = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError:  # UnicodeDecodeError is one
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    if damaged:
+        first = f"line {damaged[0]}" if len(damaged) == 1 else f"the first is line {damaged[0]}"
+        logging.warning("%s: %d damaged lines left out, %s", path, len(damaged), first)
+    return rows
