@@ -5,10 +5,10 @@ therefore have a default that changes no number, and a row in `ADDED`; its absen
 config.json never refuses a workdir.
 """
 
-import json
 import pathlib
 from typing import Any
 
+from bljust_jax.common import files
 from bljust_jax.common.errors import UserError, one_line
 
 # {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
@@ -32,7 +32,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """The nested fields of a config.json, with those of `ADDED` and of `ADDED_TO` that a group of
     it lacks. Raises UserError for a damaged file."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = files.read_json(path)
         if not isinstance(config, dict):
             raise ValueError("no JSON object")
     except ValueError as error:

@@ -51,11 +51,21 @@ def require_writable(path: pathlib.Path) -> None:
         pass
 
 
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file; a byte order mark is skipped. Raises ValueError for a damaged
+    file, and OSError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The objects of a file of one JSON object per line.
 
     Lines that are none are left out, with a warning: a killed run leaves an incomplete last line, a
-    loss of power zeros, two writers lines within lines. Raises OSError.
+    loss of power zeros, two writers lines within lines. Raises OSError, and ValueError if no line
+    is whole.
     """
     rows, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -63,12 +73,14 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-        except ValueError:  # UnicodeDecodeError is one
+        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
             row = None
         if isinstance(row, dict):
             rows.append(row)
         else:
             damaged.append(number)
+    if damaged and not rows:
+        raise ValueError("no line is a JSON object")
     if damaged:
         first = f"line {damaged[0]}" if len(damaged) == 1 else f"the first is line {damaged[0]}"
         logging.warning("%s: %d damaged lines left out, %s", path, len(damaged), first)

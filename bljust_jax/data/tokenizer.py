@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+from bljust_jax.common import files
 from bljust_jax.common.errors import UserError, nearest
-from bljust_jax.common.files import write_text
 from bljust_jax.data import normalise as spelling
 
 UNITS = ("characters", "unigram", "bpe")
@@ -72,7 +72,7 @@ class Tokenizer(abc.ABC):
     def save(self, folder: pathlib.Path) -> None:
         """Write the files that `load_tokenizer` reads into an existing folder."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        write_text(folder / "tokenizer.json", text + "\n")
+        files.write_text(folder / "tokenizer.json", text + "\n")
 
 
 class CharTokenizer(Tokenizer):
@@ -165,7 +165,7 @@ class PieceTokenizer(Tokenizer):
         rows = zip(self.symbols, range(1, self.vocab_size), scores, strict=True)
         table = "".join(f"{piece}\t{i}\t{score:g}\n" for piece, i, score in rows)
         (folder / "tokenizer.model").write_bytes(self.model)
-        write_text(folder / "tokenizer.vocab", table)
+        files.write_text(folder / "tokenizer.vocab", table)
         super().save(folder)
 
 
@@ -264,7 +264,7 @@ def load_tokenizer(folder: pathlib.Path) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = files.read_json(path)
         if saved["kind"] == "characters":
             return CharTokenizer(saved["symbols"], saved["normalise"])
         sha256, steps = saved["sha256"], saved["normalise"]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bljust_jax.common.errors import UserError
+from bljust_jax.common import files
+from bljust_jax.common.errors import UserError, one_line
 
 SPACE = "\u2581"  # a space inside SentencePiece's pieces
 MOST = 1 << 24  # an id above it is none
@@ -173,9 +174,9 @@ def read(folder: pathlib.Path, blank: int) -> Vocabulary | None:
 
 def read_json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return files.read_json(path)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def _require_ids(path: pathlib.Path, ids: dict[str, Any], blank: int) -> None:

@@ -1,6 +1,7 @@
 """Metric trackers: write rows of metrics to metrics.jsonl and TensorBoard, and resume them."""
 
 import json
+import logging
 import os
 import pathlib
 from typing import Any
@@ -9,6 +10,14 @@ from tensorboardX import SummaryWriter
 
 from bljust_jax.common.files import write_text
 from bljust_jax.monitoring import metrics
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        return metrics.read(path)
+    except ValueError as error:  # the checkpoint that is resumed from is whole
+        logging.warning("%s is damaged (%s) and is begun anew", path, error)
+        return []
 
 
 class MetricWriter:
@@ -25,7 +34,7 @@ class MetricWriter:
             return
         path, resumed = workdir / "metrics.jsonl", resumed_at is not None
         if resumed and path.exists():
-            rows = metrics.read(path)
+            rows = _rows(path)
             keep = [r for r in rows if r["step"] <= resumed_at and "final" not in r]
             self.dropped = [r for r in rows if r["step"] > resumed_at or "final" in r]
             write_text(path, "".join(json.dumps(r) + "\n" for r in keep))

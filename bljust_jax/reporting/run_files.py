@@ -1,10 +1,10 @@
 """Read the files of a run's folder: config, run.json and metrics; its scores and costs."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bljust_jax.common import files
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import metrics
 from bljust_jax.reporting.plots import MEASURES
@@ -72,7 +72,7 @@ def read_run_files(folder: pathlib.Path) -> RunFiles:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return files.read_json(path)
 
 
 def _parse(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:

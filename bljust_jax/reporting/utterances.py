@@ -1,5 +1,6 @@
 """Select the utterances that a report shows: a typical one, and those with the most errors."""
 
+import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -58,7 +59,11 @@ def worst(
 ) -> list[tuple[int, dict[str, str]]]:
     """(errors, pair) of the `most` pairs with the most errors, at least one, of a file of samples;
     `unit`: words or characters."""
-    pairs = read_json_lines(samples)
+    try:
+        pairs = read_json_lines(samples)
+    except ValueError as error:
+        logging.warning("%s is damaged (%s); its utterances are not shown", samples, error)
+        pairs = []
     counted = [(COUNTED[unit](p["reference"], p["hypothesis"]), p) for p in pairs]
     counted = [(n, p) for n, p in counted if n]
     return sorted(counted, key=lambda c: (-c[0], c[1]["id"]))[:most]

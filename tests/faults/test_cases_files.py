@@ -320,6 +320,11 @@ def test_damaged_lines_are_left_out_with_a_warning(tmp_path, caplog):
     path.write_bytes(b'{"a": 1}\n{"a": 2}{"a": 3}\n[1]\n\n{"a": "\xff"}\n{"a": 4}\n\0\0\0\0{"a"')
     assert files.read_json_lines(path) == [{"a": 1}, {"a": 4}]
     assert f"{path}: 4 damaged lines left out, the first is line 2" in caplog.text
+    path.write_bytes(b"\0" * 99)
+    with pytest.raises(ValueError, match="no line is a JSON object"):
+        files.read_json_lines(path)
+    assert utterances.worst(path, 9) == []
+    assert "its utterances are not shown" in caplog.text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -154,6 +154,15 @@ def test_a_damaged_log_is_repaired_and_the_run_goes_on(tmp_path, tail, caplog):
     assert path.read_bytes() == lines[0] + lines[1] + lines[3]
 
 
+def test_a_log_without_a_whole_line_is_begun_anew(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\0" * 999 + b"\nno row\n")
+    with pytest.raises(ValueError, match="no line is a JSON object"):
+        metrics.read(tmp_path / "metrics.jsonl")
+    trackers.MetricWriter(tmp_path, resumed_at=4).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert "is damaged (no line is a JSON object) and is begun anew" in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 99, b"[]", b'{"a": 1', b"\xff"])
 def test_a_damaged_config_of_a_whole_checkpoint_is_written_anew(
     tmp_path, content, monkeypatch, caplog
