@@ -132,16 +132,16 @@ def _parts(uri: str) -> list[str]:
     if os.path.isfile(expand_user(uri)):
         return [uri]
     pieces = uri.split("+")
-    return _joined(pieces) or pieces
+    return _uris(pieces) or pieces
 
 
-def _joined(pieces: list[str]) -> list[str] | None:
+def _uris(pieces: list[str]) -> list[str] | None:
     """The pieces, as few as possible joined again, so that each part is a URI; None if none are."""
     if not pieces:
         return []
     for n in range(1, len(pieces) + 1):
         part = "+".join(pieces[:n])
-        if _is_uri(part) and (rest := _joined(pieces[n:])) is not None:
+        if _is_uri(part) and (rest := _uris(pieces[n:])) is not None:
             return [part, *rest]
     return None
 
@@ -292,14 +292,18 @@ def _decode(u: Utterance, sample_rate: int) -> np.ndarray:
 
 def _to_mono(file: Sound, frames: int, sample_rate: int) -> np.ndarray:
     if file.subtype == "PCM_16" and file.channels == 1 and file.samplerate == sample_rate:
-        return np.concatenate([np.zeros((0, 1), np.int16), *blocks(file, frames, "int16")])[:, 0]
+        return _joined([block[:, 0] for block in blocks(file, frames, "int16")], np.int16)
     mono = Mono(file, frames)
-    audio = np.concatenate([np.zeros(0, np.float32), *mono])
+    audio = _joined(list(mono), np.float32)
     if mono.doubt:
         raise soundfile.SoundFileError(mono.doubt)
     if file.samplerate != sample_rate:
         audio = soxr.resample(audio, file.samplerate, sample_rate)
     return to_int16(audio * 32768)
+
+
+def _joined(pieces: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, dtype), *pieces])
 
 
 def to_int16(samples: Float[np.ndarray, "s"]) -> Int16[np.ndarray, "s"]:

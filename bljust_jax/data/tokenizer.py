@@ -189,7 +189,7 @@ def make_tokenizer(
             raise UserError(f"{where}.text.model is of pieces; set units to unigram or bpe")
         tokenizer: Tokenizer = learn_characters(texts, steps, joined=joined)
     elif settings.model:
-        tokenizer = _read_model(pathlib.Path(settings.model), steps)
+        tokenizer = _read_model(pathlib.Path(files.expand_user(settings.model)), steps)
     else:
         tokenizer = learn_pieces(texts, steps, settings.units, settings.vocab_size, where=where)
     if settings.sha256 and settings.sha256 != tokenizer.sha256:

@@ -18,6 +18,7 @@ import numpy as np
 from bljust_jax.bilevel.types import Recipe, TrainState
 from bljust_jax.checkpoint.saved_config import read_config
 from bljust_jax.common.errors import UserError, nearest
+from bljust_jax.common.files import expand_user
 from bljust_jax.common.trees import named_leaves
 from bljust_jax.data.tokenizer import Tokenizer
 from bljust_jax.export import hf_tokenizer, pretrained, tensors, torch_folder
@@ -72,6 +73,7 @@ def open_source(config: Any, state: TrainState) -> Source:
 
 def split_step(given: str) -> tuple[pathlib.Path, str]:
     """("RUN", STEP) of RUN@STEP, STEP a number or "best"; ("RUN", "") without it."""
+    given = expand_user(given)
     if pathlib.Path(given).exists():
         return pathlib.Path(given), ""
     path, _, step = given.rpartition("@")
