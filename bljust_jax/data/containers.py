@@ -69,7 +69,6 @@ def open_sound(source: str | bytes | io.BufferedIOBase) -> Sound:
         found, data = _count_frames(source)
         if found and abs(found.frames * found.samples - sound.frames) > 2 * found.samples:
             data = mpeg.with_count(data, found)
-        if found or not isinstance(source, bytes):  # libsndfile's place in a stream is lost
             sound.close()
             sound = Sound(io.BytesIO(data))
     if not RATES[0] <= sound.samplerate <= RATES[1]:
@@ -96,8 +95,11 @@ def _content(source: bytes | io.BufferedIOBase) -> bytes:
     if isinstance(source, bytes):
         with open(source, "rb") as file:
             return file.read()
+    place = source.tell()  # of libsndfile
     source.seek(0)
-    return source.read()
+    content = source.read()
+    source.seek(place)
+    return content
 
 
 def _count_frames(source: bytes | io.BufferedIOBase) -> tuple[mpeg.Count | None, bytes]:

@@ -244,6 +244,24 @@ def test_an_mp3_file_without_a_count_of_frames_is_read_to_its_end(tmp_path, rate
     assert not caplog.records
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_mp3_stream_in_memory_is_read_as_the_file_is(tmp_path, counted):
+    """As in a shard; longer than the beginning in which tags are looked for."""
+    path = tmp_path / "a.mp3"
+    noise = np.random.default_rng(0).uniform(-1, 1, 20 * RATE).astype(np.float32)
+    soundfile.write(path, noise, RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0)
+    if not counted:
+        without_count(path)
+    assert path.stat().st_size > 1.2 * containers.HEAD
+    with containers.open_sound(str(path)) as file:
+        expected = np.concatenate(list(containers.blocks(file)))
+    stream = io.BytesIO(path.read_bytes())
+    assert containers.length(stream) == containers.length(str(path))
+    with containers.open_sound(stream) as file:
+        np.testing.assert_array_equal(np.concatenate(list(containers.blocks(file))), expected)
+    assert len(expected) == pytest.approx(20 * RATE, abs=0.15 * RATE)
+
+
 def test_a_constant_bit_rate_tags_and_garbage_between_frames_are_counted(tmp_path):
     path = tmp_path / "a.mp3"
     soundfile.write(path, NOISE, RATE, format="MP3", bitrate_mode="CONSTANT")

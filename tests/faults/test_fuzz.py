@@ -31,6 +31,6 @@ def test_some_damaged_files(tmp_path, what, examples):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "examples"), [("audio", 2000), ("texts", 2000)])
+@pytest.mark.parametrize(("what", "examples"), [("audio", 2000), ("texts", 1000)])
 def test_many_damaged_files(tmp_path, what, examples):
     run(what, examples, tmp_path)
