@@ -6,10 +6,12 @@ import os
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.corpus import Segment
+from bljust_jax.data.corpus import Segment, load_corpus
 from bljust_jax.data.sources import open_source, read_audio
+from configs import m2asr
 from tests.helpers import corpora
 
 RATE = 48000
@@ -64,6 +66,26 @@ def test_a_split_is_covosts_and_its_text_common_voices(tmp_path):
     assert first.line == f"{tmp_path}/nl/validated.tsv:2"
     assert [u.id[-1] for u in open_source(f"covost:{tmp_path}/nl_en/dev")] == ["3"]
     assert [u.id[-1] for u in open_source(f"covost:{tmp_path}/nl_en/test")] == ["4"]
+
+
+def test_m2asr_recognises_words_and_translates_with_punctuation(tmp_path):
+    """The streams of `configs/m2asr.py` on one corpus: labels of training and references of dev."""
+    corpus(tmp_path)
+    config = m2asr.get_config("covost")
+    data = config.data
+    data.streams = ConfigDict({"asr/nl": m2asr.recognition("nl_en")})
+    m2asr.add_translation(config, "nl_en")
+    data.update(root=str(tmp_path), max_bad_fraction=1.0)
+    for stream in data.streams.values():
+        stream.text.update(units="characters")
+    loaded = load_corpus(data, seed=0, multiple=1)
+    assert list(loaded.streams) == ["asr/nl", "st/nl-en"]
+    assert loaded.references("dev/asr/nl") == ["zin 3 één"]
+    assert loaded.references("dev/st/nl-en") == ['A "café", 3.']
+    for name, spelled in (("asr/nl", "zin {} één"), ("st/nl-en", 'A "café", {}.')):
+        units, training = loaded.tokenizers[name], loaded.utterances(name)
+        labels = [units.decode(units.encode(u.text)) for u in training]
+        assert labels == [spelled.format(n) for n in (1, 2, 5)]
 
 
 def test_clips_are_decoded_at_16_khz(tmp_path):
