@@ -43,7 +43,8 @@ def make(module, variant, method=""):
         small.phases.turn = WARMUP
     if "moo" in small:
         small.moo.update(warmup=min(whole.moo.warmup, WARMUP), starved_stop=True)
-    small.data.update(batch_seconds=24.0, unlabelled_batch_seconds=24.0, test="")
+    seconds = 16.0 if small.data.streams else 24.0  # of 4 s each; a step reads each stream
+    small.data.update(batch_seconds=seconds, unlabelled_batch_seconds=seconds, test="")
     for name, stream in small.data.streams.items():
         stream.update(dev=stream.dev if name == "asr/en" else "", test="")
     small.collapse.update(share=max(whole.collapse.share, COLLAPSED), stop=True)
