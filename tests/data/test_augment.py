@@ -63,6 +63,16 @@ def test_join_puts_gaps_within_bounds_between_parts():
         assert audio[-1] == 3
 
 
+def test_gains_are_decibels_of_amplitude_and_gaps_reach_both_ends():
+    part = np.full(10, 1000, np.int16)
+    assert set(augment.join([part], (0, 0), (-20.0, -20.0), augment.generator(0, 0, 0))) == {100}
+    lengths = {
+        len(augment.join([part, part], (2, 4), (0.0, 0.0), augment.generator(0, 0, draw)))
+        for draw in range(60)  # a length is missed by chance once in 10^10
+    }
+    assert lengths == {22, 23, 24}
+
+
 def test_draws_are_a_function_of_seed_key_and_draw():
     made = [
         augment.generator(*key).random() for key in [(0, 1, 2), (0, 1, 2), (1, 1, 2), (0, 2, 1)]

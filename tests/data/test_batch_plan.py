@@ -124,6 +124,25 @@ def test_epochs_and_seeds_differ_but_counts_do_not():
     assert make(seed=1).items(0) != make(seed=0).items(0)
 
 
+def test_items_buckets_and_strings_are_ordered_anew_in_each_epoch():
+    """Each alone: the order of items where each speaker has one, that of buckets, and strings."""
+    apart = Plan(
+        *([1.0] * 24, None, list(map(str, range(24))), [""] * 24, list(map(str, range(24)))),
+        (Bucket(1.0, 4, 9),),
+        seed=0,
+    )
+    n = apart.batches_per_epoch
+    orders = [[apart.batch(e * n + i)[1] for i in range(n)] for e in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    plan = make()
+    n = plan.batches_per_epoch
+    buckets = [[plan.bucket_of(e * n + i) for i in range(n)] for e in range(3)]
+    assert buckets[0] != buckets[1] != buckets[2]
+    joined = make(join=(2, 3), join_share=1.0)
+    strings = [{item.members for item in joined.items(epoch)} for epoch in range(3)]
+    assert strings[0] != strings[1] != strings[2]
+
+
 def test_join_share_sets_the_share_of_strings():
     plan = make(durations=[0.2] * 400, join=(2, 3), join_share=0.5)
     items = plan.items(0)

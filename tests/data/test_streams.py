@@ -1,5 +1,6 @@
 """A corpus of several labelled streams: two languages, and translation of one of them."""
 
+import dataclasses
 import json
 import re
 import zlib
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import streams
 from bljust_jax.data.corpus import Segment, load_corpus
+from bljust_jax.data.sources import Utterance
 from bljust_jax.data.splits import load_splits
 from bljust_jax.data.tokenizer import CharTokenizer
 from configs import defaults
@@ -90,6 +92,12 @@ def test_the_unlabelled_stream_has_each_segment_of_all_streams_once(folder):
     assert [u.id for u in heard] == [f"u{i}" for i in range(38)]
     more = load(folder, unlabelled=str(folder / "dev.jsonl"))
     assert len(more.utterances("unlabelled")) == 11
+
+
+def test_segments_of_one_file_are_utterances_of_their_own():
+    first = Utterance("a", "/x.wav", 0.0, 1.0, "", "", "")
+    segments = [first, dataclasses.replace(first, offset=1.0), dataclasses.replace(first, id="b")]
+    assert streams.unique_utterances([segments, segments[:2]]) == segments
 
 
 def test_two_streams_of_one_audio_have_their_own_labels_and_order(folder):

@@ -146,6 +146,46 @@ def test_pruning_drops_classes_far_below_the_best_and_never_the_blank():
     assert math.exp(found[-1].ctc) == pytest.approx(0.05 * 0.001, rel=1e-5)  # two blanks
 
 
+class Words:
+    """A language model of one word: ln p of a word, and of the end after it."""
+
+    def __init__(self, words, ends):
+        self._words, self._ends = words, ends
+
+    def start(self):
+        return ""
+
+    def score(self, state, word):
+        return self._words[word], word
+
+    def end(self, state):
+        return self._ends[state]
+
+
+def test_equal_hypotheses_are_ordered_by_their_units():
+    """b is ahead of a until their ends are scored; the sums -1 - 2 and -2 - 1 are equal."""
+    lm = Words({"a": -2.0, "b": -1.0}, {"": -9.0, "a": -1.0, "b": -2.0})
+    frame = np.array([[-5.0, -1.0, -1.0]])
+    first, second, *_ = BeamSearch(("a", "b"), fusion=Fusion(lm, 1.0, 0.0, "units"))(frame, nbest=3)
+    assert first.score == second.score == -4.0
+    assert (first.units, second.units) == ((1,), (2,))
+
+
+def test_a_class_at_the_margin_is_kept():
+    frame = np.array([[0.0, math.log(0.5), math.log(0.49)]])
+    found = BeamSearch(("a", "b"), prune=0.5)(frame, nbest=3)
+    assert [h.units for h in found] == [(), (1,)]
+
+
+def test_words_count_when_they_are_complete():
+    """With a beam of one half the space is taken for its bonus, against a likelier blank."""
+    lm = Words({"a": 0.0}, {"": 0.0, "a": 0.0})
+    frames = np.log(np.array([[0.01, 0.98, 0.01], [0.6, 0.01, 0.39]]))
+    for beta, units in ((0.0, (1,)), (1.0, (1, 2))):
+        (best,) = BeamSearch(("a", " "), beam=1, fusion=Fusion(lm, 1.0, beta))(frames)
+        assert best.units == units
+
+
 def test_nothing_to_decode_is_the_empty_hypothesis(language_model):
     lm = language_model([["a"], ["b", "a"]])
     found = BeamSearch(SPEECH, fusion=Fusion(lm, 0.5, 1.0))(np.zeros((0, 4), np.float32))

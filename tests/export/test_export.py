@@ -187,34 +187,55 @@ def test_a_vocabulary_with_the_blank_elsewhere_and_special_tokens(tmp_path):
 # Certificate
 
 
-def test_a_certificate_is_refused_for_logits_and_for_texts():
-    logits = np.array([[1.0, 4.0], [2.0, -3.0]], np.float32)
+LOGITS = np.array([[1.0, 4.0], [2.0, -3.0]], np.float32)
+
+
+def certify(monkeypatch, alone, together, scale=1.0):
+    """Compare a run, of texts x and y and logits times `scale`, with an export that answers one by
+    one from `alone`, and for both at once `together`: each (logits, text) per utterance."""
+    monkeypatch.setitem(parity.NEEDS, "none", ())
+    logits = np.float32(scale) * LOGITS
     reference = parity.RunOutput([np.zeros(5, np.int16)] * 2, [logits, logits[:1]], ["x", "y"])
+    answers = iter(alone)
+    return parity.certify(
+        reference,
+        lambda audio: list(together) if len(audio) == 2 else [next(answers)],
+        1e-4,
+        kind="none",
+        batched=True,
+    )
 
-    def exported(difference, last):
-        def run(audio):
-            texts = ["x", last] if len(audio) == 2 else [next(alone)]
-            rows = [logits + difference, logits[:1]][: len(texts)]
-            return list(zip(rows if len(texts) == 2 else [logits], texts, strict=True))
 
-        alone = iter(["x", "y"])
-        return run
+def test_a_certificate_is_refused_for_logits_and_for_texts(monkeypatch):
+    whole = [(LOGITS, "x"), (LOGITS, "y")]  # longer logits than the run's are cut
 
-    def certify(difference, last):
-        run = exported(np.float32(difference), last)
-        return parity.certify(reference, run, 1e-4, kind="none", batched=True)
+    def differing(by, last="y"):
+        return certify(monkeypatch, whole, [(LOGITS + np.float32(by), "x"), (LOGITS[:1], last)])
 
-    parity.NEEDS["none"] = ()
-    found = certify(2e-4, "y")
+    found = differing(2e-4)
     assert found.difference == pytest.approx(2e-4, rel=1e-3)  # float32 of 4.0002
     assert found.relative == pytest.approx(0.5e-4, rel=1e-3)
     assert found.equal_texts == 2
     with pytest.raises(parity.UserError, match="no parity, tolerance"):
-        certify(1e-3, "y")
+        differing(1e-3)
     with pytest.raises(parity.UserError, match="no parity, tolerance"):
-        certify(np.nan, "y")
+        differing(np.nan)
     with pytest.raises(parity.UserError, match="texts differ"):
-        certify(0.0, "z")
+        differing(0.0, "z")
+
+
+def test_a_certificate_takes_each_way_whole_and_differences_relative(monkeypatch):
+    whole = [(LOGITS, "x"), (LOGITS, "y")]
+    with pytest.raises(parity.UserError, match="texts differ"):
+        certify(monkeypatch, [(LOGITS, "z"), (LOGITS, "y")], whole)
+    with pytest.raises(parity.UserError, match="logits"):
+        certify(monkeypatch, [(LOGITS[:1], "x"), (LOGITS, "y")], whole)
+    # 1e-3 of the largest logit, though 1e-5 itself
+    small, off = np.float32(0.0025) * LOGITS, np.float32(1e-5)
+    with pytest.raises(parity.UserError, match="no parity, tolerance"):
+        certify(
+            monkeypatch, [(small, "x"), (small, "y")], [(small + off, "x"), (small, "y")], 0.0025
+        )
 
 
 # Mistakes
