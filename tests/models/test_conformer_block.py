@@ -1,4 +1,4 @@
-"""Depthwise convolution against its definition, and the convolution module."""
+"""Depthwise convolution against its definition, the convolution module and the block."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,14 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from bljust_jax.models.conformer_block import ConvModule, depthwise_conv
+from bljust_jax.models.attention import RelativeAttention
+from bljust_jax.models.conformer_block import (
+    ConformerBlock,
+    ConvModule,
+    FeedForward,
+    depthwise_conv,
+)
+from bljust_jax.models.norms import LayerNorm
 
 
 def normal(*shape, seed=0):
@@ -63,3 +70,30 @@ def test_conv_module_ignores_padded_frames():
     params = module.init(jax.random.key(0), x, valid)
     out = module.apply(params, x, valid)[0][:, :5]
     np.testing.assert_array_equal(out, module.apply(params, x * valid[..., None], valid)[0][:, :5])
+
+
+@pytest.mark.parametrize("alone", ["ff1", "ff2", "attention", "conv"])
+def test_a_block_adds_half_of_each_feed_forward_and_all_of_each_other_branch(alone):
+    """With the last maps of the other branches at 0: norm(x + share * branch(norm(x)))."""
+    last = {"ff1": "down", "ff2": "down", "attention": "out", "conv": "pointwise_out"}
+    x, valid = normal(1, 6, 8), jnp.ones((1, 6), bool)
+    block = ConformerBlock(heads=2, taps=3)
+    params = jax.jit(block.init)(jax.random.key(0), x, valid)["params"]
+    for branch, name in last.items():
+        if branch != alone:
+            params[branch][name] = jax.tree.map(jnp.zeros_like, params[branch][name])
+
+    @jax.jit
+    def both(params):
+        out, _ = block.apply({"params": params}, x, valid)
+        own = {"params": params[alone]}
+        y = LayerNorm().apply({"params": params[f"{alone}_norm"]}, x)
+        branch = {
+            "attention": lambda: RelativeAttention(2).apply(own, y, valid),
+            "conv": lambda: ConvModule(3).apply(own, y, valid)[0],
+        }.get(alone, lambda: FeedForward().apply(own, y))()
+        share = 0.5 if alone.startswith("ff") else 1.0
+        return out, LayerNorm().apply({"params": params["norm"]}, x + share * branch)
+
+    out, expected = both(params)
+    np.testing.assert_allclose(out, expected, atol=1e-6)  # the same sums, fused otherwise

@@ -224,10 +224,10 @@ def test_chunked_sums_are_the_whole_ones(entries, share):
     assert np.all(np.asarray(parts[1][0])[~wanted] == 0)
 
 
-@pytest.mark.parametrize(("wanted", "chunks"), [(0, 0), (1, 1), (3, 1), (4, 2), (12, 4)])
+@pytest.mark.parametrize(("wanted", "chunks"), [(0, 0), (1, 1), (3, 1), (4, 2), (11, 4)])
 def test_chunks_are_as_few_as_the_wanted_frames_fill(wanted, chunks):
-    """Chunks of 3 of 12 frames; the wanted ones are the last of a row. Each chunk adds 1."""
-    last = jnp.arange(12)[None, :] >= 12 - wanted
+    """Chunks of 3 of 11 frames; the wanted ones are the last of a row. Each chunk adds 1."""
+    last = jnp.arange(11)[None, :] >= 11 - wanted
     count = q.sum_over_frames(lambda *_: jnp.float32(1), last, width=1, entries=3)
     assert count == chunks
 
