@@ -65,12 +65,22 @@ def data() -> ConfigDict:
     c.text.normalise = ("invisible", "lower")
     c.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
     c.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
+    # hours of data.unlabelled, drawn by seed: 100 h are part of 200 h; 0 = all
+    c.unlabelled_hours = 0.0
     c.overfit = 0  # number of utterances of data.train to train and score on; 0 = off
     c.min_seconds = 0.1  # shorter utterances are skipped and counted
     c.max_seconds = 40.0  # longer ones too, in dev and test as well
 
     # Batches
-    c.buckets = (5.0, 10.0, 17.0)  # seconds: batches are padded to one of these lengths
+    # seconds: batches are padded to one of these lengths. Of several streams they are those of the
+    # labelled one with most batches; lengths of the others follow from their own durations
+    c.buckets = (5.0, 10.0, 17.0)
+    # number of lengths chosen from durations for the least padding, up to the last of data.buckets;
+    # 0 = data.buckets as they are, -1 = the number with the least cost of padding and compiling
+    c.num_buckets = 0
+    # hours of padded audio that take as long as compiling one program: 40 on one H200, a joint step
+    # of a 117 M Conformer; 1 on two CPU cores, the quickstart's (results/README.md)
+    c.program_hours = 40.0
     c.batch_seconds = 160.0  # padded audio per labelled batch; on average over several streams
     # T of the labelled streams' shares of that audio, hours^(1/T): 1 = by size, 5 = more even,
     # 0 = equal
@@ -270,7 +280,9 @@ def stream(train: str, dev: str = "", test: str = "", **changes: object) -> Conf
     c = ConfigDict({"train": train, "dev": dev, "test": test})  # URIs; dev, test: "" = not scored
     c.field = "text"  # the text of an utterance that is the label; or "translation"
     c.measure = "wer"  # the score that chooses the best parameters; or "cer", "bleu"
-    c.buckets = ()  # seconds, as many as in data.buckets; () = those
+    # seconds, as many as in data.buckets; () = those. Unless most batches are of this stream, only
+    # the last is taken as it is
+    c.buckets = ()
     c.text = data().text
     if changes.get("field") == "translation":
         c.text.normalise = ("invisible",)
@@ -279,8 +291,13 @@ def stream(train: str, dev: str = "", test: str = "", **changes: object) -> Conf
     return c
 
 
-def schedule(shape: str, peak: float, warmup: int, moments: str = "keep") -> ConfigDict:
-    """Learning rate of a phase after `warmup` steps: `constant`; `cosine` or `linear`, down to 0;
-    `hold`, constant for 4/9 of the rest, then down to a twentieth. `moments="reset"` starts the
-    phase with new optimizer state."""
-    return ConfigDict({"shape": shape, "peak": peak, "warmup": warmup, "moments": moments})
+def schedule(
+    shape: str, peak: float, warmup: float, moments: str = "keep", unit: str = "step"
+) -> ConfigDict:
+    """Learning rate of a phase after a linear warm-up: `constant`; `cosine` or `linear`, down to 0;
+    `hold`, constant for 4/9 of the rest, then down to a twentieth. `warmup` is in steps, in hours
+    of padded audio (unit="hour") or a share of the phase (unit="share"). `moments="reset"` starts
+    the phase with new optimizer state."""
+    c = ConfigDict({"shape": shape, "peak": peak, "warmup": float(warmup), "warmup_unit": unit})
+    c.moments = moments
+    return c

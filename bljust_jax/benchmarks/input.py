@@ -53,7 +53,7 @@ def batches(config: Any, number: int) -> Iterator[dict[str, dict[str, np.ndarray
     """The first labelled batches of the corpus."""
     from bljust_jax.data.corpus import Segment, load_corpus
 
-    corpus = load_corpus(config.data, seed=config.seed)
+    corpus = load_corpus(config.data, seed=config.seed, phases=config.phases)
     return iter(corpus.train_batches([Segment(0, number, ("labelled",))], 0))
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bljust_jax.bilevel.schedules import penalty_schedule, schedule
+from bljust_jax.bilevel.schedules import LearningRate, penalty_schedule, warmup_steps
 from bljust_jax.bilevel.types import Phase
 from bljust_jax.common.errors import UserError
 
@@ -122,8 +122,9 @@ def one_phase(
     """A phase with learning rates `rate`, by default `rates[name]`, scheduled over `total` steps in
     phases of that name; those of heads are times `rates.heads`."""
     rate = rate or rates[name]
-    encoder = schedule(rate.shape, rate.peak, rate.warmup, total)
-    head = schedule(rate.shape, rate.peak * rates.heads, rate.warmup, total)
+    warmup = warmup_steps(float(rate.warmup), rate.get("warmup_unit", "step"), total)
+    encoder = LearningRate(rate.shape, rate.peak, warmup, total)
+    head = LearningRate(rate.shape, rate.peak * rates.heads, warmup, total)
     lr = {"encoder": encoder} | dict.fromkeys(heads, head)
     return Phase(name, steps, levels, weights, lr, rate.moments)
 

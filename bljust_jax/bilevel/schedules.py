@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from bljust_jax.bilevel.types import Phase
+from bljust_jax.common.errors import UserError
 
 
 def position(phases: tuple[Phase, ...], name: str, step: Any) -> Int[Array, ""]:
@@ -53,9 +55,6 @@ def array_module(k: Any) -> Any:
     return jnp if isinstance(k, jax.Array) else np
 
 
-Schedule = Callable[[Any], Any]
-
-
 # Rate over peak after a share of the phase. "hold" is constant for the first 4/9, then decays
 # exponentially to 1/20: after a warm-up of 1/10, the 10/40/50 schedule of wav2vec 2.0.
 SHAPES: dict[str, Callable[[Any], Any]] = {
@@ -66,12 +65,30 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def schedule(shape: str, peak: float, warmup: int, steps: int) -> Schedule:
-    """Linear from 0 to `peak` over `warmup` steps, then `SHAPES[shape]` of the rest of `steps`."""
+def warmup_steps(warmup: float, unit: str, steps: int) -> int:
+    """Steps of a warm-up in a phase of `steps`: `warmup` itself, or that share of the phase.
+    UserError for a share above 1; ValueError for hours, which `recipes.load` turns into steps."""
+    if unit == "step":
+        return round(warmup)
+    if unit != "share":
+        raise ValueError(f"a warm-up in units of {unit!r} depends on the data")
+    if warmup > 1:
+        raise UserError(f'config.lr: warmup={warmup:g} is above 1, with warmup_unit="share"')
+    return round(warmup * steps)
 
-    def rate(k):
-        xp = array_module(k)
-        share = xp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        return peak * xp.minimum(1.0, (k + 1) / max(warmup, 1)) * SHAPES[shape](share)
 
-    return rate
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """k -> rate: linear from 0 to `peak` over `warmup` steps, then `SHAPES[shape]` of the rest of
+    `steps`."""
+
+    shape: str
+    peak: float
+    warmup: int
+    steps: int
+
+    def __call__(self, k: Any) -> Any:
+        xp, rest = array_module(k), max(self.steps - self.warmup, 1)
+        share = xp.clip((k - self.warmup) / rest, 0.0, 1.0)
+        rise = xp.minimum(1.0, (k + 1) / max(self.warmup, 1))
+        return self.peak * rise * SHAPES[self.shape](share)

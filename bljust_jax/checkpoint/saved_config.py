@@ -11,11 +11,17 @@ from typing import Any
 from bljust_jax.common import files
 from bljust_jax.common.errors import UserError, one_line
 
+SCHEDULES = ("explore", "joint", "finetune", "supervised", "pretrain")
+SCHEDULES += ("ptft_supervised", "turn_ctc", "turn_ssl")
 # {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
 ADDED: dict[str, Any] = {
     "ema_share": 0.0,
     "init_parts": ["encoder"],
     "compile_threads": 0,
+    "data.unlabelled_hours": 0.0,
+    "data.num_buckets": 0,
+    "data.program_hours": 40.0,
+    **{f"lr.{name}.warmup_unit": "step" for name in SCHEDULES},
     "birq.label_entropy": 0.0,
     "decoder.kind": "attention",
     "moo.relative": False,

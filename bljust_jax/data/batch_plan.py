@@ -85,18 +85,14 @@ class Plan:
             raise UserError("data.buckets must be lengths in seconds in ascending order")
         if not 1 <= join[0] <= join[1] or not 0 < speed[0] <= speed[1]:
             raise UserError(f"data.join {join} and data.speed {speed} must be (low, high), low > 0")
-        self.buckets = tuple(buckets)
         self.seed, self.crop, self.max_gap = seed, crop, max_gap
         self._join, self._join_share, self._speed = join, join_share, speed
         self._balance = balance
         self._ids = ids
         self._durations = np.asarray(durations, np.float64)
         self._labels = np.zeros(len(ids), np.int64) if labels is None else np.asarray(labels)
-        self._seconds = np.array([b.seconds for b in buckets]) + SLACK
-        unlimited = np.iinfo(np.int64).max
-        most = [unlimited if labels is None else b.max_labels for b in buckets]
-        self._max_labels = np.array(most)
-        self._limit = (float(self._seconds[-1]), int(self._max_labels[-1]))
+        self._labelled = labels is not None
+        self._set_buckets(buckets)
         self.excluded = self._exclude()
         self._speakers = self._group(speakers, texts)
         self.languages = self._language_sizes(languages, temperature) if temperature != 1 else {}
@@ -104,8 +100,7 @@ class Plan:
         self._epochs = functools.lru_cache(len(buckets) + 2)(self._make_epoch)
         self._orders = functools.lru_cache(3)(self._make_order)
         self._first = self._make_items(0)
-        self.counts, self._supply = self._count()
-        self.batches_per_epoch = sum(self.counts)
+        self._set_counts()
 
     # Arithmetic on positions
 
@@ -146,7 +141,47 @@ class Plan:
         """Whether there are items for batches of bucket k."""
         return self._supply[k][0] >= 0
 
+    # Lengths that follow from durations
+
+    def needs(self, labels_per_second: float) -> np.ndarray:
+        """Length in seconds of the shortest bucket that holds each item of epoch 0: [N], the
+        larger of its seconds and, with labels, of their number / labels_per_second."""
+        seconds, labels = self._sizes(self._first)
+        return np.maximum(seconds, labels / labels_per_second) if self._labelled else seconds
+
+    def longest_need(self, labels_per_second: float) -> float:
+        """`needs` of the longest item of any epoch: at most the last bucket; that, if items are
+        joined."""
+        last, used = self.buckets[-1].seconds, np.unique(self._first.members)
+        if not len(used) or (self._join[1] > 1 and self._join_share > 0):
+            return last
+        need = float(self._durations[used].max()) / self._speed[0]
+        if self._labelled:
+            need = max(need, float(self._labels[used].max()) / labels_per_second)
+        return min(last, need)
+
+    def replace_buckets(self, buckets: Sequence[Bucket]) -> None:
+        """Put the same items into other buckets; the last must hold `longest_need`."""
+        self._set_buckets(buckets)
+        first = self._first
+        self._first = self._bucket_items(first.members, first.starts[:-1], first.speeds)
+        self._epochs.cache_clear()
+        self._orders.cache_clear()
+        self._set_counts()
+
     # Construction
+
+    def _set_buckets(self, buckets: Sequence[Bucket]) -> None:
+        self.buckets = tuple(buckets)
+        self._seconds = np.array([b.seconds for b in buckets]) + SLACK
+        unlimited = np.iinfo(np.int64).max
+        most = [b.max_labels if self._labelled else unlimited for b in buckets]
+        self._max_labels = np.array(most)
+        self._limit = (float(self._seconds[-1]), int(self._max_labels[-1]))
+
+    def _set_counts(self) -> None:
+        self.counts, self._supply = self._count()
+        self.batches_per_epoch = sum(self.counts)
 
     def _exclude(self) -> list[tuple[int, str]]:
         last = self.buckets[-1]
@@ -259,14 +294,20 @@ class Plan:
         """The bucket of each item."""
         if not len(starts):
             return _Items(members, np.zeros(1, int), speeds, starts)
-        sizes = np.diff(np.append(starts, len(members)))
-        seconds = np.add.reduceat(self._durations[members], starts) / speeds
-        seconds += (sizes - 1) * self.max_gap
-        labels = np.add.reduceat(self._labels[members], starts) + sizes - 1
+        items = _Items(members, np.append(starts, len(members)), speeds, starts)
+        seconds, labels = self._sizes(items)
         by_seconds = self._seconds.searchsorted(seconds)
         first = np.maximum(by_seconds, self._max_labels.searchsorted(labels))
-        buckets = np.minimum(first, len(self.buckets) - 1)
-        return _Items(members, np.append(starts, len(members)), speeds, buckets)
+        return items._replace(buckets=np.minimum(first, len(self.buckets) - 1))
+
+    def _sizes(self, items: "_Items") -> tuple[np.ndarray, np.ndarray]:
+        """(seconds [N], labels [N]) of items, gaps and spaces between joined ones included."""
+        if not len(items.speeds):
+            return np.zeros(0), np.zeros(0, int)
+        starts, sizes = items.starts[:-1], np.diff(items.starts)
+        seconds = np.add.reduceat(self._durations[items.members], starts) / items.speeds
+        seconds += (sizes - 1) * self.max_gap
+        return seconds, np.add.reduceat(self._labels[items.members], starts) + sizes - 1
 
     def _count(self) -> tuple[list[int], list[tuple[int, int]]]:
         """Batches of each bucket per epoch; and per bucket (the bucket that its items come from, -1

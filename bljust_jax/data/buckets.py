@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,17 @@ def bucket_table(
     """
     table = []
     for length in seconds:
-        rows = int(batch_seconds / length + 1e-9) // multiple * multiple
         labels = math.ceil(length * labels_per_second - 1e-9)
-        table.append(Bucket(float(length), max(multiple, rows), labels))
+        rows = int(batch_rows(length, batch_seconds, multiple))
+        table.append(Bucket(float(length), rows, labels))
     return tuple(table)
+
+
+def batch_rows(seconds: Any, batch_seconds: float, multiple: int = 1) -> Any:
+    """Rows of a batch for each length in seconds: batch_seconds / seconds, rounded down to a
+    multiple of `multiple`, at least one."""
+    rows = (batch_seconds / np.asarray(seconds, np.float64) + 1e-9).astype(np.int64)
+    return np.maximum(rows // multiple * multiple, multiple)
 
 
 def evaluation_batches(

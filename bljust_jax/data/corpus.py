@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import augment, streams, summary
+from bljust_jax.data import augment, bucket_lengths, streams, summary
 from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import bucket_table
-from bljust_jax.data.filters import of_usable_length
+from bljust_jax.data.filters import of_usable_length, subset_of_hours
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, hours, open_source
 from bljust_jax.data.splits import Batch, Splits, empty_batch, fill_row, open_split
@@ -45,14 +45,14 @@ class Corpus(Splits):
 
     plans: {stream: Plan}, the labelled ones sorted by name, then "unlabelled". A batch has the
     arrays of `empty_batch`, all rows filled; only labelled streams have labels. All streams have
-    equally many buckets, or the unlabelled one has one.
+    equally many buckets, with equal shares of their batches, or the unlabelled one has one.
     """
 
-    def __init__(self, seed: int, *parts: Any):
-        """parts: the arguments of `Splits`"""
+    def __init__(self, seed: int, phases: Any, *parts: Any):
+        """phases: `config.phases`; parts: the arguments of `Splits`"""
         super().__init__(*parts)
         data, self._seed = self._data, seed
-        self._unjoinable: list[str] = []
+        self._notes: list[str] = []
         self._labels = {name: self._count_labels(name) for name in self.streams}
         sizes = [hours(self.utterances(name)) for name in self.streams]
         parts = shares(sizes, data.temperature) * len(sizes) * data.batch_seconds
@@ -62,7 +62,22 @@ class Corpus(Splits):
         for name, seconds in audio.items():
             with streams.error_prefix(name):
                 self.plans[name] = self._plan(name, seconds)
-        self._check_buckets()
+        leader, multiple = self.driver(tuple(self.streams)), data.rows_multiple * self._multiple
+        total = 0.0
+        if data.num_buckets:
+            size = [hours(self.utterances(name)) for name in (leader, UNLABELLED)]
+            total = bucket_lengths.hours_of_run(phases, audio[leader], *size)
+        self._notes += bucket_lengths.settle(self.plans, leader, audio, multiple, data, total)
+        for name, lengths in self.chosen_lengths.items():  # evaluation has those of training
+            self.streams[name] = self.streams[name]._replace(buckets=lengths)
+
+    @property
+    def chosen_lengths(self) -> dict[str, tuple[float, ...]]:
+        """{labelled stream: lengths of its batches} chosen from durations; {} without."""
+        if not self._data.num_buckets:
+            return {}
+        plans = {name: self.plans[name] for name in self.streams}
+        return {name: tuple(b.seconds for b in plan.buckets) for name, plan in plans.items()}
 
     def _count_labels(self, stream: str) -> np.ndarray:
         """Number of labels, and of labels equal to the one before, per utterance: [2, N]."""
@@ -103,17 +118,6 @@ class Corpus(Splits):
             temperature=1.0 if paired else float(data.unlabelled_temperature),
         )
 
-    def _check_buckets(self) -> None:
-        """UserError if a stream has no utterance for a bucket that another stream can choose."""
-        for leader, name in itertools.permutations(self.streams, 2):
-            led = self.buckets_in_use([leader]) if self.driver([leader, name]) == leader else []
-            for k in (k for k in led if not self.plans[name].has_items(k)):
-                own, other = self.streams[name], self.streams[leader]
-                raise UserError(
-                    f"{own.where}.buckets: no utterance of {name} is within {own.buckets[k]:g} s,"
-                    f" which goes with {leader}'s {other.buckets[k]:g} s: make it longer"
-                )
-
     def _check_speakers(self, stream: str, share: float, speakers: int) -> None:
         """Joined utterances are of one speaker: note, or UserError with a share of 1, if no two
         utterances share a speaker."""
@@ -125,7 +129,7 @@ class Corpus(Splits):
             raise UserError(
                 f'{problem}; add "speaker" to the manifest or set config.data.{setting} to 0'
             )
-        self._unjoinable.append(f"{stream}: {problem}")
+        self._notes.append(f"{stream}: {problem}")
 
     def digest(self) -> str:
         """Fingerprint of the training data, 16 hexadecimal digits: equal in a checkpoint and in the
@@ -314,7 +318,7 @@ class Corpus(Splits):
     def summary(self) -> list[str]:
         """Lines on sizes, skipped utterances, bucket tables, and how labels cover the texts."""
         sizes, plans = summary.sizes(self), summary.plans(self.plans)
-        return [*self._unjoinable, *sizes, *plans, *summary.texts(self)]
+        return [*self._notes, *sizes, *plans, *summary.texts(self)]
 
     def infeasible(
         self, frames: Callable[[int], int], needed: Sequence[str] | None = None
@@ -353,10 +357,16 @@ class _BadAudio(Exception):
 
 
 def load_corpus(
-    data: Any, *, seed: int, multiple: int = 1, tokenizers: Mapping[str, Tokenizer] | None = None
+    data: Any,
+    *,
+    seed: int,
+    multiple: int = 1,
+    tokenizers: Mapping[str, Tokenizer] | None = None,
+    phases: Any = None,
 ) -> Corpus:
     """The corpus of `config.data`; batch sizes are multiples of `multiple`.
 
+    phases: `config.phases`, which `data.num_buckets` needs.
     `tokenizers` {labelled stream: Tokenizer} replace those learned from the training texts (of
     resumed and exported runs). Raises UserError for sources that cannot be read, and fields that
     leave nothing to train on or to score.
@@ -379,8 +389,9 @@ def load_corpus(
         found = streams.overfit_splits(found, described, data.overfit, bad)
     else:
         kept = of_usable_length(audio, data, skipped[UNLABELLED])
+        kept = subset_of_hours(kept, float(data.unlabelled_hours), seed, skipped[UNLABELLED])
         found[UNLABELLED] = streams.require_any(kept, skipped[UNLABELLED], "config.data.unlabelled")
         for split, (name, stream) in itertools.product(("dev", "test"), described.items()):
             part = streams.split_name(split, name)
             found[part], skipped[part] = open_split(part, stream.uris[split], stream, data, bad)
-    return Corpus(seed, data, multiple, made, found, skipped, bad)
+    return Corpus(seed, phases, data, multiple, made, found, skipped, bad)

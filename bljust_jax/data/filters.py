@@ -1,5 +1,6 @@
-"""Select training utterances: by length, and low-resource subsets of the labels by seed."""
+"""Select training utterances: by length, by hours, and low-resource subsets of the labels."""
 
+import hashlib
 import math
 import zlib
 from collections import Counter
@@ -29,6 +30,38 @@ def of_usable_length(utterances: list[Utterance], data: Any, skipped: Counter) -
     long = f"longer than {high:g} s (config.data.max_seconds)"
     kept = keep_if(utterances, skipped, short, lambda u: u.duration >= low)
     return keep_if(kept, skipped, long, lambda u: u.duration <= high)
+
+
+def subset_of_hours(
+    utterances: list[Utterance],
+    hours: float,
+    seed: int,
+    skipped: Counter,
+    source: str = "config.data.unlabelled",
+) -> list[Utterance]:
+    """At least `hours` of the utterances (0: all), by one utterance at most more.
+
+    They are the first in the order of a hash of (seed, id): the subset depends neither on the order
+    of the source nor on the number of hosts, and fewer hours are part of more. `source` names it in
+    the UserError for a source of fewer hours.
+    """
+    if not hours:
+        return utterances
+    total = sum(u.duration for u in utterances) / 3600
+    if hours > total:
+        wanted = f"{hours:g} h of the {total:.4g} h of {source}"
+        raise UserError(f"config.data.unlabelled_hours: {wanted}; lower it, or set it to 0: all")
+
+    def order(u: Utterance) -> tuple[bytes, str, float]:
+        drawn = hashlib.blake2b(f"{seed}/{u.id}".encode(), digest_size=8).digest()
+        return drawn, u.path, u.offset
+
+    ordered = sorted(utterances, key=order)
+    spent = np.cumsum([u.duration for u in ordered])
+    number = int(np.searchsorted(spent, hours * 3600)) + 1
+    chosen = {(u.id, u.path, u.offset) for u in ordered[:number]}
+    reason = f"beyond config.data.unlabelled_hours={hours:g}"
+    return keep_if(utterances, skipped, reason, lambda u: (u.id, u.path, u.offset) in chosen)
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bljust_jax.data import normalise
 from bljust_jax.data.batch_plan import Plan
+from bljust_jax.data.buckets import Bucket
 from bljust_jax.data.sources import hours
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
@@ -41,10 +42,29 @@ def plans(plans: Mapping[str, Plan]) -> list[str]:
         for b, batches in zip(plan.buckets, plan.counts, strict=True):
             shape = f"{b.batch_size} x {b.seconds:g} s, at most {b.max_labels} labels"
             lines.append(f"{stream}: {batches} batches per epoch of {shape}")
+        read = [b for b, batches in zip(plan.buckets, plan.counts, strict=True) if batches]
+        lines += uneven_batches(stream, read)
         for name, (utterances, wanted) in plan.languages.items():
             own = f"language {name!r}, which has {len(utterances)}"
             lines.append(f"{stream}: an epoch has {wanted} utterances of {own}")
     return lines
+
+
+UNEVEN = 1.5  # largest batch over smallest, in seconds, above which to note it
+
+
+def uneven_batches(stream: str, buckets: Sequence[Bucket]) -> list[str]:
+    """A line if the padded audio of a stream's batches varies by more than `UNEVEN`."""
+    seconds = [bucket.batch_size * bucket.seconds for bucket in buckets]
+    if max(seconds) <= UNEVEN * min(seconds):
+        return []
+    low, high = buckets[seconds.index(min(seconds))], buckets[seconds.index(max(seconds))]
+    small, large = (f"{b.batch_size} x {b.seconds:g} s" for b in (low, high))
+    return [
+        f"{stream}: batches vary by {max(seconds) / min(seconds):.2g} times in seconds of audio,"
+        f" {small} to {large}; raise config.data.batch_seconds (unlabelled_batch_seconds), which"
+        " holds few rows of the longest, for even ones"
+    ]
 
 
 def texts(splits: Splits) -> list[str]:

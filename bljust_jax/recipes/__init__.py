@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from bljust_jax.bilevel.types import Group, Recipe, Tree
 from bljust_jax.common import plugins
-from bljust_jax.data.buckets import bucket_table
+from bljust_jax.data.buckets import Bucket, bucket_table
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.objectives import is_pretrained
 
@@ -40,6 +40,20 @@ class Facts(NamedTuple):
 def assumed_mix(config: Any, streams: tuple[str, ...], audio: Mapping[str, float] = {}) -> Mix:
     """Every bucket equally often; `audio`: {stream: seconds of padded audio per batch}, by default
     its `batch_seconds`."""
+    tables = assumed_tables(config, streams, audio)
+    count = max(map(len, tables.values()))
+    shapes = {s: [(b.batch_size, b.seconds) for b in table] for s, table in tables.items()}
+    return [
+        (1 / count, {s: table[min(k, len(table) - 1)] for s, table in shapes.items()})
+        for k in range(count)
+    ]
+
+
+def assumed_tables(
+    config: Any, streams: Iterable[str], audio: Mapping[str, float] = {}
+) -> dict[str, tuple[Bucket, ...]]:
+    """{stream: its bucket table as configured}, whatever the durations; `audio` as in
+    `assumed_mix`."""
     data, tables = config.data, {}
     for stream in streams:
         lengths, seconds = tuple(data.buckets), data.batch_seconds
@@ -51,12 +65,7 @@ def assumed_mix(config: Any, streams: tuple[str, ...], audio: Mapping[str, float
         multiple = data.rows_multiple * config.accumulate
         seconds = audio.get(stream, seconds)
         tables[stream] = bucket_table(lengths, seconds, data.labels_per_second, multiple)
-    count = max(map(len, tables.values()))
-    shapes = {s: [(b.batch_size, b.seconds) for b in table] for s, table in tables.items()}
-    return [
-        (1 / count, {s: table[min(k, len(table) - 1)] for s, table in shapes.items()})
-        for k in range(count)
-    ]
+    return tables
 
 
 def step_flops(
@@ -97,8 +106,35 @@ def step_compute(
 
 
 def load(name: str) -> Callable[[Any, Facts], Recipe]:
-    """`build` of `recipes/<name>.py`. Raises UserError if there is no such recipe."""
-    return plugins.load(__name__, name, "build", "config.recipe")
+    """`build` of `recipes/<name>.py`, with warm-ups in hours of audio turned into steps. Raises
+    UserError if there is no such recipe."""
+    build = plugins.load(__name__, name, "build", "config.recipe")
+    return lambda config, facts: build(warmups_in_steps(config, facts), facts)
+
+
+LOWER_ALONE = ("explore", "pretrain", "turn_ssl")  # phases that read unlabelled audio alone
+
+
+def warmups_in_steps(config: Any, facts: Facts) -> Any:
+    """The config with the warm-ups whose unit is "hour" in steps.
+
+    steps = hours / mean hours of padded audio per step, of the labelled streams together, in the
+    phases of `LOWER_ALONE` of the unlabelled one.
+    """
+    named = [name for name in config.lr if hasattr(config.lr[name], "keys")]
+    in_hours = [name for name in named if config.lr[name].get("warmup_unit") == "hour"]
+    if not in_hours:
+        return config
+    config = config.copy_and_resolve_references()
+    for name in in_hours:
+        streams = ("unlabelled",) if name in LOWER_ALONE else tuple(sorted(facts.vocab_sizes))
+        mix = facts.mix(streams) if facts.mix else assumed_mix(config, streams)
+        seconds = sum(
+            share * rows * length for share, shapes in mix for rows, length in shapes.values()
+        )
+        steps = round(3600 * config.lr[name].warmup / seconds)
+        config.lr[name].update(warmup=float(steps), warmup_unit="step")
+    return config
 
 
 def assemble(

@@ -20,6 +20,7 @@ from bljust_jax.data.batch_plan import shares
 from bljust_jax.data.published_hours import published_hours
 from bljust_jax.data.sources import hours, open_source
 from bljust_jax.data.streams import LABELLED, UNLABELLED
+from bljust_jax.data.summary import uneven_batches
 from bljust_jax.monitoring import peak_flops
 from bljust_jax.reporting.text import table
 from bljust_jax.train import phase_table
@@ -58,7 +59,9 @@ def describe(config: Any, device: str = "h200") -> list[str]:
         "",
         *_schedules(rows),
         "",
+        _warmups(rows),
         f"Averaged parameters: {rows[-1].ema:.1%} are of the last phase, {rows[-1].name}",
+        *_uneven(config, recipe),
         *_memory(config, recipe, device),
         _time(config, rows, device),
     ]
@@ -92,7 +95,11 @@ def assume(config: Any) -> Assumed:
     sources[UNLABELLED] = find_hours(data.unlabelled or "+".join(uris), data.root)
     per_epoch = {}
     for name, (found, origin) in sources.items():
-        found *= data.labelled_fraction if name in labelled else 1.0
+        if name in labelled:
+            found *= data.labelled_fraction
+        elif data.unlabelled_hours:
+            origin = f"data.unlabelled_hours of {found:.4g} h: {origin}"
+            found = min(found, data.unlabelled_hours)
         per_epoch[name] = max(1, round(3600 * found / audio[name]))
         lines.append(f"{name}: {found:.4g} h, {per_epoch[name]} steps per epoch ({origin})")
     mix = functools.partial(recipes.assumed_mix, config, audio=audio)
@@ -145,6 +152,12 @@ def _schedules(rows: list[Row]) -> list[str]:
     return table(head, lines)
 
 
+def _warmups(rows: list[Row]) -> str:
+    """Steps of the warm-up of each phase, and their share of it."""
+    parts = (f"{row.name} {row.warmup} steps ({row.warmup / row.steps:.1%})" for row in rows)
+    return f"Warm-up: {', '.join(parts)}"
+
+
 def _short(value: float) -> str:
     return f"{value:.3g}"
 
@@ -155,6 +168,15 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.2g} s"
+
+
+def _uneven(config: Any, recipe: Recipe) -> list[str]:
+    """A line for each stream whose batches vary in seconds, or one that these are not known."""
+    streams = sorted({stream for o in recipe.objectives for stream in o.streams})
+    if config.data.num_buckets:
+        return [f"Batches: assumed of {config.data.buckets} s; a run chooses lengths from its data"]
+    tables = recipes.assumed_tables(config, streams)
+    return [line for name, table in tables.items() for line in uneven_batches(name, table)]
 
 
 def _memory(config: Any, recipe: Recipe, device: str) -> list[str]:

@@ -24,6 +24,7 @@ class Row(NamedTuple):
     flops, hours: {objective: FLOPs (encoder, heads, passes for labels), hours of padded audio}
     share: of the run's FLOPs
     rates: {"encoder": course, "heads": course} of the learning rates
+    warmup: steps of their rise
     ema: share of the averaged parameters at the end of the phase that is of this phase
     """
 
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     hours: dict[str, float]
     share: float
     rates: dict[str, Course]
+    warmup: int
     ema: float
 
     @property
@@ -71,6 +73,7 @@ def _row(config: Any, recipe: Recipe, facts: recipes.Facts, name: str) -> Row:
             kind: course(first.lr[group], steps)
             for kind, group in (("encoder", "encoder"), ("heads", heads))
         },
+        warmup=first.lr["encoder"].warmup,
         ema=1 - decay**steps,
     )
 
@@ -116,5 +119,6 @@ def to_json(row: Row) -> dict[str, Any]:
             for level, weight in zip(row.levels, row.weights, strict=True)
         },
         "lr": {kind: rate._asdict() for kind, rate in row.rates.items()},
+        "warmup": row.warmup,
         "ema_share": row.ema,
     }

@@ -96,7 +96,7 @@ class TrainingRun:
         self.checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, **policy)))
         origin = self._restore_or_initialise(options)
         if self.is_main:
-            write_config(config, workdir, self.corpus.tokenizers)
+            write_config(config, workdir, self.corpus.tokenizers, self.corpus.chosen_lengths)
             write_facts(config, workdir, self.recipe, self.timeline, phases, mesh)
             stack.callback(self.corpus.quarantined.write, workdir / "quarantine.jsonl")
         writer = MetricWriter(workdir, self.restored, active=self.is_main)
@@ -195,7 +195,13 @@ def load_data(config: Any, mesh: Mesh, tokenizers: Any = None) -> Corpus:
     """The corpus of `config.data`, with batches that the mesh divides; `tokenizers` are those of
     the run to resume if there is one."""
     rows = batch_devices(mesh) * config.accumulate
-    return load_corpus(config.data, seed=config.seed, multiple=rows, tokenizers=tokenizers)
+    return load_corpus(
+        config.data,
+        seed=config.seed,
+        multiple=rows,
+        tokenizers=tokenizers,
+        phases=config.phases,
+    )
 
 
 def corpus_facts(corpus: Corpus) -> recipes.Facts:

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -57,8 +58,10 @@ def check_config(config: Any, workdir: pathlib.Path, allow_change: bool = False)
         listed = ", ".join(f"{name}={value!r}" for name, value in added.items())
         logging.warning("%s lacks fields that were added since; defaults: %s", path, listed)
         old |= added
-    for field in new:  # fingerprint of the tokenizer that the run has learned
-        if field.endswith("text.sha256") and not new[field]:
+    for field in new:  # what the run has found in its data: `check_data` compares that
+        learned = field.endswith("text.sha256") and not new[field]
+        chosen = new["data.num_buckets"] and re.fullmatch(r"data\.(streams\..*\.)?buckets", field)
+        if learned or chosen:
             new[field] = old.get(field)
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
     if changed:
@@ -120,14 +123,22 @@ def saved_tokenizers(config: Any, workdir: pathlib.Path) -> dict[str, Tokenizer]
     return tokenizer_files.load(workdir, streams.labelled_streams(config.data))
 
 
-def write_config(config: Any, workdir: pathlib.Path, units: Mapping[str, Tokenizer]) -> None:
-    """Write config.json and the tokenizers."""
+def write_config(
+    config: Any,
+    workdir: pathlib.Path,
+    units: Mapping[str, Tokenizer],
+    lengths: Mapping[str, Sequence[float]],
+) -> None:
+    """Write config.json and the tokenizers; `lengths` {stream: data.buckets} are those chosen from
+    durations, for evaluation."""
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer_files.save(workdir, units)
     written = json.loads(config.to_json())
     data = written["data"]
     for stream, tokenizer in units.items():
         data["streams"].get(stream, data)["text"]["sha256"] = tokenizer.sha256
+    for stream, seconds in lengths.items():
+        data["streams"].get(stream, data)["buckets"] = list(seconds)
     write_text(workdir / "config.json", json.dumps(written, indent=2) + "\n")
 
 

@@ -14,7 +14,7 @@ from bljust_jax.bilevel.levels import Grads, combine_levels
 from bljust_jax.bilevel.multi_objective import Conflict
 from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
 from bljust_jax.bilevel.rng import row_keys, stream_key
-from bljust_jax.bilevel.schedules import SHAPES, position, schedule
+from bljust_jax.bilevel.schedules import SHAPES, LearningRate, position
 from bljust_jax.bilevel.types import Aux, Extras, Group, Recipe
 from bljust_jax.checkpoint.manager import Checkpoints
 from configs import defaults
@@ -370,7 +370,7 @@ class TestOptim:
 
     @pytest.mark.parametrize("shape", sorted(SHAPES))
     def test_schedules_rise_to_their_peak_and_fall_as_they_say(self, shape):
-        rate = schedule(shape, 0.5, 10, 110)
+        rate = LearningRate(shape, 0.5, 10, 110)
         values = np.array([float(rate(k)) for k in range(111)])
         np.testing.assert_allclose(values[:10], 0.05 * np.arange(1, 11), rtol=1e-6)
         half = {"constant": 0.5, "cosine": 0.25, "linear": 0.25, "hold": 0.5 * 0.05**0.1}[shape]

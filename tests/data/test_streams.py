@@ -184,12 +184,16 @@ def test_the_driver_has_the_most_batches_and_all_share_its_bucket(folder):
         assert corpus.draws(segments, step) == dict.fromkeys(ALL, (k, m))
         for name, (_, seconds) in corpus.shape_at(segments, step).items():
             assert seconds == corpus.plans[name].buckets[k].seconds
-    assert {plan.buckets[0].seconds for plan in corpus.plans.values()} == {0.7, 1.1}
+    assert [bucket.seconds for bucket in leader.buckets] == [0.7, 1.0], "those of the config"
+    lengths = {plan.buckets[0].seconds for plan in corpus.plans.values()}
+    assert len(lengths) == 4, "those of other streams follow from their durations"
 
 
 def test_of_equal_streams_the_first_by_name_drives(folder):
     def twin(data):
         data.streams["asr/zz"] = data.streams["asr/ar"].copy_and_resolve_references()
+        data.buckets = (1.0,)
+        data.streams["asr/en"].buckets = (1.4,)
 
     corpus = load(folder, **PLAIN, edit=twin)
     batches = {name: corpus.plans[name].batches_per_epoch for name in corpus.streams}

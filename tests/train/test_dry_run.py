@@ -128,6 +128,58 @@ def test_hours_are_those_of_the_data_where_they_are(tmp_path):
     assert all("(the data)" in line for line in assumed.lines)
 
 
+def test_unlabelled_hours_bound_the_steps_of_an_epoch():
+    config = librispeech.get_config()
+    whole = dry_run.assume(config)
+    config.data.unlabelled_hours = 100.0
+    assumed = dry_run.assume(config)
+    assert assumed.facts.steps_per_epoch["labelled"] == whole.facts.steps_per_epoch["labelled"]
+    seconds = config.data.unlabelled_batch_seconds
+    assert assumed.facts.steps_per_epoch["unlabelled"] == round(100 * 3600 / seconds)
+    assert assumed.lines[1].startswith("unlabelled: 100 h, ")
+    assert "data.unlabelled_hours of 9" in assumed.lines[1]
+
+
+@pytest.mark.parametrize(
+    ("unit", "warmup", "steps"),
+    [("step", 30, 30), ("share", 0.25, 0.25 * 318), ("hour", 0.5, 0.5 * 3600 / 26.5)],
+)
+def test_a_warmup_is_given_in_steps_hours_or_a_share_of_its_phase(unit, warmup, steps):
+    """A joint phase of 318 steps with labelled batches of 13 x 2 and 9 x 3 s, 26.5 s on average."""
+    config = quickstart.get_config()
+    config.lr.joint.update(warmup=warmup, warmup_unit=unit)
+    facts = shipped.facts(config)
+    recipe = recipes.load(config.recipe)(config, facts)
+    row = phase_table.phase_table(config, recipe, facts)[1]
+    assert (row.name, row.steps, row.warmup) == ("joint", 318, round(steps))
+    rate = recipe.phases[1].lr["encoder"]
+    peak = config.lr.joint.peak
+    assert rate(row.warmup - 1) == pytest.approx(peak)
+    assert rate(0) == pytest.approx(peak / round(steps))
+    line = next(x for x in dry_run.describe(config) if x.startswith("Warm-up: "))
+    assert f"joint {round(steps)} steps ({round(steps) / 318:.1%})" in line
+    assert config.lr.joint.warmup_unit == unit, "the config stays as it was given"
+
+
+def test_a_warmup_of_more_than_its_phase_is_one_line():
+    config = quickstart.get_config()
+    config.lr.joint.update(warmup=5.0, warmup_unit="share")
+    with pytest.raises(UserError, match=r"config\.lr: warmup=5 is above 1"):
+        dry_run.describe(config)
+
+
+def test_batches_that_vary_in_seconds_are_noted():
+    config = quickstart.get_config()
+    assert not any("vary by" in line for line in dry_run.describe(config))
+    config.data.update(buckets=(2.0, 8.0), batch_seconds=15.0)  # 7 x 2 = 14 s, 1 x 8 s
+    lines = [line for line in dry_run.describe(config) if "vary by" in line]
+    assert [line.partition(" times")[0] for line in lines] == ["labelled: batches vary by 1.8"]
+    config.data.num_buckets = -1
+    lines = dry_run.describe(config)
+    assert not any("vary by" in line for line in lines)
+    assert "Batches: assumed of (2.0, 8.0) s; a run chooses lengths from its data" in lines
+
+
 def test_a_course_is_that_of_its_schedule():
     tent = phase_table.course(lambda k: min(k, 100 - k), 101)
     assert tent == (0, 50, 0, 50)

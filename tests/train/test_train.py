@@ -13,7 +13,7 @@ from bljust_jax import main, recipes
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
-from bljust_jax.train.workdir import check_config, config_hash
+from bljust_jax.train.workdir import check_config, config_hash, write_config
 from configs import birq, librispeech, m2asr, manifest, quickstart, variants
 from tests.helpers.own_warnings import own_messages
 from tests.helpers.processes import finish, launch_quickstart, wait_for_step
@@ -217,6 +217,25 @@ def test_a_workdir_goes_on_with_the_text_model_that_its_run_learned(tmp_path):
     config.data.text.sha256 = "another"
     with pytest.raises(UserError, match=r"\(data.text.sha256 'learned' -> 'another'\)"):
         check_config(config, tmp_path)
+
+
+def test_a_workdir_goes_on_with_the_lengths_that_its_run_chose(tmp_path):
+    """`data.num_buckets` replaces data.buckets in config.json, and those of streams."""
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    for config, stream in ((quickstart.get_config("smoke"), ""), (m2asr.get_config(), "asr/en")):
+        config.data.num_buckets = 2
+        name = stream or "labelled"
+        write_config(config, tmp_path, {}, {name: (1.5, 3.5)})
+        saved = json.loads((tmp_path / "config.json").read_text())["data"]
+        assert saved["streams"].get(stream, saved)["buckets"] == [1.5, 3.5]
+        check_config(config, tmp_path)
+        config.data.num_buckets = 0
+        with pytest.raises(UserError, match="buckets"):
+            check_config(config, tmp_path)
+        config.data.num_buckets = 2
+        config.data.batch_seconds = 1.0
+        with pytest.raises(UserError, match=r"\(data.batch_seconds .* -> 1.0\)"):
+            check_config(config, tmp_path)
 
 
 def test_the_text_models_of_streams_go_on_too(tmp_path):

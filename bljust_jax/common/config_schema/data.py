@@ -21,6 +21,8 @@ DATA = {
     "join_share": Field(float, "share of items that are joined utterances", r.FROM_0_TO_1),
     "balance": Field(float, "share of draws that are uniform over distinct texts", r.FROM_0_TO_1),
     "buckets": Field(tuple, "lengths in seconds that batches are padded to", r.LENGTHS),
+    "num_buckets": Field(int, "lengths chosen from durations; -1: by cost", r.NUMBER_OF_BUCKETS),
+    "program_hours": Field(float, "padded audio as costly as compiling a program", r.ABOVE_0),
     "batch_seconds": Field(float, "padded audio per labelled batch, seconds", r.ABOVE_0),
     "temperature": Field(float, "T of the labelled streams' shares, hours^(1/T)", r.TEMPERATURE),
     "rows_multiple": Field(int, "rows of a training batch are a multiple of it", r.AT_LEAST_1),
@@ -29,6 +31,7 @@ DATA = {
     "noise_snr": Field(tuple, "dB, range of the SNR of added noise; empty: none", r.DECIBELS),
     "min_seconds": Field(float, "shorter utterances are skipped", r.NO_LIMIT_OR_ABOVE),
     "max_seconds": Field(float, "longer utterances are skipped", r.NO_LIMIT_OR_ABOVE),
+    "unlabelled_hours": Field(float, "hours of data.unlabelled; 0: all", r.NO_LIMIT_OR_ABOVE),
     "unlabelled_buckets": Field(tuple, "seconds; empty: data.buckets", r.LENGTHS_OR_EMPTY),
     "unlabelled_batch_seconds": Field(float, "batch_seconds of unlabelled audio", r.BATCH_SECONDS),
     "unlabelled_temperature": Field(float, "T of the languages' shares of an epoch", r.TEMPERATURE),
@@ -47,7 +50,7 @@ STREAM = {
     "test": TEST,
     "field": Field(str, "the text of an utterance that is the label", ("text", "translation")),
     "measure": Field(str, "the score that chooses the best parameters", ("wer", "cer", "bleu")),
-    "buckets": Field(tuple, "seconds; empty: those of data.buckets", r.LENGTHS_OR_EMPTY),
+    "buckets": Field(tuple, "lengths in seconds; empty: data.buckets", r.LENGTHS_OR_EMPTY),
 }
 
 NORMALISERS = ("invisible", "lower", "upper", "punctuation", "alef", "diacritics")

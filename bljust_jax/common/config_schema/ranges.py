@@ -33,6 +33,9 @@ COSINE = Range("from -1 to 1", lambda x: -1 <= x <= 1)
 NO_LIMIT_OR_ABOVE = Range("0 (no limit) or above", AT_LEAST_0.holds)
 BATCH_SECONDS = Range("0 (that of batch_seconds) or above", AT_LEAST_0.holds)
 TEMPERATURE = Range("0 (equal shares) or above, such as 1 (by size) or 5", AT_LEAST_0.holds)
+NUMBER_OF_BUCKETS = Range(
+    "-1 (by total cost), 0 (those of data.buckets), or 1 or above", lambda x: -1 <= x < inf
+)
 WINDOW = Range("0 (all frames), or 2 or above", lambda x: x == 0 or 2 <= x < inf)
 DEVICES = Range("-1 (all that are left), or 1 or above", lambda x: x == -1 or 1 <= x < inf)
 WHOLE_NUMBERS = Range(

@@ -11,6 +11,7 @@ METHODS = {
     "m2asr": ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage", "supervised"),
 }
 UNIT = ("step", "epoch")
+WARMUP_UNIT = ("step", "share", "hour")
 PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -67,7 +68,8 @@ LR = {"heads": Field(float, "learning rate of heads over that of the encoder", r
 LR_PHASE = {
     "shape": Field(str, "schedule of the phase", ("constant", "cosine", "linear", "hold")),
     "peak": Field(float, "highest learning rate of the encoder", r.AT_LEAST_0),
-    "warmup": Field(int, "steps from 0 to the peak", r.AT_LEAST_0),
+    "warmup": Field(float, "length of the rise from 0 to the peak", r.AT_LEAST_0),
+    "warmup_unit": Field(str, "steps, share of the phase, or hours of padded audio", WARMUP_UNIT),
     "moments": Field(str, "optimizer state at the start of the phase", ("keep", "reset")),
 }
 
