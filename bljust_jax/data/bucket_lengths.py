@@ -91,7 +91,7 @@ def choose(
     plan: Plan, number: int, hours: float, program_hours: float, labels_per_second: float
 ) -> tuple[list[float], str]:
     """(lengths, log line): the `number` lengths with the least padded audio in an epoch of a plan,
-    up to its longest item or last bucket; for `number` -1 so many that the total cost
+    up to its longest item or last bucket; for `number` -1 the number K whose total cost
 
         C(K) = hours * padded(K) / audio + K * program_hours
 
