@@ -317,11 +317,17 @@ def _chunk(data: io.BufferedIOBase, size: int) -> _Data | None:
             found = _Data(at + header + skip, there, size, field, layout.size, counted)
         if body < 0 or at + header + body > size:
             return found
-        at += header + body
-        at += -at % layout.align
+        at = _next_chunk(data, at + header + body, layout.align)
     if found is None:
         return None
     return found._replace(end=_end(data, at, size))
+
+
+def _next_chunk(data: io.BufferedIOBase, at: int, align: int) -> int:
+    """The place of the chunk after one that ends at a place; some writers leave the padding out."""
+    data.seek(at)
+    unpadded = align == 2 and at % 2 and data.read(1).strip(b"\0 ")
+    return at if unpadded else at + -at % align
 
 
 def _is_name(name: bytes) -> bool:

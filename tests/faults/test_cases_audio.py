@@ -141,6 +141,15 @@ def test_what_follows_the_samples_without_being_any_is_no_fault(tmp_path, tail, 
     assert not caplog.records
 
 
+@pytest.mark.parametrize("padding", [b"", b"\0"])
+def test_a_chunk_after_an_odd_number_of_bytes_is_found(tmp_path, padding):
+    path = write(tmp_path / "a.wav", NOISE[:-1], subtype="PCM_U8")
+    data = path.read_bytes()[: 44 + len(NOISE) - 1]
+    assert len(data) % 2
+    path.write_bytes(data + padding + b"LIST" + struct.pack("<I", 20000) + b"x" * 20000)
+    assert only(tmp_path, "a.wav").fault == ""
+
+
 def test_a_flac_stream_without_a_length_is_read_to_its_end(tmp_path, caplog):
     path = write(tmp_path / "a.flac")
     expected = soundfile.read(path, dtype="int16")[0]
