@@ -34,7 +34,7 @@ Log = Callable[[str], None]
 def evaluate(args: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Decode and score a split; returns what --json prints."""
     run = load_trained_run(args.workdir).select_task(args.task)
-    files.require_writable(hypotheses(args, run.task))
+    check_writable(hypotheses(args, run.task))
     enable_compile_cache(run.config.compile_cache)
     if run.task.translate:
         check_translation(args, run.task)
@@ -147,6 +147,15 @@ def write_both(args: Any, task: Task, name: str, plain: Result, result: Result) 
     for pair, other in zip(result.pairs, plain.pairs, strict=True):
         pair[name] = other["hypothesis"]
     scoring.write_pairs(hypotheses(args, task), result.pairs)
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises UserError, before anything is decoded, if the hypotheses cannot be written."""
+    try:
+        files.require_writable(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; name a file with --out") from error
 
 
 def hypotheses(args: Any, task: Task) -> pathlib.Path:

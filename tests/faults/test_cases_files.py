@@ -304,7 +304,7 @@ def test_evaluate_finds_out_before_decoding_that_it_cannot_write(tmp_path, monke
 
     monkeypatch.setattr(evaluate, "load_trained_run", lambda workdir: Run())
     args = evaluate.parser().parse_args(["--workdir", str(tmp_path)])
-    with pytest.raises(OSError, match="File exists"):
+    with pytest.raises(UserError, match=r"cannot write \S+beam\.jsonl: .*; name a file with --out"):
         evaluate.evaluate(args, print)
 
 
