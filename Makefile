@@ -50,7 +50,7 @@ docs: setup ## build docs/ and the API reference as a site in build/docs; warnin
 
 nightly: ## slow tests, another Python, quickstart with three seeds, real digits, more of aot (PYTHON2, SPEECH)
 	.ci/nightly
-nightly-%: # slow, newest, quickstart, digits or aot alone
+nightly-%: # slow, miniatures, newest, quickstart, digits or aot alone
 	.ci/nightly $*
 
 aot: aot-kernels aot-cuda ## compile kernels and steps for TPUs and H200s without one, half an hour (ROWS, LEVEL)

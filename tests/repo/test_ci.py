@@ -83,4 +83,4 @@ def test_only_bl_just_has_a_limit_on_real_recordings(ci, tmp_path):
 def test_a_part_of_the_nightly_that_does_not_exist_is_refused(ci):
     done = ci("nightly", "coffee")
     assert done.returncode == 2
-    assert "choose from slow, newest" in done.stderr
+    assert "choose from slow, miniatures, newest" in done.stderr
