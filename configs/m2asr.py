@@ -119,7 +119,7 @@ def fields(c):
     c.penalty.constant = 0.3  # of method joint: ours
     c.phases = ConfigDict({"unit": "epoch"})  # of the largest labelled stream; or "step"
     c.phases.explore = 0.0  # the lowest level alone, first
-    # the labelled losses alone, before the joint phase, with its weights: ours
+    # the labelled losses alone, combined as in the joint phase, which follows: ours
     c.phases.supervised = 0.0
     c.phases.joint = 200.0  # Objective Soups; two_stage: 200 of each of its phases
     c.phases.finetune = 0.0  # the labelled losses alone, after
