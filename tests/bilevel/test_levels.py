@@ -87,6 +87,17 @@ def test_weight_zero_selects_bit_for_bit():
         assert float(direction["head"]) == 2.0
 
 
+def test_weight_zero_of_the_upper_level_selects_the_lower_one():
+    lower = {"encoder": jnp.array([1.5, -7.0])}
+    for poison in (jnp.nan, jnp.inf):
+        direction, _ = combine_levels().update(
+            Grads({"encoder": None}, ({"encoder": jnp.full(2, poison)}, lower)),
+            optax.EmptyState(),
+            level_weights=(jnp.float32(0), jnp.float32(1)),
+        )
+        np.testing.assert_array_equal(direction["encoder"], lower["encoder"])
+
+
 def test_penalty_zero_ignores_the_lower_batch_in_one_compiled_step():
     phase = toy.phase("joint", gamma=lambda k: 0.0)
     r, opt, groups, state = toy.start([phase])

@@ -238,6 +238,16 @@ def test_noise_has_its_deviation():
     assert noise.std() == pytest.approx(0.1, rel=0.05)
 
 
+def test_padded_frames_of_a_masked_label_keep_their_values():
+    """The last label of an odd number of frames reaches one frame beyond."""
+    x, lengths = jnp.ones((3, 6, BANDS)), jnp.array([5, 6, 0])
+    every = SPANS | {"probability": 1.0}
+    masked, mask = best_rq.mask_input(x, lengths, jax.random.split(KEY, 3), **every)
+    np.testing.assert_array_equal(np.sum(mask, axis=1), [3, 3, 0])
+    changed = np.any(np.asarray(masked) != 1, axis=-1)
+    np.testing.assert_array_equal(changed, np.arange(6)[None] < np.asarray(lengths)[:, None])
+
+
 def test_nothing_masked_gives_nothing():
     ((total, weight), metrics), gradient = run(make_batch(lengths=(0, 0, 0, 0, 0)))
     assert (total, weight) == (0, 0)

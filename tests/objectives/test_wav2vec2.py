@@ -194,6 +194,14 @@ def test_nothing_masked_gives_nothing():
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(gradient))
 
 
+def test_one_masked_frame_has_no_other_to_be_told_from():
+    """Two frames of which one is masked: floor(1/2 * 2 + u) = 1 span of one frame."""
+    batch = make_batch(lengths=(8, 8, 8, 8, 0, 0))
+    ((total, weight), metrics), _ = run(batch, mask_prob=0.5, mask_length=1)
+    assert (total, weight) == (0, 0)
+    assert metrics["wav2vec2/short"][0] == 4
+
+
 def test_gradient_into_the_encoder_is_scaled():
     batch = make_batch()
     one, half, none = (run(batch, scale=s)[1] for s in (1.0, 0.5, 0.0))
