@@ -18,7 +18,7 @@ from bljust_jax.objectives import ctc
 from bljust_jax.recipes import m2asr as m2asr_recipe
 from configs import m2asr
 from tests.helpers import toy
-from tests.helpers.systems import FACTS, all_streams, config_for
+from tests.helpers.systems import FACTS, all_streams, begin, config_for
 
 ASR, ST, SSL = ("asr/ar", "asr/en"), ("st/ar-en",), ("cpc",)
 
@@ -44,7 +44,7 @@ def compiled(preset, changes=(), **moo):
     phase = next(p for p in recipe.phases if p.name == "joint")
     phase = dataclasses.replace(phase, **dict(changes))
     optimizer = toy.sgd(recipe.combiner, 1.0)
-    state = step.init_state(recipe, optimizer, seed=0)
+    state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
     return recipe, state, jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))
 
