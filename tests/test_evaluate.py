@@ -117,7 +117,7 @@ def test_a_run_opens_with_its_weights_and_without_its_training_data(workdir):
     opened = load_trained_run(workdir)
     assert opened.step == UNTRAINED_STEP
     assert opened.tokenizer.vocab_size == 29
-    params, _, stats = opened.recipe.init(jax.random.key(1))
+    params, _, stats = jax.eval_shape(opened.recipe.init, jax.random.key(1))
     for made, loaded in ((params, opened.weights.params), (stats, opened.weights.stats)):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
             lambda x: (x.shape, x.dtype), loaded

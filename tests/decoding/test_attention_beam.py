@@ -211,7 +211,7 @@ class Transformer(Recurrent):
     """The package's decoder, scored by whole passes over a text."""
 
     def __init__(self):
-        params = MODEL.init(jax.random.key(1))
+        params = jax.jit(MODEL.init)(jax.random.key(1))
         params["output"]["kernel"] *= 3
         memory = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)), jnp.float32)
         self.weights, self.apply = (params, memory), jax.jit(MODEL.apply)

@@ -21,7 +21,7 @@ FEATURES = {"frontend": "nemo", "n_mels": 16}
 @pytest.fixture(scope="module")
 def trees():
     """(params, stats) in which every number is another one."""
-    params, stats = MODEL.init(jax.random.key(0))
+    params, stats = jax.jit(MODEL.init)(jax.random.key(0))
     params = {"encoder": params, "ctc_head": {"kernel": np.zeros((12, 7)), "bias": np.zeros(7)}}
     draw = np.random.default_rng(0)
     normal = lambda leaf: draw.normal(size=leaf.shape).astype(np.float32)  # noqa: E731

@@ -58,6 +58,7 @@ def config_for(name, **model):
     return c
 
 
+@functools.cache
 def build(name, **model):
     config = config_for(name, **model)
     return recipes.load(config.recipe)(config, FACTS)

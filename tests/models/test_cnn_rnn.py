@@ -279,7 +279,7 @@ def test_dropout_needs_a_key_acts_in_training_only_and_repeats():
 
 def test_initial_scale():
     """Kernels of variance 1 / fan-in, a convolution's fan-in being 9 C."""
-    params, _ = CnnRnn(n_mels=80, cnn_layers=1, rnn_layers=1).init(jax.random.key(0))
+    params, _ = jax.jit(CnnRnn(n_mels=80, cnn_layers=1, rnn_layers=1).init)(jax.random.key(0))
     conv, recurrent = params["cnn1"]["conv2"], params["rnn1"]["backward"]["recurrent"]
     # 36,864 and 786,432 draws: standard errors of 0.4 % and 0.1 %
     np.testing.assert_allclose(np.std(conv["kernel"]), (9 * 64) ** -0.5, rtol=0.02)
@@ -329,7 +329,7 @@ def test_the_encoder_of_a_config():
     config.features.n_mels = 8
     config.model = type(config)({**FIELDS, "kind": "gru", "proj": 7})
     encoder = load("cnn_rnn")(config)
-    params, stats = encoder.init(jax.random.key(0))
+    params, stats = jax.jit(encoder.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
     audio = jnp.asarray(rng.integers(-3000, 3000, (2, 4000)), jnp.int16)
     lengths = jnp.array([4000, 2500], jnp.int32)

@@ -22,8 +22,9 @@ LENGTHS = jnp.array([5, 3, 1])
 def params():
     """Biases and scales away from 0 and 1, so that none masks_input an error."""
     draw = np.random.default_rng(5)
-    initial = SMALL.init(jax.random.key(0))
-    return jax.tree.map(lambda p: p + jnp.asarray(draw.normal(0, 0.1, p.shape), p.dtype), initial)
+    initial = jax.tree.map(np.asarray, jax.jit(SMALL.init)(jax.random.key(0)))
+    moved = lambda p: jnp.asarray(p + draw.normal(0, 0.1, p.shape), p.dtype)  # noqa: E731
+    return jax.tree.map(moved, initial)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, memory):
 def test_initial_scale_and_size():
     """Logits of variance about 1: the first loss is near ln K + 1/2, whatever the width."""
     model = Decoder(dim=64, layers=3, heads=4, vocab_size=200, memory_dim=32, ff_mult=2)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     draw = np.random.default_rng(0)
     memory = jnp.asarray(draw.normal(size=(4, 9, 32)), jnp.float32)
     tokens, lengths = jnp.asarray(draw.integers(0, 200, (4, 12))), jnp.full(4, 12)

@@ -318,20 +318,21 @@ def test_a_prediction_without_information_does_not_move_the_labels():
             mean_label=mean_label,
         )
 
-    @jax.jit
     def mean_label(vectors):
         return sums(0.0).sum_labels(positions, wanted, vectors) / jnp.sum(wanted)
 
+    @jax.jit
     def entropy(vectors):
         return jnp.log(quantizer.perplexity(mean_label(vectors)))[0]
 
+    @functools.partial(jax.jit, static_argnums=0)
     def gradient_on_labels(beta):
         call = sums(beta, mean_label(vectors))
         hidden = jnp.zeros((2, frames))
         return jax.grad(lambda v: call(positions, wanted, hidden, v)["nats"][ENHANCED])(vectors)
 
     pull = gradient_on_labels(0.0)
-    slope = jax.grad(entropy)(vectors) * jnp.sum(wanted)
+    slope = jax.jit(jax.grad(entropy))(vectors) * jnp.sum(wanted)
     np.testing.assert_allclose(pull, slope, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(gradient_on_labels(1.0), 0, atol=1e-5)
     np.testing.assert_allclose(gradient_on_labels(2.0), -pull, rtol=1e-3, atol=1e-4)

@@ -51,7 +51,7 @@ def make_view(context):
         chunk=CHUNK,
         sample_rate=RATE,
     )
-    params, _ = MODEL.init(jax.random.key(0))
+    params, _ = jax.jit(MODEL.init)(jax.random.key(0))
     stats = {"features": {"mean": jnp.zeros(8), "std": jnp.ones(8)}}
     extras = Extras(step=0, frozen={}, stats=stats, ema={}, scale={"cpc": 1.0})
 

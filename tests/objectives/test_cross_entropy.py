@@ -37,7 +37,7 @@ def compiled_loss(smoothing=0.1):
 @pytest.fixture(scope="module")
 def params():
     encoder = jnp.asarray(np.random.default_rng(0).normal(size=(HOP, 8)), jnp.float32)
-    return {"encoder": encoder, "head": MODEL.init(jax.random.key(0))}
+    return {"encoder": encoder, "head": jax.jit(MODEL.init)(jax.random.key(0))}
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def bound(**kw):
 @functools.cache
 def parameters(**kw):
     rng = np.random.default_rng(0)
-    heads, frozen = bound(**kw).init(jax.random.key(2))
+    heads, frozen = jax.jit(bound(**kw).init)(jax.random.key(2))
     assert frozen == {}
     conv, masked = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((HOP, DIM), (DIM,)))
     return {"encoder": {"conv": conv, "masked": masked}, **heads}

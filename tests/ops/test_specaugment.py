@@ -1,11 +1,16 @@
 """SpecAugment: exact expected share, keys that follow the row, and limits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.ops.specaugment import specaugment
+from bljust_jax.ops import specaugment as ops
+
+LIMITS = ("freq_masks", "freq_width", "time_masks", "time_width", "max_time_share")
+specaugment = functools.partial(jax.jit, static_argnames=LIMITS)(ops.specaugment)
 
 
 def keys(n, seed=0):

@@ -62,7 +62,7 @@ def test_masks_are_drawn_in_training_from_the_utterances_key():
 
 def test_the_encoder_binds_the_model():
     bound = encoder()
-    params, stats = bound.init(jax.random.key(0))
+    params, stats = jax.jit(bound.init)(jax.random.key(0))
     assert (bound.dim, bound.latent_dim, bound.blocks, bound.masks_input) == (96, 64, 4, True)
     assert stats == {} == bound.statistics([])
     assert bound.frames(SAMPLES) == FRAMES[0]
