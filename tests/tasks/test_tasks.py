@@ -79,8 +79,7 @@ def save_first_step(folder, config):
     sizes = {name: tokenizer.vocab_size for name, tokenizer in units.items()}
     facts = recipes.Facts(sizes, dict.fromkeys((*sizes, "unlabelled"), 1))
     recipe = recipes.load(config.recipe)(config, facts)
-    optimizer = make_optimizer(recipe.combiner, recipe.groups)
-    state = step.compute_init_state(recipe, optimizer, seed=0)
+    state = step.init_state(recipe, make_optimizer(recipe.combiner, recipe.groups), seed=0)
     checkpoints = Checkpoints(folder, keep=1)
     checkpoints.save(STEP, state, state.weights, {})
     checkpoints.close()
