@@ -110,7 +110,8 @@ def yodas(c):
     c.model.window = 200  # frames that attention covers: the paper
     c.data.root = "/data"
     microphones(c, "ami:ami/")
-    c.data.unlabelled = "yodas:yodas/en000"  # which 5,000 h: not known
+    c.data.unlabelled = "yodas:yodas/en000"
+    c.data.unlabelled_hours = 5000.0  # the paper; which 5,000 h: not known, so drawn by the seed
     c.data.unlabelled_batch_seconds = 1000.0  # 128 utterances: the paper's batch, of 8 s
 
 

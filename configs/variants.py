@@ -148,7 +148,7 @@ def synthetic(c: ConfigDict, name: str) -> None:
     c.data.text.update(units="characters", model="")
     c.data.update(train=f"synthetic:{name}/train", dev=f"synthetic:{name}/dev")
     c.data.update(test=f"synthetic:{name}/test", unlabelled="", root="")
-    c.data.update(labelled_fraction=1.0, labelled_speakers=0)
+    c.data.update(labelled_fraction=1.0, labelled_speakers=0, unlabelled_hours=0.0)
 
 
 def parakeet(c: ConfigDict) -> None:
