@@ -152,7 +152,8 @@ class Plan:
     def longest_need(self, labels_per_second: float) -> float:
         """`needs` of the longest item of any epoch: at most the last bucket; that, if items are
         joined."""
-        last, used = self.buckets[-1].seconds, np.unique(self._first.members)
+        last = self.buckets[-1].seconds
+        used = np.setdiff1d(np.arange(len(self._ids)), [i for i, _ in self.excluded])
         if not len(used) or (self._join[1] > 1 and self._join_share > 0):
             return last
         need = float(self._durations[used].max()) / self._speed[0]

@@ -234,3 +234,31 @@ def test_a_corpus_with_chosen_lengths_is_evaluated_in_them(folder):
         assert corpus.chosen_lengths[name] == tuple(lengths)
     assert any("lengths of batches, chosen" in line for line in corpus.summary())
     assert load(folder).chosen_lengths == {}
+
+
+def test_utterances_that_the_first_epoch_lacks_fit_the_last_length():
+    """Of 60 speakers with two texts each, balanced draws leave out long ones in epoch 0; those of
+    later epochs fit their bucket, with their labels, at any speed."""
+    seconds = [1.0 + (i == 7) * 4.0 for i in range(120)]
+    labels = [2 + (i == 9) * 30 for i in range(120)]
+    names = [str(i) for i in range(120)]
+    speakers = [str(i // 2) for i in range(120)]
+
+    def plan(table, **options):
+        return Plan(seconds, labels, speakers, names, names, table, 0, **options)
+
+    table = bucket_table((2.0, 17.0), 60.0, 5.0)
+    plans = {"a": plan(table), "b": plan(table, balance=1.0, speed=(0.9, 1.1))}
+    lacking = {7, 9} - {i for item in plans["b"].items(0) for i in item.members}
+    assert lacking, "another seed is needed"
+    assert bucket_lengths.couple(plans, "a", dict.fromkeys("ab", 60.0), 5.0, 1)
+    made, seen = plans["b"], set()
+    assert made.buckets[-1].seconds == pytest.approx(32 / 5)
+    for n in range(30 * made.batches_per_epoch):
+        k, items = made.batch(n)
+        for item in items:
+            (i,) = item.members
+            assert seconds[i] / item.speed <= made.buckets[k].seconds + 1e-6
+            assert labels[i] <= made.buckets[k].max_labels
+            seen.add(i)
+    assert lacking <= seen
