@@ -1,4 +1,4 @@
-"""python -m bljust_jax.bench {ctc,step,birq,moo,input} ... [--json FILE] [--rounds N]
+"""python -m bljust_jax.bench {ctc,step,birq,moo,input,compile} ... [--json FILE] [--rounds N]
     [--shapes A,B,C,D ...]
 
 Measure this code against public peers, interleaved in one process, and print tables; ratios are
@@ -10,9 +10,10 @@ step   a training step against transformers' Parakeet with torch; the joint step
 birq   a BiRQ step against a BEST-RQ step, with and without the gradient of its labels
 moo    a step that weights several losses by MoDo or MGDA against one step per loss
 input  hours of FLAC audio decoded per second, and the share of a step that waits for it
+compile  CPU seconds to trace, lower and compile each part of the joint step
 
 --json FILE writes all figures; of a folder it makes FILE/<device>.json. Shapes are UTTERANCES,
-FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of step, birq and moo. Peers that are not
+FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of the others. Peers that are not
 installed are listed. Exit 2: a mistake, in one line.
 """
 
@@ -36,7 +37,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
 
 # Modules of `benchmarks`, imported on use: ctc needs no models, step no data.
-SUBJECTS = ("ctc", "step", "birq", "moo", "input")
+SUBJECTS = ("ctc", "step", "birq", "moo", "input", "compile")
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "transformers")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.bilevel import simplex
-from bljust_jax.common.trees import dot, named_leaves
+from bljust_jax.common.trees import named_leaves
 
 Tree = Any
 Level = tuple[str, ...]  # the names of its objectives
@@ -292,10 +292,23 @@ def update_metrics(levels: Sequence[Any], updates: Tree) -> dict[str, tuple[Arra
     for level in levels:
         if not isinstance(level, SeparateGradients):
             continue
-        for name, samples in level.samples.items():
-            dots = [dot(grad, _where_present(grad, updates)) for grad in samples]
-            values[f"moo/update_dot/{name}"] = (sum(dots) / len(dots), 1.0)
+        samples = [tree for trees in level.samples.values() for tree in trees]
+        dots = _dots(samples, _where_present(samples[0], updates))
+        each = jnp.mean(dots.reshape(len(level.samples), -1), axis=1)
+        for i, name in enumerate(level.samples):
+            values[f"moo/update_dot/{name}"] = (each[i], 1.0)
     return values
+
+
+def _dots(trees: Sequence[Tree], other: Tree) -> Float[Array, "n"]:
+    """<t_i, other> of n trees in float32: one sum per leaf, whatever their number, since each sum
+    is a kernel to compile."""
+
+    def of_leaf(y, *leaves):
+        x = jnp.stack(leaves).astype(jnp.float32)
+        return jnp.sum(x * y.astype(jnp.float32)[None], axis=tuple(range(1, x.ndim)))
+
+    return sum(jax.tree.leaves(jax.tree.map(of_leaf, other, *trees)))
 
 
 def _where_present(grad: Tree, updates: Tree) -> Tree:
