@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import index_in_dim
 from jaxtyping import Array, Float
 
 from bljust_jax.bilevel.shared_phases import PhaseTable
@@ -133,7 +134,9 @@ def _take_in_loop(
     total, outputs = jax.lax.scan(body, None if inner is None else zeros, items)
     nothing, taken = jax.tree.map(lambda _: None, shared), {}
     for i, o in enumerate(group):
-        own, moving, norm, aux = jax.tree.map(lambda x, i=i: x[i], outputs)
+        own, moving, norm, aux = jax.tree.map(
+            lambda x, i=i: index_in_dim(x, i, keepdims=False), outputs
+        )
         moving = moving or ({},) * len(own)
         pairs = zip(moving, own, strict=True)
         samples = tuple({**nothing, **tree, o.head: head} for tree, head in pairs)
