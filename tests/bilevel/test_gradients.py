@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.bilevel import step
-from bljust_jax.bilevel.gradients import scale_gradient
+from bljust_jax.bilevel import alike, step
+from bljust_jax.bilevel.gradients import _depend_on, scale_gradient
 from bljust_jax.bilevel.levels import CombinerState
 from bljust_jax.bilevel.multi_objective import METHODS, NORMALISE, Conflict, level_name
 from bljust_jax.bilevel.optimizer import group_of_parameters
@@ -269,6 +269,37 @@ def test_nan_in_a_level_of_weight_zero_is_not_seen():
         one, two = train_step(state, batch)[0], train_step(state, poisoned)[0]
         jax.tree.map(np.testing.assert_array_equal, one.params["encoder"], two.params["encoder"])
         jax.tree.map(np.testing.assert_array_equal, level_of(two, (B, C)), level_of(state, (B, C)))
+
+
+def test_nan_in_a_level_of_weight_zero_does_not_reach_its_heads():
+    """Where heads have the weight of their level."""
+    batch = toy.soup_batch(noise=1.0)
+    poisoned = {**batch, C: {**batch[C], "rows": jnp.full_like(batch[C]["rows"], jnp.nan)}}
+    levels, how = ((A,), (B, C)), ("sum", "sum")
+    train_step, state = toy.soup(levels, MODO, how, (1.0, 0.0), head_scale="penalised")
+    after, means = jax.jit(train_step)(state, poisoned)
+    assert float(means["train/skipped"][0]) == 0
+    for name in (B, C):
+        np.testing.assert_array_equal(after.params[f"{name}_head"]["value"], 0)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after.params["encoder"]))
+
+
+def test_a_loss_of_weight_zero_in_its_level_adds_nothing_even_if_not_finite():
+    """Weights are exact numbers in phases, and traced ones in a loop over objectives."""
+    grads = {"theta": jnp.array([jnp.nan, jnp.inf, 1.0])}
+    for weight in (0, 0.0, jnp.float32(0)):
+        np.testing.assert_array_equal(alike._weighted(grads, weight)["theta"], np.zeros(3))
+    np.testing.assert_array_equal(alike._weighted(grads, 2)["theta"][2], 2)
+
+
+def test_a_batch_depends_on_the_gradient_before_it_without_changing():
+    """A norm is never negative, which the compiler does not know."""
+    batch = {"audio": jnp.array([[3, -4]], jnp.int16), "ids": jnp.array([7], jnp.uint32)}
+    same = _depend_on(jnp.float32(2.5), batch)
+    jax.tree.map(np.testing.assert_array_equal, same, batch)
+    assert jax.tree.map(lambda x: x.dtype, same) == jax.tree.map(lambda x: x.dtype, batch)
+    other = _depend_on(jnp.float32(-1), batch)
+    assert all(np.all(a != b) for a, b in zip(*map(jax.tree.leaves, (other, batch)), strict=True))
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_alone():

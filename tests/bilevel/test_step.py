@@ -184,6 +184,12 @@ def test_ema_follows_with_warm_up():
     np.testing.assert_allclose(after.ema["encoder"]["theta"], want, rtol=1e-6)
 
 
+def test_the_average_starts_at_the_first_parameters():
+    *_, state = toy.start([toy.phase("joint")])
+    jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
+    assert any(np.any(x != 0) for x in jax.tree.leaves(state.ema))
+
+
 def test_the_average_of_a_short_phase_forgets_the_one_before():
     """Twelve steps at 1 - 1 / (0.25 * 12) = 2/3, after forty at 0.9, with parameters at rest."""
     still = [toy.phase(name, n, lr=lambda k: 0.0) for name, n in (("joint", 40), ("finetune", 12))]
