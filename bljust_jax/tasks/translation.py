@@ -1,5 +1,4 @@
-"""Speech translation on an encoder, by an attention decoder with beam search or by a linear head
-with CTC."""
+"""Speech translation on an encoder: attention decoder with beam search, or linear head with CTC."""
 
 from functools import partial
 from typing import Any

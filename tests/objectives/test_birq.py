@@ -236,30 +236,6 @@ def metrics_of(**how):
     return jax.jit(lambda p: call(p, {ENHANCED: 1.0, ANCHOR: 1.0}))(params)
 
 
-@pytest.mark.parametrize(
-    ("settings", "heard"),
-    [
-        ({}, ("student", "own", False)),
-        ({"label_dropout": True}, ("student", "own", True)),
-        ({"teacher": True}, ("teacher", "teacher's", False)),
-        ({"teacher": True, "label_dropout": True}, ("teacher", "teacher's", False)),
-    ],
-)
-def test_labels_have_the_parameters_statistics_and_dropout_of_their_pass(settings, heard):
-    passes = []
-
-    def listen(params, x, lengths, *, stats, train, depth, **options):
-        assert depth == 2
-        passes.append((params, stats, train))
-        return x, lengths, {}, {}
-
-    labels = SelfLabels(layer=2, **settings)
-    extras = Extras(0, {"teacher": ("teacher", "teacher's")}, "own", None, {})
-    x, frames = jnp.ones((1, 4, 3)), jnp.array([4])
-    labels.hidden(ToyEncoder(features, listen), "student", extras, x, frames, KEY)
-    assert passes == [heard]
-
-
 def test_without_noise_a_cold_label_is_the_nearest_code():
     """tau -> 0: the soft label is the nearest code, which is what relabelling by a teacher with the
     same weights gives; so is the straight-through one at any temperature."""
