@@ -61,7 +61,8 @@ class SelfLabels:
     noise: Gumbel noise on the scores, drawn from the utterance's key and the frame index
     hard: one-hot labels with the gradient of the soft ones (straight-through)
     label_gradient: False stops the gradient of the labels before the encoder
-    label_entropy: beta, weight of the entropy of the mean label
+    label_entropy: beta, weight of the entropy of the mean label, which with `config.accumulate` is
+        that of a micro-batch
     label_dropout: the pass that computes z has dropout
     tau_start, tau_end, tau_decay: tau = max(end, start decay^step)
     teacher: z is that of another run's encoder, `extras.frozen["teacher"]` = (params, stats), and

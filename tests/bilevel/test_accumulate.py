@@ -30,6 +30,8 @@ def run(name, accumulate, **options):
     config = undisturbed(name, **options)
     if "wav2vec2" in config:
         config.wav2vec2.update(diversity=0.0, feature_penalty=0.0)  # means over a part
+    if "birq" in config:
+        config.birq.label_entropy = 0.0  # of the mean label of a part
     recipe, phase = joint_phase(config)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
