@@ -9,8 +9,11 @@ PROGRAMS = 64  # constants stay in a context, so it is replaced after that many
 
 
 def share() -> None:
-    """Let the programs of the main thread share contexts; each other thread makes its own."""
-    make, kept = mlir.make_ir_context, []
+    """Let the programs of the main thread share contexts; each other thread makes its own. The
+    function is private to jax: without it, tests are slower."""
+    make, kept = getattr(mlir, "make_ir_context", None), []
+    if make is None:
+        return
 
     def make_ir_context():
         if threading.current_thread() is not threading.main_thread():
