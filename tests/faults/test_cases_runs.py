@@ -176,26 +176,33 @@ def test_a_damaged_config_of_a_whole_checkpoint_is_written_anew(
 # Signals and seeds
 
 
+@pytest.fixture
+def hang_up():
+    """Set what a SIGHUP does until the test ends; the tests may run under nohup."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_the_end_of_a_terminal_stops_a_run_as_sigterm_does(number):
-    before = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
+def test_the_end_of_a_terminal_stops_a_run_as_sigterm_does(number, hang_up):
+    hang_up(signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         stop_requested = preemption.watch_for_sigterm(stack)
         assert not stop_requested(1)
         signal.raise_signal(number)
         assert stop_requested(2)
-    assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_nohup_is_respected():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with contextlib.ExitStack() as stack:
-            stop_requested = preemption.watch_for_sigterm(stack)
-            signal.raise_signal(signal.SIGHUP)
-            assert not stop_requested(1)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_nohup_is_respected(hang_up):
+    hang_up(signal.SIG_IGN)
+    with contextlib.ExitStack() as stack:
+        stop_requested = preemption.watch_for_sigterm(stack)
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop_requested(1)
 
 
 @pytest.mark.parametrize("seed", [1 << 31, 1 << 32, 1 << 64, -1])
