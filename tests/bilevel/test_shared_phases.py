@@ -245,7 +245,8 @@ def test_every_system_trains_alike_by_shared_programs(name):
     if all(len(table) == 1 for table in tables):
         assert name in ("birq", "m2asr", "m2asr_linear"), "the others share"
         return
-    optimizer = toy.sgd(recipe.combiner, 1e-2)
+    # a larger rate lets the rounding of the first steps grow in those that follow
+    optimizer = toy.sgd(recipe.combiner, 2e-3)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
     made = recipe, optimizer, groups, state
