@@ -5,7 +5,7 @@
 tests/mutants/AREA.toml lists the mutations of one area: the file, the text to replace, the new
 text, the tests that must notice, and what breaks. Every mutation is applied alone, in a copy of the
 checkout; its tests run in a process forked after the imports of jax. A mutation "survives" if they
-pass. Exit code 1 if one survives or cannot be applied; --rows appends one JSON object per mutation.
+pass, and is broken unless they pass without it. Exit code 1 if one survives or is broken; --rows appends one JSON object per mutation.
 """
 
 import argparse
@@ -111,16 +111,29 @@ def _pytest(arguments: list[str], root: pathlib.Path) -> int:
     return int(pytest.main(["-x", "-m", "not gpu", *arguments]))
 
 
-def judge(mutant: Mutant, root: pathlib.Path, timeout: float) -> str:
-    """KILLED, SURVIVED, or BROKEN: no test was found or the mutation does not apply."""
-    try:
-        with applied(mutant, root):
-            code = run_tests(shlex.split(mutant.tests), root, timeout)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return BROKEN
-    # 1 failed tests, 2 an error while they are collected, negative a signal
-    return {0: SURVIVED, 3: BROKEN, 4: BROKEN, 5: BROKEN}.get(code, KILLED)
+class Judge:
+    """Applies mutations in the checkout `root`; `timeout` is in seconds per mutation."""
+
+    def __init__(self, root: pathlib.Path, timeout: float):
+        self._root, self._timeout = root, timeout
+        self._whole: dict[str, bool] = {}  # {tests: whether they pass without a mutation}
+
+    def __call__(self, mutant: Mutant) -> str:
+        """KILLED, SURVIVED, or BROKEN: the mutation does not apply, or its tests do not pass
+        without it, or there are none."""
+        if mutant.tests not in self._whole:
+            self._whole[mutant.tests] = self._run(mutant) == 0
+        if not self._whole[mutant.tests]:
+            return BROKEN
+        try:
+            with applied(mutant, self._root):
+                return KILLED if self._run(mutant) else SURVIVED
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return BROKEN
+
+    def _run(self, mutant: Mutant) -> int:
+        return run_tests(shlex.split(mutant.tests), self._root, self._timeout)
 
 
 def preload() -> None:
@@ -151,9 +164,10 @@ def main() -> int:
                 shutil.copytree(source, root / name, ignore=ignored)
             else:
                 shutil.copy(source, root / name)
+        judge = Judge(root, flags.timeout)
         for n, mutant in enumerate(chosen, start=1):
             began = time.monotonic()
-            verdict = judge(mutant, root, flags.timeout)
+            verdict = judge(mutant)
             counts[verdict] += 1
             seconds = time.monotonic() - began
             print(f"{n}/{len(chosen)} {mutant.id}: {verdict}, {seconds:.0f} s", flush=True)

@@ -31,15 +31,19 @@ JUDGE = """
 import pathlib, sys
 from tests.mutants import run
 
+judged = run.Judge(pathlib.Path(sys.argv[1]), 60.0)
+
+
 def judge(**changes):
     fields = {"area": "", "id": "sign", "file": "sign.py", "old": "SIGN = 1", "new": "SIGN = -1"}
     mutant = run.Mutant(**{**fields, "breaks": "", **changes})
-    print(run.judge(mutant, pathlib.Path(sys.argv[1]), 60.0))
+    print(judged(mutant))
 
-judge(tests="test_sign.py -k sign")
-judge(tests="test_sign.py -k nothing")
+judge(tests="test_sign.py::test_sign")
+judge(tests="test_sign.py::test_nothing")
 judge(tests="test_sign.py -k no_such_test")
-judge(tests="test_sign.py", old="SIGN = 2")
+judge(tests="test_sign.py::test_failing")
+judge(tests="test_sign.py::test_sign", old="SIGN = 2")
 """
 
 
@@ -50,10 +54,10 @@ def test_a_mutation_is_judged_by_its_tests_and_taken_back(tmp_path):
     (tmp_path / "test_sign.py").write_text(
         "import pathlib\n\n\ndef test_sign():\n"
         "    assert 'SIGN = 1' in pathlib.Path('bljust_jax/sign.py').read_text()\n\n\n"
-        "def test_nothing():\n    pass\n"
+        "def test_nothing():\n    pass\n\n\ndef test_failing():\n    raise ValueError\n"
     )
     # a process of its own, since jax warns of forks
     command = [sys.executable, "-c", JUDGE, str(tmp_path)]
     done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [run.KILLED, run.SURVIVED, run.BROKEN, run.BROKEN], done.stderr
+    assert done.stdout.split() == [run.KILLED, run.SURVIVED, *[run.BROKEN] * 3], done.stderr
     assert code.read_text() == "SIGN = 1\n"
