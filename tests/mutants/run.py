@@ -5,7 +5,8 @@
 tests/mutants/AREA.toml lists the mutations of one area: the file, the text to replace, the new
 text, the tests that must notice, and what breaks. Every mutation is applied alone, in a copy of the
 checkout; its tests run in a process forked after the imports of jax. A mutation "survives" if they
-pass, and is broken unless they pass without it. Exit code 1 if one survives or is broken; --rows appends one JSON object per mutation.
+pass, and is broken unless they pass without it. Exit code 1 if one survives or is broken; --rows
+appends one JSON object per mutation.
 """
 
 import argparse
