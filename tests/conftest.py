@@ -7,22 +7,16 @@ import os
 import pathlib
 import sys
 
-from tests.helpers import compile_cache, xla_flags
+from tests.helpers import environment
 
 # Workers and children read the bytecode of the package, with its checks, and of the tests.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-if os.environ["JAX_PLATFORMS"] == "cpu":
-    # `make quickstart` and the commands keep XLA's default
-    os.environ.setdefault("XLA_FLAGS", xla_flags.quick_to_compile())
+environment.set_up()
 
 from jaxtyping import install_import_hook
 
-compile_cache.enable()
 # Check shapes and dtypes of every public function while testing, and only then.
 install_import_hook("bljust_jax", "beartype.beartype")
 

@@ -25,6 +25,8 @@ import time
 import tomllib
 import traceback
 
+from tests.helpers import environment
+
 FOLDER = pathlib.Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 COPIED = ("bljust_jax", "configs", "launch", "tests", "pyproject.toml", "README.md", "docs")
@@ -139,7 +141,7 @@ class Judge:
 
 def preload() -> None:
     """Import what tests need and no mutation changes; no backend may start before a fork."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    environment.set_up()
     # not hypothesis and jaxtyping: pytest wants to import its plugins itself
     for name in ("flax.linen", "jax", "optax", "orbax.checkpoint", "pytest", "soundfile", "soxr"):
         importlib.import_module(name)
