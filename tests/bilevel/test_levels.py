@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bljust_jax.bilevel import multi_objective, step
@@ -59,6 +59,8 @@ def test_penalised_optimum_approaches_the_bilevel_one_as_the_penalty_grows():
 @given(
     start=st.floats(0, 1), slope=st.floats(0, 1), extra=st.floats(0, 2), k=st.integers(0, 10_000)
 )
+@example(start=0.25, slope=0.125, extra=2.0, k=0)
+@example(start=0.0, slope=0.25, extra=1.0, k=3)
 @settings(max_examples=40, deadline=None)
 def test_penalty_schedule(start, slope, extra, k):
     cap = start + extra

@@ -45,7 +45,7 @@ def constant(*rows, steps=400):
     return np.broadcast_to(g[None, :, None], (steps, len(rows), 2, g.shape[1]))
 
 
-@pytest.mark.parametrize(("rate", "rho"), [(0.05, 0.1), (1.9, 0.1), (0.3, 50.0)])
+@pytest.mark.parametrize(("rate", "rho"), [(0.05, 0.1), (1.9, 0.1), (0.3, 50.0), (1.9, 5000.0)])
 def test_fixed_point_of_two_orthogonal_objectives(rate, rho):
     """(K + rho) lam has equal entries: lam_1 = (K_22 + rho) / (K_11 + K_22 + 2 rho), with norms
     50:10 a weight of 0.038 for the longer one; 1/2 where gradients are scaled to norm 1. The rate
