@@ -16,8 +16,8 @@ PHASES = {
     "birq": ("pretrain", "finetune"),
     "m2asr": ("explore", "supervised", "joint", "finetune"),
 }
-# A batch has 30 to 50 masked frames, so one code is 2 to 3 % of the most.
-COLLAPSED = 0.25
+# A batch has 30 to 50 masked frames: one code is 2 to 3 % of the most, and this 3 to 5 codes.
+COLLAPSED = 0.1
 
 
 def make(module, variant, method=""):
