@@ -111,7 +111,7 @@ def _pytest(arguments: list[str], root: pathlib.Path) -> int:
     os.dup2(null, 1)
     import pytest
 
-    return int(pytest.main(["-x", "-m", "not gpu", *arguments]))
+    return int(pytest.main(["-x", "-m", "not slow and not gpu", *arguments]))
 
 
 class Judge:
