@@ -14,6 +14,7 @@ import pytest
 from bljust_jax.checkpoint import integrity, manager
 from bljust_jax.checkpoint.manager import Checkpoints, has_checkpoint
 from bljust_jax.common.errors import UserError
+from bljust_jax.common.trees import digest
 from bljust_jax.parallel import mesh as mesh_module
 from bljust_jax.parallel.mesh import make_mesh, state_sharding
 from bljust_jax.train.save_timer import SaveTimer
@@ -54,6 +55,30 @@ def test_the_ends_of_phases_stay_for_good(tmp_path):
     assert steps(tmp_path) == ["2", "5", "7"]
     save(tmp_path, 8, 9, keep=1, keep_every=4, keep_steps=(2,))
     assert steps(tmp_path) == ["2", "8", "9"], "5 is the end of no phase any more"
+
+
+def test_the_best_weights_are_those_of_the_step_that_is_named(tmp_path):
+    save(tmp_path, 1, 2)
+    with opened(tmp_path, read_only=True) as checkpoints:
+        for step in (1, 2):
+            state = make_state(step)
+            found = checkpoints.restore_best(step, abstract(state.weights))
+            assert digest(found) == digest(state.weights)
+
+
+def test_metadata_may_change_while_a_save_runs(tmp_path, monkeypatch):
+    state, meta, given = make_state(1), {"window": {"loss": [1.0]}}, []
+    with opened(tmp_path) as checkpoints:
+        save_later = checkpoints._manager.save
+        monkeypatch.setattr(
+            checkpoints._manager,
+            "save",
+            lambda step, args, **how: given.append(args) or save_later(step, args=args, **how),
+        )
+        checkpoints.save(1, state, state.weights, meta)
+        meta["window"]["loss"].append(2.0)
+        (args,) = given
+        assert args.meta.item["meta"] == {"window": {"loss": [1.0]}}
 
 
 def test_every_file_has_its_sum(tmp_path):
