@@ -91,9 +91,11 @@ def test_covered_texts_round_trip_and_others_are_refused(made, units, data):
 @settings(deadline=None, max_examples=25)
 @given(texts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_all_that_was_learned_is_covered(units, texts):
-    """Smallest possible vocabulary: every character, and the mark of a space."""
+    """Smallest possible vocabulary: every character, and the mark of a space. SentencePiece learns
+    nothing from its own symbol <unk>, whose characters then count as not covered."""
     spell = CharTokenizer(()).normalise
     learnable = [t for t in texts if spell(t.replace("▁", " ")) and not RESERVED & set(t)]
+    learnable = [t for t in learnable if units == "characters" or "<unk>" not in spell(t)]
     characters = {c for t in learnable for c in spell(t)}
     if not learnable:
         return
