@@ -30,8 +30,6 @@ READERS = "bljust_jax.data.readers"
 
 # Formats with sample-exact seeking; Opus, Vorbis and MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
-# Manifests round durations; a file that ends this much (seconds) before its utterance is damaged.
-DURATION_SLACK = containers.SLACK
 # Cache of decoded lossy files, 9 hours at 16 kHz: a core decodes only 400 times real time.
 DECODED_BYTES = 1 << 30
 
@@ -262,7 +260,7 @@ def read_audio(u: Utterance, sample_rate: int = 16000) -> Int16[np.ndarray, "s"]
             f"{u.line or u.id}: cannot decode {u.path}: {why(error, u.path)}; replace or remove it"
         ) from error
     wanted = round(u.duration * sample_rate)
-    if len(samples) == 0 or len(samples) < wanted - DURATION_SLACK * sample_rate:
+    if len(samples) == 0 or len(samples) < wanted - containers.SLACK * sample_rate:
         found = f"{len(samples) / sample_rate:.2f} of {u.duration:.2f} s from {u.offset:.2f} s on"
         raise UserError(
             f"{u.line or u.id}: {u.path} ends early: {found}; replace the file or correct the entry"

@@ -11,9 +11,8 @@ from jaxtyping import Float, Int16
 from bljust_jax.common import threads
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import containers
-from bljust_jax.data.sources import DURATION_SLACK, to_int16, why
+from bljust_jax.data.sources import to_int16, why
 
-BLOCK = containers.BLOCK
 AHEAD = 4  # files decoded in advance, one thread per file
 
 
@@ -69,7 +68,7 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
         cure = "convert it to WAV, FLAC, Ogg or MP3"
         raise UserError(f"cannot decode {path}: {why(error, path)}; {cure}") from error
     missing = max(length.seconds, declared / rate) - mono.frames / rate
-    if missing > DURATION_SLACK:
+    if missing > containers.SLACK:
         logging.warning("%s ends %.1f s before the duration in its header", path, missing)
     elif length.problem:
         logging.warning("%s %s", path, length.problem)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import containers
 from bljust_jax.data.sources import Utterance, read_audio, with_durations
 from bljust_jax.data.tokenizer import learn_pieces
 from bljust_jax.decoding.ctc_beam import BeamSearch
@@ -47,7 +48,7 @@ from tests.helpers.fake_recognizer import (
 def test_files_are_read_as_for_training(name, rate, channels, how, tmp_path):
     """The same bits as `read_audio`, though decoded and resampled in blocks."""
     rng = np.random.default_rng(0)
-    audio = 0.2 * rng.standard_normal((2 * audio_files.BLOCK // channels + 12345, channels))
+    audio = 0.2 * rng.standard_normal((2 * containers.BLOCK // channels + 12345, channels))
     path = store(tmp_path / name, audio.squeeze().astype(np.float32), rate, **how)
     (u,) = with_durations([Utterance("a", path, 0.0, 0.0, None, "", "")])
     found = audio_files.read(path, 16000)

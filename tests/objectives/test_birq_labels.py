@@ -10,7 +10,7 @@ from tests.helpers.batches import ToyEncoder
 
 
 @pytest.mark.parametrize(
-    ("settings", "heard"),
+    ("settings", "expected"),
     [
         ({}, ("student", "own", False)),
         ({"label_dropout": True}, ("student", "own", True)),
@@ -18,7 +18,7 @@ from tests.helpers.batches import ToyEncoder
         ({"teacher": True, "label_dropout": True}, ("teacher", "teacher's", False)),
     ],
 )
-def test_labels_have_the_parameters_statistics_and_dropout_of_their_pass(settings, heard):
+def test_labels_have_the_parameters_statistics_and_dropout_of_their_pass(settings, expected):
     passes = []
 
     def listen(params, x, lengths, *, stats, train, depth, **options):
@@ -30,4 +30,4 @@ def test_labels_have_the_parameters_statistics_and_dropout_of_their_pass(setting
     extras = Extras(0, {"teacher": ("teacher", "teacher's")}, "own", None, {})
     x, frames = jnp.ones((1, 4, 3)), jnp.array([4])
     labels.hidden(ToyEncoder(listen, listen), "student", extras, x, frames, jax.random.key(0))
-    assert passes == [heard]
+    assert passes == [expected]
