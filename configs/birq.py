@@ -111,6 +111,7 @@ def yodas(c):
     c.data.root = "/data"
     microphones(c, "ami:ami/")
     c.data.unlabelled = "yodas:yodas/en000"
+    c.data.unlabelled_with_train = False
     c.data.unlabelled_hours = 5000.0  # the paper; which 5,000 h: not known, so drawn by the seed
     c.data.unlabelled_batch_seconds = 1000.0  # 128 utterances: the paper's batch, of 8 s
 

@@ -45,7 +45,8 @@ def data() -> ConfigDict:
     # covost:ROOT/SRC_TGT/SPLIT, ami:ROOT/ihm/SPLIT (or sdm), yodas:ROOT/en000[/SHARD],
     # tfds:DIR/SPLIT (made by bljust_jax.prepare), synthetic:NAME/SPLIT; join several with +
     c.train = ""  # labelled audio
-    c.unlabelled = ""  # audio of the lower level; "" = all audio of data.train
+    c.unlabelled = ""  # more audio for the lower level
+    c.unlabelled_with_train = True  # it reads all audio of data.train too; without more, always
     c.dev = ""  # scored during training; chooses the best parameters
     c.test = ""  # scored once, at the end
     # for several tasks: {name of a labelled stream, such as "asr/en": stream(...)}, each with a
@@ -65,7 +66,8 @@ def data() -> ConfigDict:
     c.text.normalise = ("invisible", "lower")
     c.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
     c.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
-    # hours of data.unlabelled, drawn by seed: 100 h are part of 200 h; 0 = all
+    # hours of data.unlabelled (without it, of the audio of data.train that the lower level reads),
+    # drawn by seed: 100 h are part of 200 h; 0 = all
     c.unlabelled_hours = 0.0
     c.overfit = 0  # number of utterances of data.train to train and score on; 0 = off
     c.min_seconds = 0.1  # shorter utterances are skipped and counted

@@ -182,7 +182,8 @@ def covost_en_x(c):
     c.data.streams = ConfigDict({"asr/en": recognition("en_de")})
     for pair in ("en_ca", "en_de", "en_zh-CN"):
         add_translation(c, pair)
-    c.data.unlabelled = "covost:en_de/train"  # the recordings once
+    # the recordings once
+    c.data.update(unlabelled="covost:en_de/train", unlabelled_with_train=False)
     covost_batches(c)
 
 

@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "init_parts": ["encoder"],
     "compile_threads": 0,
     "data.unlabelled_hours": 0.0,
+    "data.unlabelled_with_train": False,
     "data.num_buckets": 0,
     "data.program_hours": 40.0,
     **{f"lr.{name}.warmup_unit": "step" for name in SCHEDULES},

@@ -11,7 +11,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +20,8 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.data import augment, bucket_lengths, streams, summary
 from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import bucket_table
-from bljust_jax.data.filters import of_usable_length, subset_of_hours
 from bljust_jax.data.quarantine import Quarantine
-from bljust_jax.data.sources import Utterance, hours, open_source
+from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Batch, Splits, empty_batch, fill_row, open_split
 from bljust_jax.data.streams import UNLABELLED
 from bljust_jax.data.tokenizer import Tokenizer
@@ -48,11 +47,10 @@ class Corpus(Splits):
     equally many buckets, with equal shares of their batches, or the unlabelled one has one.
     """
 
-    def __init__(self, seed: int, phases: Any, *parts: Any):
-        """phases: `config.phases`; parts: the arguments of `Splits`"""
+    def __init__(self, seed: int, phases: Any, notes: Iterable[str], *parts: Any):
+        """phases: `config.phases`; notes: lines of the summary; parts: the arguments of `Splits`"""
         super().__init__(*parts)
-        data, self._seed = self._data, seed
-        self._notes: list[str] = []
+        data, self._seed, self._notes = self._data, seed, list(notes)
         self._labels = {name: self._count_labels(name) for name in self.streams}
         sizes = [hours(self.utterances(name)) for name in self.streams]
         parts = shares(sizes, data.temperature) * len(sizes) * data.batch_seconds
@@ -374,12 +372,9 @@ def load_corpus(
     bad, described = Quarantine(data.max_bad_fraction), streams.labelled_streams(data)
     opened = streams.open_training_sources(described.values(), data.root)
     audio = streams.unique_utterances(opened.values())
-    if data.unlabelled:
-        audio = open_source(data.unlabelled, data.root)
     found = {name: bad.sift(name, opened[s.uris["train"]]) for name, s in described.items()}
-    audio = bad.sift(UNLABELLED, audio)
     skipped = {name: Counter() for name in (*described, UNLABELLED)}
-    made = {}
+    made, notes = {}, []
     for name, stream in described.items():
         given = tokenizers[name] if tokenizers else None
         found[name], made[name] = streams.label(
@@ -388,10 +383,11 @@ def load_corpus(
     if data.overfit:
         found = streams.overfit_splits(found, described, data.overfit, bad)
     else:
-        kept = of_usable_length(audio, data, skipped[UNLABELLED])
-        kept = subset_of_hours(kept, float(data.unlabelled_hours), seed, skipped[UNLABELLED])
+        parts = streams.unlabelled_audio(audio, data, seed, bad, skipped[UNLABELLED])
+        notes += summary.unlabelled_parts(parts)
+        kept = list(itertools.chain.from_iterable(parts.values()))
         found[UNLABELLED] = streams.require_any(kept, skipped[UNLABELLED], "config.data.unlabelled")
         for split, (name, stream) in itertools.product(("dev", "test"), described.items()):
             part = streams.split_name(split, name)
             found[part], skipped[part] = open_split(part, stream.uris[split], stream, data, bad)
-    return Corpus(seed, phases, data, multiple, made, found, skipped, bad)
+    return Corpus(seed, phases, notes, data, multiple, made, found, skipped, bad)

@@ -7,13 +7,20 @@ translations, are the `text` of its utterances.
 
 import contextlib
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise
-from bljust_jax.data.filters import describe_skipped, keep_if, labelled_subset, of_usable_length
+from bljust_jax.data.filters import (
+    describe_skipped,
+    keep_if,
+    labelled_subset,
+    of_usable_length,
+    subset_of_hours,
+)
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source
 from bljust_jax.data.tokenizer import Tokenizer, make_tokenizer
@@ -101,8 +108,36 @@ def open_training_sources(streams: Iterable[Stream], root: str) -> dict[str, lis
 
 def unique_utterances(sources: Iterable[list[Utterance]]) -> list[Utterance]:
     """The utterances of several sources; those of the same audio and id appear once."""
-    once = {(u.path, u.offset, u.duration, u.id): u for source in sources for u in source}
-    return list(once.values())
+    return list({_audio_of(u): u for source in sources for u in source}.values())
+
+
+def _audio_of(u: Utterance) -> tuple[str, float, float, str]:
+    return u.path, u.offset, u.duration, u.id
+
+
+def unlabelled_audio(
+    train: list[Utterance], data: Any, seed: int, quarantined: Quarantine, skipped: Counter
+) -> dict[str, list[Utterance]]:
+    """{field: its utterances} of the unlabelled stream: those of data.unlabelled, after those of
+    data.train unless data.unlabelled_with_train is False; of data.train alone without the former.
+
+    train: unique utterances of data.train, whose audio appears once. `skipped` counts utterances
+    of other lengths than wanted, and those beyond data.unlabelled_hours, which limits
+    data.unlabelled, or data.train alone.
+    """
+    found = {"data.train": train}
+    if data.unlabelled:
+        more = open_source(data.unlabelled, data.root)
+        known = {_audio_of(u) for u in train} if data.unlabelled_with_train else set()
+        found = {"data.unlabelled": [u for u in more if _audio_of(u) not in known]}
+        if data.unlabelled_with_train:
+            found = {"data.train": train, **found}
+    whole = quarantined.sift(UNLABELLED, list(itertools.chain.from_iterable(found.values())))
+    usable = {id(u) for u in of_usable_length(whole, data, skipped)}
+    found = {field: [u for u in part if id(u) in usable] for field, part in found.items()}
+    last = list(found)[-1]
+    hours, source = float(data.unlabelled_hours), f"config.{last}"
+    return {**found, last: subset_of_hours(found[last], hours, seed, skipped, source)}
 
 
 def label(

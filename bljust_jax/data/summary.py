@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from bljust_jax.data import normalise
 from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.buckets import Bucket
-from bljust_jax.data.sources import hours
+from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
 from bljust_jax.data.tokenizer import coverage
@@ -31,6 +31,14 @@ def sizes(splits: Splits) -> list[str]:
         for reason, n in (splits.skipped.get(split, Counter()) + known).items():
             lines.append(f"{split}: {n} utterances skipped: {reason}")
     return lines
+
+
+def unlabelled_parts(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
+    """Hours of the unlabelled stream from each field that it reads, if there are several."""
+    if len(parts) < 2:
+        return []
+    listed = ", ".join(f"{hours(found):.2f} h of config.{field}" for field, found in parts.items())
+    return [f"unlabelled: {listed}"]
 
 
 def plans(plans: Mapping[str, Plan]) -> list[str]:

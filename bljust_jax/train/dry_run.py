@@ -92,18 +92,33 @@ def assume(config: Any) -> Assumed:
     parts = shares(sizes_in_hours, data.temperature) * len(sources) * data.batch_seconds
     audio = dict(zip(sources, parts.tolist(), strict=True))
     audio[UNLABELLED] = data.unlabelled_batch_seconds or data.batch_seconds
-    sources[UNLABELLED] = find_hours(data.unlabelled or "+".join(uris), data.root)
+    sources[UNLABELLED] = unlabelled_hours(data, list(uris))
     per_epoch = {}
     for name, (found, origin) in sources.items():
         if name in labelled:
             found *= data.labelled_fraction
-        elif data.unlabelled_hours:
-            origin = f"data.unlabelled_hours of {found:.4g} h: {origin}"
-            found = min(found, data.unlabelled_hours)
         per_epoch[name] = max(1, round(3600 * found / audio[name]))
         lines.append(f"{name}: {found:.4g} h, {per_epoch[name]} steps per epoch ({origin})")
     mix = functools.partial(recipes.assumed_mix, config, audio=audio)
     return Assumed(recipes.Facts(sizes, per_epoch, mix), lines)
+
+
+def unlabelled_hours(data: Any, train: list[str]) -> tuple[float, str]:
+    """(hours of the unlabelled stream, where the figure is from); train: URIs of data.train."""
+    more = data.unlabelled.split("+") if data.unlabelled else []
+    if more and not data.unlabelled_with_train:
+        train = []
+    kept = [uri for uri in train if uri not in more]
+    parts = [find_hours("+".join(uris), data.root) for uris in (kept, more) if uris]
+    if data.unlabelled_hours:
+        found, origin = parts[-1]
+        origin = f"data.unlabelled_hours of {found:.4g} h: {origin}"
+        parts[-1] = min(found, data.unlabelled_hours), origin
+    if len(parts) == 1:
+        return parts[0]
+    fields = zip(("data.train", "data.unlabelled"), parts, strict=True)
+    origins = [f"{found:.4g} h of {field}: {origin}" for field, (found, origin) in fields]
+    return sum(found for found, _ in parts), "; ".join(origins)
 
 
 def find_hours(uri: str, root: str) -> tuple[float, str]:

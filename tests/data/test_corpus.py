@@ -180,6 +180,27 @@ def test_labelled_subsets_are_nested_and_depend_on_the_seed(folder):
     assert len(corpus.utterances("unlabelled")) == 40
 
 
+def test_unlabelled_audio_is_added_to_that_of_training(folder):
+    entries = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    few, more = write(folder, "few", entries[:30]), write(folder, "more", entries[20:])
+    lengths = [e["duration"] for e in entries]
+
+    def audio(**changes):
+        corpus = load(folder, train=few, unlabelled=more, labelled_fraction=0.5, **changes)
+        lines = [line for line in corpus.summary() if "h of config.data.train" in line]
+        return [u.id for u in corpus.utterances("unlabelled")], lines
+
+    every = [e["id"] for e in entries]
+    parts = f"{sum(lengths[:30]) / 3600:.2f} h of config.data.train, "
+    line = f"unlabelled: {parts}{sum(lengths[30:]) / 3600:.2f} h of config.data.unlabelled"
+    assert audio() == (every, [line])  # the ten of both once
+    assert audio(unlabelled_with_train=False) == (every[20:], [])
+    drawn, _ = audio(unlabelled_hours=0.001)
+    assert drawn[:30] == every[:30]
+    assert set(drawn[30:]) < set(every[30:])
+    assert 3.6 <= sum(lengths[every.index(name)] for name in drawn[30:]) < 3.6 + lengths[-1]
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -239,8 +260,9 @@ def test_strings_need_utterances_that_share_a_speaker(folder):
     assert note not in load(folder, train=alone, join=(1, 1), join_share=1.0).summary()
     with pytest.raises(UserError, match=f'{note}; add "speaker".*config.data.join_share to 0'):
         load(folder, train=alone, join_share=1.0)
+    changes = {"unlabelled_join": (2, 2), "unlabelled_join_share": 1.0}
     with pytest.raises(UserError, match=r"unlabelled: .*config\.data\.unlabelled_join_share to 0"):
-        load(folder, unlabelled=alone, unlabelled_join=(2, 2), unlabelled_join_share=1.0)
+        load(folder, unlabelled=alone, unlabelled_with_train=False, **changes)
 
 
 def test_the_digest_covers_all_that_decides_the_order(folder):

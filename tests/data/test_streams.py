@@ -90,8 +90,10 @@ def test_labels_are_the_streams_field_and_utterances_without_it_are_counted(fold
 def test_the_unlabelled_stream_has_each_segment_of_all_streams_once(folder):
     heard = load(folder).utterances("unlabelled")
     assert [u.id for u in heard] == [f"u{i}" for i in range(38)]
-    more = load(folder, unlabelled=str(folder / "dev.jsonl"))
-    assert len(more.utterances("unlabelled")) == 11
+    for with_train, number in ((True, 39), (False, 11)):  # one of dev.jsonl is not in train
+        dev = str(folder / "dev.jsonl")
+        more = load(folder, unlabelled=dev, unlabelled_with_train=with_train)
+        assert len(more.utterances("unlabelled")) == number
 
 
 def test_segments_of_one_file_are_utterances_of_their_own():

@@ -132,12 +132,14 @@ def test_unlabelled_hours_bound_the_steps_of_an_epoch():
     config = librispeech.get_config()
     whole = dry_run.assume(config)
     config.data.unlabelled_hours = 100.0
-    assumed = dry_run.assume(config)
-    assert assumed.facts.steps_per_epoch["labelled"] == whole.facts.steps_per_epoch["labelled"]
-    seconds = config.data.unlabelled_batch_seconds
-    assert assumed.facts.steps_per_epoch["unlabelled"] == round(100 * 3600 / seconds)
-    assert assumed.lines[1].startswith("unlabelled: 100 h, ")
-    assert "data.unlabelled_hours of 9" in assumed.lines[1]
+    for with_train, found in ((True, 200.6), (False, 100.0)):
+        config.data.unlabelled_with_train = with_train
+        assumed = dry_run.assume(config)
+        assert assumed.facts.steps_per_epoch["labelled"] == whole.facts.steps_per_epoch["labelled"]
+        seconds = config.data.unlabelled_batch_seconds
+        assert assumed.facts.steps_per_epoch["unlabelled"] == round(found * 3600 / seconds)
+        assert assumed.lines[1].startswith(f"unlabelled: {found:g} h, ")
+        assert "data.unlabelled_hours of 860.3 h" in assumed.lines[1]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ TEST = Field(str, "URI, scored once, at the end")
 
 DATA = {
     "train": TRAIN,
-    "unlabelled": Field(str, "URI of the audio without labels; empty: all audio of data.train"),
+    "unlabelled": Field(str, "URI of audio without labels, for the self-supervised loss alone"),
+    "unlabelled_with_train": Field(bool, "that loss reads the audio of data.train as well"),
     "dev": DEV,
     "test": TEST,
     "root": Field(str, "folder that all audio lies in; empty: the folder of the manifest"),
