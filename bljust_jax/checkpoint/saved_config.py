@@ -19,7 +19,6 @@ ADDED: dict[str, Any] = {
     "init_parts": ["encoder"],
     "compile_threads": 0,
     "data.unlabelled_hours": 0.0,
-    "data.unlabelled_with_train": False,
     "data.num_buckets": 0,
     "data.program_hours": 40.0,
     **{f"lr.{name}.warmup_unit": "step" for name in SCHEDULES},
@@ -44,7 +43,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
             raise ValueError("no JSON object")
     except ValueError as error:
         raise UserError(f"{path} is damaged, or of another version: {one_line(error)}") from error
-    for field, default in _added(config).items():
+    data = config.get("data")
+    unlabelled = data.get("unlabelled", "") if isinstance(data, dict) else ""
+    for field, default in _added(config.get("recipe", ""), unlabelled).items():
         *groups, name = field.split(".")
         node = config
         for group in groups:
@@ -60,7 +61,7 @@ def added_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     The default is that of `ADDED` or `ADDED_TO`, else the value in `new`. Fields of a data stream
     that `old` lacks are excluded: a new stream is another config.
     """
-    known = _added(new)
+    known = _added(new.get("recipe", ""), old.get("data.unlabelled", ""))
     return {
         field: known.get(field, value)
         for field, value in new.items()
@@ -68,10 +69,10 @@ def added_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _added(config: Any) -> dict[str, Any]:
-    """{field: default} of the recipe of a config."""
-    recipe = config.get("recipe", "") if isinstance(config, dict) else ""
-    return ADDED | ADDED_TO.get(recipe, {})
+def _added(recipe: Any, unlabelled: Any) -> dict[str, Any]:
+    """{field: default} of a recipe and a value of data.unlabelled, which replaced the audio of
+    data.train before data.unlabelled_with_train was a field."""
+    return ADDED | ADDED_TO.get(recipe, {}) | {"data.unlabelled_with_train": not unlabelled}
 
 
 def _is_of_new_stream(field: str, old: dict[str, Any]) -> bool:

@@ -82,3 +82,16 @@ def test_a_field_that_one_recipe_has_is_added_to_its_configs_alone(workdir):
         check_config(config, folder)
     folder = workdir(quickstart.get_config("smoke"))
     assert "supervised" not in saved_config.read_config(folder / "config.json")["phases"]
+
+
+@pytest.mark.parametrize("unlabelled", ["", "more.jsonl"])
+def test_an_older_run_read_data_unlabelled_alone_where_it_was_given(workdir, unlabelled):
+    config = quickstart.get_config("smoke")
+    config.data.update(unlabelled=unlabelled, unlabelled_with_train=not unlabelled)
+    folder = workdir(config, "data.unlabelled_with_train")
+    check_config(config, folder)
+    data = saved_config.read_config(folder / "config.json")["data"]
+    assert data["unlabelled_with_train"] == (not unlabelled)
+    config.data.unlabelled_with_train = bool(unlabelled)
+    with pytest.raises(UserError, match=r"another config \(data.unlabelled_with_train "):
+        check_config(config, folder)

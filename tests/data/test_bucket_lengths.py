@@ -77,16 +77,19 @@ def folder(tmp_path_factory):
     (made / "none.flac").touch()
     for name in LANGUAGES:
         language = name[-2:]
-        corpora.write(
-            made,
-            language,
-            [
-                {"audio_filepath": "none.flac", "duration": float(d), "text": "a b"}
-                | {"id": f"{language}{i}", "speaker": f"s{i % 50}", "lang": language}
-                for i, d in enumerate(durations_of(name))
-            ],
-        )
+        entries = [
+            {"audio_filepath": "none.flac", "duration": float(d), "text": "a b"}
+            | {"id": f"{language}{i}", "speaker": f"s{i % 50}", "lang": language}
+            for i, d in enumerate(durations_of(name))
+        ]
+        corpora.write(made, language, entries)
+        corpora.write(made, f"{language}-dev", entries[::100])
     return made
+
+
+@pytest.fixture(scope="module")
+def corpus(folder):
+    return load(folder)
 
 
 def load(folder, *, multiple=1, phases=None, **changes):
@@ -94,8 +97,8 @@ def load(folder, *, multiple=1, phases=None, **changes):
     data.update(buckets=(6.0, 10.0, 17.0), batch_seconds=200.0, unlabelled_batch_seconds=300.0)
     data.update(rows_multiple=2, **changes)
     for name, (*_, lengths) in LANGUAGES.items():
-        uri = str(folder / f"{name[-2:]}.jsonl")
-        data.streams[name] = defaults.stream(uri, uri, buckets=lengths)
+        train, dev = (str(folder / f"{name[-2:]}{end}.jsonl") for end in ("", "-dev"))
+        data.streams[name] = defaults.stream(train, dev, buckets=lengths)
     config_checks.check(ConfigDict({"data": data, "seed": 0}))
     return load_corpus(data, seed=0, multiple=multiple, phases=phases)
 
@@ -115,10 +118,10 @@ ALL = ("asr/en", "asr/zh", "unlabelled")
 
 
 @pytest.mark.parametrize("stream", ALL)
-def test_a_pass_of_each_stream_reads_long_and_short_utterances_equally_often(folder, stream):
+def test_a_pass_of_each_stream_reads_long_and_short_utterances_equally_often(corpus, stream):
     """asr/zh leads with short utterances; every tenth of a stream, by length, is read once per
     pass of the stream, to within 2 % and the rows of a bucket's last batch."""
-    corpus, epochs = load(folder), 6
+    epochs = 6
     assert corpus.driver(ALL) == "asr/zh"
     times = times_read(corpus, stream, ALL, epochs)
     order = np.argsort([u.duration for u in corpus.utterances(stream)])
@@ -129,8 +132,7 @@ def test_a_pass_of_each_stream_reads_long_and_short_utterances_equally_often(fol
     assert times.max() <= epochs + 2
 
 
-def test_streams_of_unlike_length_share_one_program_per_length(folder):
-    corpus = load(folder)
+def test_streams_of_unlike_length_share_one_program_per_length(corpus):
     assert corpus.buckets_in_use(ALL) == [0, 1, 2]
     shares = {name: np.array(p.counts) / p.batches_per_epoch for name, p in corpus.plans.items()}
     for name in ALL:
@@ -143,8 +145,8 @@ def test_streams_of_unlike_length_share_one_program_per_length(folder):
     assert [line.partition(":")[0] for line in lines] == ["asr/en", "unlabelled"]
 
 
-def test_lengths_that_follow_do_not_depend_on_the_order_of_a_manifest(folder, tmp_path):
-    table = {name: plan.buckets for name, plan in load(folder).plans.items()}
+def test_lengths_that_follow_do_not_depend_on_the_order_of_a_manifest(corpus, folder, tmp_path):
+    table = {name: plan.buckets for name, plan in corpus.plans.items()}
     (tmp_path / "none.flac").touch()
     for path in folder.glob("*.jsonl"):
         entries = [json.loads(line) for line in path.read_text().splitlines()]
@@ -222,7 +224,8 @@ def test_hours_of_a_run_follow_from_its_phases(phases, hours):
     assert bucket_lengths.hours_of_run(ConfigDict(phases), 30.0, 100.0, 960.0) == hours
 
 
-def test_a_corpus_with_chosen_lengths_is_evaluated_in_them(folder):
+def test_a_corpus_with_chosen_lengths_is_evaluated_in_them(corpus, folder):
+    assert corpus.chosen_lengths == {}
     phases = ConfigDict({"unit": "epoch", "explore": 0.0, "joint": 100.0, "finetune": 0.0})
     corpus = load(folder, phases=phases, num_buckets=-1, program_hours=10.0)
     sizes = {len(plan.buckets) for plan in corpus.plans.values()}
@@ -233,7 +236,6 @@ def test_a_corpus_with_chosen_lengths_is_evaluated_in_them(folder):
         assert {b.seconds for b in corpus.eval_buckets(f"dev/{name}")} <= set(lengths)
         assert corpus.chosen_lengths[name] == tuple(lengths)
     assert any("lengths of batches, chosen" in line for line in corpus.summary())
-    assert load(folder).chosen_lengths == {}
 
 
 def test_utterances_that_the_first_epoch_lacks_fit_the_last_length():

@@ -9,10 +9,12 @@ from bljust_jax import main
 from bljust_jax.checkpoint.manager import Checkpoints
 from configs import quickstart
 from tests.helpers.processes import ROOT
+from tests.helpers.systems import SMALL
 
 
 def make_config(folder, max_bad_fraction=0.2, changes=()):
     config = quickstart.get_config("smoke")
+    config.model.update(SMALL[config.encoder])
     config.data.update(train=str(folder / "train.jsonl"), dev=str(folder / "dev.jsonl"))
     config.data.update(test="", max_bad_fraction=max_bad_fraction)
     config.phases.update(explore=0, joint=16, finetune=0)  # one program hears both streams

@@ -15,6 +15,7 @@ from bljust_jax.data.sources import open_source, read_audio
 from tests.helpers import corpora
 from tests.helpers.documents import ROOT, as_module, load_config
 from tests.helpers.fake_recognizer import store
+from tests.helpers.systems import SMALL
 
 RATE = 16000
 STEPS = 2  # of each phase
@@ -85,6 +86,8 @@ def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -
     small = {f"config.phases.{k}": steps for k, steps in shape.items()}
     small |= {"config.eval_every": 100, "config.save_every": 100, "config.log_every": 2}
     small |= {"config.compile_cache": cache, "workdir": f"runs/{name}"}
+    if config.encoder == "conformer" and "overfit" not in variants:
+        small |= {f"config.model.{k}": v for k, v in SMALL["conformer"].items()}
     if "config.data.text.vocab_size" in given:
         given["config.data.text.vocab_size"] = "30"
     if "profile_steps" in given:

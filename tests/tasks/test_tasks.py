@@ -26,6 +26,7 @@ from bljust_jax.train import initial_state, loop
 from configs import m2asr
 from tests.helpers.fake_recognizer import store
 from tests.helpers.runs import save_untrained
+from tests.helpers.systems import SMALL
 from tests.helpers.tasks import st
 from tests.helpers.workdirs import read_samples
 
@@ -54,12 +55,14 @@ def translated(folder):
 
 
 def make_config(folder):
-    """Three tasks of a smoke-sized M2ASR on such speech."""
+    """Three tasks of a small M2ASR on such speech."""
     config = m2asr.get_config("digits,smoke")
     uris, config.data.root = translated(folder)
     del config.data.streams["st/en-ar"]
     for stream in config.data.streams.values():
         stream.update(**uris, test="")
+    config.model.update(SMALL[config.encoder])
+    config.decoder.update(dim=16, layers=1, heads=2, ff_mult=2)
     config.mesh.data = 1
     config.compile_cache = ""
     return config
