@@ -56,7 +56,7 @@ from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.common.files import expand_user
 from bljust_jax.data import config_checks
 from bljust_jax.monitoring import profiler
-from bljust_jax.parallel import cluster
+from bljust_jax.parallel import cluster, preemption
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -83,7 +83,8 @@ def main() -> int:
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         return run_to_exit_code(lambda: print(__doc__.strip()))
     try:
-        code = run_to_exit_code(run, "interrupted; run the same command again to resume")
+        with preemption.ended_by_sigterm():
+            code = run_to_exit_code(run, "interrupted; run the same command again to resume")
     except Exception:
         traceback.print_exc()
         code = CRASHED

@@ -35,14 +35,15 @@ def parser() -> cli.Parser:
     return p
 
 
-def read_texts(args: argparse.Namespace) -> Iterator[str]:
-    """The texts of --data and --text, unchanged, without empty ones."""
+def read_texts(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """(file and line, text) of the texts of --data and --text, unchanged, without empty ones."""
     if not args.data and args.text is None:
         raise UserError("give --data URI or --text FILE to learn from; see --help")
     if args.data:
-        yield from (u.text for u in sources.open_source(args.data, args.root) if u.text)
+        found = sources.open_source(args.data, args.root)
+        yield from ((u.line or u.id, u.text) for u in found if u.text)
     if args.text is not None:
-        yield from (line for _, line in sources.read_lines(args.text))
+        yield from sources.read_lines(args.text)
 
 
 def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
@@ -52,7 +53,8 @@ def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
     tokenizer = tokenizer_files.load_one(args.workdir, args.task) if args.workdir else None
     steps = [name for name in args.normalise.split(",") if name]
     spell = tokenizer.normalise if tokenizer else normalise.make(steps)
-    for line in map(spell, read_texts(args)):
+    for place, text in read_texts(args):
+        line = spell(text)
         if tokenizer is None or args.over == "words":
             tokens = line.split()
         elif tokenizer.covers(line):
@@ -60,6 +62,12 @@ def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
             tokens = [arpa.unit_word(tokenizer.symbols[i - 1]) for i in ids]
         else:
             continue
+        marks = kneser_ney.MARKS.intersection(tokens)
+        if marks:
+            raise UserError(
+                f"{place}: the text has the word {min(marks)}, a mark of language models;"
+                " remove it from the text"
+            )
         if tokens:
             yield tokens
 

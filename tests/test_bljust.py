@@ -2,9 +2,9 @@
 
 import os
 import pathlib
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_help_is_fast_and_imports_no_jax(tmp_path):
     code += "sys.modules or 'numpy' in sys.modules)"
     spent = []
     for _ in range(3):
-        began = time.monotonic()
+        before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,
@@ -45,10 +45,10 @@ def test_help_is_fast_and_imports_no_jax(tmp_path):
             text=True,
             check=True,
         )
-        spent.append(time.monotonic() - began)
+        spent.append(sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before)
     assert done.stdout.splitlines()[-1] == "False"
     assert all(name in done.stdout for name in console.COMMANDS)
-    assert min(spent) < 0.3  # 0.05 s on an idle core
+    assert min(spent) < 0.3  # seconds of CPU time, whatever else runs; 0.05 on an idle core
 
 
 def test_unknown_commands_are_one_line(capsys):

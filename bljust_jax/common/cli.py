@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from bljust_jax.common.config_schema.field import Range
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import Preempted, UserError
 from bljust_jax.common.files import expand_user
 from bljust_jax.common.timeout import Unreachable
 
@@ -100,6 +100,9 @@ def run_to_exit_code(body: Callable[[], int | None], interrupted: str = "interru
         except Unreachable as error:
             print(f"error: {error}", file=sys.stderr)
             return UNREACHABLE
+        except Preempted as stop:
+            print(f"stopped by {stop}; run the same command again to resume", file=sys.stderr)
+            return PREEMPTED
         except KeyboardInterrupt:
             sys.stdout.needed = False  # its reader has had the same signal
             print(interrupted, file=sys.stderr)

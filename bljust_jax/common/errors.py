@@ -1,4 +1,4 @@
-"""`UserError`: wrong input, which the commands print as one line with exit code 2."""
+"""`UserError`: wrong input, which the commands print as one line with exit code 2; `Preempted`."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,6 +7,11 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Wrong input. The message is one line that names the file and line, or the field, and the
     cure."""
+
+
+class Preempted(BaseException):
+    """A signal, which the message names, ended the run; the same command goes on. Like
+    KeyboardInterrupt it is no `Exception`, so that it is not handled as an error of a file."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Text files: written whole or not at all, read with damaged lines left out; paths with `~`."""
+"""Files: written whole or not at all, read with damaged lines left out; paths with `~`."""
 
 import contextlib
 import json
@@ -6,8 +6,8 @@ import logging
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
 
 from bljust_jax.common.errors import UserError
 
@@ -29,12 +29,20 @@ def visible(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a UTF-8 file and replace the one of that name when the new one is on disk. Bytes of
-    file names that are no text are written as they are."""
+    """Write a UTF-8 file by `replacing`. Bytes of file names that are no text are written as they
+    are."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors="surrogateescape"))
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Context with a new binary file, which replaces the one of that name when it is on disk; an
+    error in the context leaves the old one as it is."""
     scratch = path.with_name(f".{path.name}.tmp")
     try:
-        with scratch.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.write(text)
+        with scratch.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)

@@ -77,8 +77,23 @@ def open_sound(source: str | bytes | io.BufferedIOBase) -> Sound:
     return sound
 
 
-def open_whole(source: str | bytes | io.BufferedIOBase) -> Sound:
-    """As `open_sound`; a header that declares fewer samples than follow it is corrected."""
+def open_whole(source: str | bytes | io.BufferedIOBase) -> tuple[Sound, Length]:
+    """As `open_sound`, with the length; a header that declares fewer samples than follow it is
+    corrected."""
+    sound = open_sound(source)
+    try:
+        found = _length(sound, source)
+        if sound.frames < UNKNOWN and found.held <= found.seconds:
+            return sound, found
+    except BaseException:
+        sound.close()
+        raise
+    sound.close()  # `_length` has decoded it, or it would end early
+    return _open_corrected(source), found
+
+
+def _open_corrected(source: str | bytes | io.BufferedIOBase) -> Sound:
+    """The opened file, whose header declares all samples that follow it."""
     with _reader(source) as data:
         size = data.seek(0, os.SEEK_END)
         chunk = _chunk(data, size)
@@ -164,11 +179,16 @@ def length(source: str | bytes | io.BufferedIOBase) -> Length:
     """The length of an audio file by its headers and by its bytes. Decodes only files whose
     container has no length. Raises soundfile.SoundFileError or OSError."""
     with open_sound(source) as sound:
-        rate, frames = sound.samplerate, sound.frames
-        if frames >= UNKNOWN:
-            frames = sum(map(len, blocks(sound)))
-        with _reader(source) as data:
-            declared, held, cut = _extent(sound, data, frames)
+        return _length(sound, source)
+
+
+def _length(sound: Sound, source: str | bytes | io.BufferedIOBase) -> Length:
+    """`length` of an opened file, of which nothing has been read."""
+    rate, frames = sound.samplerate, sound.frames
+    if frames >= UNKNOWN:
+        frames = sum(map(len, blocks(sound)))
+    with _reader(source) as data:
+        declared, held, cut = _extent(sound, data, frames)
     declared, held = declared / rate, held / rate
     if declared > held + SLACK:
         return Length(declared, held, f"ends early: {held:.2f} of {declared:.2f} s")

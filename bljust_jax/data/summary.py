@@ -1,6 +1,7 @@
 """Summary of the data at the start of a run: sizes, skipped utterances, buckets, label coverage."""
 
 import functools
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
 from bljust_jax.data.tokenizer import coverage
 
 ALPHABETS = ("LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC")
+MARK = re.compile(r"<\w+>|\[\w+\]")  # what transcribers write for a noise or an unknown word
 SHOWN = 5  # labels that a line names
 
 
@@ -97,13 +99,19 @@ def texts(splits: Splits) -> list[str]:
 
 
 def doubtful_labels(symbols: Iterable[str], references: Sequence[str]) -> list[str]:
-    """Log lines on labels that cannot be seen, and on letters of another alphabet than that of
-    their word, as a Cyrillic a in a Latin word: keyboards and scans confuse them."""
+    """Log lines on labels that cannot be seen, on marks such as <unk> or [noise] that are spelt
+    with labels, and on letters of another alphabet than that of their word, as a Cyrillic a in a
+    Latin word: keyboards and scans confuse them."""
     characters, lines = sorted(set().union(*symbols)), []
     hidden = [_named(c) for c in characters if not normalise.is_visible(c)]
     if hidden:
         cure = "add invisible to data.text.normalise to remove them"
         lines.append(f"labels that cannot be seen: {_listed(hidden)}; {cure}")
+    marks = Counter(m for t in references for m in MARK.findall(t) if m[0] in characters)
+    if marks:
+        shown = [f"{mark} x {n}" for mark, n in marks.most_common()]
+        cure = "their characters are labels: remove them from the texts, or the utterances"
+        lines.append(f"marks in the texts: {_listed(shown)}; {cure}")
     if len({_alphabet(c) for c in characters} - {""}) < 2:
         return lines
     found: Counter = Counter()

@@ -164,7 +164,8 @@ class PieceTokenizer(Tokenizer):
         scores = map(self._pieces.get_score, self._numbers)
         rows = zip(self.symbols, range(1, self.vocab_size), scores, strict=True)
         table = "".join(f"{piece}\t{i}\t{score:g}\n" for piece, i, score in rows)
-        (folder / "tokenizer.model").write_bytes(self.model)
+        with files.replacing(folder / "tokenizer.model") as file:
+            file.write(self.model)
         files.write_text(folder / "tokenizer.vocab", table)
         super().save(folder)
 

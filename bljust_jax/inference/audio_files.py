@@ -56,8 +56,8 @@ def read(path: str, sample_rate: int) -> Int16[np.ndarray, "s"]:
     try:
         with open(path, "rb"):  # raises the system's error if this is not a file
             pass
-        length = containers.length(path)
-        with containers.open_whole(path) as file:
+        file, length = containers.open_whole(path)
+        with file:
             rate = file.samplerate
             declared = 0 if file.frames >= containers.UNKNOWN else file.frames
             mono = containers.Mono(file)

@@ -1,27 +1,103 @@
-"""Preemption: stop before the same step on all hosts after a SIGTERM or SIGHUP on any of them."""
+"""Signals that end a run: SIGTERM, SIGHUP and SIGINT (Ctrl-C), received by any of its hosts."""
 
 import contextlib
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
+from bljust_jax.common.cli import INTERRUPTED
+from bljust_jax.common.errors import Preempted
+
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
+AGAIN = "SIGINT: the run saves before its next step; a second one ends it at once\n"
+AT_ONCE = "second SIGINT: ended at once; run the same command again to resume\n"
 
 
-def watch_for_sigterm(stack: contextlib.ExitStack) -> Callable[[int], bool]:
-    """`stop_requested(step)`, to be called before each step: True once SIGTERM has arrived, or
-    SIGHUP, the end of a terminal, unless it is ignored (nohup).
+class StopSignals:
+    """Handlers of the signals that end a run, until `stack` closes; for the main thread.
 
-    With several processes it is True on all of them before the same step, whichever received the
-    signal; jax's own handler is used then, as a second one would replace it. The old handlers are
-    restored when `stack` closes.
+    A signal ends the run at once, by `Preempted`, or `KeyboardInterrupt` for SIGINT, except between
+    `save_first()` and `end_at_once()`, when it is recorded for `requested`. A second SIGINT exits
+    the process. SIGHUP stays ignored where it is (nohup).
+
+    With several processes SIGTERM is left to jax's own handler, as a second one would replace it;
+    the others are forwarded to it, so that all processes stop before the same step.
     """
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        old = signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-        stack.callback(signal.signal, signal.SIGHUP, old)
-    if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point
-    arrived: list[bool] = []
-    old = signal.signal(signal.SIGTERM, lambda *_: arrived.append(True))
-    stack.callback(signal.signal, signal.SIGTERM, old)
-    return lambda step: bool(arrived)
+
+    def __init__(self, stack: contextlib.ExitStack):
+        import jax
+
+        self._hosts = jax.process_count()
+        self._saves_first = False
+        self.received: list[str] = []
+        for name in SIGNALS[self._hosts > 1 :]:
+            number = getattr(signal, name)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, self._handle))
+
+    @property
+    def cause(self) -> str:
+        """The first signal received; with several processes it may have reached another one."""
+        return (self.received or ["SIGTERM"])[0]
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop before this step; the same on all processes."""
+        if self._hosts == 1:
+            return bool(self.received)
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def save_first(self) -> None:
+        """From now on the run polls `requested`."""
+        self._saves_first = True
+
+    def end_at_once(self) -> None:
+        """From now on there is nothing to save; raises for a signal received before."""
+        self._saves_first = False
+        if self.received and self._hosts == 1:
+            self.end()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether to exit as Ctrl-C does; with several processes all exit as after SIGTERM."""
+        return self._hosts == 1 and self.cause == "SIGINT"
+
+    def end(self) -> None:
+        """Raise the exception of the first signal received."""
+        raise KeyboardInterrupt if self.cause == "SIGINT" else Preempted(self.cause)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGINT" and name in self.received:
+            _write(AT_ONCE)
+            os._exit(INTERRUPTED)
+        self.received.append(name)
+        if name == "SIGINT" and self._saves_first:
+            _write(AGAIN)
+        if self._hosts > 1 and (self._saves_first or name == "SIGHUP"):
+            signal.raise_signal(signal.SIGTERM)
+        elif not self._saves_first:
+            self.end()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Context in which SIGTERM raises `Preempted`, before a run has its own handlers."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: Any) -> None:
+        raise Preempted("SIGTERM")
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write(text: str) -> None:
+    """Write to stderr from a signal handler, which may have interrupted another write."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

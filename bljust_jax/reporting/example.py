@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bljust_jax.bilevel.types import Weights
+from bljust_jax.common.files import replacing
 from bljust_jax.data.buckets import Bucket
 from bljust_jax.data.sources import read_audio
 from bljust_jax.data.splits import Batch, empty_batch, fill_row
@@ -83,10 +84,8 @@ def make(
 
 def write(path: pathlib.Path, example: dict[str, np.ndarray]) -> None:
     """Write the arrays of `make`; read them with `np.load(path, allow_pickle=False)`."""
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("wb") as file:
+    with replacing(path) as file:
         np.savez_compressed(file, **example)
-    scratch.replace(path)
 
 
 def one_row(seconds: int, rate: int) -> Batch:

@@ -27,8 +27,9 @@ DEFAULTS = RunOptions()
 
 
 def run(config: Any, workdir: pathlib.Path, options: RunOptions = DEFAULTS) -> dict | None:
-    """Train `config` in `workdir`. Returns the final metrics, or None when a SIGTERM ended the run
-    early. Files are closed and saves finished however it ends."""
+    """Train `config` in `workdir`. Returns the final metrics, or None when SIGTERM or SIGHUP ended
+    the run early, after a save; for Ctrl-C raises KeyboardInterrupt, after a save, too. Files are
+    closed and saves finished however it ends."""
     with contextlib.ExitStack() as stack:
         return train(TrainingRun(config, workdir, options, stack))
 
@@ -40,8 +41,9 @@ def train(run: TrainingRun) -> dict | None:
     total = timeline.total
     progress.log(f"ready after {clock.age:.0f} s")
     clock.turn("step")
+    run.stop.save_first()
     for now in range(int(run.state.step), total + 1):
-        stopping = run.stop_requested(now) and now < total
+        stopping = run.stop.requested(now) and now < total
         fresh, ending = now != run.restored, now == total
         evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
         due = now % config.save_every == 0 or run.save_timer.is_due(now) or now in timeline.ends
@@ -75,7 +77,9 @@ def train(run: TrainingRun) -> dict | None:
                 progress.log(f"phase {timeline.ends[now]} ends, checkpoint kept: {at} starts here")
         if stopping:
             progress.log(goodput.describe(clock.shares()))
-            progress.log(f"stopped by SIGTERM at step {now}, saved; run the same command to resume")
+            progress.log(f"stopped by {run.stop.cause}; the same command goes on from step {now}")
+            if run.stop.interrupted:
+                raise KeyboardInterrupt
             return None
         if ending:
             break
@@ -101,6 +105,7 @@ def train(run: TrainingRun) -> dict | None:
             row |= {"perf/compile_stall": run.steps.take_stall()}
             row |= {"data/quarantined": len(corpus.quarantined)}
             log.end_window(now + 1, phase.name, row)
+    run.stop.end_at_once()  # the last step is saved
     return finish(run)
 
 

@@ -75,8 +75,7 @@ class TrainingRun:
             run_lock.check(workdir)
         check_config(config, workdir, options.allow_config_change)
         enable_compile_cache(config.compile_cache)
-        # stop_requested(step): whether to save and stop before the step (SIGTERM)
-        self.stop_requested = preemption.watch_for_sigterm(stack)
+        self.stop = preemption.StopSignals(stack)
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it

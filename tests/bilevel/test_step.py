@@ -299,14 +299,17 @@ class TestOptim:
             group_of_parameters(params, toy.GROUPS)
 
     def test_clip_is_a_group_s_own(self):
-        """A huge gradient in one group leaves the step of another untouched."""
+        """A gradient above the clip in one group gives the step of one at the clip, however large
+        it is, and leaves the step of another group, below its clip, untouched."""
         groups = tuple(Group(n, f"^{n}", frozenset({n}), clip=1.0, weight_decay=0.0) for n in "ab")
         tx = make_optimizer(combine_levels(), groups, eps=1.0)
         params = {"a": jnp.ones(2), "b": jnp.ones(2)}
 
-        def b_update(scale):
+        def step(scale):
+            """Of a gradient of norm `scale` in group a."""
             grads = Grads(
-                {"a": scale * jnp.ones(2), "b": jnp.full(2, 0.1)}, ({"a": None, "b": None},)
+                {"a": scale * jnp.array([0.6, 0.8]), "b": jnp.full(2, 0.1)},
+                ({"a": None, "b": None},),
             )
             updates, _ = tx.update(
                 grads,
@@ -316,9 +319,12 @@ class TestOptim:
                 lr={"a": jnp.float32(1), "b": jnp.float32(1)},
                 active={"a": True, "b": True},
             )
-            return updates["b"]
+            return updates
 
-        np.testing.assert_array_equal(b_update(1.0), b_update(1e6))
+        at, above, below = step(1.0), step(1e6), step(0.5)
+        np.testing.assert_allclose(above["a"], at["a"], rtol=1e-6)
+        assert np.all(np.abs(below["a"]) < 0.9 * np.abs(at["a"]))
+        np.testing.assert_array_equal(above["b"], at["b"])
 
     @pytest.mark.parametrize(("size", "norm"), [(1e3, 0.5), (1e-3, 5e-3)])
     def test_what_enters_adam_is_no_longer_than_the_clip(self, size, norm):

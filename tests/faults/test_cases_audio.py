@@ -51,6 +51,14 @@ def write(path, audio=NOISE, **kind):
     return path
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+def test_transcribe_reads_the_header_of_a_whole_file_once(tmp_path, name, monkeypatch):
+    opened, sound = [], containers.Sound
+    monkeypatch.setattr(containers, "Sound", lambda source: opened.append(source) or sound(source))
+    assert len(audio_files.read(str(write(tmp_path / name)), RATE)) == len(NOISE)
+    assert len(opened) == 1
+
+
 def only(folder, name, **fields):
     """The utterance of a manifest of one file."""
     uri = corpora.write(folder, "m", [{"audio_filepath": name, "text": "a", **fields}])

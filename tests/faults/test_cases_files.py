@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import unicodedata
@@ -12,6 +13,7 @@ import unicodedata
 import numpy as np
 import pytest
 import soundfile
+from matplotlib.figure import Figure
 
 from bljust_jax import evaluate, ngram, transcribe
 from bljust_jax.bilevel.types import Task
@@ -21,7 +23,7 @@ from bljust_jax.data import sources, synthetic
 from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.export import hf_tokenizer
 from bljust_jax.parallel import compile_cache
-from bljust_jax.reporting import utterances
+from bljust_jax.reporting import example, plots, utterances
 from tests.helpers import corpora
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -327,13 +329,52 @@ def test_damaged_lines_are_left_out_with_a_warning(tmp_path, caplog):
     assert "its utterances are not shown" in caplog.text
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "x"
-    files.write_text(path, "old")
+def write_text(path, old):
+    files.write_text(path, "old" if old else "new")
+
+
+def write_example(path, old):
+    example.write(path, {"id": np.array("old" if old else "new")})
+
+
+def write_picture(path, old):
+    figure = Figure((1.0 + old, 1.0), dpi=10)
+    assert plots._save(figure, path)
+
+
+@pytest.mark.parametrize("write", [write_text, write_example, write_picture])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, write):
+    path = tmp_path / "x.png"
+    write(path, True)
+    old = path.read_bytes()
+    write(path, False)
+    assert path.read_bytes() != old
+    write(path, True)
     monkeypatch.setattr(os, "fsync", lambda descriptor: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        files.write_text(path, "new")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x", "old")]
+        write(path, False)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.png", old)]
+
+
+# Lines that are appended or streamed; files of a folder that is renamed when it is complete
+WRITTEN_IN_PLACE = {"monitoring/trackers.py", "transcribe.py", "train/run_lock.py"}
+WRITTEN_IN_PLACE |= {"checkpoint/integrity.py", "export_checkpoint.py", "export/hf_tokenizer.py"}
+WRITTEN_IN_PLACE |= {"export/tensors.py"}
+
+
+def test_every_file_is_written_by_renaming():
+    """A killed process leaves the old one, not half of the new one."""
+    writes = re.compile(
+        r"""(?<!files)\.write_(text|bytes)\(|open\([^()]*["'][wax]b?\+?["']|savefig\(path"""
+    )
+    package = ROOT / "bljust_jax"
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if writes.search(line)
+    }
+    assert found == WRITTEN_IN_PLACE
 
 
 def test_reading_audio_needs_no_locale(tmp_path):

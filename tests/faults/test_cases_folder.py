@@ -149,7 +149,8 @@ def test_macos_dot_underscore(cases, uri, size):
 
 def test_text_with_bom(cases):
     folder = cases / "text_with_bom"
-    texts = list(ngram.read_texts(argparse.Namespace(data="", text=folder / "corpus.txt")))
+    given = argparse.Namespace(data="", text=folder / "corpus.txt")
+    texts = [text for _, text in ngram.read_texts(given)]
     assert texts
     assert "\ufeff" not in "".join(texts)
     assert arpa.Arpa.read(folder / "model.arpa").words()

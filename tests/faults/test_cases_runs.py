@@ -13,12 +13,13 @@ import time
 
 import pytest
 
-from bljust_jax.common import config_schema
-from bljust_jax.common.errors import UserError
+from bljust_jax.common import cli, config_schema
+from bljust_jax.common.errors import Preempted, UserError
 from bljust_jax.monitoring import metrics, trackers
 from bljust_jax.parallel import preemption
 from bljust_jax.train import run_lock, workdir
 from configs import quickstart
+from tests.helpers.processes import start
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HOLD = """
@@ -176,33 +177,92 @@ def test_a_damaged_config_of_a_whole_checkpoint_is_written_anew(
 # Signals and seeds
 
 
-@pytest.fixture
-def hang_up():
-    """Set what a SIGHUP does until the test ends; the tests may run under nohup."""
-    before = signal.getsignal(signal.SIGHUP)
-    yield lambda handler: signal.signal(signal.SIGHUP, handler)
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_the_end_of_a_terminal_stops_a_run_as_sigterm_does(number, hang_up):
-    hang_up(signal.SIG_DFL)
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_is_recorded_while_there_is_something_to_save(name, default_signals):
+    """Before and after, it ends the run at once."""
+    number = getattr(signal, name)
+    before = {other: signal.getsignal(getattr(signal, other)) for other in preemption.SIGNALS}
+    ended = KeyboardInterrupt if name == "SIGINT" else Preempted
     with contextlib.ExitStack() as stack:
-        stop_requested = preemption.watch_for_sigterm(stack)
-        assert not stop_requested(1)
+        stop = preemption.StopSignals(stack)
+        with pytest.raises(ended):
+            signal.raise_signal(number)
+    with contextlib.ExitStack() as stack:
+        stop = preemption.StopSignals(stack)
+        stop.save_first()
+        assert not stop.requested(1)
         signal.raise_signal(number)
-        assert stop_requested(2)
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_nohup_is_respected(hang_up):
-    hang_up(signal.SIG_IGN)
+        assert stop.requested(2)
+        assert (stop.cause, stop.interrupted) == (name, name == "SIGINT")
+        with pytest.raises(ended):
+            stop.end_at_once()
     with contextlib.ExitStack() as stack:
-        stop_requested = preemption.watch_for_sigterm(stack)
+        stop = preemption.StopSignals(stack)
+        stop.save_first()
+        stop.end_at_once()
+        with pytest.raises(ended):
+            signal.raise_signal(number)
+    for other, handler in before.items():
+        assert signal.getsignal(getattr(signal, other)) is handler
+
+
+def test_nohup_is_respected(default_signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with contextlib.ExitStack() as stack:
+        stop = preemption.StopSignals(stack)
         signal.raise_signal(signal.SIGHUP)
-        assert not stop_requested(1)
+        stop.save_first()
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested(1)
+
+
+TWICE = """
+import contextlib, signal, time
+from bljust_jax.parallel import preemption
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with contextlib.ExitStack() as stack:
+    stop = preemption.StopSignals(stack)
+    stop.save_first()
+    stack.callback(time.sleep, 600)  # a save that does not come to its end
+    signal.raise_signal(signal.SIGINT)
+    assert stop.requested(1)
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(600)
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once():
+    command = [sys.executable, "-c", TWICE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == cli.INTERRUPTED
+    first, second = done.stderr.splitlines()
+    assert "saves before its next step; a second one ends it at once" in first
+    assert second.startswith("second SIGINT: ended at once; run the same command again")
+
+
+EARLY = """
+import os, signal, sys, time
+from bljust_jax import main
+def wait(*_, **__):
+    print("waiting", flush=True)
+    time.sleep(600)
+place, name = sys.argv.pop(1).split(":")
+module = __import__(f"bljust_jax.{place}", fromlist=["_"])
+setattr(module, name, wait)
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize("place", ["main:print_devices", "train.setup:load_corpus"])
+def test_sigterm_before_the_first_step_ends_a_run_at_once(place, tmp_path):
+    flags = [place, "--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]
+    with start(["-c", EARLY], *flags) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (cli.PREEMPTED, "")
+    assert err.splitlines()[-1] == "stopped by SIGTERM; run the same command again to resume"
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("seed", [1 << 31, 1 << 32, 1 << 64, -1])

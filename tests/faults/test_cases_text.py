@@ -286,3 +286,30 @@ def test_a_byte_order_mark_is_no_part_of_a_text_or_a_model(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"a\n\xe9\n")
     with pytest.raises(UserError, match=r"latin\.txt:2: is not UTF-8"):
         list(ngram.read_texts(argparse.Namespace(data="", text=tmp_path / "latin.txt")))
+
+
+@pytest.mark.parametrize("mark", ["<unk>", "<s>", "</s>"])
+def test_a_mark_of_language_models_in_a_text_is_named_with_its_line(tmp_path, mark, capsys):
+    (tmp_path / "corpus.txt").write_text(f"we call\nwe {mark.upper()} it\n")
+    entries = [{"audio_filepath": "u.wav", "duration": 1.0, "text": t} for t in ("a", f"b {mark}")]
+    uri = corpora.write(tmp_path, "m", entries)
+    for given_, place in (
+        (["--text", str(tmp_path / "corpus.txt")], "corpus.txt:2"),
+        (["--data", uri], "m.jsonl:2"),
+    ):
+        assert ngram.main([*given_, "--out", str(tmp_path / "x.arpa")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{place}: the text has the word {mark}, a mark of language models; rem" in line
+    assert not (tmp_path / "x.arpa").exists()
+
+
+def test_marks_within_texts_that_become_labels_are_named():
+    """Angle brackets and square brackets in which a single word stands."""
+    texts = ["we <unk> it <unk>", "[Noise] a", "a < b > c", "[two words]", "(laughs)"]
+    symbols = sorted(set("".join(texts)))
+    (line,) = summary.doubtful_labels(symbols, texts)
+    assert line == (
+        "marks in the texts: <unk> x 2, [Noise] x 1; their characters are labels:"
+        " remove them from the texts, or the utterances"
+    )
+    assert summary.doubtful_labels(sorted(set(symbols) - set("<[")), texts) == []

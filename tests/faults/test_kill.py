@@ -58,13 +58,13 @@ def last_row(workdir):
 @pytest.mark.filterwarnings("ignore")  # Orbax warns if it restores without a target
 def test_killed_at_ten_steps_each_ends_as_the_unbroken_run(tmp_path):
     """F1: parameters, optimizer state and metrics."""
-    steps, lost = 14, []
+    steps, lost, draw = 14, [], random.Random(0)
     *whole, _ = train(tmp_path / "whole", steps)
     for trial in range(10):
-        workdir, at = tmp_path / str(trial), random.randint(1, steps - 2)
+        workdir, at = tmp_path / str(trial), draw.randint(1, steps - 2)
         process = launch_quickstart(workdir, *flags(steps))
         wait_for_step(process, workdir, at)
-        time.sleep(random.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.1))
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL, "it was gone before it could be killed"
         reached, newest = last_row(workdir), committed(workdir)
@@ -79,7 +79,7 @@ def test_killed_at_ten_steps_each_ends_as_the_unbroken_run(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_killed_in_ten_writes_each_goes_on_from_the_newest_whole_one(tmp_path):
     """F2: a run killed during ten saves ends with the result of an uninterrupted one."""
-    steps, lost, tries = EVERY * 14, [], 0
+    steps, lost, tries, draw = EVERY * 14, [], 0, random.Random(1)
     *whole, _ = train(tmp_path / "whole", steps)
     workdir, newest = tmp_path / "broken", -1
     while len(lost) < 10:
@@ -89,7 +89,7 @@ def test_killed_in_ten_writes_each_goes_on_from_the_newest_whole_one(tmp_path):
         process = launch_quickstart(workdir, *flags(steps))
         while process.poll() is None and target not in writing(workdir):
             time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.05))
+        time.sleep(draw.uniform(0, 0.05))
         process.kill()
         code, _, err = finish(process)
         assert code == -signal.SIGKILL, err
@@ -119,6 +119,7 @@ with opened(pathlib.Path(sys.argv[1]), keep=2) as checkpoints:
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_while_it_saves_restores_the_newest(kills, tmp_path):
     """F2 for `Checkpoints` alone, without training."""
+    draw = random.Random(2)
     for _ in range(kills):
         before = committed(tmp_path)
         process = subprocess.Popen(
@@ -131,7 +132,7 @@ def test_killed_while_it_saves_restores_the_newest(kills, tmp_path):
             time.sleep(0.01)
         while process.poll() is None and not writing(tmp_path):
             pass
-        time.sleep(random.uniform(0, 0.03))
+        time.sleep(draw.uniform(0, 0.03))
         process.kill()
         assert process.wait() == -signal.SIGKILL, process.stderr.read()
         process.stderr.close()

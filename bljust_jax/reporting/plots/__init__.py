@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from bljust_jax.common.files import replacing
 from bljust_jax.reporting.plots.curves import CURVES, compute_figure
 from bljust_jax.reporting.plots.objectives import OBJECTIVES
 from bljust_jax.reporting.plots.series import MEASURES, Row, Span, cosine_keys, score_name
@@ -65,5 +66,6 @@ def _save(figure: Figure | None, path: pathlib.Path) -> bool:
         path.unlink(missing_ok=True)
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], metadata={"Software": None})
     return True
