@@ -20,7 +20,7 @@ VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest
 AOT_PY := JAX_PLATFORMS=cpu .venv-aot/bin/python
 AOT := $(AOT_PY) -m bljust_jax.aot --rows "$(ROWS)" --level "$(LEVEL)"
-.PHONY: help setup quickstart test mutants lint nightly aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
+.PHONY: help setup quickstart test mutants lint nightly gpu aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
@@ -50,9 +50,10 @@ docs: setup ## build docs/ and the API reference as a site in build/docs; warnin
 
 nightly: ## slow tests, another Python, quickstart with three seeds, real digits, more of aot (PYTHON2, SPEECH)
 	.ci/nightly
-nightly-%: # slow, miniatures, newest, quickstart, digits or aot alone
+nightly-%: # slow, miniatures, newest, oldest, installed, bare, rivals, quickstart, digits or aot alone
 	.ci/nightly $*
-
+gpu: ## run the tests that need a GPU, with the jax of this machine: a minute and a half
+	JAX_PLATFORMS=cuda,cpu $(PYTHON) -m pytest -m gpu tests $(ARGS)
 aot: aot-kernels aot-cuda ## compile kernels and steps for TPUs and H200s without one, half an hour (ROWS, LEVEL)
 	$(AOT) --jobs 2 --out results
 aot-smoke: aot-kernels ## compile the kernels and one step only
@@ -68,7 +69,6 @@ peers: ## compare with torch and transformers in another environment (TRANSFORME
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock $$($(PY) -c '$(EXTRA)' peers)
 	[ -z "$(TRANSFORMERS)" ] || .venv-peers/bin/python -m pip install --quiet "transformers==$(TRANSFORMERS)"
 	JAX_PLATFORMS=cpu .venv-peers/bin/python -m pytest -n 2 -m "not slow" tests/peers $(ARGS)
-
 faults: setup ## inject faults: kills, lost hosts, bad files; print the figures of results/reliability.md
 	$(PYTEST) -s tests/faults tests/parallel/test_cluster.py tests/checkpoint/test_manager.py $(ARGS)
 bench: setup ## measure CTC against optax and torch, the joint step against its parts, reading of audio

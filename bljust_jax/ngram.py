@@ -62,7 +62,7 @@ def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
             tokens = [arpa.unit_word(tokenizer.symbols[i - 1]) for i in ids]
         else:
             continue
-        marks = kneser_ney.MARKS.intersection(tokens)
+        marks = kneser_ney.RESERVED.intersection(tokens)
         if marks:
             raise UserError(
                 f"{place}: the text has the word {min(marks)}, a mark of language models;"

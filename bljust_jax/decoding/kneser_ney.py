@@ -24,7 +24,7 @@ from bljust_jax.decoding.arpa import END, START, UNKNOWN
 
 Ngram = tuple[str, ...]
 FALLBACK = (0.5, 1.0, 1.5)
-MARKS = frozenset({START, END, UNKNOWN})  # words that a model has of its own
+RESERVED = frozenset({START, END, UNKNOWN})  # words that a model has of its own
 
 
 class Estimate(NamedTuple):
@@ -68,9 +68,9 @@ def occurrences(sentences: Iterable[Sequence[str]], order: int) -> list[collecti
     counts: list[collections.Counter] = [collections.Counter() for _ in range(order)]
     some = False
     for words in sentences:
-        wrong = MARKS.intersection(words)
+        wrong = RESERVED.intersection(words)
         if wrong:
-            raise UserError(f"a text holds {wrong.pop()}, a mark of the language model: {words}")
+            raise UserError(f"a text holds {min(wrong)}, a mark of the language model: {words}")
         some = some or bool(words)
         padded = (START, *words, END)
         for n, table in enumerate(counts, start=1):

@@ -81,7 +81,10 @@ def test_it_is_trained_to_its_end_as_it_was(old):
     rows = metrics.read(RUN / "metrics.jsonl")
     assert rows[: len(before)] == before
     last = next(row for row in rows if row["step"] == 204 and "train/ctc/loss" in row)
-    assert {name: last[name] for name in LAST} == pytest.approx(LAST, rel=2e-3)
+    for name, expected in LAST.items():
+        # a cosine of two gradients is near 0: its rounding is relative to 1
+        near = {"abs": 2e-3} if name.startswith("moo/cos/") else {"rel": 2e-3}
+        assert last[name] == pytest.approx(expected, **near), name
     assert digest(load_trained_run(RUN).weights) == "0949fe52fcaebc1d", "still the best"
 
 

@@ -56,7 +56,9 @@ def test_config_trains(name, tmp_path, capsys, compiled):
     assert final["dev/utterances"] == 8
     assert final["step"] == rows[-1]["step"]
     losses = [r["train/ctc/loss"] for r in rows if "train/ctc/loss" in r]
-    assert losses[-1] < losses[0]
+    # of the outputs at the start, most of it is the number of frames: 12 steps take a quarter;
+    # test_old_workdir.py has the values of a trained run, test_healthy_runs.py 600 steps of each
+    assert losses[-1] < (0.8 if name == DAILY else 1.0) * losses[0]
     penalties = [r["penalty/1"] for r in rows if "penalty/1" in r]
     if method == "bljust":
         assert penalties[0] < penalties[-1]
