@@ -292,7 +292,8 @@ def test_a_byte_order_mark_is_no_part_of_a_text_or_a_model(tmp_path):
 def test_a_mark_of_language_models_in_a_text_is_named_with_its_line(tmp_path, mark, capsys):
     (tmp_path / "corpus.txt").write_text(f"we call\nwe {mark.upper()} it\n")
     soundfile.write(tmp_path / "u.wav", np.zeros(8000, np.int16), 8000)
-    entries = [{"audio_filepath": "u.wav", "duration": 1.0, "text": t} for t in ("a", f"b {mark}")]
+    texts = ("a", f"b {mark}")
+    entries = [{"audio_filepath": "u.wav", "id": t, "text": t} for t in texts]
     uri = corpora.write(tmp_path, "m", entries)
     for given_, place in (
         (["--text", str(tmp_path / "corpus.txt")], "corpus.txt:2"),

@@ -80,6 +80,14 @@ def test_only_bl_just_has_a_limit_on_real_recordings(ci, tmp_path):
     assert done.stderr.count("--config=configs/manifest.py:digits,") == 5
 
 
+def test_a_bare_debian_is_skipped_where_it_cannot_be_made(ci, tmp_path):
+    for name in ("bash", "env", "dirname", "mktemp", "rm", "id"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    done = ci("nightly", "bare", PATH=str(tmp_path / "bin"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "bare skipped: needs root and debootstrap\n"
+
+
 def test_a_part_of_the_nightly_that_does_not_exist_is_refused(ci):
     done = ci("nightly", "coffee")
     assert done.returncode == 2
