@@ -64,6 +64,8 @@ def open_sound(source: str | bytes | io.BufferedIOBase) -> Sound:
         source = os.fsencode(source)
     if isinstance(source, bytes) and source.lower().endswith(b".raw"):
         source = io.BytesIO(_content(source))
+    elif isinstance(source, bytes) and source.lower().endswith(b".mp3"):
+        _require_frames(source)
     sound = Sound(source)
     if sound.format == "MP3":
         found, data = _count_frames(source)
@@ -75,6 +77,19 @@ def open_sound(source: str | bytes | io.BufferedIOBase) -> Sound:
         sound.close()
         raise soundfile.SoundFileError(f"its header has {sound.samplerate} samples per second")
     return sound
+
+
+def _require_frames(path: bytes) -> None:
+    """Raise SoundFileError for a file that is MP3 by its name alone, such as a page of a web site:
+    the decoder of MP3 would write lines to stderr, whatever it is."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+        if mpeg.has_frames(head) or mpeg.has_frames(head + file.read()):
+            return
+    try:
+        Sound(io.BytesIO(head)).close()  # has no name: another format by its content
+    except soundfile.SoundFileError as error:
+        raise soundfile.SoundFileError("does not decode as MP3") from error
 
 
 def open_whole(source: str | bytes | io.BufferedIOBase) -> tuple[Sound, Length]:

@@ -83,6 +83,14 @@ def count(data: bytes) -> Count | None:
     return Count(start, frames, first.samples, False) if first else None
 
 
+def has_frames(data: bytes) -> bool:
+    """Whether two frames of one kind follow each other anywhere after the tags."""
+    at = data.find(b"\xff", audio_start(data))
+    while at >= 0 and not _pair(data, at, None):
+        at = data.find(b"\xff", at + 1)
+    return at >= 0
+
+
 def _pair(data: bytes, at: int, first: Frame | None) -> bool:
     """Whether two frames of one kind follow each other at a place, that of `first` if given."""
     frame = frame_at(data, at)

@@ -170,9 +170,10 @@ def test_hf_vocab(cases, tmp_path, name):
         hf_tokenizer.read(tmp_path, 0)
 
 
-def test_not_an_mp3(cases):
+def test_not_an_mp3(cases, capfd):
     (fault,) = faults(cases / "not_an_mp3" / "train.jsonl")
     assert "html.mp3: does not decode as MP3" in fault
+    assert capfd.readouterr().err == ""
 
 
 def test_paths(cases):

@@ -49,7 +49,7 @@ SMALL |= {"data.buckets": "(6.0,)", "compile_cache": ""}
 
 
 def train(workdir: pathlib.Path | str, uri: str) -> list[str]:
-    """Command line of a training of four steps on a source, which is its dev split as well."""
+    """Command line of a training of a few steps on a source, which is its dev split as well."""
     small = [f"--config.{name}={value}" for name, value in SMALL.items()]
     data = [f"--config.data.train={uri}", f"--config.data.dev={uri}", "--config.data.test="]
     return ["train", "--config=configs/manifest.py:overfit", f"--workdir={workdir}", *small, *data]
@@ -58,7 +58,7 @@ def train(workdir: pathlib.Path | str, uri: str) -> list[str]:
 @contextlib.contextmanager
 def outliving() -> Iterator[None]:
     """Context in which a training that ends does not end the process, and a command that hangs
-    raises TimeoutError; waits for the threads that compile."""
+    raises TimeoutError; waits for the threads that compile, and forgets the flags."""
 
     def hang(number: int, frame: Any) -> None:
         raise TimeoutError(f"no end after {PATIENCE} s")
@@ -73,6 +73,9 @@ def outliving() -> Iterator[None]:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, handler)
         sys.argv, training.exit_while_compiling, cluster.exit_without_waiting = before
+        for name in [name for name in training.FLAGS if name.startswith("config.")]:
+            delattr(training.FLAGS, name)
+        training.FLAGS.unparse_flags()
         for thread in list(compile_pool._threads):
             thread.join()
 

@@ -5,6 +5,8 @@ import os
 import jax
 import pytest
 
+from bljust_jax.parallel import compile_cache as runs
+from configs import defaults
 from tests.helpers import compile_cache
 
 
@@ -36,3 +38,19 @@ def test_the_oldest_programs_are_deleted_first(tmp_path):
     compile_cache.delete_oldest(tmp_path, 200)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     compile_cache.delete_oldest(tmp_path / "absent", 0)
+
+
+@pytest.mark.parametrize("chosen", ["off", "a folder"])
+def test_no_test_writes_to_the_cache_of_the_user_s_runs(chosen, tmp_path, monkeypatch):
+    """Whatever folder the config of a run names."""
+    monkeypatch.setenv(compile_cache.VARIABLE, chosen if chosen == "off" else str(tmp_path))
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"):
+        monkeypatch.setenv(name, "")  # put back after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    compile_cache.enable()
+    updates = []
+    monkeypatch.setattr(runs.jax.config, "update", lambda *pair: updates.append(pair))
+    runs.enable_compile_cache(defaults.base().compile_cache)
+    off = os.environ.get("JAX_ENABLE_COMPILATION_CACHE") == "false"
+    assert (off, bool(updates)) == (chosen == "off", chosen == "off")
