@@ -49,6 +49,10 @@ def data() -> ConfigDict:
     c.unlabelled_with_train = True  # it reads all audio of data.train too; without more, always
     c.dev = ""  # scored during training; chooses the best parameters
     c.test = ""  # scored once, at the end
+    # the score that chooses the best parameters: auto = cer for scripts without spaces (Chinese,
+    # Japanese, Thai, ...), mer for texts that mix them with others, wer for all others
+    c.measure = "auto"
+    c.min_spellable = 0.5  # least share of the texts of a split to score that the labels can spell
     # for several tasks: {name of a labelled stream, such as "asr/en": stream(...)}, each with a
     # head and a tokenizer of its own; data.train, dev and test are empty then
     c.streams = ConfigDict()
@@ -269,6 +273,9 @@ def run(c: ConfigDict) -> None:
     c.mesh.fsdp = 1  # devices that split the batch, parameters and optimizer state
     c.mesh.tensor = 1  # devices of one host that split heads and feed-forward units
 
+    # end training, with the best parameters so far, after this number of evaluations in a row:
+    # of the last phase, without a better score; of any phase, without an error; 0 = never
+    c.stop = ConfigDict({"patience": 0, "perfect": 0})
     c.eval_every = 2000  # steps between evaluations of dev
     c.save_every = 2000  # steps between checkpoints
     c.save_minutes = 0.0  # minutes after which a checkpoint is due at a log_every; 0 = off
@@ -287,7 +294,7 @@ def stream(train: str, dev: str = "", test: str = "", **changes: object) -> Conf
     the fields of `data.text`. Translations keep their capitals, as BLEU counts them."""
     c = ConfigDict({"train": train, "dev": dev, "test": test})  # URIs; dev, test: "" = not scored
     c.field = "text"  # the text of an utterance that is the label; or "translation"
-    c.measure = "wer"  # the score that chooses the best parameters; or "cer", "bleu"
+    c.measure = "wer"  # the score that chooses the best parameters; or "cer", "mer", "bleu"
     # seconds, as many as in data.buckets; () = those. Unless most batches are of this stream, only
     # the last is taken as it is
     c.buckets = ()

@@ -140,7 +140,8 @@ def overfit(c: ConfigDict) -> None:
     c.data.update(speed=(1.0, 1.0), noise_snr=(), join=(1, 1), unlabelled_join=(1, 1))
     set_all_lr(c, 2e-3, 20)
     steps(c, 400)
-    c.update(eval_every=100, save_every=100, log_every=20, ema_decay=0.9)
+    c.update(eval_every=50, save_every=50, log_every=10, ema_decay=0.9)
+    c.stop.perfect = 3
 
 
 def synthetic(c: ConfigDict, name: str) -> None:

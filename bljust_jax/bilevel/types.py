@@ -143,7 +143,7 @@ class Task:
 
     name: "" for the only task of a recipe, else that of its stream ("asr/en", "st/fr-en")
     stream: the labelled stream that it is trained on, whose tokenizer decodes its outputs
-    measure: the score that selects the best weights: "wer", "cer" or "bleu"
+    measure: the score that selects the best weights: "wer", "cer", "mer" or "bleu"
     predict: recognition: (params, stats, batch) -> (logits [B, T, K], frames [B]), class 0 is the
         blank; None for a translation
     translate: translation: (params, stats, batch, beam) -> ids int32 [B, U], -1 after the end of

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import augment, bucket_lengths, streams, summary
+from bljust_jax.data import augment, bucket_lengths, split_checks, streams, summary
 from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import bucket_table
 from bljust_jax.data.quarantine import Quarantine
+from bljust_jax.data.scripts import measure_of
 from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Batch, Splits, empty_batch, fill_row, open_split
 from bljust_jax.data.streams import UNLABELLED
@@ -76,6 +77,11 @@ class Corpus(Splits):
             return {}
         plans = {name: self.plans[name] for name in self.streams}
         return {name: tuple(b.seconds for b in plan.buckets) for name, plan in plans.items()}
+
+    @property
+    def suited_measure(self) -> str:
+        """The error rate that suits the training texts of a single stream."""
+        return "wer" if self._data.streams else measure_of(self.references(streams.LABELLED))
 
     def _count_labels(self, stream: str) -> np.ndarray:
         """Number of labels, and of labels equal to the one before, per utterance: [2, N]."""
@@ -311,12 +317,11 @@ class Corpus(Splits):
             audio = augment.noise(audio, rng.uniform(*self._data.noise_snr), rng)
         return audio
 
-    # Reports
-
     def summary(self) -> list[str]:
         """Lines on sizes, skipped utterances, bucket tables, and how labels cover the texts."""
         sizes, plans = summary.sizes(self), summary.plans(self.plans)
-        return [*self._notes, *sizes, *plans, *summary.texts(self)]
+        checks = [] if self._data.overfit else split_checks.describe(self)
+        return [*self._notes, *sizes, *plans, *summary.texts(self), *checks]
 
     def infeasible(
         self, frames: Callable[[int], int], needed: Sequence[str] | None = None
@@ -390,4 +395,6 @@ def load_corpus(
         for split, (name, stream) in itertools.product(("dev", "test"), described.items()):
             part = streams.split_name(split, name)
             found[part], skipped[part] = open_split(part, stream.uris[split], stream, data, bad)
-    return Corpus(seed, phases, notes, data, multiple, made, found, skipped, bad)
+    corpus = Corpus(seed, phases, notes, data, multiple, made, found, skipped, bad)
+    split_checks.check_spellable(corpus, float(data.min_spellable))
+    return corpus

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 UNKNOWN = "unknown: set by the owner"
-MEASURES = ("wer", "cer", "bleu")
+MEASURES = ("wer", "cer", "mer", "bleu")
 
 USE = {
     "ctc": """\

@@ -1,4 +1,4 @@
-"""WER and CER by jiwer, BLEU and chrF by sacreBLEU, over a corpus of hypotheses and references.
+"""WER, CER and MER by jiwer, BLEU and chrF by sacreBLEU, of a corpus of hypotheses and references.
 
 Errors are summed over the corpus and divided by its number of words (characters); sentence scores
 are never averaged. BLEU (Papineni et al., 2002) and chrF (Popović, 2015) are sacreBLEU's corpus
@@ -12,6 +12,7 @@ from typing import Any
 
 from bljust_jax.bilevel.types import Task
 from bljust_jax.common.errors import UserError
+from bljust_jax.data.scripts import mixed_tokens
 
 Scores = dict[str, float]
 MAX_ERROR = 0.9  # error rates above it count as equal, see `errors`
@@ -27,7 +28,7 @@ def is_translation(task: Task) -> bool:
 
 def check(task: Task) -> None:
     """Raises UserError if `task.measure`, which chooses the best weights, does not fit the task."""
-    known = ("bleu",) if is_translation(task) else ("wer", "cer")
+    known = ("bleu",) if is_translation(task) else ("wer", "cer", "mer")
     if task.measure not in known:
         kind = "a translation" if is_translation(task) else "recognition"
         field = f"config.data.streams.{task.stream}.measure={task.measure!r}"
@@ -42,12 +43,17 @@ def of(task: Task) -> Callable[[list[str], list[str]], Scores]:
 
 
 def recognition(references: list[str], hypotheses: list[str]) -> Scores:
-    """WER and CER over the corpus. Utterances without a reference text are counted, not scored."""
+    """WER and CER over the corpus, and MER where texts have letters of scripts without spaces
+    between words: each of these is a word then. Utterances without a reference text are counted,
+    not scored."""
     import jiwer
 
     refs, hyps = _with_reference(references, hypotheses)
     words, chars = jiwer.process_words(refs, hyps), jiwer.process_characters(refs, hyps)
+    tokens = [list(map(mixed_tokens, texts)) for texts in (refs, hyps)]
+    mixed = {} if tokens[0] == refs else {"mer": jiwer.process_words(*tokens).wer}
     return {
+        **mixed,
         "wer": words.wer,
         "cer": chars.cer,
         "substitutions": words.substitutions,
@@ -98,8 +104,9 @@ def tokenizer_for(stream: str) -> str:
 def errors(task: Task, scores: Mapping[str, float]) -> tuple[float, float]:
     """(error, finer error) of one task, 0 to 1: by its own measure, and by characters. Errors above
     90 % count as 90 %: otherwise empty hypotheses would beat an early model that inserts words."""
-    rates = {name: scores[name] for name in ("wer", "cer") if name in scores}
+    rates = {name: scores[name] for name in ("wer", "cer", "mer") if name in scores}
     rates |= {name: 1 - scores[name] / 100 for name in ("bleu", "chrf") if name in scores}
+    rates.setdefault("mer", rates.get("wer", 0.0))  # alike without such letters
     return min(rates[task.measure], MAX_ERROR), rates["cer" if "cer" in rates else "chrf"]
 
 
@@ -109,12 +116,14 @@ def line(scores: Mapping[str, Any]) -> str:
     if "bleu" in s:
         return f"{rates(s)} of {s['utterances']} texts"
     counts = f"S {s['substitutions']} D {s['deletions']} I {s['insertions']} of {s['words']} words"
-    return f"WER {s['wer']:.1%} ({counts}), CER {s['cer']:.1%}"
+    mixed = f", MER {s['mer']:.1%}" if "mer" in s else ""
+    return f"WER {s['wer']:.1%} ({counts}), CER {s['cer']:.1%}{mixed}"
 
 
 def rates(scores: Mapping[str, float]) -> str:
-    """WER 9.1%, CER 3.0%, BLEU 31.20, chrF 52.10, as far as present."""
-    shown = {"wer": "WER {:.1%}", "cer": "CER {:.1%}", "bleu": "BLEU {:.2f}", "chrf": "chrF {:.2f}"}
+    """WER 9.1%, CER 3.0%, MER 4.0%, BLEU 31.20, chrF 52.10, as far as present."""
+    shown = {"wer": "WER {:.1%}", "cer": "CER {:.1%}", "mer": "MER {:.1%}"}
+    shown |= {"bleu": "BLEU {:.2f}", "chrf": "chrF {:.2f}"}
     return ", ".join(text.format(scores[name]) for name, text in shown.items() if name in scores)
 
 

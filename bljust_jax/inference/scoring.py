@@ -17,7 +17,7 @@ from bljust_jax.data.splits import Splits
 from bljust_jax.inference import measures
 from bljust_jax.inference.decode_split import decode_split, row_text
 
-MEANS = ("wer", "cer", "bleu", "chrf")  # averaged over tasks, and scored per part of a split
+MEANS = ("wer", "cer", "mer", "bleu", "chrf")  # averaged over tasks, and scored per part of a split
 NOT_LEARNED = (
     "  nothing is recognised yet: usual early in training; later, look for a learning rate that is "
     "too high or too low, transcripts that do not belong to the audio, or too few steps; the "

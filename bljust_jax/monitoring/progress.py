@@ -8,8 +8,8 @@ from bljust_jax.monitoring.goodput import Clock, in_minutes
 
 
 class Progress:
-    """Steps/s, audio seconds/s, losses, penalty and time left; the status line is shown on
-    terminals only. Rates count the time of steps and of waits for input, nothing else."""
+    """Steps/s, audio seconds/s, losses, penalty and time left: redrawn in place on a terminal, a
+    line per log interval elsewhere. Rates count the time of steps and of waits for input alone."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class Progress:
     ):
         """`computed`: compute/* up to `start`; `peak`: FLOP/s of all devices, None if unknown."""
         self._total, self._clock, self._peak = total, clock, peak
-        self._status = StatusLine(active=active)
+        self._status = StatusLine(active=active, interval=0.0)
         self._start, self._began = start, self._working()
         self._mark = (start, self._began, *_audio_and_tflop(computed), clock.seconds()["input"])
 
@@ -51,7 +51,7 @@ class Progress:
         }
 
     def show(self, step: int, phase: str, row: dict[str, float]) -> None:
-        """Redraw the status line."""
+        """Redraw the status line, or print it."""
         losses = " ".join(
             f"{name.split('/')[1]} {value:.3f}"
             for name, value in row.items()

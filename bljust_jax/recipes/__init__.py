@@ -30,11 +30,13 @@ class Facts(NamedTuple):
     vocab_sizes: vocabulary size of each labelled stream's tokenizer
     steps_per_epoch: steps per pass of each stream's plan
     mix: streams read together -> the mix of their batch shapes; None: `assumed_mix`
+    measure: the error rate that suits the texts to score (`scripts.measure_of`), of one task
     """
 
     vocab_sizes: Mapping[str, int]
     steps_per_epoch: Mapping[str, int]
     mix: Callable[[tuple[str, ...]], Mix] | None = None
+    measure: str = "wer"
 
 
 def assumed_mix(config: Any, streams: tuple[str, ...], audio: Mapping[str, float] = {}) -> Mix:

@@ -36,7 +36,8 @@ LEVELS = {
 
 def build(config: Any, facts: Facts) -> Recipe:
     encoder = encoders.load(config.encoder)(config)
-    upper, task = recognition.build(config, encoder, facts.vocab_sizes["labelled"])
+    labels = facts.vocab_sizes["labelled"]
+    upper, task = recognition.build(config, encoder, labels, suited=facts.measure)
     lower = build_levels(config, encoder)
     heads = (upper, *lower)
     longer = pretrain_flops(config, facts, encoder)

@@ -29,7 +29,8 @@ from bljust_jax.tasks import recognition
 
 def build(config: Any, facts: Facts) -> Recipe:
     encoder = encoders.load(config.encoder)(config)
-    upper, task = recognition.build(config, encoder, facts.vocab_sizes["labelled"])
+    labels = facts.vocab_sizes["labelled"]
+    upper, task = recognition.build(config, encoder, labels, suited=facts.measure)
     lower = objectives.load(config.ssl)(config, encoder)
     both = (upper, lower)
     names, heads = (upper.name, lower.name), tuple(head_owners(both))

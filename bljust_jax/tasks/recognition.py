@@ -12,9 +12,15 @@ LOSS = "ctc"
 
 
 def build(
-    config: Any, encoder: Encoder, vocab_size: int, stream: str = "labelled"
+    config: Any,
+    encoder: Encoder,
+    vocab_size: int,
+    stream: str = "labelled",
+    suited: str = "wer",
 ) -> tuple[ctc.Ctc, Task]:
     """CTC on `stream` as `config.ctc` sets it, with the task that evaluates it.
+
+    suited: the measure of config.data.measure="auto"
 
     Loss and task are named after the stream ("asr/en"); "ctc" and "" for the stream "labelled".
     Raises UserError for a context that the encoder does not support.
@@ -35,7 +41,8 @@ def build(
         vocab_size=vocab_size,
         **c.to_dict(),
     )
-    measure = "wer" if single else config.data.streams[stream].measure
+    measure = config.data.measure if single else config.data.streams[stream].measure
+    measure = suited if measure == "auto" else measure
     name, recognise = "" if single else stream, partial(predict, objective)
     return objective, Task(name, stream, measure, objective.head, predict=recognise)
 

@@ -135,6 +135,11 @@ class CompilePool:
             need, have = size(memory_needed(program)), size(device_memory())
             self.log(f"{self.position(job)}: {job.seconds:.0f} s; {need} of {have} memory")
 
+    def expected(self) -> str:
+        """Mean seconds of the programs compiled so far, in words; "" before the first."""
+        took = [job.seconds for job in self.jobs if job.seconds]
+        return f"; those before it took {sum(took) / len(took):.0f} s on average" if took else ""
+
     def position(self, job: Job) -> str:
         """program 2 of 7 (training, explore, joint: labelled 8 x 64000 samples)."""
         return f"program {self.jobs.index(job) + 1} of {len(self.jobs)} ({job.name})"

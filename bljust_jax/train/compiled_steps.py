@@ -70,7 +70,9 @@ class CompiledSteps:
         program = self._found[phase, _key(batch)]
         job = self._jobs[program]
         if not job.future.done():
-            self._pool.log(f"step {now} waits for {self._pool.position(job)}")
+            self._pool.log(
+                f"step {now} waits for {self._pool.position(job)}{self._pool.expected()}"
+            )
             began = time.monotonic()
             self._pool.wait(job)
             self._stalled += time.monotonic() - began

@@ -43,8 +43,8 @@ def train(run: TrainingRun) -> dict | None:
     clock.turn("step")
     run.stop.save_first()
     for now in range(int(run.state.step), total + 1):
-        stopping = run.stop.requested(now) and now < total
-        fresh, ending = now != run.restored, now == total
+        ending = now == total or bool(meta.early.reason(config.stop))
+        stopping, fresh = run.stop.requested(now) and not ending, now != run.restored
         evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
         due = now % config.save_every == 0 or run.save_timer.is_due(now) or now in timeline.ends
         saving = fresh and (due or stopping)
@@ -61,8 +61,14 @@ def train(run: TrainingRun) -> dict | None:
             progress.log(f"step {now}, phase {timeline.phase_at(now - 1).name}")
             for line in scored.describe(config.samples):
                 progress.log(line)
-            if meta.update_best(scored.rank, now):
+            improved = meta.update_best(scored.rank, now)
+            if improved:
                 run.best = jax.tree.map(jnp.copy, run.state.weights)
+            last = timeline.phase_at(now - 1).name == timeline.phase_at(total).name
+            meta.early.count(improved=improved, error=scored.rank[0], in_last_phase=last)
+            if not ending and (reason := meta.early.reason(config.stop)):
+                progress.log(f"training ends at step {now} of {total}: {reason}")
+                ending, saving, stopping = True, True, False
 
         # save
         if saving:
@@ -106,10 +112,10 @@ def train(run: TrainingRun) -> dict | None:
             row |= {"data/quarantined": len(corpus.quarantined)}
             log.end_window(now + 1, phase.name, row)
     run.stop.end_at_once()  # the last step is saved
-    return finish(run)
+    return finish(run, now)
 
 
-def finish(run: TrainingRun) -> dict:
+def finish(run: TrainingRun, step: int) -> dict:
     """Score the best weights on dev and test, and for comparison the raw parameters of the last
     step (metrics raw/...); write report and example. Returns the final metrics."""
     run.clock.turn("evaluate")
@@ -126,9 +132,9 @@ def finish(run: TrainingRun) -> dict:
             write_example(run, on_host, scored)
     final |= score_raw(run)
     final |= flops.named(run.meta.compute) | {"data/quarantined": len(run.corpus.quarantined)}
-    final |= {"step": run.timeline.total, "params_digest": digest(to_host(run.state.params))}
+    final |= {"step": step, "params_digest": digest(to_host(run.state.params))}
     shares = run.clock.shares()
-    run.log.writer.write(run.timeline.total, {"final": True, **final, **shares})
+    run.log.writer.write(step, {"final": True, **final, **shares})
     run.progress.log(goodput.describe(shares))
     if run.is_main:
         reporting.write(run.workdir)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from bljust_jax.monitoring import flops
+from bljust_jax.train.early_stop import EarlyStop
 
 
 @dataclasses.dataclass
@@ -29,6 +30,7 @@ class RunMeta:
     skipped: int = 0  # consecutive non-finite steps up to now
     quarantined: Any = dataclasses.field(default_factory=list)  # `Quarantine.state`
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # `goodput.Clock.seconds`
+    early: EarlyStop = dataclasses.field(default_factory=EarlyStop)
 
     def to_json(self) -> dict[str, Any]:
         """A deep copy in JSON types."""
@@ -38,7 +40,8 @@ class RunMeta:
     def from_json(cls, fields: dict[str, Any]) -> RunMeta:
         """The inverse of `to_json`."""
         best = fields["best"] and Best(**fields["best"])
-        return cls(**{**fields, "best": best})
+        early = EarlyStop(**fields.get("early", {}))  # a checkpoint of before has none
+        return cls(**{**fields, "best": best, "early": early})
 
     def update_best(self, errors: list[float], step: int) -> bool:
         """Record the score of a step if it is lower than the best one; whether it was."""

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from bljust_jax import recipes
 from bljust_jax.bilevel.types import Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
+from bljust_jax.common import console
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
 from bljust_jax.data import config_checks
@@ -79,6 +80,7 @@ class TrainingRun:
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
+        self._stage("reading the data: manifests, texts, headers of files without a duration")
         self.corpus = load_data(config, mesh, saved_tokenizers(config, workdir))
         facts = corpus_facts(self.corpus)
         self.recipe = build_recipe(config, facts)
@@ -144,6 +146,7 @@ class TrainingRun:
             )
             check_data(self.meta, self.corpus, self.workdir, options.allow_config_change)
             return [f"resumed from step {found.step}"]
+        self._stage("initialising, with feature statistics of at most 20 batches")
         state, origin = initial_state.make_state(
             self.config, self.recipe, self.system.optimizer, self.corpus
         )
@@ -151,6 +154,11 @@ class TrainingRun:
         self.best = jax.tree.map(jnp.copy, self.state.weights)
         self.meta = RunMeta(self.corpus.digest())
         return origin
+
+    def _stage(self, text: str) -> None:
+        """Log what the run does before its first step."""
+        if self.is_main:
+            console.log(text)
 
     def _make_progress(self) -> Progress:
         kinds = [device.device_kind for device in self.system.mesh.devices.flat]
@@ -170,6 +178,8 @@ class TrainingRun:
         self.steps, self.decoders = programs.steps, programs.decoders
         self.progress.log(programs.plan.describe())
         for job in programs.submit(int(self.state.step)):
+            if not job.future.done():
+                self.progress.log(f"compiling {programs.pool.position(job)}")
             programs.pool.wait(job)
 
     def _check_finite(self, window: metrics.Window) -> None:
@@ -204,11 +214,12 @@ def load_data(config: Any, mesh: Mesh, tokenizers: Any = None) -> Corpus:
 
 
 def corpus_facts(corpus: Corpus) -> recipes.Facts:
-    """Vocabulary sizes, steps per epoch and batch shapes, by stream."""
+    """Vocabulary sizes, steps per epoch and batch shapes, by stream, and the measure of one."""
     return recipes.Facts(
         vocab_sizes={name: units.vocab_size for name, units in corpus.tokenizers.items()},
         steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
         mix=corpus.mix,
+        measure=corpus.suited_measure,
     )
 
 

@@ -1,5 +1,7 @@
 """Goodput: every second of a run has one kind, over all restarts; peak FLOP/s of devices."""
 
+import re
+
 import pytest
 
 from bljust_jax.monitoring import goodput, peak_flops
@@ -103,6 +105,20 @@ def test_rates_are_of_steps_and_waits_for_input(wait):
     )
     unknown = Progress(9, 5, clock, before, active=False)
     assert "perf/mfu" not in unknown.rates(7, after, waited=4.0)
+
+
+def test_progress_is_a_line_per_interval_without_a_terminal(wait, capsys):
+    """Four of eight steps in 12 s."""
+    clock = goodput.Clock()
+    shown = Progress(8, 0, clock, {"compute/audio_hours": 0.0, "compute/encoder_tflop": 0.0})
+    run(clock, wait)
+    row = {"train/ctc/loss": 2.5, "train/cpc/loss": 3.25, "penalty/1": 0.1, "dev/wer": 1.0}
+    row |= {"perf/steps_per_s": 0.5, "perf/audio_s_per_s": 13.0}
+    shown.show(4, "joint", row)
+    (line,) = capsys.readouterr().err.splitlines()
+    start = "4/8 joint ctc 2.500 cpc 3.250 penalty 0.100  0.5 steps/s 13 s audio/s  "
+    assert line.startswith(start)
+    assert re.search(r"  (\d+:)?\d+:\d\d left$", line)
 
 
 def test_peaks_are_known_or_left_out():

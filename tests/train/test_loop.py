@@ -191,6 +191,45 @@ def test_no_checkpoint_outlives_the_rows_before_it(run, tmp_path, monkeypatch):
     assert all(on_disk == written for on_disk, written in at_saves)
 
 
+@pytest.mark.parametrize(
+    ("stop", "errors", "last"),
+    [
+        ({"stop.patience": 2}, [0.9, 0.5] + [0.5] * 10, 20),  # 18 and 20 are of the last phase
+        ({"stop.perfect": 3}, [0.9, 0.0, 0.1, 0.0, 0.0, 0.0], 12),
+        ({"stop.perfect": 3}, [0.0, 0.0] + [0.1] * 10, 24),
+    ],
+    ids=["patience", "perfect", "not reached"],
+)
+def test_training_ends_early_and_stays_ended(run, tmp_path, monkeypatch, stop, errors, last):
+    """With an evaluation every two of 24 steps, the last eight in the last phase."""
+    left = iter(errors)
+
+    def tell(split, tasks, corpus, say):
+        error = 0.7 if scoring_final else next(left)
+        found = {"wer": error, "cer": error, "utterances": 1, "blank_share": 0.5}
+        found |= dict.fromkeys(("substitutions", "deletions", "insertions", "words"), 1)
+        result = scoring.Result({f"{split}/{k}": v for k, v in found.items()}, [])
+        return scoring.Scored(split, tasks, {"": result})
+
+    scoring_final, finish = [], loop.finish
+
+    def finish_with(*args):
+        scoring_final.append(True)
+        return finish(*args)
+
+    monkeypatch.setattr(scoring, "score_tasks", tell)
+    monkeypatch.setattr(loop, "finish", finish_with)
+    changes = {"eval_every": 2, "save_every": 18, **stop}
+    final = run(tmp_path, kill=last, changes=changes)
+    assert final["step"] == last
+    assert next(left, None) is None or last < 24
+    assert max(row["step"] for row in rows_without_perf(tmp_path)) == last
+    scoring_final.clear()
+    assert run(tmp_path, kill=last, changes=changes) == final, (
+        "no step is added to a run at its end"
+    )
+
+
 def test_a_checkpoint_of_the_end_of_each_phase_is_kept(run, tmp_path, capsys):
     """Of the last turn of each loss for `alternating`, of each name once."""
     rare = {"keep": 1, "save_every": 100, "eval_every": 100}

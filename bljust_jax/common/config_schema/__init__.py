@@ -37,6 +37,7 @@ GROUPS: dict[str, Mapping[str, Field]] = {
     "config.task_penalty": training.TASK_PENALTY,
     "config.moo": training.MOO,
     "config.collapse": training.COLLAPSE,
+    "config.stop": training.STOP,
     "config.mesh": training.MESH,
 }
 

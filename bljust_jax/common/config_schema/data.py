@@ -7,6 +7,7 @@ TRAIN = Field(str, "URI of the labelled audio: a *.jsonl manifest or SCHEME:REST
 DEV = Field(str, "URI, scored during training: chooses the best parameters")
 TEST = Field(str, "URI, scored once, at the end")
 
+MEASURES = ("auto", "wer", "cer", "mer")
 DATA = {
     "train": TRAIN,
     "unlabelled": Field(str, "URI of audio without labels, for the self-supervised loss alone"),
@@ -38,6 +39,8 @@ DATA = {
     "unlabelled_temperature": Field(float, "T of the languages' shares of an epoch", r.TEMPERATURE),
     "unlabelled_join": Field(tuple, "data.join of unlabelled audio", r.JOIN),
     "unlabelled_join_share": Field(float, "data.join_share of unlabelled audio", r.FROM_0_TO_1),
+    "measure": Field(str, "the score that chooses the best parameters", MEASURES),
+    "min_spellable": Field(float, "least share of texts to score that can be spelt", r.FROM_0_TO_1),
     "eval_batch_seconds": Field(float, "padded audio per batch in evaluation, seconds", r.ABOVE_0),
     "num_threads": Field(int, "decoding threads; they change no number", r.AT_LEAST_0),
     "prefetch": Field(int, "batches read ahead", r.AT_LEAST_1),
@@ -50,7 +53,7 @@ STREAM = {
     "dev": DEV,
     "test": TEST,
     "field": Field(str, "the text of an utterance that is the label", ("text", "translation")),
-    "measure": Field(str, "the score that chooses the best parameters", ("wer", "cer", "bleu")),
+    "measure": Field(str, "the score that chooses the best parameters", (*MEASURES[1:], "bleu")),
     "buckets": Field(tuple, "lengths in seconds; empty: data.buckets", r.LENGTHS_OR_EMPTY),
 }
 

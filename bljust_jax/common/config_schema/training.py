@@ -105,6 +105,11 @@ MOO = {
     "starved_stop": Field(bool, "end the run instead of a warning"),
 }
 
+STOP = {
+    "patience": Field(int, "evaluations without a better score; 0: never", r.AT_LEAST_0),
+    "perfect": Field(int, "evaluations in a row without an error; 0: never", r.AT_LEAST_0),
+}
+
 COLLAPSE = {
     "share": Field(float, "share of the largest perplexity below which to warn", r.FROM_0_TO_1),
     "rows": Field(int, "rows of metrics.jsonl below it before the warning", r.AT_LEAST_1),

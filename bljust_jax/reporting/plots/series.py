@@ -37,6 +37,7 @@ class Measure(NamedTuple):
 MEASURES = {
     "wer": Measure("WER", 100.0, "%"),
     "cer": Measure("CER", 100.0, "%"),
+    "mer": Measure("MER", 100.0, "%"),
     "bleu": Measure("BLEU", 1.0),
     "chrf": Measure("chrF", 1.0),
 }

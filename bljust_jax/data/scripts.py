@@ -1,0 +1,37 @@
+"""Scripts that are written without spaces between words, and how such texts are measured."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+SPACED = 0.1  # spaces per letter from which on a text is taken as divided into words
+MIXED = 0.05  # share of letters of the rarer kind from which on texts mix both
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether a letter is of a script of `UNSPACED`."""
+    name = unicodedata.name(character, "")
+    return name.startswith(UNSPACED) and unicodedata.category(character)[0] in "LM"
+
+
+def measure_of(texts: Iterable[str]) -> str:
+    """The error rate that suits texts: "cer" where letters of unspaced scripts stand without
+    spaces, "mer" where they and letters of other scripts are each `MIXED` of all, else "wer"."""
+    unspaced = letters = spaces = 0
+    for text in texts:
+        letters += sum(c.isalpha() for c in text)
+        unspaced += sum(map(is_unspaced, text))
+        spaces += text.strip().count(" ")
+    if unspaced <= MIXED * letters:
+        return "wer"
+    if unspaced < (1 - MIXED) * letters:
+        return "mer"
+    return "wer" if spaces >= SPACED * letters else "cer"
+
+
+def mixed_tokens(text: str) -> str:
+    """The text with spaces around each letter of an unspaced script: the tokens of the mixed error
+    rate (MER), characters of such scripts and words of the others."""
+    spread = "".join(f" {c} " if is_unspaced(c) else c for c in text)
+    return re.sub(r"\s+", " ", spread).strip()
