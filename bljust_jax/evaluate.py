@@ -1,4 +1,4 @@
-"""python -m bljust_jax.evaluate --workdir RUN [--task asr/en] [--split dev] [--lm X.arpa] ...
+"""python -m bljust_jax.evaluate RUN [--task asr/en] [--split dev] [--lm X.arpa] ...
 
 Decodes a split with the best weights of a run's newest checkpoint, by best path and by beam search,
 and prints WER and CER of both; for a translation BLEU, chrF and sacreBLEU's signatures. The
@@ -33,7 +33,7 @@ Log = Callable[[str], None]
 
 def evaluate(args: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Decode and score a split; returns what --json prints."""
-    run = load_trained_run(args.workdir).select_task(args.task)
+    run = load_trained_run(args.model).select_task(args.task)
     check_writable(hypotheses(args, run.task))
     enable_compile_cache(run.config.compile_cache)
     if run.task.translate:
@@ -160,13 +160,13 @@ def check_writable(path: pathlib.Path) -> None:
 
 def hypotheses(args: Any, task: Task) -> pathlib.Path:
     """The file that hypotheses are written to."""
-    own = args.workdir / "samples" / scoring.sample_file(args.split, task.name, "beam")
+    own = args.model / "samples" / scoring.sample_file(args.split, task.name, "beam")
     return args.out or own
 
 
 def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
-    p.option("--workdir", pathlib.Path, "a trained run", metavar="RUN", required=True)
+    p.model("a trained run", positional=True)
     p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
     p.option("--split", "dev", "dev, test or train of its config")
     p.option("--data", "", "other audio than the config names", metavar="URI")

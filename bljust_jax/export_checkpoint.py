@@ -1,4 +1,4 @@
-"""python -m bljust_jax.export_checkpoint --workdir RUN --out DIR [--pretraining] ...
+"""python -m bljust_jax.export_checkpoint RUN --out DIR [--pretraining] ...
 
 Writes the best weights of a run's newest checkpoint for PyTorch. A run that matches a class of
 `transformers` (wav2vec 2.0, a Parakeet-like Conformer) becomes a folder that transformers loads:
@@ -37,12 +37,12 @@ BETWEEN_0_AND_1 = Range("between 0 and 1", lambda x: 0 < x < 1)
 
 def export(args: argparse.Namespace) -> dict[str, Any]:
     """Write and check an export; returns what --json prints."""
-    run = load_trained_run(args.workdir, in_float32).select_task(args.task)
+    run = load_trained_run(args.model, in_float32).select_task(args.task)
     if run.task.translate:
         raise UserError(
             f"{run.task.name} is a translation by an attention decoder, which "
             f"{torch_folder.MODELING} lacks: give --task of recognition, such as asr/en; another "
-            f"run starts from it by --config.init_from={args.workdir} "
+            f"run starts from it by --config.init_from={args.model} "
             f"--config.init_parts=encoder,{run.task.head}"
         )
     enable_compile_cache(run.config.compile_cache)
@@ -183,7 +183,7 @@ def scores_of_task(final: dict[str, Any], run: TrainedRun) -> dict[str, Any]:
 
 def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
-    p.option("--workdir", pathlib.Path, "a trained run", metavar="RUN", required=True)
+    p.model("a trained run", positional=True)
     p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
     p.option("--out", pathlib.Path, "a new folder", metavar="DIR", required=True)
     head = "Wav2Vec2ForPreTraining, with the self-supervised head instead of the CTC head"

@@ -1,7 +1,7 @@
 """python -m bljust_jax.ngram --data URI [--order 3] --out X.arpa
 
 Estimates an n-gram language model (interpolated modified Kneser-Ney) from the texts of a source, or
-of a file with one sentence per line, and writes it as ARPA for `bljust evaluate --lm`. --workdir
+of a file with one sentence per line, and writes it as ARPA for `bljust evaluate --lm`. --model
 RUN normalises texts as in that run; with --over units the tokens are its characters or pieces
 instead of words. Exit 2: a mistake, in one line.
 """
@@ -28,7 +28,7 @@ def parser() -> cli.Parser:
     p.option("--order", 3, "longest n-gram")
     p.option("--out", pathlib.Path, "X.arpa[.gz]", metavar="FILE", required=True)
     p.option("--normalise", "invisible,lower", "steps of config.data.text.normalise, by commas")
-    p.option("--workdir", pathlib.Path, "normalise as in this run", metavar="RUN")
+    p.model("normalise as in this run", required=False)
     p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
     p.option("--over", "words", "its tokens", choices=("words", "units"))
     p.option("--json", False, "print the summary as a JSON object")
@@ -47,10 +47,10 @@ def read_texts(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def sentences(args: argparse.Namespace) -> Iterator[list[str]]:
-    """The tokens of each text; texts that the units of --workdir do not cover are skipped."""
-    if args.over == "units" and args.workdir is None:
-        raise UserError("--over units needs --workdir RUN, whose units are the tokens")
-    tokenizer = tokenizer_files.load_one(args.workdir, args.task) if args.workdir else None
+    """The tokens of each text; texts that the units of --model do not cover are skipped."""
+    if args.over == "units" and args.model is None:
+        raise UserError("--over units needs --model RUN, whose units are the tokens")
+    tokenizer = tokenizer_files.load_one(args.model, args.task) if args.model else None
     steps = [name for name in args.normalise.split(",") if name]
     spell = tokenizer.normalise if tokenizer else normalise.make(steps)
     for place, text in read_texts(args):

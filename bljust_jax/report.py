@@ -19,14 +19,18 @@ from bljust_jax.reporting.run_files import RunFiles, as_json, read_run_files
 
 def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
-    p.add_argument("runs", nargs="+", metavar="RUN", type=pathlib.Path)
+    p.add_argument("runs", nargs="*", metavar="RUN", type=pathlib.Path)
+    p.model("the same as RUN", required=False)
     p.option("--out", pathlib.Path, "folder of the comparison", metavar="DIR")
     p.option("--json", False, "print a list, one object per run")
     return p
 
 
 def body(args: argparse.Namespace) -> None:
-    runs = [read_run_files(folder) for folder in args.runs]
+    folders = [*args.runs, *([args.model] if args.model else [])]
+    if not folders:
+        raise UserError("name a run, or several to compare")
+    runs = [read_run_files(folder) for folder in folders]
     lines, written = _one(runs[0], args.out) if len(runs) == 1 else _several(runs, args.out)
     print(json.dumps([as_json(run) for run in runs]) if args.json else "\n".join(lines))
     print(f"written: {written}", file=sys.stderr)

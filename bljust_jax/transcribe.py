@@ -48,8 +48,7 @@ LONGEST = 3600  # seconds; a window is one row of a batch, held in memory as a w
 def parser() -> cli.Parser:
     p, own = cli.Parser(__doc__), WindowOptions()
     p.add_argument("files", nargs="*", metavar="FILE", help="audio; - reads paths from stdin")
-    model = "a trained run, or a folder that export_checkpoint wrote"
-    p.option("--model", pathlib.Path, model, metavar="RUN_OR_DIR", required=True)
+    p.model("a trained run, or a folder that export_checkpoint wrote")
     p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
     p.option("--list", str, "a file of paths, one per line, after FILE...", metavar="LIST")
     p.option("--json", False, "a JSON object per line, with word times")

@@ -11,7 +11,7 @@ from bljust_jax import main
 from bljust_jax.common import shipped_configs
 from bljust_jax.common.errors import UserError
 from bljust_jax.inference import scoring
-from configs import quickstart
+from configs import manifest, quickstart
 from tests.helpers.processes import M2ASR, QUICK, run_command
 
 
@@ -41,6 +41,7 @@ from tests.helpers.processes import M2ASR, QUICK, run_command
         ([M2ASR, "--config.data.streams['asr/ff'].dev=x"], ["streams has no field 'asr/ff', did"]),
         ([M2ASR, "--config.data.streams.asr/ar.dev=x"], ["as --config.data.streams['asr/ar'].dev"]),
         ([QUICK, "--wrkdir=x"], ["Unknown command line flag 'wrkdir'. Did you mean: workdir"]),
+        ([QUICK, "--data.train=x.jsonl"], ["write a field of the config as --config.data.train=x"]),
         ([QUICK, "more"], ["unexpected argument 'more'"]),
         ([QUICK, "--config.data.train=/none.jsonl"], ["/none.jsonl: no such manifest; name a"]),
         ([QUICK, "--config.data.dev=tests"], ["cannot read 'tests' is a folder"]),
@@ -139,6 +140,22 @@ def test_interrupts_and_the_system_s_errors_are_one_line(monkeypatch, capsys, ra
     assert main.main() == code
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "scored"),
+    [
+        ("train.jsonl", "", ""),
+        ("train.jsonl", "own.jsonl", "own.jsonl"),
+        ("synthetic:tiny/train", "", "synthetic:tiny/test"),
+    ],
+)
+def test_smoke_with_own_data_scores_no_synthetic_test_set(train, test, scored):
+    config = manifest.get_config("smoke")
+    config.data.train = train
+    config.data.test = test or config.data.test
+    main.leave_out_synthetic_test(config)
+    assert config.data.test == scored
 
 
 # Self-diagnosis

@@ -31,6 +31,16 @@ class Parser(argparse.ArgumentParser):
         as_written = argparse.RawDescriptionHelpFormatter
         super().__init__(usage=usage, description=description, formatter_class=as_written)
         self._ranges: dict[str, tuple[str, Range]] = {}
+        self._model_required = False
+
+    def model(self, help: str, *, required: bool = True, positional: bool = False) -> None:
+        """Add `--model`, a run or the folder of one, as `args.model`; `--workdir` is another name
+        of it, and so is, if `positional`, the argument without a name."""
+        path = {"type": lambda text: pathlib.Path(expand_user(text)), "metavar": "RUN"}
+        self.add_argument("--model", "--workdir", help=help, **path)
+        if positional:
+            self.add_argument("named", nargs="?", help="the same as --model", **path)
+        self._model_required = required
 
     def option(
         self, name: str, value: Any, help: str = "", *, allowed: Range | None = None, **more: Any
@@ -56,6 +66,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found = super().parse_args(args, namespace)
+        if "named" in found:
+            if found.model and found.named:
+                raise UserError(f"two models: {found.named} and --model {found.model}; name one")
+            found.model = found.model or found.named
+            del found.named
+        if self._model_required and not found.model:
+            self.error("the following arguments are required: --model")
         for dest, (name, allowed) in self._ranges.items():
             value = getattr(found, dest)
             if value is not None and not allowed.holds(value):

@@ -34,6 +34,17 @@ def test_an_option_has_the_type_of_its_default():
         assert line in text
 
 
+@pytest.mark.parametrize("flags", [["runs/a"], ["--model=runs/a"], ["--workdir", "runs/a"]])
+def test_a_run_is_named_alike_by_all_commands(flags):
+    parser = cli.Parser("usage")
+    parser.model("a run", positional=True)
+    assert vars(parser.parse_args(flags)) == {"model": pathlib.Path("runs/a")}
+    with pytest.raises(UserError, match="two models: runs/a and --model b; name one"):
+        parser.parse_args(["runs/a", "--model=b"])
+    with pytest.raises(UserError, match="required: --model; see --help"):
+        parser.parse_args([])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

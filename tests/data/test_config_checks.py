@@ -33,7 +33,10 @@ WRONG = [
     (of("asr/ar", train="gone.jsonl"), r"config\.data\.streams\.asr/ar\.train: .*no such manifest"),
     (of("asr/ar", test="odd:x"), r"config\.data\.streams\.asr/ar\.test: cannot read 'odd:x'"),
     (of("asr/ar", field="txt"), r"asr/ar\.field='txt': there is no 'txt', did you mean 'text'\?"),
-    (of("asr/ar", measure="mer"), r"asr/ar\.measure='mer': there is no 'mer'.* wer, cer, bleu"),
+    (
+        of("asr/ar", measure="bla"),
+        r"asr/ar\.measure='bla': there is no 'bla'.* wer, cer, mer, bleu",
+    ),
     (of("asr/ar", buckets=(1.0,)), r"asr/ar\.buckets=\(1\.0,\) must be 2 ascending lengths"),
     (of("asr/ar", buckets=(1.4, 1.1)), r"asr/ar\.buckets=.* ascending"),
     (of("asr/ar", tain="x"), r"config\.data\.streams\.asr/ar has no field 'tain', did you mean"),

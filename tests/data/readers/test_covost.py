@@ -75,7 +75,7 @@ def test_m2asr_recognises_words_and_translates_with_punctuation(tmp_path):
     data = config.data
     data.streams = ConfigDict({"asr/nl": m2asr.recognition("nl_en")})
     m2asr.add_translation(config, "nl_en")
-    data.update(root=str(tmp_path), max_bad_fraction=1.0)
+    data.update(root=str(tmp_path), max_bad_fraction=1.0, min_spellable=0.0)
     for stream in data.streams.values():
         stream.text.update(units="characters")
     loaded = load_corpus(data, seed=0, multiple=1)
@@ -155,6 +155,7 @@ def test_clips_that_do_not_decode_end_in_quarantine(tmp_path, capfd):
     (clips / clip(5)).write_bytes(whole[: len(whole) // 4])  # its header is intact
     uri = f"covost:{tmp_path}/nl_en"
     data = {"train": f"{uri}/train", "dev": f"{uri}/dev", "max_bad_fraction": 0.7}
+    data["min_spellable"] = 0.0
     loaded = corpora.load(tmp_path, **data, **corpora.PLAIN)
     assert [entry["id"][-1] for entry in loaded.quarantined] == ["1"]
     for batch in loaded.train_batches([Segment(0, 3, corpora.JOINT)], 0):
