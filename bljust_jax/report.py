@@ -29,7 +29,7 @@ def parser() -> cli.Parser:
 def body(args: argparse.Namespace) -> None:
     folders = [*args.runs, *([args.model] if args.model else [])]
     if not folders:
-        raise UserError("name a run, or several to compare")
+        raise UserError("required: RUN, or several to compare")
     runs = [read_run_files(folder) for folder in folders]
     lines, written = _one(runs[0], args.out) if len(runs) == 1 else _several(runs, args.out)
     print(json.dumps([as_json(run) for run in runs]) if args.json else "\n".join(lines))

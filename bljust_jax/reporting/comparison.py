@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from bljust_jax.common.files import write_text
 from bljust_jax.reporting import plots
+from bljust_jax.reporting.answers import differences
 from bljust_jax.reporting.run_files import RunFiles, costs, score_order
 from bljust_jax.reporting.text import narrow_table, number, rate
 
@@ -17,7 +18,8 @@ def write(runs: Sequence[RunFiles], out: pathlib.Path) -> tuple[list[str], pathl
     names = distinct_names(runs)
     compared = narrow_table(*_cells(names, runs))
     out.mkdir(parents=True, exist_ok=True)
-    lines = ["# Comparison", "", *compared, ""]
+    apart = differences(names, runs)
+    lines = ["# Comparison", "", *compared, "", *([*apart, ""] if apart else [])]
     rows = {name: run.rows for name, run in zip(names, runs, strict=True)}
     for measure in ("wer", "bleu"):
         key = f"dev/{measure}"
@@ -26,7 +28,7 @@ def write(runs: Sequence[RunFiles], out: pathlib.Path) -> tuple[list[str], pathl
             lines += [f"![{measure}.png]({measure}.png)", "", caption, ""]
     path = out / "comparison.md"
     write_text(path, "\n".join(lines))
-    return compared, path
+    return [*compared, *(["", *apart] if apart else [])], path
 
 
 def _cells(names: Sequence[str], runs: Sequence[RunFiles]) -> tuple[tuple, list[tuple]]:

@@ -9,6 +9,7 @@ import numpy as np
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
 from bljust_jax.reporting import plots
+from bljust_jax.reporting.answers import answers
 from bljust_jax.reporting.run_files import MEASURES, RAW, RunFiles, costs, read_run_files
 from bljust_jax.reporting.text import narrow_table, number, rate, table
 from bljust_jax.reporting.utterances import worst
@@ -42,7 +43,8 @@ def summary(run: RunFiles) -> list[str]:
     title = f"# {run.name}: {config['recipe']}, method {config['method']}, seed {config['seed']}"
     state = [] if run.final else ["", f"**{run.state}**; the scores are the last ones logged."]
     scores = _scores(run)
-    return [title, *state, *([""] if scores else []), *scores, "", *_cost(run)]
+    first = [*state, "", *answers(run), *([""] if scores else []), *scores]
+    return [title, *first, "", *_cost(run)]
 
 
 def _scores(run: RunFiles) -> list[str]:
@@ -84,7 +86,8 @@ COUNTS = {
 
 
 def _cost(run: RunFiles) -> list[str]:
-    rows = [("steps", number(run.step))]
+    rows = [(label, value) for label, value in run.facts.get("sizes", {}).items()]
+    rows.append(("steps", number(run.step)))
     if run.final:
         rows.append(("best step (by dev)", number(run.final["best_step"])))
     rows += [(label, number(value)) for label, value in costs(run).items()]
@@ -92,6 +95,8 @@ def _cost(run: RunFiles) -> list[str]:
         rows.append(("utterances in quarantine", number(run.last("data/quarantined"))))
     if run.final:
         rows.append(("digest of the parameters", run.final["params_digest"]))
+        goodput = run.final.get("perf/goodput")
+        rows += [("share of the time in steps", f"{goodput:.0%}")] if goodput is not None else []
     return [*table(("measure", "value"), rows), "", *NOTE]
 
 
@@ -188,7 +193,7 @@ def _worst(run: RunFiles) -> list[str]:
     lines = []
     for path in sorted((run.folder / "samples").glob("*-best.jsonl")):
         stem = path.name.removesuffix("-best.jsonl")
-        split, measure = parts.get(stem, (stem, "wer"))
+        split, measure = parts.get(stem, (stem, run.measure))
         unit = "characters" if measure == "cer" else "words"
         rows = []
         for errors, pair in worst(path, most, unit):

@@ -39,6 +39,18 @@ class RunFiles(NamedTuple):
         return dict(sorted(self.config.get("data", {}).get("streams", {}).items()))
 
     @property
+    def measure(self) -> str:
+        """The measure that chose the best parameters: of the only task, or of the first."""
+        return next(iter(self.facts.get("measures", {}).values()), "wer")
+
+    @property
+    def losses(self) -> list[str]:
+        """The names of the logged training losses, sorted."""
+        keys = {key for row in self.rows for key in row}
+        found = (k.removeprefix("train/").removesuffix("/loss") for k in keys if k[:6] == "train/")
+        return sorted({name for name in found if f"train/{name}/loss" in keys})
+
+    @property
     def scores(self) -> dict[str, float]:
         """{split/.../measure: value} of the best weights, or the last ones logged if unfinished."""
         logged = self.final or {k: v for row in self.rows for k, v in row.items()}

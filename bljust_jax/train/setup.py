@@ -19,6 +19,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
 from bljust_jax.data import config_checks
 from bljust_jax.data.corpus import Corpus, load_corpus
+from bljust_jax.data.sources import hours
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
@@ -98,7 +99,8 @@ class TrainingRun:
         origin = self._restore_or_initialise(options)
         if self.is_main:
             write_config(config, workdir, self.corpus.tokenizers, self.corpus.chosen_lengths)
-            write_facts(config, workdir, self.recipe, self.timeline, phases, mesh)
+            about = sizes(self.system, self.corpus)
+            write_facts(config, workdir, self.recipe, self.timeline, phases, mesh, about)
             stack.callback(self.corpus.quarantined.write, workdir / "quarantine.jsonl")
         writer = MetricWriter(workdir, self.restored, active=self.is_main)
         stack.callback(writer.close)
@@ -223,14 +225,30 @@ def corpus_facts(corpus: Corpus) -> recipes.Facts:
     )
 
 
-def describe(system: System, corpus: Corpus) -> list[str]:
-    """Lines on the data and the number of parameters per group."""
-    recipe = system.recipe
-    recognised = [task.stream for task in recipe.tasks if task.predict]
-    counts = {g.name: 0 for g in recipe.groups}
+def parameter_counts(system: System) -> dict[str, int]:
+    """{group: number of its parameters}."""
+    counts = {g.name: 0 for g in system.recipe.groups}
     leaves = (jax.tree.leaves(tree) for tree in (system.groups, system.state.params))
     for group, leaf in zip(*leaves, strict=True):
         counts[group.name] += leaf.size
+    return counts
+
+
+def sizes(system: System, corpus: Corpus) -> dict[str, str]:
+    """{what: number and unit} of parameters, training audio and labels, for reports."""
+    found = {"parameters": f"{sum(parameter_counts(system).values()):,}"}
+    for stream in corpus.plans:
+        utterances = corpus.utterances(stream)
+        found[f"{stream} audio"] = f"{hours(utterances):.2f} h, {len(utterances):,} utterances"
+    for stream, units in corpus.tokenizers.items():
+        found[f"labels, {stream}"] = f"{units.vocab_size - 1} {units.unit}s and the blank"
+    return found
+
+
+def describe(system: System, corpus: Corpus) -> list[str]:
+    """Lines on the data and the number of parameters per group."""
+    recipe, counts = system.recipe, parameter_counts(system)
+    recognised = [task.stream for task in recipe.tasks if task.predict]
     return [
         *corpus.summary(),
         *corpus.infeasible(recipe.frames, recognised),

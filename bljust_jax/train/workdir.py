@@ -149,9 +149,11 @@ def write_facts(
     timeline: Timeline,
     table: Sequence[phase_table.Row],
     mesh: Any,
+    sizes: Mapping[str, str],
 ) -> None:
-    """Write run.json, for reports: command, code version, devices, phases with their compute, and
-    the sacreBLEU signatures of translation tasks."""
+    """Write run.json, for reports: command, code version, devices, phases with their compute,
+    measures of the tasks, the sacreBLEU signatures of translation tasks, and `sizes`: {what: number
+    and unit} of parameters, data and vocabulary."""
     phases = [
         {"name": p.name, "start": s.start, "steps": p.steps, "levels": p.describe_levels()}
         for s, p in zip(timeline.segments, recipe.phases, strict=True)
@@ -167,6 +169,8 @@ def write_facts(
         "versions": versions,
         "phases": phases,
         "phase_table": [phase_table.to_json(row) for row in table],
+        "measures": {task.name: task.measure for task in recipe.tasks},
+        "sizes": dict(sizes),
         "signatures": scoring.signatures(recipe.tasks),
     }
     write_text(workdir / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")

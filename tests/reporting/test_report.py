@@ -26,7 +26,7 @@ def test_runs_in_one_table(tmp_path, capsys):
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", finished=False, method="ptft")]
     assert main([str(folder) for folder in folders]) == 0
     out, err = capsys.readouterr()
-    head, _, *rows = map(cells, out.splitlines())
+    head, _, *rows = map(cells, out.partition("\n\n")[0].splitlines())
     table = [dict(zip(head, row, strict=True)) for row in rows]
     assert [row["run"] for row in table] == ["a", "b"]
     assert [row["method"] for row in table] == ["bljust", "ptft"]

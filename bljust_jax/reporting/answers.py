@@ -1,0 +1,143 @@
+"""The first lines of a report, in words: is the run learning, does the joint method help, and what
+to do next."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bljust_jax.reporting.bootstrap import difference, errors_of
+from bljust_jax.reporting.plots import MEASURES
+from bljust_jax.reporting.run_files import RunFiles
+from bljust_jax.reporting.text import rate
+
+RECENT = 0.25  # last part of the steps, for the trend
+BLANK = 0.95  # share of blank frames above which hardly anything is recognised
+POOR = 0.9  # error rate above which nothing is learned yet
+
+
+class Course(NamedTuple):
+    """A dev score over the evaluations of a run: [(step, value), ...], of a measure."""
+
+    measure: str
+    points: list[tuple[int, float]]
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """(step, value): the first of the best."""
+        sign = -1 if self.measure in ("bleu", "chrf") else 1
+        return min(self.points, key=lambda point: (sign * point[1], point[0]))
+
+    def describe(self, value: float) -> str:
+        return f"{MEASURES[self.measure].name} {rate(self.measure, value)}"
+
+
+def course(run: RunFiles) -> Course | None:
+    """The score that chose the best parameters, per evaluation; None without two evaluations."""
+    measures = [m for m in (run.measure, *MEASURES) if run.last(f"dev/{m}") is not None]
+    if not measures:
+        return None
+    key = f"dev/{measures[0]}"
+    points = [(row["step"], row[key]) for row in run.rows if key in row]
+    return Course(measures[0], points) if len(points) > 1 else None
+
+
+def is_learning(run: RunFiles) -> str:
+    """Change of dev score and losses, the best step, and the trend over the last quarter."""
+    found = course(run)
+    if found is None:
+        return "Dev was scored less than twice, so there is no trend: lower config.eval_every."
+    (first, before), (last, now), (step, best) = found.points[0], found.points[-1], found.best
+    parts = [
+        f"On dev, {found.describe(before)} at step {first} became {rate(found.measure, now)} at"
+        f" step {last}; the best, {rate(found.measure, best)}, is of step {step}."
+    ]
+    start = last - RECENT * (last - first)
+    earlier = [value for at, value in found.points if at <= start]
+    if earlier:
+        gained = (earlier[-1] - now) * (-1 if found.measure in ("bleu", "chrf") else 1)
+        points = f"{MEASURES[found.measure].scale * abs(gained):.2f} points"
+        trend = f"{'better' if gained > 0 else 'worse'} by {points}" if gained else "no change"
+        parts.append(f"Over the last quarter: {trend}.")
+    blanks = run.last("dev/blank_share")
+    if blanks is not None:
+        parts.append(f"{blanks:.0%} of the frames of dev are blank.")
+    losses = [text for loss in run.losses if (text := _loss(run, loss))]
+    if losses:
+        parts.append(f"Training losses, first and last log window: {', '.join(losses)}.")
+    return " ".join(parts)
+
+
+def _loss(run: RunFiles, loss: str) -> str:
+    key = f"train/{loss}/loss"
+    values = [row[key] for row in run.rows if key in row]
+    return f"{loss} {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else ""
+
+
+def what_next(run: RunFiles) -> str:
+    """Advice from the course of the dev score; "" where there is none."""
+    found = course(run)
+    if found is None:
+        return ""
+    (last, now), (step, best) = found.points[-1], found.best
+    error = found.measure not in ("bleu", "chrf")
+    blanks = run.last("dev/blank_share") or 0.0
+    if not run.final:
+        return "The run is not finished."
+    if error and best >= POOR and blanks > BLANK:
+        return (
+            "Nearly all frames are blank: see docs/troubleshooting.md, and reach an error of 0 with"
+            " the variant `overfit` of this config first."
+        )
+    if error and best == 0:
+        return "Dev has no errors left: it cannot tell better parameters from these."
+    if step >= last - RECENT * (last - found.points[0][0]):
+        return (
+            f"The best score is of step {step} of {last}: it may fall further, so train longer"
+            " (config.phases), or add audio."
+        )
+    if now > best if error else now < best:
+        return (
+            f"Dev has not improved since step {step} of {last}: end earlier"
+            " (config.stop.patience), augment more (config.data.speed, config.specaugment), or"
+            " add labelled or unlabelled audio."
+        )
+    return "Try a language model (`bljust ngram`, `bljust evaluate --lm`), or more audio."
+
+
+def answers(run: RunFiles) -> list[str]:
+    """Lines of Markdown for one run."""
+    method = run.config["method"]
+    other = "ptft" if method not in ("ptft", "supervised") else "bljust"
+    compare = (
+        f"One run cannot tell. Train method `{other}`, which takes equal FLOPs, and others with"
+        " more seeds, and give all of them to `bljust compare`."
+    )
+    lines = [
+        f"- **Is it learning?** {is_learning(run)}",
+        f"- **Does method `{method}` help?** {compare}",
+    ]
+    advice = what_next(run)
+    return [*lines, f"- **What next?** {advice}"] if advice else lines
+
+
+def differences(names: Sequence[str], runs: Sequence[RunFiles]) -> list[str]:
+    """Lines of Markdown: each run against the first on the utterances of dev, by paired bootstrap.
+    Only runs of one task have such lines."""
+    lines = []
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        unit = "characters" if run.measure == "cer" else "words"
+        files = [r.folder / "samples" / "dev-best.jsonl" for r in (runs[0], run)]
+        found = difference(*(errors_of(path, unit) for path in files))
+        if found is None:
+            continue
+        points = [100 * x for x in (found.value, found.low, found.high)]
+        size = f"{found.units:,} {unit}"
+        verdict = "" if found.distinguishable else f"not distinguishable with {size}: "
+        lines.append(
+            f"- {name} against {names[0]}: {verdict}{'CER' if unit == 'characters' else 'WER'} on"
+            f" dev differs by {points[0]:+.2f} points (95 % interval {points[1]:+.2f} to"
+            f" {points[2]:+.2f})"
+        )
+    if not lines:
+        return []
+    note = "Intervals are over the utterances of dev alone: one seed per run, and dev chose the"
+    return [*lines, "", f"{note} parameters. Speakers and seeds add to them."]
