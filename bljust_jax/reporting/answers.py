@@ -1,5 +1,4 @@
-"""The first lines of a report, in words: is the run learning, does the joint method help, and what
-to do next."""
+"""The first lines of a report: is the run learning, does its method help, and what to do next."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

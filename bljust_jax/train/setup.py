@@ -81,9 +81,7 @@ class TrainingRun:
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
-        self._stage("reading the data: manifests, texts, headers of files without a duration")
-        self.corpus = load_data(config, mesh, saved_tokenizers(config, workdir))
-        facts = corpus_facts(self.corpus)
+        facts = self._read_data(mesh)
         self.recipe = build_recipe(config, facts)
         phases = phase_table.phase_table(config, self.recipe, facts)
         self.system = make_system(config, self.recipe, mesh)
@@ -121,6 +119,12 @@ class TrainingRun:
         segments, start = self.timeline.segments, int(self.state.step)
         self.batches = self.corpus.train_batches(segments, start, shard=self.shard)
         self.save_timer = SaveTimer(config.save_minutes, config.log_every)
+
+    def _read_data(self, mesh: Mesh) -> recipes.Facts:
+        """Set `corpus`; returns what a recipe depends on."""
+        self._stage("reading the data: manifests, texts, headers of files without a duration")
+        self.corpus = load_data(self.config, mesh, saved_tokenizers(self.config, self.workdir))
+        return corpus_facts(self.corpus)
 
     def evaluate(self, split: str, weights: Weights) -> scoring.Scored:
         """Scores of all tasks by greedy decoding. Every process decodes the whole split."""

@@ -165,7 +165,7 @@ def test_command_over_the_units_of_a_run(tmp_path, capsys):
         (["--out=x.arpa"], "--data URI or --text FILE"),
         (["--out=x.arpa", "--text=none"], "none"),
         (["--out=x.arpa", "--data=none.jsonl"], "none.jsonl"),
-        (["--out=x.arpa", "--text=none", "--over=units"], "--workdir"),
+        (["--out=x.arpa", "--text=none", "--over=units"], "--model"),
         (["--out=x.arpa", "--text=none", "--normalise=lowr"], "lower"),
     ],
 )
