@@ -231,6 +231,11 @@ def training(c: ConfigDict) -> None:
     c.share_forward = False
     c.head_scale = "plain"  # a head takes its own gradient; "penalised" = times gamma_k
 
+    # length of the whole run: phases, warm-ups, slopes of penalties and intervals of evaluation,
+    # saves and logs are scaled to it together; 0 = as configured
+    c.budget = 0.0
+    c.budget_unit = "gradient"  # of the encoder, one per loss and step; or "epoch", of data.train
+
     c.phases = ConfigDict()
     c.phases.unit = "epoch"  # of the labelled plan (explore: of the unlabelled one); or "step"
     c.phases.explore = 5.0  # the lower level alone

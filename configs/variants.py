@@ -35,9 +35,11 @@ def apply_variants(config: ConfigDict, arg: str | None, own: Mapping[str, Varian
 
 
 def set_all_lr(c: ConfigDict, peak: float, warmup: int) -> None:
-    """One peak for every phase: constant rates before fine-tuning, then a cosine down to 0."""
+    """One peak for every phase: constant rates before fine-tuning, then a cosine down to 0. The
+    rate of exploration, which is short, rises for a quarter of it."""
     for name in ("explore", "joint", "pretrain", "turn_ctc", "turn_ssl"):
         c.lr[name] = schedule("constant", peak, warmup)
+    c.lr.explore.update(warmup=0.25, warmup_unit="share")
     c.lr.finetune = schedule("cosine", peak, 0)
     for name in ("supervised", "ptft_supervised"):
         c.lr[name] = schedule("cosine", peak, warmup)

@@ -18,6 +18,8 @@ ADDED: dict[str, Any] = {
     "ema_share": 0.0,
     "init_parts": ["encoder"],
     "compile_threads": 0,
+    "budget": 0.0,
+    "budget_unit": "gradient",
     "stop.patience": 0,
     "stop.perfect": 0,
     "data.unlabelled_hours": 0.0,

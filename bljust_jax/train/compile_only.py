@@ -12,6 +12,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring.goodput import Clock
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import make_mesh
+from bljust_jax.train import budget
 from bljust_jax.train.compile_pool import Job
 from bljust_jax.train.program_memory import memory_needed
 from bljust_jax.train.run_programs import RunPrograms
@@ -32,7 +33,9 @@ def compile_config(config: Any) -> dict[str, Any]:
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         corpus = load_data(config, mesh)
-        recipe = build_recipe(config, corpus_facts(corpus))
+        facts = corpus_facts(corpus)
+        config, _ = budget.scale(config, facts)
+        recipe = build_recipe(config, facts)
         system = make_system(config, recipe, mesh)
         programs = RunPrograms(config, system, Timeline(recipe), corpus, log, Clock())
         log(programs.plan.describe())

@@ -23,7 +23,7 @@ from bljust_jax.data.streams import LABELLED, UNLABELLED
 from bljust_jax.data.summary import uneven_batches
 from bljust_jax.monitoring import peak_flops
 from bljust_jax.reporting.text import table
-from bljust_jax.train import phase_table
+from bljust_jax.train import budget, phase_table
 from bljust_jax.train.phase_table import Row
 from bljust_jax.train.system import build_recipe
 
@@ -48,18 +48,21 @@ def describe(config: Any, device: str = "h200") -> list[str]:
             f"--device={device}: there is none{nearest(device, list(peak_flops.DEVICES))}"
         )
     assumed = assume(config)
+    config, scaled = budget.scale(config, assumed.facts)
     recipe = build_recipe(config, assumed.facts)
     rows = phase_table.phase_table(config, recipe, assumed.facts)
     title = f"{config.recipe}, method {config.method}, encoder {config.encoder}, seed {config.seed}"
     return [
         f"Dry run: {title}",
         *assumed.lines,
+        *scaled,
         "",
         *_phases(rows),
         "",
         *_schedules(rows),
         "",
         _warmups(rows),
+        *phase_table.long_warmups(rows),
         f"Averaged parameters: {rows[-1].ema:.1%} are of the last phase, {rows[-1].name}",
         *_uneven(config, recipe),
         *_memory(config, recipe, device),

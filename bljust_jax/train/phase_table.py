@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bljust_jax import recipes
@@ -122,3 +123,16 @@ def to_json(row: Row) -> dict[str, Any]:
         "warmup": row.warmup,
         "ema_share": row.ema,
     }
+
+
+LONG_WARMUP = 1 / 3  # of a phase
+
+
+def long_warmups(rows: Sequence[Row]) -> list[str]:
+    """Log lines on phases whose learning rate rises for more than `LONG_WARMUP` of them."""
+    found = [row for row in rows if row.warmup > LONG_WARMUP * row.steps]
+    return [
+        f"warning: phase {row.name}: the learning rate rises for {row.warmup} of {row.steps} steps:"
+        f" lower config.lr.{row.name}.warmup, or give it as a share (warmup_unit)"
+        for row in found
+    ]

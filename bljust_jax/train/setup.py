@@ -29,7 +29,7 @@ from bljust_jax.monitoring.trackers import MetricWriter
 from bljust_jax.parallel import preemption
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import batch_devices, make_mesh
-from bljust_jax.train import initial_state, phase_table, run_lock
+from bljust_jax.train import budget, initial_state, phase_table, run_lock
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
 from bljust_jax.train.run_programs import RunPrograms
@@ -81,7 +81,9 @@ class TrainingRun:
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
-        facts = self._read_data(mesh)
+        facts, given = self._read_data(mesh), config
+        config, scaled = budget.scale(config, facts)
+        self.config = config
         self.recipe = build_recipe(config, facts)
         phases = phase_table.phase_table(config, self.recipe, facts)
         self.system = make_system(config, self.recipe, mesh)
@@ -96,7 +98,7 @@ class TrainingRun:
         self.checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, **policy)))
         origin = self._restore_or_initialise(options)
         if self.is_main:
-            write_config(config, workdir, self.corpus.tokenizers, self.corpus.chosen_lengths)
+            write_config(given, workdir, self.corpus.tokenizers, self.corpus.chosen_lengths)
             about = sizes(self.system, self.corpus)
             write_facts(config, workdir, self.recipe, self.timeline, phases, mesh, about)
             stack.callback(self.corpus.quarantined.write, workdir / "quarantine.jsonl")
@@ -108,10 +110,9 @@ class TrainingRun:
         window = metrics.Window(self.meta.window, self.meta.skipped)
         alarms = (CollapseAlarm(**config.collapse), StarvationAlarm.of(config))
         self.log = MetricLog(window, writer, self.progress, self.clock, alarms, self._check_finite)
-        lines = [f"workdir: {workdir}", *describe(self.system, self.corpus)]
-        for line in [*lines, *map(phase_table.describe_row, phases), *origin]:
-            self.progress.log(line)
-
+        plan = [*map(phase_table.describe_row, phases), *phase_table.long_warmups(phases)]
+        self._log_all(f"workdir: {workdir}", *describe(self.system, self.corpus), *scaled, *plan)
+        self._log_all(*origin)
         self._compile_ahead(stack)
         self._init_optimizer = jax.jit(
             self.system.optimizer.init, out_shardings=self.system.shardings.opt_state
@@ -165,6 +166,10 @@ class TrainingRun:
         """Log what the run does before its first step."""
         if self.is_main:
             console.log(text)
+
+    def _log_all(self, *lines: str) -> None:
+        for line in lines:
+            self.progress.log(line)
 
     def _make_progress(self) -> Progress:
         kinds = [device.device_kind for device in self.system.mesh.devices.flat]

@@ -35,6 +35,7 @@ FIELDS = {
     **{"phases.explore": 4.0, "phases.joint": 200.0, "phases.finetune": 0.0},
     **{"lr.joint.peak": 0.01, "eval_every": 50, "save_every": 100, "log_every": 2, "keep": 1},
     **{"mesh.data": 1, "compile_cache": ""},
+    **{"lr.explore.warmup": 10.0, "lr.explore.warmup_unit": "step"},  # as it was then
     "ema_share": 0.0,  # its average is that of ema_decay alone; another default is a refusal
     "data.text.normalise": ("lower",),  # likewise
 }

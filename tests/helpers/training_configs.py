@@ -10,6 +10,8 @@ def shorten(config: ConfigDict) -> ConfigDict:
     config.phases.update(**SHORT)
     config.phases.turn = 2
     config.penalty.slope = 0.05
+    if "explore" in config.lr:  # a share of so few steps would be none
+        config.lr.explore.update(warmup=10.0, warmup_unit="step")
     config.update(eval_every=8, save_every=8, log_every=2, compile_cache="")
     config.mesh.data = 1
     return config

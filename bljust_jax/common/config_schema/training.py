@@ -40,6 +40,8 @@ CONFIG = {
     "head_scale": Field(str, "heads: own gradient, or weighted", ("plain", "penalised")),
     "ema_decay": Field(float, "decay of the averaged parameters used for inference", r.BELOW_1),
     "ema_share": Field(float, "length of that average, as a share of its phase", r.FROM_0_TO_1),
+    "budget": Field(float, "length of the run, in budget_unit; 0: as configured", r.AT_LEAST_0),
+    "budget_unit": Field(str, "gradients of the encoder, or epochs", ("gradient", "epoch")),
     "eval_every": Field(int, "steps between evaluations of dev", r.AT_LEAST_1),
     "save_every": Field(int, "steps between checkpoints", r.AT_LEAST_1),
     "save_minutes": Field(float, "minutes after which a checkpoint is due; 0: off", r.AT_LEAST_0),
