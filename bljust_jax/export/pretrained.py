@@ -176,13 +176,15 @@ def _float32(tree: Any) -> Any:
 
 class CtcModel(NamedTuple):
     """A CTC model of an exported folder: `encoder` of models.encoders, float32 params {"encoder",
-    "ctc_head"}, stats, the vocabulary of the head, and the sample rate in Hz."""
+    "ctc_head"}, stats, the vocabulary of the head, the sample rate in Hz, and the context in which
+    audio is encoded."""
 
     encoder: encoders.Encoder
     params: dict[str, Any]
     stats: dict[str, Any]
     vocabulary: hf_tokenizer.Vocabulary
     sample_rate: int
+    context: str = "full"
 
 
 def read_ctc_model(path: pathlib.Path) -> CtcModel:
@@ -193,10 +195,6 @@ def read_ctc_model(path: pathlib.Path) -> CtcModel:
     about = _about(path)
     if about is None:
         raise UserError(f"{path} holds no config.json: give the folder of a model")
-    if about.get("model_type") == "bljust_jax":
-        raise UserError(
-            f"{path} is for PyTorch: its modeling.py runs it; here, give the run itself"
-        )
     name = _encoder(about, path)
     config = folder_config(path, about, name)
     source = _read(path, path, about, config_fields(config), allow_pickle=False)

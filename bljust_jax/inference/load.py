@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.export import pretrained
+from bljust_jax.export import own_folder, pretrained, torch_folder
 from bljust_jax.inference.recognizer import Recognizer, Translator
 from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
 from bljust_jax.models import heads
@@ -27,7 +27,7 @@ def load_model(folder: pathlib.Path, task: str = "") -> Recognizer | Translator:
     if not (folder / "config.json").is_file():
         cure = "give --model a training run, or a folder that export_checkpoint wrote"
         raise UserError(f"{folder} holds no config.json: {cure}")
-    if _is_exported(folder):
+    if _model_type(folder):
         if task:
             raise UserError(f"--task {task}: {folder} is one exported task: leave the flag out")
         enable_compile_cache(CACHE)
@@ -37,13 +37,13 @@ def load_model(folder: pathlib.Path, task: str = "") -> Recognizer | Translator:
     return run_translator(run) if run.task.translate else run_recognizer(run)
 
 
-def _is_exported(folder: pathlib.Path) -> bool:
-    """Whether config.json has a model_type, as in `transformers`; a training run's has none."""
+def _model_type(folder: pathlib.Path) -> str:
+    """The model_type of config.json, as in `transformers`; a training run has none, ""."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError:
-        return False
-    return isinstance(found, dict) and "model_type" in found
+        return ""
+    return str(found.get("model_type", "")) if isinstance(found, dict) else ""
 
 
 def run_recognizer(run: TrainedRun) -> Recognizer:
@@ -84,20 +84,21 @@ def _common_fields(run: TrainedRun) -> dict[str, Any]:
 
 
 def exported_recognizer(folder: pathlib.Path) -> Recognizer:
-    """The recognizer of a folder with `Wav2Vec2ForCTC` or `ParakeetForCTC`.
+    """The recognizer of a folder that `bljust export` wrote: `Wav2Vec2ForCTC`, `ParakeetForCTC` or
+    `modeling.py`.
 
-    Raises UserError if the folder holds neither, or lacks a CTC head or a vocabulary.
+    Raises UserError if the folder holds none, or lacks a CTC head or a vocabulary.
     """
-    model = pretrained.read_ctc_model(folder)
+    own = _model_type(folder) == torch_folder.MODEL_TYPE
+    model = (own_folder if own else pretrained).read_ctc_model(folder)
     encoder = model.encoder
 
     @jax.jit
     def program(weights, batch):
         params, stats = weights
-        x, lengths, _ = encoder.features(batch["audio"], batch["audio_lengths"], train=False)
-        own = stats.get("encoder")
-        h, lengths, _, _ = encoder.apply(params["encoder"], x, lengths, stats=own, train=False)
-        return heads.apply(params["ctc_head"], h), lengths
+        audio = batch["audio"], batch["audio_lengths"]
+        encoded = encoder.encode_audio(params, stats, *audio, context=model.context)
+        return heads.apply(params["ctc_head"], encoded.output), encoded.lengths
 
     def predict(batch: Mapping[str, Any]) -> tuple[Any, Any]:
         used = {name: batch[name] for name in ("audio", "audio_lengths")}
