@@ -11,6 +11,7 @@ text differs, DIR is not made. Exit 0: done; 2: a mistake or no parity, reported
 import argparse
 import contextlib
 import json
+import logging
 import pathlib
 import shutil
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from bljust_jax.common import cli
+from bljust_jax.common import cli, files
 from bljust_jax.common.config_schema.field import Range
 from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.console import log
@@ -152,6 +153,16 @@ def predictor(run: TrainedRun, *, pretraining: bool) -> Callable:
 # The card
 
 
+def read_if_whole(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
+    """`read(path)`; None for a missing file and, with a warning, for a damaged one: weights do not
+    depend on it."""
+    try:
+        return read(path) if path.is_file() else None
+    except ValueError as error:
+        logging.warning("%s is damaged (%s): the model card lacks its content", path, error)
+        return None
+
+
 def write_card(
     folder: pathlib.Path,
     run: TrainedRun,
@@ -159,12 +170,11 @@ def write_card(
     certificate: parity.Certificate | None,
     batched: bool,
 ) -> None:
-    logged, facts = run.workdir / "metrics.jsonl", run.workdir / "run.json"
-    rows = metrics.read(logged) if logged.is_file() else []
+    rows = read_if_whole(run.workdir / "metrics.jsonl", metrics.read) or []
     text = card.text(
         run.config,
         scores_of_task(next((row for row in reversed(rows) if "final" in row), {}), run),
-        json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {},
+        read_if_whole(run.workdir / "run.json", files.read_json) or {},
         step=run.step,
         architecture=architecture,
         certificate=certificate.describe() if certificate else "Not checked",

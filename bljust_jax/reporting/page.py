@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import UserError, one_line
 from bljust_jax.common.files import write_text
 from bljust_jax.reporting import plots
 from bljust_jax.reporting.answers import answers
@@ -154,8 +154,9 @@ def read_example(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); run the training again") from error
+    except Exception as error:  # of zipfile, zlib, ast, ...: each byte has its own
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); run the training again") from error
 
 
 def losses_of(levels: str) -> tuple[tuple[str, ...], ...]:

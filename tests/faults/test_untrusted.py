@@ -3,7 +3,9 @@
 import pathlib
 import pickle
 import re
+import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -68,8 +70,22 @@ def test_objects_in_an_npz_are_not_opened(tmp_path):
 
 
 def test_one_place_unpickles_and_by_flag_alone():
-    """F18; there torch reads weights only."""
+    """F18."""
     risky = re.compile(r"allow_pickle=True|pickle\.loads?\(|torch\.load\(|yaml\.(unsafe_)?load\(")
     found = [path for path in PACKAGE.rglob("*.py") if risky.search(path.read_text())]
     assert [path.relative_to(PACKAGE).as_posix() for path in found] == ["export/tensors.py"]
-    assert "weights_only=True" in found[0].read_text()
+
+
+def test_a_pickle_that_is_allowed_is_read_as_weights_alone(tmp_path, monkeypatch):
+    """F18, with a torch that unpickles whatever it may; tests/peers has the true one."""
+
+    def load(path, map_location=None, weights_only=False):
+        if weights_only:
+            raise pickle.UnpicklingError("Unsupported global")
+        return pickle.loads(path.read_bytes())
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, __version__="2.10"))
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(UserError, match=r"model\.pt holds more than weights"):
+        tensors.read(tmp_path / "model.pt", allow_pickle=True)
+    assert not (tmp_path / "sprung").exists()

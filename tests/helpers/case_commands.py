@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 SMALL = {"model.layers": 1, "model.dim": 16, "model.heads": 2, "model.scan_unroll": 1}
 SMALL |= {"phases.explore": 0, "phases.joint": 2, "phases.finetune": 2, "mesh.data": 1}
 SMALL |= {"eval_every": 4, "save_every": 4, "log_every": 2, "data.max_bad_fraction": 0.9}
-SMALL |= {"data.buckets": "(6.0,)", "compile_cache": ""}
+SMALL |= {"data.buckets": "(7.0,)", "compile_cache": ""}
 
 
 def train(workdir: pathlib.Path | str, uri: str) -> list[str]:
