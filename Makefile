@@ -76,5 +76,5 @@ bench: setup ## measure CTC against optax and torch, the joint step against its 
 bench-gpu: ## measure CTC and the joint step on this machine's GPU, into results/bench; installs nothing
 	XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 $(PYTHON) -m bljust_jax.bench ctc step --json results/bench $(ARGS)
 clean: ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-newest .venv-aot .venv-peers .hypothesis .ruff_cache build docs/reference
+	rm -rf .venv .venv-* .hypothesis .ruff_cache build docs/reference
 	find bljust_jax configs tests -name __pycache__ -prune -exec rm -rf {} +
