@@ -152,7 +152,8 @@ def _pictures(run: RunFiles) -> list[str]:
 def read_example(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an example.npz; UserError for a damaged file or one with pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it opened and could not read
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return dict(file)
     except Exception as error:  # of zipfile, zlib, ast, ...: each byte has its own
         reason = one_line(error) or type(error).__name__
