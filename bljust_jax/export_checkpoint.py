@@ -15,10 +15,11 @@ import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from bljust_jax.common import cli, files
@@ -28,6 +29,7 @@ from bljust_jax.common.console import log
 from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import greedy
 from bljust_jax.export import card, hf_folder, parity, torch_folder
+from bljust_jax.inference.load import exported_recognizer
 from bljust_jax.inference.trained_run import TrainedRun, load_trained_run
 from bljust_jax.models import encoders, heads
 from bljust_jax.monitoring import metrics
@@ -48,7 +50,9 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         )
     enable_compile_cache(run.config.compile_cache)
     name, reasons = hf_folder.architecture(run.config, pretraining=args.pretraining)
-    kind = "huggingface" if name else "torch"
+    kind = "jax" if args.jax else "huggingface" if name else "torch"
+    if args.jax and args.pretraining:
+        raise UserError("--jax checks a recognizer, and --pretraining writes none: drop one")
     if reasons:
         log(f"no class of transformers fits ({'; '.join(reasons)}): writing modeling.py")
     reference = None
@@ -62,7 +66,9 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     if reference is not None:
         what = "prediction" if args.pretraining else "logit"
         with contextlib.redirect_stdout(sys.stderr):  # some libraries print while they load
-            if name:
+            if args.jax:
+                load = load_own(folder)
+            elif name:
                 load = parity.load_huggingface(
                     folder, run.recipe.frames, pretraining=args.pretraining
                 )
@@ -111,6 +117,22 @@ def fresh_folder(out: pathlib.Path) -> pathlib.Path:
 
 
 # The parity check
+
+
+def load_own(folder: pathlib.Path) -> parity.Exported:
+    """A folder as `bljust transcribe` loads it, without torch."""
+    recognizer = exported_recognizer(folder)
+
+    def exported(audio: Sequence[np.ndarray]) -> list[tuple[np.ndarray, str]]:
+        lengths = np.array([len(x) for x in audio], np.int32)
+        rows = [np.pad(x, (0, max(lengths) - len(x))) for x in audio]
+        with jax.default_matmul_precision("highest"):
+            logits, frames = recognizer.predict({"audio": np.stack(rows), "audio_lengths": lengths})
+        own = [np.asarray(row)[:n] for row, n in zip(logits, frames, strict=True)]
+        texts = (recognizer.decode(greedy.collapse(x.argmax(-1))) for x in own)
+        return [(x, text.strip()) for x, text in zip(own, texts, strict=True)]
+
+    return exported
 
 
 def reference_output(run: TrainedRun, args: argparse.Namespace) -> parity.RunOutput:
@@ -202,6 +224,7 @@ def parser() -> cli.Parser:
     p.option("--tolerance", 1e-4, tolerance, allowed=BETWEEN_0_AND_1)
     p.option("--data", "", "audio of the check (the run's dev)", metavar="URI")
     p.option("--utterances", 8, "number to compare", allowed=AT_LEAST_1)
+    p.option("--jax", False, "check it without torch, as `bljust transcribe` reads it")
     p.option("--unchecked", False, "write without torch, and say so in the card")
     p.option("--json", False, "print the results as one JSON object")
     return p

@@ -10,7 +10,7 @@ import numpy as np
 
 from bljust_jax.common.errors import UserError
 
-NEEDS = {"huggingface": ("torch", "transformers"), "torch": ("torch",)}
+NEEDS = {"huggingface": ("torch", "transformers"), "torch": ("torch",), "jax": ()}
 
 
 class RunOutput(NamedTuple):

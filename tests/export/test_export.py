@@ -148,6 +148,20 @@ def test_an_export_of_pieces_spells_as_the_run_does(exported):
     check_recognises(exported(runs.plain, runs.pieces("bpe", 40)))
 
 
+@pytest.mark.parametrize("change", [runs.plain, runs.parakeet, runs.wav2vec2])
+def test_an_export_is_checked_without_torch(change, tmp_path, capsys):
+    """Logits within 1e-4 of the largest, and equal texts: the default tolerance of the command."""
+    runs.save(tmp_path, change)
+    flags = [str(tmp_path), f"--out={tmp_path / 'out'}", "--jax", "--json", "--utterances=2"]
+    assert export_checkpoint.main(flags) == 0
+    found = json.loads(capsys.readouterr().out)["parity"]
+    assert (found["equal_texts"], found["utterances"]) == (2, 2)
+    assert found["relative"] < 1e-4
+    assert set(found["versions"]) == {"jax"}
+    flags = [str(tmp_path), f"--out={tmp_path / 'x'}", "--jax", "--pretraining"]
+    assert export_checkpoint.main(flags) == 2
+
+
 def test_a_damaged_export_for_pytorch_is_one_line(exported):
     out = exported(runs.plain) / "out"
     facts = read(out / "config.json")
