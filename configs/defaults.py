@@ -263,7 +263,10 @@ def training(c: ConfigDict) -> None:
     # averaged parameters, used for evaluation and export: in a phase of n steps their decay is
     # min(ema_decay, 1 - 1 / (ema_share n)), so that 98 % of them are of the last phase: ours
     c.ema_decay = 0.999  # largest decay
-    c.ema_share = 0.25  # length of the average, as a share of the phase; 0 = ema_decay alone
+    c.ema_share = 0.25  # longest average, as a share of the phase; 0 = any
+    # longest average in hours of padded audio of a phase's batches, counted as by a warm-up in
+    # hours: the decay is at most 1 - 1 / steps; 0 = any
+    c.ema_hours = 0.0
 
 
 def run(c: ConfigDict) -> None:

@@ -190,7 +190,9 @@ class Recipe:
     # the exact gradient of the penalised objective
     head_scale: str = "plain"
     ema_decay: float = 0.999  # largest decay of the averaged parameters
-    ema_share: float = 0.0  # of the steps of a phase, the length of its average; 0: ema_decay alone
+    ema_share: float = 0.0  # of the steps of a phase, the longest average; 0: no bound
+    # {phase name: steps of the longest average}; {}: no bound
+    ema_steps: Mapping[str, float] = field(default_factory=dict)
     # {name: workdir of a finished run}: its best encoder, as Weights({"encoder": ...}, stats),
     # replaces the tree of the same shapes in frozen[name] of the initial state
     borrow: Mapping[str, str] = field(default_factory=dict)
@@ -216,15 +218,15 @@ class Recipe:
     def ema_decay_in(self, phase: Phase) -> float:
         """Decay of the averaged parameters in a phase of n steps (all phases of its name together):
 
-            d = min(ema_decay, 1 - 1 / (ema_share n)), at least 0
+            d = min(ema_decay, 1 - 1 / (ema_share n), 1 - 1 / ema_steps), at least 0
 
         so 1 - d^n of the average is of the phase at its end: at least 1 - exp(-1 / ema_share), 0.98
-        at a share of 0.25. `ema_decay` alone with a share of 0.
+        at a share of 0.25. A share of 0 is no bound.
         """
         n = sum(p.steps for p in self.phases if p.name == phase.name)
-        if not self.ema_share:
-            return self.ema_decay
-        return min(self.ema_decay, max(0.0, 1 - 1 / max(self.ema_share * n, 1)))
+        lengths = [self.ema_share * n] if self.ema_share else []
+        lengths += [self.ema_steps[phase.name]] if self.ema_steps else []
+        return min([self.ema_decay, *(1 - 1 / max(steps, 1) for steps in lengths)])
 
     def active(self, phase: Phase) -> tuple[Objective, ...]:
         """The objectives with a loss in the phase."""

@@ -16,6 +16,7 @@ SCHEDULES += ("ptft_supervised", "turn_ctc", "turn_ssl")
 # {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
 ADDED: dict[str, Any] = {
     "ema_share": 0.0,
+    "ema_hours": 0.0,
     "init_parts": ["encoder"],
     "compile_threads": 0,
     "budget": 0.0,

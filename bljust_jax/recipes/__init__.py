@@ -108,33 +108,44 @@ def step_compute(
 
 
 def load(name: str) -> Callable[[Any, Facts], Recipe]:
-    """`build` of `recipes/<name>.py`, with warm-ups in hours of audio turned into steps. Raises
-    UserError if there is no such recipe."""
+    """`build` of `recipes/<name>.py`, with lengths in hours of audio, of warm-ups and of averaged
+    parameters, turned into steps. Raises UserError if there is no such recipe."""
     build = plugins.load(__name__, name, "build", "config.recipe")
-    return lambda config, facts: build(warmups_in_steps(config, facts), facts)
+
+    def built(config: Any, facts: Facts) -> Recipe:
+        recipe = build(warmups_in_steps(config, facts), facts)
+        if not config.ema_hours:
+            return recipe
+        names = {phase.name for phase in recipe.phases}
+        steps = {name: steps_of_hours(config, facts, name, config.ema_hours) for name in names}
+        return dataclasses.replace(recipe, ema_steps=steps)
+
+    return built
 
 
 LOWER_ALONE = ("explore", "pretrain", "turn_ssl")  # phases that read unlabelled audio alone
 
 
-def warmups_in_steps(config: Any, facts: Facts) -> Any:
-    """The config with the warm-ups whose unit is "hour" in steps.
+def steps_of_hours(config: Any, facts: Facts, phase: str, hours: float) -> float:
+    """Steps of a phase in which its batches hold `hours` of padded audio: those of the labelled
+    streams together, in the phases of `LOWER_ALONE` of the unlabelled one."""
+    streams = ("unlabelled",) if phase in LOWER_ALONE else tuple(sorted(facts.vocab_sizes))
+    mix = facts.mix(streams) if facts.mix else assumed_mix(config, streams)
+    seconds = sum(
+        share * rows * length for share, shapes in mix for rows, length in shapes.values()
+    )
+    return 3600 * hours / seconds
 
-    steps = hours / mean hours of padded audio per step, of the labelled streams together, in the
-    phases of `LOWER_ALONE` of the unlabelled one.
-    """
+
+def warmups_in_steps(config: Any, facts: Facts) -> Any:
+    """The config with the warm-ups whose unit is "hour" in steps."""
     named = [name for name in config.lr if hasattr(config.lr[name], "keys")]
     in_hours = [name for name in named if config.lr[name].get("warmup_unit") == "hour"]
     if not in_hours:
         return config
     config = config.copy_and_resolve_references()
     for name in in_hours:
-        streams = ("unlabelled",) if name in LOWER_ALONE else tuple(sorted(facts.vocab_sizes))
-        mix = facts.mix(streams) if facts.mix else assumed_mix(config, streams)
-        seconds = sum(
-            share * rows * length for share, shapes in mix for rows, length in shapes.values()
-        )
-        steps = round(3600 * config.lr[name].warmup / seconds)
+        steps = round(steps_of_hours(config, facts, name, config.lr[name].warmup))
         config.lr[name].update(warmup=float(steps), warmup_unit="step")
     return config
 

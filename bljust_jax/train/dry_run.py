@@ -63,7 +63,7 @@ def describe(config: Any, device: str = "h200") -> list[str]:
         "",
         _warmups(rows),
         *phase_table.long_warmups(rows),
-        f"Averaged parameters: {rows[-1].ema:.1%} are of the last phase, {rows[-1].name}",
+        _average(rows[-1]),
         *_uneven(config, recipe),
         *_memory(config, recipe, device),
         _time(config, rows, device),
@@ -168,6 +168,13 @@ def _schedules(rows: list[Row]) -> list[str]:
         for n, (name, values) in enumerate(named.items()):
             lines.append((row.name if n == 0 else "", name, *map(_short, values)))
     return table(head, lines)
+
+
+def _average(last: phase_table.Row) -> str:
+    return (
+        f"Averaged parameters: {last.ema:.1%} are of the last phase, {last.name}, "
+        f"averaged over {last.ema_steps:,.0f} steps"
+    )
 
 
 def _warmups(rows: list[Row]) -> str:

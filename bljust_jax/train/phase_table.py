@@ -27,6 +27,7 @@ class Row(NamedTuple):
     rates: {"encoder": course, "heads": course} of the learning rates
     warmup: steps of their rise
     ema: share of the averaged parameters at the end of the phase that is of this phase
+    ema_steps: length of that average, 1 / (1 - decay)
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     rates: dict[str, Course]
     warmup: int
     ema: float
+    ema_steps: float
 
     @property
     def total(self) -> float:
@@ -76,6 +78,7 @@ def _row(config: Any, recipe: Recipe, facts: recipes.Facts, name: str) -> Row:
         },
         warmup=first.lr["encoder"].warmup,
         ema=1 - decay**steps,
+        ema_steps=1 / (1 - decay),
     )
 
 

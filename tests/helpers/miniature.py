@@ -4,7 +4,7 @@ of tiny width on synthetic speech."""
 import functools
 import json
 
-from configs import birq, m2asr, quickstart
+from configs import birq, defaults, m2asr, quickstart
 from tests.helpers import shipped
 
 STEPS = 600
@@ -16,7 +16,15 @@ PHASES = {
     "birq": ("pretrain", "finetune"),
     "m2asr": ("explore", "supervised", "joint", "finetune"),
 }
-# A batch has 30 to 50 masked frames: one code is 2 to 3 % of the most, and this 3 to 5 codes.
+ROWS, LONGEST = 8, 1.2  # utterances per batch and stream, and seconds, of synthetic:tiny
+MODEL = {
+    "conformer": {"dim": 24, "layers": 2, "heads": 2, "kernel": 7, "channels": 8},
+    "wav2vec2": {"dim": 24, "layers": 2, "heads": 2, "ff_dim": 48, "conv_dim": (16, 16, 16)}
+    | {"conv_kernel": (20, 8, 4), "conv_stride": (20, 4, 4), "pos_kernel": 8},
+    "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 1, "channels": 4, "latent_dim": 16, "units": 16},
+}
+CODES = 64
+# A batch has 60 masked frames: one code is 2 % of the most, and this 6 codes.
 COLLAPSED = 0.1
 
 
@@ -25,7 +33,7 @@ def make(module, variant, method=""):
     itself."""
     whole = shipped.config(module, variant, method)
     small = shipped.config(module, ",".join(filter(None, (variant, "smoke"))), whole.method)
-    small.lr = whole.lr
+    small.lr = whole.lr.copy_and_resolve_references()
     for schedule in small.lr.values():
         if hasattr(schedule, "warmup"):
             schedule.warmup = min(schedule.warmup, WARMUP)
@@ -35,6 +43,7 @@ def make(module, variant, method=""):
             small[name] = whole[name]
             # to the same weight at the end of the joint phase
             small[name].slope *= rises(whole) / lengths.get("joint", 1)
+            small[name].slope = round(small[name].slope, 6)
     if "penalty" in small:
         small.penalty.per = "step"
     small.phases = whole.phases
@@ -43,15 +52,40 @@ def make(module, variant, method=""):
         small.phases.turn = WARMUP
     if "moo" in small:
         small.moo.update(warmup=min(whole.moo.warmup, WARMUP), starved_stop=True)
-    seconds = 16.0 if small.data.streams else 24.0  # of 4 s each; a step reads each stream
-    small.data.update(batch_seconds=seconds, unlabelled_batch_seconds=seconds, test="")
-    for name, stream in small.data.streams.items():
-        stream.update(dev=stream.dev if name == "asr/en" else "", test="")
+    shrink_data(small)
+    shrink_model(small)
     small.collapse.update(share=max(whole.collapse.share, COLLAPSED), stop=True)
-    small.update(eval_every=10**6, save_every=10**6, log_every=20, compile_cache="")
-    small.update(ema_decay=whole.ema_decay, variant="")
+    small.update(eval_every=10**6, save_every=10**6, log_every=20, compile_cache="", variant="")
+    small.update(samples=0)
     small.mesh.data = 1
     return small
+
+
+def shrink_data(c):
+    """`ROWS` utterances of each stream per step, as recorded and at their own length: augmentation,
+    normalisation of texts and loading are no part of what is tested."""
+    c.data.update(buckets=(LONGEST,), unlabelled_buckets=(), labels_per_second=25.0)
+    seconds = ROWS * LONGEST  # of each stream
+    c.data.update(batch_seconds=seconds, unlabelled_batch_seconds=seconds, test="")
+    c.data.update(join=(1, 1), join_share=0.0, unlabelled_join=(1, 1), unlabelled_join_share=0.0)
+    c.data.update(speed=(1.0, 1.0), noise_snr=(), balance=0.0, temperature=0.0)
+    c.data.update(labelled_fraction=1.0, unlabelled="", num_threads=2, prefetch=8)
+    c.data.text = defaults.data().text
+    for name, stream in c.data.streams.items():
+        stream.update(dev=stream.dev if name == "asr/en" else "", test="")
+        stream.text = defaults.data().text
+
+
+def shrink_model(c):
+    """Two blocks; in wav2vec 2.0 three convolutions for 50 frames per second, as its seven."""
+    c.model.update(MODEL[c.encoder])
+    c.best_rq.codes = CODES
+    if "decoder" in c:
+        c.decoder.update(dim=16, layers=1, heads=2)
+    if c.model.get("window", 0) > LONGEST * 25:
+        c.model.window = 0  # all frames
+    if c.model.get("feat_norm") == "layer":
+        c.model.hf_compat = False  # without effect
 
 
 def rises(whole):

@@ -163,6 +163,28 @@ def test_a_warmup_is_given_in_steps_hours_or_a_share_of_its_phase(unit, warmup, 
     assert config.lr.joint.warmup_unit == unit, "the config stays as it was given"
 
 
+@pytest.mark.parametrize(
+    ("hours", "explored", "steps"),
+    [(0.1, 0.1 * 3600 / 24, 0.1 * 3600 / 26.5), (0.0, 36, 105), (50.0, 36, 105)],
+)
+def test_an_average_in_hours_is_at_most_a_share_of_its_phase(hours, explored, steps):
+    """A last phase of 420 steps with labelled batches of 13 x 2 and 9 x 3 s, 26.5 s on average, and
+    exploration of 144 steps with unlabelled ones of 12 x 2 and 8 x 3 s; a quarter of each."""
+    config = quickstart.get_config()
+    config.ema_hours = hours
+    config.data.unlabelled_batch_seconds = 24.0
+    facts = shipped.facts(config)
+    recipe = recipes.load(config.recipe)(config, facts)
+    first, _, last = phase_table.phase_table(config, recipe, facts)
+    assert (first.name, first.steps) == ("explore", 144)
+    assert first.ema_steps == pytest.approx(explored)
+    assert (last.name, last.steps) == ("finetune", 420)
+    assert last.ema_steps == pytest.approx(steps)
+    assert last.ema == pytest.approx(1 - (1 - 1 / steps) ** 420)
+    line = next(x for x in dry_run.describe(config) if x.startswith("Averaged parameters: "))
+    assert line.endswith(f", averaged over {steps:.0f} steps")
+
+
 def test_a_warmup_of_more_than_its_phase_is_one_line():
     config = quickstart.get_config()
     config.lr.joint.update(warmup=5.0, warmup_unit="share")

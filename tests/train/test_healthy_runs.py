@@ -12,13 +12,16 @@ from optax import tree_utils
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.config_schema.training import METHODS
 from bljust_jax.common.trees import named_leaves
+from bljust_jax.inference.scoring import Scored
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
+from bljust_jax.train.run_programs import RunPrograms
 from bljust_jax.train.setup import RunOptions, TrainingRun
 from tests.helpers import miniature
 
-# Parameters that some phases read and others do not: the frames that a loss masks.
-MASKED = "encoder/masked_embedding"
+# Parameters that some phases do not read and others do: the frames that a loss masks, and the
+# recurrence of the last backward layer, as CPC on windows predicts from their last frame.
+NOT_READ = {"encoder/masked_embedding", "encoder/rnn1/backward/recurrent/kernel"}
 
 
 class Saved(NamedTuple):
@@ -42,6 +45,14 @@ def saved(monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", record)
     return found
+
+
+@pytest.fixture(autouse=True)
+def unscored(monkeypatch):
+    """Nothing is decoded: the program of decoding takes as long to compile as 100 steps take."""
+    monkeypatch.setattr(RunPrograms, "_submit_decoders", lambda self, split: None)
+    monkeypatch.setattr(TrainingRun, "evaluate", lambda self, split, weights: Scored(split, (), {}))
+    monkeypatch.setattr(loop, "finish", lambda run: {})
 
 
 def on_host(tree: Any) -> dict[str, np.ndarray]:
@@ -88,7 +99,7 @@ def test_it_neither_collapses_nor_starves_nor_freezes(name, saved, tmp_path):
         paths = [p for p, group in groups.items() if group.owners & phase.losses]
         decay = 0.0 if phase.moments == "reset" else config.optim.b2 ** (end - start)
         still = frozen_parts(saved[start], saved[end], paths, decay)
-        assert {p.removeprefix(MASKED) for p in still} <= {""}, f"phase {phase.name}"
+        assert set(still) <= NOT_READ, f"phase {phase.name}"
         trained |= set(paths) - set(still)
     assert trained == {p for p, group in groups.items() if group.owners & all_losses(run)}
     for loss in sorted(all_losses(run)):
