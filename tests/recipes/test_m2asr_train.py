@@ -8,8 +8,15 @@ import pytest
 from bljust_jax.monitoring import metrics
 from bljust_jax.train import loop
 from configs import m2asr
+from tests.helpers import miniature
 
 LEVELS = {"vs": 0, "vc": 1, "vm_uas": 2, "vm_usa": 2, "joint": 1, "two_stage": 0, "supervised": 0}
+
+
+def shrink(config):
+    """Utterances of 1.2 s, as the synthetic ones are, in two narrow blocks."""
+    miniature.shorten(config)
+    miniature.shrink_model(config)
 
 
 @pytest.mark.slow
@@ -18,6 +25,7 @@ def test_preset_trains(method, tmp_path):
     """At equal compute: each loss takes as many gradients whatever the preset; weights lie on the
     simplex, penalties rise, and every task is scored."""
     config = m2asr.get_config(f"digits,{method},smoke")
+    shrink(config)
     config.phases.update(explore=2.0, joint=6.0, finetune=4.0)
     config.update(eval_every=12, save_every=6, log_every=2, compile_cache="")
     config.mesh.data = 1
@@ -52,6 +60,7 @@ def test_a_joined_corpus_trains_and_goes_on_bit_for_bit(variant, tmp_path):
     """All its streams are scored, and a run whose last checkpoints are gone ends with the same
     parameters: in the supervised phase and in the joint one."""
     config = m2asr.get_config(f"{variant},smoke")
+    shrink(config)
     config.phases.update(explore=0.0, supervised=4.0, joint=6.0, finetune=0.0)
     config.update(eval_every=20, save_every=2, keep=9, log_every=2, compile_cache="")
     config.mesh.data = 1
