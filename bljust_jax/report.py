@@ -19,7 +19,7 @@ from bljust_jax.reporting.run_files import RunFiles, as_json, read_run_files
 
 def parser() -> cli.Parser:
     p = cli.Parser(__doc__)
-    p.add_argument("runs", nargs="*", metavar="RUN", type=pathlib.Path)
+    p.add_argument("runs", nargs="*", metavar="RUN", type=cli.expanded_path)
     p.model("the same as RUN", required=False)
     p.option("--out", pathlib.Path, "folder of the comparison", metavar="DIR")
     p.option("--json", False, "print a list, one object per run")

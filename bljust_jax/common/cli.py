@@ -22,6 +22,11 @@ DONE, USER_ERROR, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
 READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
 
 
+def expanded_path(text: str) -> pathlib.Path:
+    """The path with the home folder for `~`; UserError if that is unknown."""
+    return pathlib.Path(expand_user(text))
+
+
 class Parser(argparse.ArgumentParser):
     """Parser of one command. `doc`: the module's docstring, its first paragraph the usage, the rest
     printed as written. A wrong argument raises `UserError`."""
@@ -36,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     def model(self, help: str, *, required: bool = True, positional: bool = False) -> None:
         """Add `--model`, a run or the folder of one, as `args.model`; `--workdir` is another name
         of it, and so is, if `positional`, the argument without a name."""
-        path = {"type": lambda text: pathlib.Path(expand_user(text)), "metavar": "RUN"}
+        path = {"type": expanded_path, "metavar": "RUN"}
         self.add_argument("--model", "--workdir", help=help, **path)
         if positional:
             self.add_argument("named", nargs="?", help="the same as --model", **path)
@@ -53,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         if value is False:
             more["action"] = "store_true"
         elif value is pathlib.Path:
-            more["type"] = lambda text: pathlib.Path(expand_user(text))
+            more["type"] = expanded_path
         elif isinstance(value, type):
             more["type"] = value
         else:

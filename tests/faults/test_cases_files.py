@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from matplotlib.figure import Figure
 
-from bljust_jax import evaluate, ngram, transcribe
+from bljust_jax import evaluate, ngram, report, transcribe
 from bljust_jax.bilevel.types import Task
 from bljust_jax.common import cli, files
 from bljust_jax.common.errors import UserError
@@ -112,6 +112,7 @@ def test_a_tilde_is_the_home_folder_everywhere(tmp_path, monkeypatch):
     assert (tmp_path / "new" / "x.arpa").is_file()
     args = transcribe.parser().parse_args(["--model=~/run", "--out=~/y", "--list=~/z"])
     assert (args.model, args.out) == (tmp_path / "run", tmp_path / "y")
+    assert report.parser().parse_args(["~/a", "~/b"]).runs == [tmp_path / "a", tmp_path / "b"]
     (tmp_path / "z").write_bytes(codecs.BOM_UTF8 + b"a.wav\r\n\nb.wav")
     assert list(transcribe.paths_of(args)) == ["a.wav", "b.wav"]
     code = "import sys; from bljust_jax import main; print(main.parse(sys.argv)[1])"
