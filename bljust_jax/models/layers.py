@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Key
 
 from bljust_jax.common.shapes import Rng
@@ -42,12 +43,34 @@ def scan_blocks(
     policy: of rematerialisation; unroll: blocks per iteration
     """
 
+    if unroll > 1 and jax.default_backend() == "cpu":
+        step = _call(step)
+
     def block(x, layer):
         params, *own = layer
         return step(x, gathered(params), *own)
 
     block = remat.wrap(block, policy, unrolled=unroll > 1)
     return lax.scan(block, x, (params, *own), unroll=unroll)
+
+
+def _call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a call that XLA does not inline, nor its gradient.
+
+    Unrolled blocks then read their parameters as operands of equal shapes instead of as slices at
+    different places, and XLA:CPU, which compiles equal kernels once, compiles those of one block.
+    """
+
+    @jax.jit
+    def called(*args):
+        with set_xla_metadata(inlineable="true"):  # calls inside are inlined
+            return function(*args)
+
+    def call(*args):
+        with set_xla_metadata(inlineable="false"):
+            return called(*args)
+
+    return call
 
 
 def shapes_of(init: Callable[[Any], Any]) -> Any:

@@ -3,7 +3,16 @@
 A report is made from the files of the run's folder alone, so it can be made again at any time.
 """
 
-from bljust_jax.reporting.page import write
+import pathlib
+
 from bljust_jax.reporting.utterances import typical
 
 __all__ = ["typical", "write"]
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """`page.write`: the path of report.md. matplotlib is imported here, at the end of a run: it is
+    a fifth of the imports that the first step would wait for."""
+    from bljust_jax.reporting import page
+
+    return page.write(workdir)

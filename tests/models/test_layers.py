@@ -86,3 +86,34 @@ def test_a_stack_is_the_blocks_of_its_keys():
     assert jax.tree.map(jnp.shape, stacked) == {"kernel": (2, 3, 5), "bias": (2, 5)}
     second = block.init(jax.random.split(jax.random.key(1))[1], x)["params"]
     np.testing.assert_array_equal(stacked["kernel"][1], second["kernel"])
+
+
+@pytest.mark.parametrize("policy", ["none", "full"])
+def test_unrolled_blocks_are_calls_that_xla_keeps(policy):
+    """One call per block and pass, the same value and gradient as in a loop; calls inside a block
+    are inlined."""
+
+    def step(x, weight, shift):
+        return jax.nn.silu(x @ weight["kernel"]) + shift, jnp.sum(x)
+
+    def loss(unroll, weights, x, shifts):
+        x, sums = layers.scan_blocks(
+            step, x, {"kernel": weights}, shifts, policy=policy, unroll=unroll
+        )
+        return jnp.sum(x**2) + jnp.sum(sums)
+
+    weights, x, shifts = (
+        jax.random.normal(jax.random.key(n), shape)
+        for n, shape in enumerate([(2, 4, 4), (3, 4), (2,)])
+    )
+    found = {}
+    for unroll in (1, 2):
+        lowered = jax.jit(jax.value_and_grad(functools.partial(loss, unroll))).lower(
+            weights, x, shifts
+        )
+        kept = [line for line in lowered.as_text().splitlines() if 'inlineable = "false"' in line]
+        assert all("call @" in line for line in kept)
+        assert bool(kept) == (unroll > 1)
+        assert len(kept) <= 2 * 2 * (1 + (policy == "full"))
+        found[unroll] = lowered.compile()(weights, x, shifts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found[1], found[2])
