@@ -116,7 +116,7 @@ def line(scores: Mapping[str, Any]) -> str:
     if "bleu" in s:
         return f"{rates(s)} of {s['utterances']} texts"
     counts = f"S {s['substitutions']} D {s['deletions']} I {s['insertions']} of {s['words']} words"
-    mixed = f", MER {s['mer']:.1%}" if "mer" in s else ""
+    mixed = f", MER {s['mer']:.1%}" if s.get("mer", s["cer"]) != s["cer"] else ""
     return f"WER {s['wer']:.1%} ({counts}), CER {s['cer']:.1%}{mixed}"
 
 

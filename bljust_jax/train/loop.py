@@ -21,6 +21,7 @@ from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput
 from bljust_jax.parallel.mesh import put_batch, to_host
 from bljust_jax.reporting import example
+from bljust_jax.train.dev_losses import head_has_trained
 from bljust_jax.train.setup import RunOptions, TrainingRun
 
 DEFAULTS = RunOptions()
@@ -52,7 +53,14 @@ def train(run: TrainingRun) -> dict | None:
             log.write_pending()
 
         # evaluate
-        if evaluating:
+        if evaluating and not (ending or head_has_trained(recipe, timeline, now)):
+            with clock.on("evaluate"):
+                losses = run.evaluate_losses(timeline.phase_at(now - 1))
+            log.writer.write(now, losses)
+            values = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            progress.log(f"step {now}, phase {timeline.phase_at(now - 1).name}: {values}")
+            run.best = jax.tree.map(jnp.copy, run.state.weights)
+        elif evaluating:
             with clock.on("evaluate"):
                 scored = run.evaluate("dev", run.state.weights)
             log.writer.write(now, scored.scores)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bljust_jax import recipes
-from bljust_jax.bilevel.types import Task, Weights
+from bljust_jax.bilevel.types import Phase, Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common import console
 from bljust_jax.common.errors import UserError
@@ -30,6 +30,7 @@ from bljust_jax.parallel import preemption
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import batch_devices, make_mesh
 from bljust_jax.train import budget, initial_state, phase_table, run_lock
+from bljust_jax.train.dev_losses import DevLosses
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
 from bljust_jax.train.run_programs import RunPrograms
@@ -87,7 +88,7 @@ class TrainingRun:
         self.recipe = build_recipe(config, facts)
         phases = phase_table.phase_table(config, self.recipe, facts)
         self.system = make_system(config, self.recipe, mesh)
-        self.timeline = Timeline(self.recipe)
+        self.timeline, self._dev_losses = Timeline(self.recipe), None
         self.tracer = profiler.Tracer(options.profile_steps, workdir, self.timeline.total)
         stack.callback(self.tracer.close)
 
@@ -134,6 +135,12 @@ class TrainingRun:
             return self.decoders.run(task, weights, batch)
 
         return scoring.score_tasks(split, self.recipe.tasks, self.corpus, decode)
+
+    def evaluate_losses(self, phase: Phase) -> dict[str, float]:
+        """Self-supervised losses of dev (`dev_losses`) in a phase."""
+        if self._dev_losses is None:
+            self._dev_losses = DevLosses(self.recipe, self.corpus, self.system.mesh)
+        return self._dev_losses(self.state, phase.losses)
 
     def reset_moments(self) -> None:
         """Replace the optimizer state by a fresh one."""

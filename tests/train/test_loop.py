@@ -59,6 +59,7 @@ def run(monkeypatch):
         return train_step
 
     monkeypatch.setattr(step, "make_train_step", make_train_step)
+    monkeypatch.setattr(loop, "head_has_trained", lambda *_: True)
     monkeypatch.setattr(loop, "write_example", lambda *_: None)
     monkeypatch.setattr(loop.reporting, "write", lambda *_: None)
     take_step = CompiledSteps.run

@@ -1,0 +1,68 @@
+"""Self-supervised losses of dev, for phases in which no head that is scored has trained yet."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from bljust_jax.bilevel.types import Extras, Objective, Recipe, TrainState
+from bljust_jax.data.corpus import Corpus
+from bljust_jax.parallel.mesh import put_full_batch, replicated
+from bljust_jax.train.timeline import Timeline
+
+
+def head_has_trained(recipe: Recipe, timeline: Timeline, step: int) -> bool:
+    """Whether a step before `step` had a loss that owns the head of a task."""
+    heads = {task.head for task in recipe.tasks}
+    owners = frozenset().union(*(g.owners for g in recipe.groups if g.name in heads))
+    rows = zip(timeline.segments, recipe.phases, strict=True)
+    return any(segment.start < step and phase.losses & owners for segment, phase in rows)
+
+
+class DevLosses:
+    """Means of losses over the audio of dev, by averaged parameters.
+
+    They are computed as in training, SpecAugment, masks and dropout included, from random keys that
+    are the same in every evaluation.
+    """
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, mesh: Mesh):
+        self._recipe, self._corpus, self._mesh = recipe, corpus, mesh
+        self._programs: dict[str, Any] = {}
+
+    def __call__(self, state: TrainState, losses: frozenset[str]) -> dict[str, float]:
+        """{dev/LOSS/loss: mean} of those `losses` that read one stream without labels."""
+        own = [o for o in self._recipe.objectives if losses & set(o.losses) and _is_alone(o)]
+        totals = {f"dev/{name}/loss": [0.0, 0.0] for o in own for name in sorted(o.losses)}
+        splits = dict.fromkeys(task.split("dev") for task in self._recipe.tasks)
+        for split in splits:
+            for n, (batch, _) in enumerate(self._corpus.eval_batches(split)):
+                rows = put_full_batch(batch, self._mesh)
+                for objective in own:
+                    found = self._program(objective)(state, rows, jax.random.key(n))
+                    for name, pair in jax.device_get(found).items():
+                        total = totals[f"dev/{name}/loss"]
+                        total[0], total[1] = total[0] + float(pair[0]), total[1] + float(pair[1])
+        return {name: value / max(weight, 1.0) for name, (value, weight) in totals.items()}
+
+    def _program(self, objective: Objective) -> Any:
+        if objective.name not in self._programs:
+            body, where = functools.partial(sums, objective), replicated(self._mesh)
+            self._programs[objective.name] = jax.jit(body, out_shardings=where)
+        return self._programs[objective.name]
+
+
+def _is_alone(objective: Objective) -> bool:
+    return objective.streams == ("unlabelled",)
+
+
+def sums(objective: Objective, state: TrainState, rows: Any, key: Any) -> dict[str, Any]:
+    """{loss: (sum, weight)} of one objective on one batch."""
+    scale = {name: jnp.float32(1) for name in objective.losses}
+    extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
+    pairs, _ = objective.apply(state.ema, extras, {objective.streams[0]: rows}, key)
+    return pairs

@@ -1,0 +1,74 @@
+"""Evaluation of phases that train no head that is scored: self-supervised losses of dev."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bljust_jax import recipes
+from bljust_jax.bilevel.types import TrainState
+from bljust_jax.monitoring import metrics
+from bljust_jax.parallel.mesh import make_mesh
+from bljust_jax.train import loop
+from bljust_jax.train.dev_losses import DevLosses, head_has_trained, sums
+from bljust_jax.train.timeline import Timeline
+from tests.helpers import corpora
+from tests.helpers.systems import FACTS, config_for
+
+
+def recipe_of(name, method):
+    config = config_for(name)
+    config.method = method
+    config.phases.update(unit="step", explore=4, joint=4, finetune=4)
+    config.data.sample_rate = corpora.RATE
+    return recipes.load(config.recipe)(config, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "first"),
+    [("bljust", "bljust", 4), ("bljust", "supervised", 0), ("bljust", "ptft", None)],
+)
+def test_a_head_has_trained_from_the_first_step_of_its_loss(name, method, first):
+    recipe = recipe_of(name, method)
+    if first is None:  # half of the run
+        first = recipe.phases[0].steps
+    timeline = Timeline(recipe)
+    trained = [head_has_trained(recipe, timeline, n) for n in range(timeline.total + 1)]
+    assert trained == [n > first for n in range(timeline.total + 1)]
+
+
+def test_losses_are_means_over_dev_and_the_same_each_time(tmp_path):
+    """Against the sums of each batch by hand."""
+    corpus = corpora.load(corpora.noise(tmp_path), eval_batch_seconds=6.0)
+    recipe = recipe_of("bljust", "ptft")
+    params, frozen, stats = jax.jit(recipe.init)(jax.random.key(0))
+    state = TrainState(jnp.int32(0), params, (), params, frozen, stats)
+    evaluate = DevLosses(recipe, corpus, make_mesh(1))
+    found = evaluate(state, frozenset({"cpc"}))
+    objective = next(o for o in recipe.objectives if o.name == "cpc")
+    total = np.zeros(2)
+    for n, (batch, _) in enumerate(corpus.eval_batches("dev")):
+        rows = jax.tree.map(jnp.asarray, batch)
+        pair = sums(objective, state, rows, jax.random.key(n))["cpc"]
+        total += np.array([float(x) for x in pair])
+    assert n > 0, "several batches"
+    assert found == {"dev/cpc/loss": pytest.approx(total[0] / total[1], rel=1e-4)}
+    assert evaluate(state, frozenset({"cpc"})) == found
+    assert evaluate(state, frozenset({"ctc"})) == {}, "a loss that needs labels"
+
+
+@pytest.mark.slow
+def test_a_run_reports_them_until_its_head_trains(tmp_path):
+    config = config_for("bljust")
+    config.method = "ptft"
+    config.data = corpora.settings(corpora.noise(tmp_path), buckets=(1.5,), **corpora.PLAIN)
+    config.phases.update(unit="step", explore=2, joint=2, finetune=2)
+    config.update(eval_every=2, save_every=100, log_every=2, compile_cache="")
+    loop.run(config, tmp_path / "run")
+    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    trained = min(row["step"] for row in rows if "train/ctc/loss" in row)
+    lower = [row["step"] for row in rows if "dev/cpc/loss" in row]
+    scored = [row["step"] for row in rows if "dev/wer" in row and "final" not in row]
+    assert lower
+    assert max(lower) < trained <= min(scored)
+    assert all(np.isfinite(row["dev/cpc/loss"]) for row in rows if "dev/cpc/loss" in row)
