@@ -1,13 +1,29 @@
 """Console output on stderr: log lines, and a status line that stays in place on a terminal."""
 
+import contextlib
 import math
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 
 def log(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def log_if_slow(text: str, *, active: bool = True, after: float = 2.0) -> Iterator[None]:
+    """Print a line, what is being done, once the context has lasted `after` seconds."""
+    timer = threading.Timer(after, log, [text])
+    timer.daemon = True
+    if active:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class StatusLine:

@@ -124,8 +124,9 @@ class TrainingRun:
 
     def _read_data(self, mesh: Mesh) -> recipes.Facts:
         """Set `corpus`; returns what a recipe depends on."""
-        self._stage("reading the data: manifests, texts, headers of files without a duration")
-        self.corpus = load_data(self.config, mesh, saved_tokenizers(self.config, self.workdir))
+        stage = "reading the data: manifests, texts, headers of files without a duration"
+        with console.log_if_slow(stage, active=self.is_main):
+            self.corpus = load_data(self.config, mesh, saved_tokenizers(self.config, self.workdir))
         return corpus_facts(self.corpus)
 
     def evaluate(self, split: str, weights: Weights) -> scoring.Scored:
@@ -160,19 +161,15 @@ class TrainingRun:
             )
             check_data(self.meta, self.corpus, self.workdir, options.allow_config_change)
             return [f"resumed from step {found.step}"]
-        self._stage("initialising, with feature statistics of at most 20 batches")
-        state, origin = initial_state.make_state(
-            self.config, self.recipe, self.system.optimizer, self.corpus
-        )
+        stage = "initialising, with feature statistics of at most 20 batches"
+        with console.log_if_slow(stage, active=self.is_main):
+            state, origin = initial_state.make_state(
+                self.config, self.recipe, self.system.optimizer, self.corpus
+            )
         self.state = jax.device_put(state, self.system.shardings)
         self.best = jax.tree.map(jnp.copy, self.state.weights)
         self.meta = RunMeta(self.corpus.digest())
         return origin
-
-    def _stage(self, text: str) -> None:
-        """Log what the run does before its first step."""
-        if self.is_main:
-            console.log(text)
 
     def _log_all(self, *lines: str) -> None:
         for line in lines:

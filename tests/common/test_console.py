@@ -1,6 +1,7 @@
 """Status lines: in place on a terminal, rare lines or none elsewhere."""
 
 import sys
+import threading
 
 import pytest
 
@@ -39,4 +40,17 @@ def test_an_inactive_one_is_silent(monkeypatch, capsys):
     line.update("unseen")
     line.log("unseen")
     line.clear()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_slow_stage_is_named_and_a_quick_one_is_not(capsys):
+    with console.log_if_slow("quick", after=60.0):
+        pass
+    never, shown = threading.Event(), ""
+    with console.log_if_slow("slow", after=0.0):
+        while shown != "slow\n":  # printed by another thread
+            never.wait(0.01)
+            shown += capsys.readouterr().err
+    with console.log_if_slow("silent", active=False, after=0.0):
+        never.wait(0.05)
     assert capsys.readouterr().err == ""

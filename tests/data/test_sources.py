@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import sources
 from bljust_jax.data.sources import Utterance, open_source, read_audio
+from tests.helpers.own_warnings import own_messages
 
 RATE = 16000
 
@@ -374,3 +375,18 @@ def test_real_opus_segments(speech):
     start = round(u.offset * rate)
     expected = np.clip(np.rint(direct * 32768), -32768, 32767)
     assert np.array_equal(read_audio(u), expected[start : start + round(u.duration * rate)])
+
+
+def test_a_transcript_under_another_name_is_named(tmp_path, caplog):
+    write(tmp_path, "a.wav")
+    rows = [{"audio_filepath": "a.wav", "id": str(n), "sentence": "one"} for n in range(3)]
+    uri = manifest(tmp_path, rows[0] | {"text": "one"}, *rows[1:])
+    assert [u.text for u in open_source(uri)] == ["one", None, None]
+    (line,) = own_messages(caplog)
+    assert line == (
+        f'{uri}: 2 of 3 lines have no "text" but a "sentence": rename that field to train and'
+        " score on it"
+    )
+    caplog.clear()
+    open_source(manifest(tmp_path, {"audio_filepath": "a.wav"}, name="audio.jsonl"))
+    assert not own_messages(caplog)

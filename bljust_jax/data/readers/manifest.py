@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import os
 import unicodedata
 
@@ -10,6 +11,8 @@ from bljust_jax.common.files import expand_user
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
 
 LONGEST = 1e9  # seconds
+# names that other toolkits give the transcript
+SYNONYMS = ("sentence", "transcript", "transcription", "normalized_text", "utterance")
 
 
 def read(rest: str, root: str = "") -> list[Utterance]:
@@ -23,13 +26,26 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     rest = expand_user(rest)
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
     root = root or folder
-    found = [_utterance(line, where, folder, root) for where, line in read_lines(rest)]
-    return with_durations(found)
+    entries = [(_entry(line, where), where) for where, line in read_lines(rest)]
+    _warn_of_synonyms([entry for entry, _ in entries], rest)
+    return with_durations([_utterance(entry, where, folder, root) for entry, where in entries])
 
 
-def _utterance(line: str, where: str, folder: str, root: str) -> Utterance:
+def _warn_of_synonyms(entries: list[dict], path: str) -> None:
+    """Log that texts have a field of another name, by which they are not found."""
+    without = [entry for entry in entries if "text" not in entry]
+    counts = {name: sum(name in entry for entry in without) for name in SYNONYMS}
+    name = max(counts, key=lambda name: counts[name])
+    if counts[name]:
+        logging.warning(
+            '%s: %d of %d lines have no "text" but a "%s": rename that field to train and score'
+            " on it",
+            *(path, counts[name], len(entries), name),
+        )
+
+
+def _utterance(entry: dict, where: str, folder: str, root: str) -> Utterance:
     """The utterance of one line; its duration is 0 without the field."""
-    entry = _entry(line, where)
     named = entry["audio_filepath"]
     path = inside(_spelt(os.path.join(folder, os.fsdecode(named.encode()))), root, where)
     if not os.path.isfile(path):
