@@ -44,6 +44,16 @@ def test_a_share_of_damaged_audio_is_tolerated_on_request(damaged, caplog):
     assert "dev: 1 utterances skipped: quarantined" in "\n".join(corpus.summary())
 
 
+def test_damaged_audio_of_an_overfit_is_quarantined_too(damaged):
+    """In the statistics of features, which read the unlabelled stream, first."""
+    dev = str(damaged / "train.jsonl")
+    corpus = load(damaged, dev=dev, **PLAIN, overfit=8, max_bad_fraction=0.5)
+    for _ in corpus.unlabelled_batches(3):
+        pass
+    (entry,) = corpus.quarantined
+    assert (entry["id"], entry["splits"]) == ("6", ["unlabelled"])
+
+
 def test_what_is_quarantined_is_a_function_of_the_steps_taken(damaged):
     """Batches read ahead do not count: a resumed run has the count of an uninterrupted one."""
     settings = {**PLAIN, "max_bad_fraction": 0.1, "batch_seconds": 1.0, "prefetch": 20}
