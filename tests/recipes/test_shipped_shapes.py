@@ -17,6 +17,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", shipped.VARIANTS, ids=shipped.label)
 def test_each_method_of_each_variant_builds(module):
     built = 0
