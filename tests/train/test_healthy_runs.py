@@ -43,11 +43,20 @@ def saved(monkeypatch):
     return found
 
 
+class Unscored(Scored):
+    """The results of no task."""
+
+    rank = (1.0, 1.0)
+
+    def __new__(cls, split: str) -> Scored:
+        return super().__new__(cls, split, (), {})
+
+
 @pytest.fixture(autouse=True)
 def unscored(monkeypatch):
     """Nothing is decoded: the program of decoding takes as long to compile as 100 steps take."""
     monkeypatch.setattr(RunPrograms, "_submit_decoders", lambda self, split: None)
-    monkeypatch.setattr(TrainingRun, "evaluate", lambda self, split, weights: Scored(split, (), {}))
+    monkeypatch.setattr(TrainingRun, "evaluate", lambda self, split, weights: Unscored(split))
     monkeypatch.setattr(loop, "finish", lambda run: {})
 
 
