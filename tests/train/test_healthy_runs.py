@@ -46,7 +46,7 @@ def saved(monkeypatch):
 class Unscored(Scored):
     """The results of no task."""
 
-    rank = (1.0, 1.0)
+    rank = property(lambda self: [1.0, 1.0])
 
     def __new__(cls, split: str) -> Scored:
         return super().__new__(cls, split, (), {})
