@@ -57,7 +57,7 @@ def unscored(monkeypatch):
     """Nothing is decoded: the program of decoding takes as long to compile as 100 steps take."""
     monkeypatch.setattr(RunPrograms, "_submit_decoders", lambda self, split: None)
     monkeypatch.setattr(TrainingRun, "evaluate", lambda self, split, weights: Unscored(split))
-    monkeypatch.setattr(loop, "finish", lambda run: {})
+    monkeypatch.setattr(loop, "finish", lambda *args: {})
 
 
 def on_host(tree: Any) -> dict[str, np.ndarray]:
