@@ -13,7 +13,7 @@ from tests.helpers.shrunk_commands import execute, make_folder
 TRAINING = {"data", "training"}
 CACHE = compile_cache.folder() or ""  # none: off
 TRAIN = "--config=manifest:supervised --workdir=runs/manifest"
-DATA = "--config.data.train=train.jsonl --config.data.dev=dev.jsonl"
+DATA = "--config.data.train=train.jsonl --config.data.dev=dev.jsonl --config.data.test=dev.jsonl"
 
 
 def trains(words):

@@ -375,27 +375,6 @@ def test_a_damaged_example_is_one_line_wherever_it_is_damaged(tmp_path):
     assert all(map(said.fullmatch, lines))
 
 
-# Lines that are appended or streamed; files of a folder that is renamed when it is complete
-WRITTEN_IN_PLACE = {"monitoring/trackers.py", "transcribe.py", "train/run_lock.py"}
-WRITTEN_IN_PLACE |= {"checkpoint/integrity.py", "export_checkpoint.py", "export/hf_tokenizer.py"}
-WRITTEN_IN_PLACE |= {"export/tensors.py"}
-
-
-def test_every_file_is_written_by_renaming():
-    """A killed process leaves the old one, not half of the new one."""
-    writes = re.compile(
-        r"""(?<!files)\.write_(text|bytes)\(|open\([^()]*["'][wax]b?\+?["']|savefig\(path"""
-    )
-    package = ROOT / "bljust_jax"
-    found = {
-        str(path.relative_to(package))
-        for path in package.rglob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if writes.search(line)
-    }
-    assert found == WRITTEN_IN_PLACE
-
-
 def test_reading_audio_needs_no_locale(tmp_path):
     audio(tmp_path / "\u4f60.wav")
     (u,) = open_source(corpora.write(tmp_path, "m", [{"audio_filepath": "\u4f60.wav"}]))
