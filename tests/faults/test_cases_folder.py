@@ -24,14 +24,6 @@ from configs import defaults
 RATE = 16000
 
 
-@pytest.fixture
-def cases(request):
-    folder = request.config.rootpath.parent / "shared" / "cases"
-    if not folder.is_dir():
-        pytest.skip("the cases are not here: expected them at ../shared/cases")
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def warnings(caplog):
     caplog.set_level(logging.WARNING)

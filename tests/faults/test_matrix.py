@@ -27,14 +27,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 every_source = pytest.mark.parametrize("source", SOURCES, ids=str)
 
 
-@pytest.fixture(scope="module")
-def cases(request):
-    folder = request.config.rootpath.parent / "shared" / "cases"
-    if not folder.is_dir():
-        pytest.skip("the cases are not here: expected them at ../shared/cases")
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def in_the_checkout(monkeypatch):
     """Configs are named by their path in it."""
