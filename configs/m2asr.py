@@ -79,8 +79,9 @@ def fields(c):
     # 0.1 in M2ASR. With gradient norms of 50 and 10 that is stable only below 2 / 2,500
     c.moo.rate = 0.05
     c.moo.relative = True
-    # pull towards equal weights: ours; Objective Soups 0.001, M2ASR 0
-    c.moo.rho = 0.1
+    # pull towards equal weights: ours; Objective Soups 0.001, M2ASR 0. Of orthogonal gradients with
+    # normalise="norm", none gets less than rho / (1 + rho) of an equal share: here a third
+    c.moo.rho = 0.5
     # "norm": gradients of a level scaled to their mean norm: ours; the papers "none", with which
     # the smallest gradient gets nearly all the weight, in vs the self-supervised one
     c.moo.normalise = "norm"

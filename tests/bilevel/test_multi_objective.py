@@ -25,7 +25,7 @@ PUBLISHED = {"rate": 0.01, "relative": False, "rho": 0.001, "normalise": "none"}
 @functools.partial(jax.jit, static_argnums=0)
 def weights_of(conflict, gradients):
     """lam after each step, [steps, n], of gradients [steps, n, samples, P]."""
-    names = tuple("abcdef"[: gradients.shape[1]])
+    names = tuple("abcdefghi"[: gradients.shape[1]])
     state = initial_level_state(conflict, names, {"encoder": {"w": gradients[0, 0, 0]}})
 
     def step(state, inputs):
@@ -117,6 +117,23 @@ def test_no_weight_starves_with_the_shipped_settings(arg, seed):
     assert lam.min() > 0.02
     before = np.asarray(weights_of(Conflict(**PUBLISHED), g)[0])
     assert before.min() == 0
+
+
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_the_shipped_pull_keeps_a_third_of_an_equal_share(n):
+    """The worst case of orthogonal gradients of norm 1: one objective has the same gradient in both
+    samples, the others have noise, orthogonal ones, so that K = diag(1, 0, ..., 0). Its weight is
+    rho / (rho + (n - 1) (1 + rho)), at least rho / (1 + rho) of 1 / n."""
+    g = np.zeros((n, 2, 2 * n), np.float32)
+    g[0, :, 0] = 1
+    for i in range(1, n):
+        g[i, 0, 2 * i], g[i, 1, 2 * i + 1] = 1, 1
+    conflict = shipped()
+    lam = np.asarray(weights_of(conflict, np.broadcast_to(g, (3000, *g.shape)))[0])
+    rho = conflict.rho
+    np.testing.assert_allclose(lam[-1, 0], rho / (rho + (n - 1) * (1 + rho)), rtol=1e-3)
+    assert lam.min() >= (1 - 1e-3) * rho / (1 + rho) / n
+    assert rho / (1 + rho) >= 0.33
 
 
 def test_weights_of_unit_gradients_do_not_depend_on_their_norms():
