@@ -193,15 +193,15 @@ def split_at_commas(node: ConfigDict) -> None:
             node[field] = tuple(name for name in names if name)
 
 
+MADE = "synthetic:"
+
+
 def leave_out_synthetic_test(config: ConfigDict) -> None:
     """No test split, in place, where variant `smoke` names synthetic English and the command line
     other data to train on: scores on it would mean nothing."""
     data = config.get("data", {})
     if data and data.train and not data.train.startswith(MADE) and data.test.startswith(MADE):
         data.test = ""
-
-
-MADE = "synthetic:"
 
 
 def config_flag(argv: list[str]) -> str:

@@ -40,7 +40,7 @@ class RunMeta:
     def from_json(cls, fields: dict[str, Any]) -> RunMeta:
         """The inverse of `to_json`."""
         best = fields["best"] and Best(**fields["best"])
-        early = EarlyStop(**fields.get("early", {}))  # a checkpoint of before has none
+        early = EarlyStop(**fields.get("early", {}))  # one of an earlier version has none
         return cls(**{**fields, "best": best, "early": early})
 
     def update_best(self, errors: list[float], step: int) -> bool:
