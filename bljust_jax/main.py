@@ -236,18 +236,10 @@ def explain(error: Exception, given: str, argv: list[str]) -> str:
                 return wrong
         elif isinstance(error, flags.UnrecognizedFlagError) and arg.startswith("--"):
             name = arg[2:].partition("=")[0]
-            if name == error.flagname and is_field(name, FLAGS["config"].parser.parse(given)):
-                return f"{arg}: write a field of the config as --config.{arg[2:]}"
+            flag, config = f"--config.{arg[2:]}", FLAGS["config"].parser.parse(given)
+            if name == error.flagname and wrong_field(flag, config, error) is None:
+                return f"{arg}: write a field of the config as {flag}"
     return text
-
-
-def is_field(path: str, node: Any) -> bool:
-    """Whether a.b names a field, or a group of fields, of a config."""
-    for name in path.split("."):
-        if not isinstance(node, ConfigDict) or name not in node:
-            return False
-        node = node[name]
-    return True
 
 
 # A field of `--config.a['b/c'].d`; a name that is no identifier is in brackets.

@@ -5,7 +5,6 @@ import gc
 import io
 import os
 import pathlib
-import signal
 import sys
 
 from tests.helpers import environment
@@ -79,33 +78,24 @@ def synthetic_corpora():
             synthetic.make_corpus(name)
 
 
-@pytest.fixture(scope="session")
-def speech():
-    """The folder of real recordings beside the checkout; tests skip where it is absent."""
-    folder = ROOT.parent / "shared" / "speech"
+def shared_folder(name):
+    """The folder ../shared/NAME beside the checkout; the test skips where it is absent."""
+    folder = ROOT.parent / "shared" / name
     if not folder.is_dir():
-        pytest.skip("real recordings are not here: expected them at ../shared/speech")
+        pytest.skip(f"{name} is not here: expected at ../shared/{name}")
     return folder
 
 
-@pytest.fixture
-def default_signals():
-    """Signals that do until the test ends what they do in a terminal: tests started by nohup ignore
-    SIGHUP, and those started in the background SIGINT."""
-    defaults = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+@pytest.fixture(scope="session")
+def speech():
+    """The folder of real recordings."""
+    return shared_folder("speech")
 
 
 @pytest.fixture(scope="session")
 def cases():
-    """The folder of small inputs that failed once, beside the checkout; tests skip without it."""
-    folder = ROOT.parent / "shared" / "cases"
-    if not folder.is_dir():
-        pytest.skip("the cases are not here: expected them at ../shared/cases")
-    return folder
+    """The folder of small inputs that failed once."""
+    return shared_folder("cases")
 
 
 @pytest.fixture

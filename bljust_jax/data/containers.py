@@ -81,7 +81,7 @@ def open_sound(source: str | bytes | io.BufferedIOBase) -> Sound:
 
 def _require_frames(path: bytes) -> None:
     """Raise SoundFileError for a file that is MP3 by its name alone, such as a page of a web site:
-    the decoder of MP3 would write lines to stderr, whatever it is."""
+    the decoder of MP3 writes lines to stderr for any other content."""
     with open(path, "rb") as file:
         head = file.read(HEAD)
         if mpeg.has_frames(head) or mpeg.has_frames(head + file.read()):

@@ -1,7 +1,9 @@
 """Scripts that are written without spaces between words, and how such texts are measured."""
 
+import functools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -9,6 +11,7 @@ SPACED = 0.1  # spaces per letter from which on a text is taken as divided into 
 MIXED = 0.05  # share of letters of the rarer kind from which on texts mix both
 
 
+@functools.cache
 def is_unspaced(character: str) -> bool:
     """Whether a letter is of a script of `UNSPACED`."""
     name = unicodedata.name(character, "")
@@ -18,16 +21,16 @@ def is_unspaced(character: str) -> bool:
 def measure_of(texts: Iterable[str]) -> str:
     """The error rate that suits texts: "cer" where letters of unspaced scripts stand without
     spaces, "mer" where they and letters of other scripts are each `MIXED` of all, else "wer"."""
-    unspaced = letters = spaces = 0
+    counts: Counter[str] = Counter()
     for text in texts:
-        letters += sum(c.isalpha() for c in text)
-        unspaced += sum(map(is_unspaced, text))
-        spaces += text.strip().count(" ")
+        counts.update(text.strip())
+    letters = sum(n for c, n in counts.items() if c.isalpha())
+    unspaced = sum(n for c, n in counts.items() if is_unspaced(c))
     if unspaced <= MIXED * letters:
         return "wer"
     if unspaced < (1 - MIXED) * letters:
         return "mer"
-    return "wer" if spaces >= SPACED * letters else "cer"
+    return "wer" if counts[" "] >= SPACED * letters else "cer"
 
 
 def mixed_tokens(text: str) -> str:

@@ -40,13 +40,14 @@ def describe(splits: Splits) -> list[str]:
         own = splits.utterances(split)
         known = splits.utterances(stream_of(split, splits.streams))
         audio = {_audio(u) for u in known}
-        heard = [u.id for u in own if _audio(u) in audio]
-        if heard:
-            what = f"{len(heard)} of {len(own)} utterances are training audio, first {heard[0]}"
+        repeated = [u.id for u in own if _audio(u) in audio]
+        if repeated:
+            size = f"{len(repeated)} of {len(own)}"
+            what = f"{size} utterances are training audio, first {repeated[0]}"
             lines.append(f"{split}: {what}: its scores are not those of unseen speech")
         speakers = _speakers(known)
         same = [u for u in own if u.speaker in speakers and u.speaker != u.id]
-        if same and len(same) > len(heard):
+        if len(same) > len(repeated):
             what = f"{len(same)} of {len(own)} utterances are of speakers of the training data"
             lines.append(f"{split}: {what}, first {same[0].speaker}: new speakers score worse")
     return lines

@@ -4,14 +4,13 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.export import tensors, torch_folder
 from bljust_jax.export.hf_tokenizer import Vocabulary
-from bljust_jax.export.pretrained import CtcModel
+from bljust_jax.export.pretrained import CtcModel, to_float32
 from bljust_jax.models import encoders
 
 PIECE = "\u2581"  # begins a SentencePiece piece that begins a word
@@ -41,5 +40,5 @@ def read_ctc_model(path: pathlib.Path) -> CtcModel:
         raise UserError(f"{path}: {len(tokens)} tokens for a head of {classes} classes")
     delimiter = PIECE if any(token.startswith(PIECE) for token in tokens) else " "
     units = Vocabulary(tokens, 0, delimiter, frozenset())
-    params, stats = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, stats))
+    params, stats = to_float32((params, stats))
     return CtcModel(encoder, params, stats, units, config.data.sample_rate, context)

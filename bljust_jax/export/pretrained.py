@@ -167,7 +167,8 @@ def _read(
     return Source(folder, blank, params, stats)
 
 
-def _float32(tree: Any) -> Any:
+def to_float32(tree: Any) -> Any:
+    """A tree of arrays as float32 arrays of jax."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
@@ -206,7 +207,7 @@ def read_ctc_model(path: pathlib.Path) -> CtcModel:
     if len(vocabulary.tokens) < classes:
         raise UserError(f"{path}: {len(vocabulary.tokens)} tokens for a head of {classes} classes")
     vocabulary = vocabulary._replace(tokens=vocabulary.tokens[:classes])
-    params, stats = _float32((source.params, source.stats))
+    params, stats = to_float32((source.params, source.stats))
     encoder = encoders.load(name)(config)
     return CtcModel(encoder, params, stats, vocabulary, config.data.sample_rate)
 

@@ -1,5 +1,7 @@
 """The first lines of a report: is the run learning, does its method help, and what to do next."""
 
+import functools
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,8 +24,16 @@ class Course(NamedTuple):
     @property
     def best(self) -> tuple[int, float]:
         """(step, value): the first of the best."""
-        sign = -1 if self.measure in ("bleu", "chrf") else 1
-        return min(self.points, key=lambda point: (sign * point[1], point[0]))
+        return min(self.points, key=lambda point: (self.error(point[1]), point[0]))
+
+    @property
+    def is_error(self) -> bool:
+        """Whether lower values are better."""
+        return self.measure not in ("bleu", "chrf")
+
+    def error(self, value: float) -> float:
+        """A number that is lower for a better value."""
+        return value if self.is_error else -value
 
     def describe(self, value: float) -> str:
         return f"{MEASURES[self.measure].name} {rate(self.measure, value)}"
@@ -52,7 +62,7 @@ def is_learning(run: RunFiles) -> str:
     start = last - RECENT * (last - first)
     earlier = [value for at, value in found.points if at <= start]
     if earlier:
-        gained = (earlier[-1] - now) * (-1 if found.measure in ("bleu", "chrf") else 1)
+        gained = found.error(earlier[-1]) - found.error(now)
         points = f"{MEASURES[found.measure].scale * abs(gained):.2f} points"
         trend = f"{'better' if gained > 0 else 'worse'} by {points}" if gained else "no change"
         parts.append(f"Over the last quarter: {trend}.")
@@ -77,23 +87,22 @@ def what_next(run: RunFiles) -> str:
     if found is None:
         return ""
     (last, now), (step, best) = found.points[-1], found.best
-    error = found.measure not in ("bleu", "chrf")
     blanks = run.last("dev/blank_share") or 0.0
     if not run.final:
         return "The run is not finished."
-    if error and best >= POOR and blanks > BLANK:
+    if found.is_error and best >= POOR and blanks > BLANK:
         return (
             "Nearly all frames are blank: see docs/troubleshooting.md, and reach an error of 0 with"
             " the variant `overfit` of this config first."
         )
-    if error and best == 0:
+    if found.is_error and best == 0:
         return "Dev has no errors left: it cannot tell better parameters from these."
     if step >= last - RECENT * (last - found.points[0][0]):
         return (
             f"The best score is of step {step} of {last}: it may fall further, so train longer"
             " (config.phases), or add audio."
         )
-    if now > best if error else now < best:
+    if found.error(now) > found.error(best):
         return (
             f"Dev has not improved since step {step} of {last}: end earlier"
             " (config.stop.patience), augment more (config.data.speed, config.specaugment), or"
@@ -121,11 +130,15 @@ def answers(run: RunFiles) -> list[str]:
 def differences(names: Sequence[str], runs: Sequence[RunFiles]) -> list[str]:
     """Lines of Markdown: each run against the first on the utterances of dev, by paired bootstrap.
     Only runs of one task have such lines."""
+
+    @functools.cache
+    def own_errors(run: pathlib.Path, unit: str) -> dict[str, tuple[int, int]]:
+        return errors_of(run / "samples" / "dev-best.jsonl", unit)
+
     lines = []
     for name, run in zip(names[1:], runs[1:], strict=True):
         unit = "characters" if run.measure == "cer" else "words"
-        files = [r.folder / "samples" / "dev-best.jsonl" for r in (runs[0], run)]
-        found = difference(*(errors_of(path, unit) for path in files))
+        found = difference(own_errors(runs[0].folder, unit), own_errors(run.folder, unit))
         if found is None:
             continue
         points = [100 * x for x in (found.value, found.low, found.high)]

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bljust_jax.common.files import read_json_lines
-from bljust_jax.reporting.utterances import COUNTED
+from bljust_jax.reporting.utterances import COUNTED, read_pairs
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -53,11 +52,8 @@ def difference(
 
 def errors_of(samples: pathlib.Path, unit: str) -> dict[str, tuple[int, int]]:
     """{utterance id: (errors, units of the reference)} of a file of samples; unit: words or
-    characters. {} without the file or if it is damaged."""
-    try:
-        pairs = read_json_lines(samples)
-    except (OSError, ValueError):
-        return {}
+    characters. {} without the file, as of a run that is not finished."""
+    pairs = read_pairs(samples) if samples.is_file() else []
     return {
         p["id"]: (COUNTED[unit](p["reference"], p["hypothesis"]), _size(p["reference"], unit))
         for p in pairs

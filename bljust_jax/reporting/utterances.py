@@ -54,16 +54,21 @@ def typical(
     return usable[best]["id"]
 
 
+def read_pairs(samples: pathlib.Path) -> list[dict[str, str]]:
+    """The pairs of a file of samples; none, with a warning, of a damaged one."""
+    try:
+        return read_json_lines(samples)
+    except ValueError as error:
+        logging.warning("%s is damaged (%s); its utterances are not shown", samples, error)
+        return []
+
+
 def worst(
     samples: pathlib.Path, most: int, unit: str = "words"
 ) -> list[tuple[int, dict[str, str]]]:
     """(errors, pair) of the `most` pairs with the most errors, at least one, of a file of samples;
     `unit`: words or characters."""
-    try:
-        pairs = read_json_lines(samples)
-    except ValueError as error:
-        logging.warning("%s is damaged (%s); its utterances are not shown", samples, error)
-        pairs = []
+    pairs = read_pairs(samples)
     counted = [(COUNTED[unit](p["reference"], p["hypothesis"]), p) for p in pairs]
     counted = [(n, p) for n, p in counted if n]
     return sorted(counted, key=lambda c: (-c[0], c[1]["id"]))[:most]
