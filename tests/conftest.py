@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import pathlib
+import signal
 import sys
 
 from tests.helpers import environment
@@ -96,6 +97,17 @@ def speech():
 def cases():
     """The folder of small inputs that failed once."""
     return shared_folder("cases")
+
+
+@pytest.fixture
+def default_signals():
+    """Signals that do until the test ends what they do in a terminal: tests started by nohup ignore
+    SIGHUP, and those started in the background SIGINT."""
+    defaults = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
