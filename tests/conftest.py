@@ -26,14 +26,24 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import synthetic
-from tests.helpers import ir_context, order
+from tests.helpers import daily, ir_context, order
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# do not look up the source line of each operation: 7 % of the CPU time of tests of models
+jax.config.update("jax_traceback_in_locations_limit", 0)
 ir_context.share()
 
 MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem():
+    """Of a test marked `daily`, the cases not chosen are slow (`tests.helpers.daily`)."""
+    made = yield
+    daily.mark_the_others(made if isinstance(made, list) else ())
+    return made
 
 
 def pytest_collection_modifyitems(items):

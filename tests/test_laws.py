@@ -13,7 +13,7 @@ from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.bilevel.rng import stream_key
 from bljust_jax.bilevel.types import Extras
 from bljust_jax.models import encoders
-from tests.helpers.laws import CASES, bind_objective, lengthen, mean_loss
+from tests.helpers.laws import CASES, DAILY, bind_objective, lengthen, mean_loss
 from tests.helpers.systems import (
     CONFIGS,
     FACTS,
@@ -28,7 +28,7 @@ from tests.helpers.systems import (
 )
 
 # systems whose joint phase takes a gradient an objective
-BILEVEL = ("bljust", pytest.param("wav2vec2_just", marks=pytest.mark.slow))
+BILEVEL = ("bljust", "wav2vec2_just")
 
 
 def test_every_file_is_in_a_system():
@@ -45,6 +45,7 @@ def test_every_file_is_in_a_system():
     assert {c.get("ssl", "birq") for c in used} | own == modules[objectives]
 
 
+@DAILY
 @pytest.mark.parametrize(("recipe", "objective"), CASES)
 class TestObjective:
     def test_gradient_is_finite_and_zero_on_heads_of_others(self, recipe, objective):
@@ -79,6 +80,7 @@ class TestObjective:
         # shape
         np.testing.assert_allclose(other, one, rtol=1e-4)
 
+    @pytest.mark.daily("bljust-cpc", "wav2vec2_just-wav2vec2")
     def test_finite_in_bfloat16(self, recipe, objective):
         bound = bind_objective(recipe, objective, dtype="bfloat16")
         found = bound.lower(bound.params, make_batch())
@@ -95,6 +97,7 @@ class TestObjective:
         assert min(losses[-3:]) < losses[0]
 
 
+@pytest.mark.daily("bljust")
 @pytest.mark.parametrize("recipe", BILEVEL)
 def test_penalty_zero_is_supervised_training(recipe):
     """Law 3: in one compiled joint step another lower batch changes no bit of what the upper level
@@ -115,6 +118,7 @@ def test_penalty_zero_is_supervised_training(recipe):
         assert norm(apart) <= 1e-6 * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", BILEVEL)
 def test_fused_gradients_are_the_separate_ones(recipe):
     """The same sum in another order of float32 additions."""
@@ -123,6 +127,7 @@ def test_fused_gradients_are_the_separate_ones(recipe):
     assert_close_leaf_by_leaf(separate, fused, 2e-5)
 
 
+@pytest.mark.daily("bljust")
 @pytest.mark.parametrize("recipe", BILEVEL)
 def test_direction_of_the_whole_recipe_against_finite_differences(recipe):
     """Law 4 on the real model: along the gradient of f + 0.5 g, and along that of g alone, the

@@ -1,6 +1,7 @@
 """The parts of a step whose compile time is measured: which they are, and what is timed."""
 
 import jax
+import pytest
 
 from bljust_jax import bench
 from bljust_jax.benchmarks import compile as subject
@@ -30,6 +31,7 @@ def made(name="bljust"):
         return system, {part: make() for part, make in makers.items()}
 
 
+@pytest.mark.slow
 def test_each_part_has_the_shapes_of_the_step():
     """Gradients of the whole encoder; gradients and optimizer together are the step."""
     system, parts = made()
@@ -55,6 +57,7 @@ def _flat(part):
     return part.jitted, *part.args
 
 
+@pytest.mark.slow
 def test_a_part_per_loss_that_takes_encoded_audio():
     """M2ASR: recognition and CPC; a decoder's loss encodes its audio itself."""
     _, parts = made("m2asr")
@@ -81,6 +84,7 @@ def test_trace_lowering_and_compiling_are_timed_apart():
     assert cost == (1.0, 10.0, 100.0)
 
 
+@pytest.mark.slow
 def test_the_mean_of_rounds(monkeypatch):
     """The first program, which starts the compiler, is not counted."""
     system, _ = made()

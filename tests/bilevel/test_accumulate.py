@@ -20,7 +20,6 @@ from tests.helpers.systems import (
 
 # Its batch norm has the moments of a part, as everywhere.
 OF_ONE_BATCH = {"parakeet"}
-DAILY = ("bljust",)
 
 
 @functools.cache
@@ -56,14 +55,9 @@ def assert_same(name, parts, **options):
     assert less < 0.8 * memory
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=() if n in DAILY else pytest.mark.slow)
-        for n in CONFIGS
-        if n not in OF_ONE_BATCH
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.daily("bljust")
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in OF_ONE_BATCH])
 def test_two_parts_give_the_step_of_the_whole(name):
     assert_same(name, 2)
 

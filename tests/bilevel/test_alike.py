@@ -37,6 +37,7 @@ def close(one, other, atol=2e-6):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=atol), one, other)
 
 
+@pytest.mark.daily("mgda-1", "modo-2", "two of a level-1", "weighed-2")
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_the_loop_takes_the_same_step(case, accumulate):
@@ -84,6 +85,7 @@ def test_a_gradient_of_weight_zero_is_not_seen():
     jax.tree.map(np.testing.assert_array_equal, got.params["encoder"], want.params["encoder"])
 
 
+@pytest.mark.slow
 def test_recognition_and_translation_in_loops(monkeypatch):
     """M2ASR with two tasks of each kind, with dropout, augmentation and MoDo's halves: what SGD
     subtracts from the parameters, and each metric."""

@@ -126,6 +126,7 @@ def test_modo_s_estimate_is_unbiased():
     assert (abs(got - biased) > 10 * error).any()
 
 
+@pytest.mark.daily("0.0-none", "100.0-norm")
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("reward", [0.0, 100.0])
 def test_modo_s_weights_move_and_stay_on_the_simplex(normalise, reward):
@@ -192,6 +193,7 @@ def test_fixed_weights_inside_a_level():
         np.testing.assert_allclose(100 * head, batch[A]["rows"][:, 0].mean(), atol=1e-5)
 
 
+@pytest.mark.daily("separate-plain", "fused-penalised")
 @pytest.mark.parametrize("head_scale", ["plain", "penalised"])
 @pytest.mark.parametrize("gradients", ["separate", "fused"])
 def test_a_head_of_some_objectives_takes_their_levels_weights(gradients, head_scale):
@@ -342,6 +344,7 @@ def test_the_weights_are_in_the_checkpoint(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored.state, state)
 
 
+@pytest.mark.daily("modo")
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_mesh_the_same_step(method):
     """Rows over eight devices, parameters split over two of them, weights on each."""

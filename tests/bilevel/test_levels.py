@@ -229,6 +229,7 @@ def used(level):
     return np.concatenate([blocks, front[:, None]], axis=1)
 
 
+@pytest.mark.daily("2-None-none", "4-0.0-norm")
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("threshold", [None, 0.0])
 @pytest.mark.parametrize("n", [2, 4])
@@ -287,6 +288,7 @@ def test_without_a_layer_in_conflict_all_are_used():
     assert used(jax.tree.map(lambda x: x[None], state.levels["a+b"])).all()
 
 
+@pytest.mark.daily("2-none-mgda", "3-norm-modo", "2-norm-mgda")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("n", [2, 3])

@@ -45,6 +45,7 @@ def constant(*rows, steps=400):
     return np.broadcast_to(g[None, :, None], (steps, len(rows), 2, g.shape[1]))
 
 
+@pytest.mark.daily("0.05-0.1", "1.9-5000.0")
 @pytest.mark.parametrize(("rate", "rho"), [(0.05, 0.1), (1.9, 0.1), (0.3, 50.0), (1.9, 5000.0)])
 def test_fixed_point_of_two_orthogonal_objectives(rate, rho):
     """(K + rho) lam has equal entries: lam_1 = (K_22 + rho) / (K_11 + K_22 + 2 rho), with norms

@@ -138,6 +138,7 @@ def logged(means):
     return [{k: s / w for k, (s, w) in found.items() if w} for found in means]
 
 
+@pytest.mark.daily("separate-plain", "fused-penalised")
 @pytest.mark.parametrize("head_scale", ["plain", "penalised"])
 @pytest.mark.parametrize("gradients", ["separate", "fused"])
 def test_a_run_by_one_program_is_that_by_one_program_per_phase(gradients, head_scale):
@@ -231,9 +232,8 @@ def test_the_levels_of_a_shared_program_are_sets_of_losses_that_stay_together():
     assert PhaseTable(base, (third,)).levels == third.levels
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "bljust" else pytest.mark.slow) for n in CONFIGS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_system_trains_alike_by_shared_programs(name):
     """Two steps of each phase: parameters within the rounding of two programs, the same metrics,
     draws and idle groups."""

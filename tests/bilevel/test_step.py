@@ -88,6 +88,7 @@ def test_joint_metrics():
     assert mean["train/skipped"] == 0.0
 
 
+@pytest.mark.daily("joint-0.5-0.3-*", "explore-0.5-0-plain")
 @pytest.mark.parametrize("head_scale", ["plain", "penalised"])
 @pytest.mark.parametrize(
     ("name", "top", "gamma"), [("joint", 1, 0), ("joint", 0.5, 0.3), ("explore", 0.5, 0)]

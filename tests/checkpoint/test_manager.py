@@ -148,6 +148,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.daily("truncate", "change_the_sums", "delete_a_folder")
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 def test_a_damaged_step_is_named_and_the_one_before_it_taken(damage, tmp_path, caplog):
     """F5. The damaged one is moved, so that its step can be saved again."""
@@ -261,6 +262,7 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
     assert steps(tmp_path) == ["1"]
 
 
+@pytest.mark.daily("before2-*")
 @pytest.mark.parametrize(
     ("before", "after"), [((1, 1), (1, 8)), ((1, 8), (1, 1)), ((8, 1), (2, 4))]
 )

@@ -70,6 +70,7 @@ def test_it_is_evaluated_as_it_was(old):
     assert heard == {"ab": "ab", "bb": "", "cb": "cb", "db": "db"}
 
 
+@pytest.mark.slow
 def test_it_is_trained_to_its_end_as_it_was(old):
     """The config is made from this code's defaults: a field that is new, gone or of another value
     is a refusal, and each of them a user's. Two steps of another machine's float32."""

@@ -51,6 +51,16 @@ def share_of_last_phase(recipe):
     return 1 - recipe.ema_decay_in(last) ** n
 
 
+@pytest.mark.daily(
+    "librispeech-",
+    "librispeech-script",
+    "tedlium-",
+    "wav2vec2_just-",
+    "manifest-digits",
+    "quickstart-",
+    "birq-",
+    "m2asr-",
+)
 @EACH
 def test_every_method_is_fair_and_trains_what_it_names(module, variant):
     """Equal FLOPs on two mixes of batch shapes; averaged parameters are those of the last phase; no
@@ -73,6 +83,15 @@ def test_every_method_is_fair_and_trains_what_it_names(module, variant):
 CONSTANT = {("librispeech", "script"), ("librispeech", "lstm_paper")}
 
 
+@pytest.mark.daily(
+    "librispeech-",
+    "tedlium-",
+    "wav2vec2_just-",
+    "manifest-digits",
+    "quickstart-",
+    "birq-",
+    "m2asr-",
+)
 @EACH
 def test_methods_have_rates_of_their_own_that_are_fair(module, variant):
     """A pre-trained encoder meets CTC at one peak in every method, and every method ends at a
@@ -92,6 +111,7 @@ def test_methods_have_rates_of_their_own_that_are_fair(module, variant):
         assert rates[-1] <= 0.051 * max(rates), method
 
 
+@pytest.mark.daily("bljust", "alternating")
 @pytest.mark.parametrize("method", METHODS["bljust"])
 def test_what_a_run_counts_is_what_the_table_was_cut_by(method, tmp_path):
     """On the batch shapes of a corpus: the sum over all steps, in `flops.count`."""

@@ -46,6 +46,7 @@ def test_streams_and_shapes_follow_the_segments(folder):
             assert labels.dtype == np.int32
 
 
+@pytest.mark.daily("0", "4")
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_resumed_batches_equal_the_rest_for_any_number_of_threads(folder, threads):
     whole = list(load(folder, num_threads=2).train_batches(SEGMENTS, 0))
@@ -336,6 +337,7 @@ def test_utterances_infeasible_for_ctc_are_counted_before_training(folder):
     assert corpus.infeasible(lambda samples: 4) == []
 
 
+@pytest.mark.slow
 def test_real_arabic_words(speech):
     root = speech / "digits_ar"
     corpus = load(

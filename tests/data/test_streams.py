@@ -146,6 +146,7 @@ def test_a_speaker_of_two_languages_is_two(folder):
     assert all(len({heard[i].lang for i in item.members}) == 1 for item in items)
 
 
+@pytest.mark.daily("3")
 @pytest.mark.parametrize("threads", [0, 3])
 def test_a_batch_is_a_function_of_the_step(folder, threads):
     whole = list(load(folder, num_threads=2).train_batches(SEGMENTS, 0))

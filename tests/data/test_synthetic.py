@@ -221,6 +221,7 @@ def test_no_test_captures_the_log_of_corpus_creation(capsys, name):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_no_test_captures_that_log_with_an_empty_cache(tmp_path):
     """Run the test above with an empty cache, as on a new machine."""
     node = f"{__file__}::{test_no_test_captures_the_log_of_corpus_creation.__name__}"

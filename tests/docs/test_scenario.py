@@ -21,7 +21,7 @@ def trains(words):
 
 
 def parts():
-    """(page, its commands): those that train are slow, and so are pages that build on them."""
+    """(page, its commands), those that train apart, with all of pages that build on them."""
     for page in pages():
         found = commands(page.read_text(encoding="utf-8"))
         training = found if page.stem in TRAINING else [c for c in found if trains(c)]
@@ -29,7 +29,7 @@ def parts():
         if rest:
             yield pytest.param(rest, id=page.stem)
         if training:
-            yield pytest.param(training, id=f"{page.stem}-training", marks=pytest.mark.slow)
+            yield pytest.param(training, id=f"{page.stem}-training")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +50,7 @@ def folder(trained, tmp_path, monkeypatch):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", list(parts()))
 def test_commands_run(found, folder):
     for words in found:
@@ -61,10 +62,20 @@ def test_commands_run(found, folder):
             execute(words, folder, CACHE)
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+
+
+@pytest.mark.slow
+@PAGES
 def test_snippets_run(page, folder):
+    for snippet in blocks(page.read_text(encoding="utf-8"), "python"):
+        exec(compile(snippet, f"{page.name}, python block", "exec"), {"__name__": "snippet"})
+
+
+@PAGES
+def test_snippets_are_python_and_json(page):
     text = page.read_text(encoding="utf-8")
     for snippet in blocks(text, "python"):
-        exec(compile(snippet, f"{page.name}, python block", "exec"), {"__name__": "snippet"})
+        compile(snippet, f"{page.name}, python block", "exec")
     for example in blocks(text, "json"):
         assert json.loads(example)

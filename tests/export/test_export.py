@@ -175,6 +175,7 @@ def test_a_damaged_export_for_pytorch_is_one_line(exported):
         exported_recognizer(out)
 
 
+@pytest.mark.daily("wav2vec2")
 @pytest.mark.parametrize("kind", ["parakeet", "wav2vec2"])
 def test_what_was_written_recognises_as_the_run_does(kind, request):
     check_recognises(request.getfixturevalue(kind))

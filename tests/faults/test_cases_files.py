@@ -243,6 +243,7 @@ def test_an_interrupt_through_a_pipe_exits_130(monkeypatch):
 # Accelerators
 
 
+@pytest.mark.daily("cuda")
 @pytest.mark.parametrize("platform", ["cuda", "gpuu"])
 def test_an_accelerator_that_is_missing_is_one_line(platform):
     code = "import sys; from bljust_jax.common import cli; import jax;"

@@ -54,6 +54,7 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_bad_audio_and_a_full_disk(folder, command, tmp_path):
     workdir = tmp_path / "run"
     code, out, err = run_on_full_disk(folder, workdir, step=8)
@@ -130,6 +131,7 @@ def test_too_much_bad_audio_ends_the_run_and_names_it(folder, command, tmp_path)
     assert "config.data.max_bad_fraction=0 " in err
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_end_the_run_and_name_what_they_heard(folder, command, tmp_path):
     changes = {"method": "supervised", "lr.supervised.peak": 1e30, "max_skipped": 3}
     code, out, err = command(folder, tmp_path / "run", changes=changes)

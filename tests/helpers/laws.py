@@ -22,14 +22,14 @@ def cases():
         for objective in build(name).objectives:
             kind = objective.name.partition("/")[0].replace("asr", "ctc")
             found.setdefault((model, kind, type(objective)), (name, objective.name))
-    nightly = ("lstm", "parakeet")
-    return [
-        pytest.param(*case, marks=pytest.mark.slow if case[0] in nightly else ())
-        for case in found.values()
-    ]
+    return list(found.values())
 
 
 CASES = cases()
+# each objective once, and each encoder that has one of its own
+DAILY = pytest.mark.daily(
+    "bljust-ctc", "bljust-cpc", "wav2vec2_just-wav2vec2", "birq-*", "best_rq-best_rq", "m2asr-st*"
+)
 
 
 class Lowered(NamedTuple):

@@ -11,6 +11,7 @@ import tempfile
 import time
 
 from bljust_jax.monitoring import metrics
+from tests.helpers import fork_server
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -27,16 +28,8 @@ sys.exit(code)
 
 
 def run_command(*flags, code=MAIN, cwd=ROOT):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code, *flags],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    """`python -c code flags` in a forked process: its exit code, stdout, stderr, CPU seconds."""
+    return fork_server.run(code, flags, str(cwd))
 
 
 _PORTS = []  # locks of the ports of this process, held until it ends

@@ -80,6 +80,7 @@ def band(frames, window, causal):
     return (distance <= reach) & (distance >= (0 if causal else -reach))
 
 
+@pytest.mark.daily("0-True", "2-True", "5-False", "6-True")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [0, 2, 5, 6])
 def test_relative_attention_equals_the_loop(window, causal):

@@ -42,6 +42,7 @@ def size(model, pieces):
     return sum(leaf.size for leaf in jax.tree.leaves((params, head)))
 
 
+@pytest.mark.daily("layers0", "layers5")
 @pytest.mark.parametrize("layers", PUBLISHED)
 def test_all_nine_published_parameter_counts(layers):
     model = CnnRnn(n_mels=80, cnn_layers=layers[0], rnn_layers=layers[1])
@@ -96,6 +97,7 @@ def encode(kind, x, lengths, **fields):
     return *outputs, grads
 
 
+@pytest.mark.daily("gru")
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_lengths_and_zeros_in_padded_frames(kind):
     output, lengths, latents, _ = encode(kind, features(), LENGTHS)
@@ -244,6 +246,7 @@ def test_unrolled_time_agrees():
     np.testing.assert_allclose(unrolled, encode("gru", features(), LENGTHS)[0], atol=1e-6)
 
 
+@pytest.mark.daily("gru")
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_close_and_its_gradients_are_finite(kind):
     output, _, _, grads = encode(kind, features(), LENGTHS, dtype="bfloat16")
@@ -256,6 +259,7 @@ def test_bfloat16_is_close_and_its_gradients_are_finite(kind):
         assert np.all(np.isfinite(grad))
 
 
+@pytest.mark.daily("lstm")
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_matches_a_finite_difference_in_float64(kind):
     model = dataclasses.replace(SMALL[kind], dtype="float64", rnn_layers=1)
@@ -265,6 +269,7 @@ def test_gradient_matches_a_finite_difference_in_float64(kind):
         check_slope(lambda moved: model.apply(moved, x, LENGTHS)[0], params)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_acts_in_training_only_and_repeats():
     model, params = dataclasses.replace(SMALL["gru"], dropout=0.5), randomised("gru")
     with pytest.raises(ValueError, match="rng"):
@@ -279,6 +284,7 @@ def test_dropout_needs_a_key_acts_in_training_only_and_repeats():
     assert not np.any(first[1, 9:])
 
 
+@pytest.mark.slow
 def test_initial_scale():
     """Kernels of variance 1 / fan-in, a convolution's fan-in being 9 C."""
     params, _ = jax.jit(CnnRnn(n_mels=80, cnn_layers=1, rnn_layers=1).init)(jax.random.key(0))
@@ -292,6 +298,7 @@ def test_initial_scale():
     assert np.any(forward != recurrent["kernel"])
 
 
+@pytest.mark.daily("lstm")
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops_are_those_the_compiler_counts_in_the_products(kind):
     """XLA adds element-wise work, and counts the body of a loop once: one block, one time step."""
@@ -325,6 +332,7 @@ def test_impossible_fields_are_the_users_error(fields, message):
         dataclasses.replace(SMALL["gru"], **fields)
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_config():
     """`config.encoder = "cnn_rnn"`: int16 audio in, 50 frames a second out."""
     config = defaults.base()

@@ -94,6 +94,7 @@ def nan_padded(x):
     return jnp.asarray(padded)
 
 
+@pytest.mark.daily("causal")
 @pytest.mark.parametrize("context", ["full", "causal"])
 def test_padding_never_matters_nan_included(params, x, context):
     padded = nan_padded(x)
@@ -107,6 +108,7 @@ def test_padding_never_matters_nan_included(params, x, context):
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.daily("4-*")
 @pytest.mark.parametrize(("factor", "lengths"), [(0, [4, 3, 0]), (4, [8, 5, 0])])
 def test_parakeet_subsampling_keeps_the_laws(x, factor, lengths):
     """Frames, zeros and NaN in padding, and how far a causal encoder looks ahead."""
@@ -165,6 +167,7 @@ def test_full_context_sees_the_future(params, x):
     assert np.any(np.abs(changed[0, 0] - out[0, 0]) > 1e-4)
 
 
+@pytest.mark.daily("options0")
 @pytest.mark.parametrize(
     "options", [{"remat": "full"}, {"scan_unroll": 2, "remat": "full"}, {"remat": "dots"}]
 )
@@ -176,6 +179,7 @@ def test_execution_modes_agree(params, x, options):
     assert_trees_close(other_grads, grads, 1e-4)  # float32 sums, fused differently
 
 
+@pytest.mark.slow
 def test_upto_runs_the_first_blocks(params, x):
     short = dataclasses.replace(SMALL, layers=2)
     first = jax.tree.map(lambda leaf: leaf[:2], params["blocks"])
@@ -191,6 +195,7 @@ def test_upto_runs_the_first_blocks(params, x):
     assert all(np.any(g[:2]) for g in jax.tree.leaves(grads["blocks"]))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_its_gradients_are_finite(params, x):
     half = dataclasses.replace(SMALL, dtype="bfloat16")
     (out, *_), _, grads = encode_and_grads(half, params, x, LENGTHS)
@@ -236,6 +241,7 @@ def test_initial_scale_and_determinism():
     np.testing.assert_array_equal(params["blocks"]["norm"]["scale"], 1.0)
 
 
+@pytest.mark.daily("tiny", "L", "tiny_parakeet")
 @pytest.mark.parametrize("size", [*SIZES, "tiny_parakeet"])
 def test_parameters_are_the_golden_ones(size):
     name, _, kind = size.partition("_")
@@ -252,6 +258,7 @@ def test_parameters_are_the_golden_ones(size):
     assert {"total": total, "parameters": table} == golden
 
 
+@pytest.mark.daily("conv2d")
 @pytest.mark.parametrize("subsampling", ["conv2d", "parakeet"])
 def test_flops_are_those_the_compiler_counts_in_the_products(subsampling):
     """XLA adds element-wise work and unused distances: ours is below, by less than a third."""

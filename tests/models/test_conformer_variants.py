@@ -42,6 +42,7 @@ def encode(model, x, **how):
     return run(params, stats, x)
 
 
+@pytest.mark.daily("batch-train", "window-causal")
 @pytest.mark.parametrize("how", [{"train": True}, {"context": "causal"}], ids=["train", "causal"])
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_never_matters_nan_included(name, how):
@@ -63,6 +64,7 @@ def test_training_moves_the_moments_of_the_blocks_that_ran():
         np.testing.assert_array_equal(stats[name][1], before[name][1])
 
 
+@pytest.mark.daily("eval")
 @pytest.mark.parametrize("how", [{}, {"train": True, "context": "causal"}], ids=["eval", "causal"])
 def test_evaluation_and_causal_training_take_stored_moments(how):
     """Moments of the batch would make a causal frame depend on its future."""
@@ -94,6 +96,7 @@ def test_a_window_sees_as_far_as_its_blocks_and_no_further():
     assert np.any(np.abs(changed[0, 4:12] - out[0, 4:12]) > 1e-4)
 
 
+@pytest.mark.slow
 def test_weights_serve_with_and_without_a_window():
     whole = dataclasses.replace(WINDOW, window=0)
     shapes = [jax.eval_shape(m.init, jax.random.key(0))[0] for m in (WINDOW, whole)]

@@ -133,6 +133,7 @@ def test_one_block_is_the_formula_in_numpy(params, memory):
     np.testing.assert_allclose(logits[0], expected, atol=1e-5)  # float32 on logits of size 1
 
 
+@pytest.mark.daily("float32-*")
 @pytest.mark.parametrize(
     ("dtype", "atol"), [("float32", 1e-5), ("float64", 1e-12), ("bfloat16", 0.1)]
 )
@@ -169,6 +170,7 @@ def test_texts_of_a_row_take_their_parents_past(params, memory):
             np.testing.assert_allclose(logits[:, w], whole[:, t], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_its_gradients_are_finite(params, memory):
     half = dataclasses.replace(SMALL, dtype="bfloat16")
     logits = jax.jit(half.apply)(params, memory, MEMORY_LENGTHS, TOKENS, LENGTHS)
@@ -190,6 +192,7 @@ def test_gradient_matches_a_finite_difference_in_float64(params, memory):
         check_slope(lambda moved: model.apply(moved, *inputs), params)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, memory):
     model = dataclasses.replace(SMALL, dropout=0.5)
     inputs = params, memory, MEMORY_LENGTHS, TOKENS, LENGTHS
@@ -203,6 +206,7 @@ def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, memory):
     assert np.any(run(jax.random.key(2)) != first)
 
 
+@pytest.mark.slow
 def test_initial_scale_and_size():
     """Logits of variance about 1: the first loss is near ln K + 1/2, whatever the width."""
     model = Decoder(dim=64, layers=3, heads=4, vocab_size=200, memory_dim=32, ff_mult=2)

@@ -36,6 +36,7 @@ def leaves(name):
     return {trees.path_name(path): np.asarray(leaf) for path, leaf in found}
 
 
+@pytest.mark.daily("conformer", "lstm")
 @pytest.mark.parametrize("name", MODELS)
 def test_kernels_are_normal_with_variance_one_over_fan_in(name):
     """Mean and deviation within five standard errors; 2 / fan-in before the GELU of wav2vec 2.0's

@@ -79,6 +79,7 @@ def test_depthwise_convolution_equals_lax_conv(frames, bands):
         np.testing.assert_allclose(grad, other, atol=2e-5)
 
 
+@pytest.mark.daily("4-False", "8-True")
 @pytest.mark.parametrize(("factor", "separable"), KINDS)
 def test_lengths_are_divided_and_rounded_up(factor, separable):
     model = Subsampling(2, 4, factor, separable)
@@ -92,6 +93,7 @@ def test_lengths_are_divided_and_rounded_up(factor, separable):
         assert not np.any(row[n:])
 
 
+@pytest.mark.daily("8-True")
 @pytest.mark.parametrize(("factor", "separable"), KINDS)
 def test_receptive_field_is_exactly_as_stated(factor, separable):
     model, frames = Subsampling(6, 8, factor, separable), 6 * factor + 1
@@ -108,6 +110,7 @@ def test_receptive_field_is_exactly_as_stated(factor, separable):
     assert reached[stride * 3 + right, 3]
 
 
+@pytest.mark.daily("4-False", "8-True")
 @pytest.mark.parametrize(("factor", "separable"), KINDS)
 def test_padding_holds_nothing_back(factor, separable):
     model = Subsampling(3, 8, factor, separable)

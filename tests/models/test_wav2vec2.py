@@ -96,6 +96,7 @@ def assert_trees_close(a, b, rtol):
     jax.tree.map(check, a, b)
 
 
+@pytest.mark.daily("base")
 @pytest.mark.parametrize("kind", MODELS)
 def test_shapes_lengths_and_zeros_in_padded_frames(kind):
     out, lengths, hidden, stats = encoded(kind)
@@ -111,6 +112,7 @@ def test_shapes_lengths_and_zeros_in_padded_frames(kind):
             assert not np.any(row[n:])
 
 
+@pytest.mark.daily("large")
 @pytest.mark.parametrize("kind", MODELS)
 def test_padding_never_matters_nan_included(kind):
     padded = jnp.full((3, 900), jnp.nan)
@@ -159,6 +161,7 @@ def test_masks_replace_frames_and_channels_before_the_transformer():
     np.testing.assert_array_equal(run(audio(), silent, other)[0], run(audio(), silent)[0])
 
 
+@pytest.mark.slow
 def test_recomputed_and_unrolled_blocks_agree():
     model = dataclasses.replace(BASE, scan_unroll=2, remat="full")
     grads, results = differentiated(model)(parameters("base"), audio())
@@ -166,6 +169,7 @@ def test_recomputed_and_unrolled_blocks_agree():
     assert_trees_close(grads, gradients("base"), 1e-4)  # float32 sums, fused differently
 
 
+@pytest.mark.slow
 def test_upto_runs_the_first_blocks_and_leaves_out_the_last_norm_of_a_stable_encoder():
     params = parameters("large")
     grads, results = differentiated(LARGE, depth=1)(params, audio())
@@ -295,6 +299,7 @@ def test_initial_scales_and_determinism():
 
 
 # `sum(p.numel() for p in model.parameters())` of transformers' Wav2Vec2Model.
+@pytest.mark.daily("base-*")
 @pytest.mark.parametrize(("size", "total"), [("base", 94371712), ("large", 315438720)])
 def test_published_sizes_have_as_many_parameters_as_theirs(size, total):
     shapes = Wav2Vec2(**SIZES[size]).shapes()
@@ -309,6 +314,7 @@ def test_a_frame_is_400_samples_and_the_next_begins_320_later():
     np.testing.assert_array_equal(counts, [0, 2])
 
 
+@pytest.mark.slow
 def test_flops_are_those_the_compiler_counts_in_the_products():
     """XLA adds element-wise work and Fourier transforms: ours is below, by less than a third."""
     wide = {"dim": 64, "ff_dim": 256, "conv_dim": (64,) * 3, "pos_groups": 32}

@@ -129,6 +129,7 @@ WAYS = {
 }
 
 
+@pytest.mark.daily("one encoder", "label entropy")
 @pytest.mark.parametrize("way", WAYS)
 def test_gradient_of_the_enhanced_loss_against_finite_differences(way):
     """Noise is fixed by the key; the error of central differences at 1e-6 in float64 is far under
@@ -206,6 +207,7 @@ def test_without_the_enhanced_loss_it_is_best_rq():
         np.testing.assert_allclose(a, c, rtol=0, atol=1e-6 * np.abs(c).max())
 
 
+@pytest.mark.daily("heads0")
 @pytest.mark.parametrize("heads", [("label_head",), ("enhanced_head", "anchor_head")])
 def test_one_backward_pass_gives_the_weighted_sum(heads):
     """w1 grad F + w2 grad G on the encoder and on a head that both losses read; heads of their own
@@ -353,6 +355,7 @@ def test_labels_that_are_the_same_agree():
     assert float(agreed) == float(count) > 0
 
 
+@pytest.mark.daily("1.0")
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_chunks_give_the_losses_of_all_frames_at_once(beta):
     """Two frames of each row at a time: the same draws, sums in another order in float64."""
@@ -371,6 +374,7 @@ def test_chunks_give_the_losses_of_all_frames_at_once(beta):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_chunk():
     """16 x 512 label frames, 2 codebooks of 8,192 codes: a [B, T, C, V] array has 512 MiB. All
     frames at once hold five of them, chunks of 64 MiB nine of a chunk's size. Compiled, never

@@ -78,6 +78,7 @@ def perturbed(audio, start, stop=None):
     return other
 
 
+@pytest.mark.daily("7")
 @pytest.mark.parametrize("frame", [0, 7, 20])
 def test_causal_context_has_not_seen_its_target(audio, frame):
     """Output t depends on feature frames up to 4t + 3; target t + 2 begins at frame 4t + 5."""
@@ -92,6 +93,7 @@ def test_causal_context_has_not_seen_its_target(audio, frame):
     assert loss != other_loss
 
 
+@pytest.mark.daily("1")
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_chunked_context_has_not_seen_its_target(audio, window):
     """Nor does the target depend on its context: both windows are encoded separately."""

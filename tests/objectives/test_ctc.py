@@ -99,6 +99,7 @@ def test_permuting_a_batch_permutes_the_draws_of_its_utterances(params, batch):
     assert weight == other_weight
 
 
+@pytest.mark.daily("0.3")
 @pytest.mark.parametrize("scale", [0.0, 0.3])
 def test_scale_reaches_the_encoder_and_spares_the_head(params, batch, scale):
     def gradient(scale):

@@ -37,6 +37,7 @@ def direction(config, batch):
     return moved, {k: float(s) / float(w) for k, (s, w) in means.items() if "loss" in k}
 
 
+@pytest.mark.slow
 def test_one_pass_gives_the_direction_of_two():
     """Encoder and heads agree with two objectives of their own on the same batch: the same sum in
     another order of float32 additions."""

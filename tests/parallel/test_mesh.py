@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from bljust_jax import recipes
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.common import trees
@@ -20,6 +21,7 @@ from bljust_jax.parallel.rules import STACKED, spec
 from tests.helpers import toy
 from tests.helpers.systems import (
     CONFIGS,
+    FACTS,
     all_streams,
     assert_close_leaf_by_leaf,
     begin,
@@ -28,15 +30,19 @@ from tests.helpers.systems import (
 )
 
 ROWS = 8
-# These add an encoder or a loss to what the others show of the mesh.
-COSTLY = ("lstm", "wav2vec2_just", "parakeet", "best_rq", "birq", "m2asr", "m2asr_linear")
 
 
 @functools.cache
-def run(name, data=1, fsdp=1, tensor=1):
+def run(name, phase, data=1, fsdp=1, tensor=1):
     """(what a step of SGD of rate 1 took from the parameters, mean losses, the state before it, the
-    compiled program) of the first phase of several levels."""
-    recipe, phase = joint_phase(undisturbed(name))
+    compiled program). phase: its name; "joint" is the first of several levels."""
+    config = undisturbed(name)
+    if phase == "joint":
+        recipe, phase = joint_phase(config)
+    else:
+        recipe = recipes.load(config.recipe)(config, FACTS)
+        phase = next(p for p in recipe.phases if p.name == phase)
+        recipe = dataclasses.replace(recipe, phases=(phase,))
     optimizer = toy.sgd(recipe.combiner, 1.0)
     mesh = make_mesh(data, fsdp, tensor)
     state = begin(recipe, optimizer)
@@ -80,13 +86,14 @@ def gatherable(state, tensor):
     return found
 
 
+@pytest.mark.daily("bljust-finetune")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in COSTLY else ()) for n in CONFIGS]
+    ("name", "phase"), [("bljust", "finetune"), *((name, "joint") for name in CONFIGS)]
 )
-def test_two_by_two_by_two_devices_give_the_step_of_one(name):
+def test_two_by_two_by_two_devices_give_the_step_of_one(name, phase):
     """config.mesh = {data: 2, fsdp: 2, tensor: 2}."""
-    moved, losses, *_ = run(name)
-    others, same, state, program = run(name, 2, 2, 2)
+    moved, losses, *_ = run(name, phase)
+    others, same, state, program = run(name, phase, 2, 2, 2)
     for loss in losses:
         assert same[loss] == pytest.approx(losses[loss], rel=1e-5)
     assert_close_leaf_by_leaf(moved, others, 1e-5)

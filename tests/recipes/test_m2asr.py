@@ -126,6 +126,7 @@ def test_dynamic_weights_are_equal_at_the_start_of_the_supervised_phase():
     )
 
 
+@pytest.mark.slow
 def test_a_linear_head_translates_by_ctc():
     """Linear + softmax on the encoder's output: recognition's objective, measured by BLEU."""
     config = small("vc")
@@ -184,6 +185,7 @@ def test_modo_weighs_one_level_and_the_penalties_the_others():
     assert "moo/weight/cpc" not in means
 
 
+@pytest.mark.slow
 def test_mgda_worsens_no_loss_and_leaves_heads_their_own_gradient():
     change, means, after = moved("vs", method="mgda", normalise="none")
     level = (*ASR, *ST, *SSL)
@@ -199,6 +201,7 @@ def test_mgda_worsens_no_loss_and_leaves_heads_their_own_gradient():
     assert float(trees.norm(apart)) > 0.1 * float(trees.norm(change["encoder"]))
 
 
+@pytest.mark.slow
 def test_all_weight_on_one_loss_is_training_it_alone():
     chosen = {name: float(name == "asr/ar") for name in (*ASR, *ST, *SSL)}
     vector, _, _ = moved("vs", (("combine", ("sum",)), ("inner", Weights(chosen))))
@@ -207,6 +210,7 @@ def test_all_weight_on_one_loss_is_training_it_alone():
     assert_same(alone["asr_ar_head"], vector["asr_ar_head"])
 
 
+@pytest.mark.slow
 def test_one_loss_a_level_is_bl_just():
     """VM-MSP of two levels of one loss each, in the same program: the penalised sum of BL-JUST."""
     levels = (("levels", (("asr/ar",), SSL)), ("weights", half))
@@ -259,6 +263,7 @@ def test_batches_that_modo_cannot_halve_are_refused():
     build(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["all", "conflicting"])
 def test_a_frozen_part_has_no_part_in_the_weights(layers):
     config = small("vc", layers=layers)

@@ -47,6 +47,7 @@ judge(tests="test_sign.py::test_sign", old="SIGN = 2")
 """
 
 
+@pytest.mark.slow
 def test_a_mutation_is_judged_by_its_tests_and_taken_back(tmp_path):
     (tmp_path / "bljust_jax").mkdir()
     code = tmp_path / "bljust_jax" / "sign.py"

@@ -217,6 +217,7 @@ def test_layers_over_steps_have_the_first_layer_below_and_lie_on_the_phases(phas
         np.testing.assert_allclose(pixels[-y, x], expected, atol=2)  # not hidden by the phase
 
 
+@pytest.mark.daily("2-4-True", "5-60-False")
 @pytest.mark.parametrize(
     ("objectives_", "layers", "written"),
     [(2, 4, True), (3, 24, True), (9, 17, True), (5, 60, False)],

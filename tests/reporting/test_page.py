@@ -245,6 +245,7 @@ def test_columns_of_wide_and_combining_characters():
     assert lines == ["| a   | b   |", "|-----|-----|", "| 中  | 1   |", "| x/y | 2.5 |"]
 
 
+@pytest.mark.slow
 def test_made_again_it_is_the_same(run):
     reporting.write(run)
     files = [run / "report.md", *(run / "plots").iterdir()]

@@ -302,6 +302,7 @@ def test_a_run_of_one_task_takes_no_name(single):
 # Training
 
 
+@pytest.mark.slow
 def test_a_run_of_two_tasks_trains_is_scored_and_goes_on(tmp_path, capsys):
     config = make_config(tmp_path)
     del config.data.streams["asr/ar"]

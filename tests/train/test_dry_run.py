@@ -42,6 +42,16 @@ def name_of(module, variant, method):
     return "-".join((shipped.label(module), *parts))
 
 
+@pytest.mark.daily(
+    "librispeech",
+    "tedlium",
+    "birq",
+    "m2asr",
+    "quickstart",
+    "wav2vec2_just",
+    "manifest-digits",
+    "m2asr-vs",
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: name_of(*case))
 def test_golden(case):
     found = "\n".join(dry_run.describe(shipped.config(*case))) + "\n"
@@ -63,17 +73,14 @@ def test_the_command_prints_it_without_data_and_compiles_nothing():
     )
     dry_run.describe(shipped.config(manifest, "digits", "ptft"))
     assert not [name for name in compiled if "backend_compile" in name]
-    before = os.times()
     flags = ("--config=configs/librispeech.py:script", "--dry_run", "--device=v5e")
     done = run_command(
         *flags, code="import sys; from bljust_jax import main; sys.exit(main.main())"
     )
-    after = os.times()
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Dry run: bljust, method bljust, encoder conformer, seed 0\n")
     assert "TPU v5e" in done.stdout
-    spent = after.children_user + after.children_system
-    assert spent - before.children_user - before.children_system < 15, "seconds of the processor"
+    assert done.seconds < 15, "seconds of the processor"
 
 
 def test_an_unknown_device_and_a_penalty_of_0_are_one_line():

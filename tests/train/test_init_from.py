@@ -121,6 +121,7 @@ def is_initialised(state, config, part, units=None):
     return True
 
 
+@pytest.mark.daily("plain-*", "lstm-*", "wav2vec2-flags6")
 @pytest.mark.parametrize(("change", "flags"), EXPORTS)
 def test_an_export_gives_back_encoder_head_and_statistics(change, flags, tmp_path):
     config = runs.make_config(change)
@@ -147,6 +148,7 @@ def test_an_export_gives_back_encoder_head_and_statistics(change, flags, tmp_pat
     assert f"init_from: not taken: {head}" in lines
 
 
+@pytest.mark.daily("lstm")
 @pytest.mark.parametrize("change", [causal_batch_norm, runs.parakeet, runs.wav2vec2, lstm])
 def test_a_run_gives_its_best_weights_or_the_averaged_ones_of_a_step(change, tmp_path):
     config = runs.make_config(change)
@@ -174,6 +176,7 @@ def weights_step(given):
     return int(str(given).rpartition("@")[2])
 
 
+@pytest.mark.slow
 def test_codebooks_come_with_the_head_that_predicts_them(tmp_path):
     config, units = birq.get_config("smoke"), ONE
     _, states = save_run(tmp_path, config, units)
@@ -208,6 +211,7 @@ def test_a_run_of_several_tasks_gives_its_heads_by_name(tmp_path):
         start(tmp_path, config, ("encoder", *heads), other)
 
 
+@pytest.mark.daily("st/ar-en")
 @pytest.mark.parametrize("task", ["asr/en", "st/ar-en"])
 def test_the_export_of_a_task_gives_its_head_back_under_its_name(task, tmp_path):
     """To the run of several tasks that it is of, with the same units, and to a run of one; a
@@ -274,6 +278,7 @@ def test_another_encoder_is_named(tmp_path):
         start(tmp_path, runs.make_config(lstm))
 
 
+@pytest.mark.slow
 def test_damage_is_named(tmp_path):
     """A changed bit of a checkpoint, a run without one, a torch folder that was cut short."""
     config, units = runs.make_config(runs.plain), ONE

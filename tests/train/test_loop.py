@@ -90,17 +90,58 @@ def run(monkeypatch):
     return run
 
 
-def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path, default_signals, capsys):
+@pytest.fixture
+def check_sync(monkeypatch):
+    """check_sync(run, workdir): a run of 24 steps, where no checkpoint outlives the rows before it:
+    where the machine dies, a bucket has what was synced alone."""
+
+    def check(run, workdir):
+        synced, at_saves = [], []
+        save, fsync = Checkpoints.save, os.fsync
+
+        def noted(file):
+            if pathlib.Path(f"/proc/self/fd/{file}").readlink() == workdir / "metrics.jsonl":
+                synced.append(os.fstat(file).st_size)
+            fsync(file)
+
+        def noting(self, step, *args):
+            at_saves.append((synced[-1], (workdir / "metrics.jsonl").stat().st_size))
+            save(self, step, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", noted)
+            patch.setattr(Checkpoints, "save", noting)
+            final = run(workdir)
+        assert len(at_saves) == 11, "every third step, and the ends of phases at 8 and 16"
+        assert all(on_disk == written for on_disk, written in at_saves)
+        return final
+
+    return check
+
+
+@pytest.mark.daily("few")
+@pytest.mark.parametrize(
+    ("kills", "stops"),
+    [
+        # with a row not written; one lost; where a checkpoint is due too
+        # at the end of a window; where a checkpoint is due
+        pytest.param((4, 11, 12), (14, 15), id="many"),
+        pytest.param((11,), (15,), id="few"),
+    ],
+)
+def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(
+    run, tmp_path, default_signals, capsys, check_sync, kills, stops
+):
     """Around the ends of log windows, which are written a step late, and saves that meet them."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    final = run(whole)
+    final = check_sync(run, whole)
     ages = {r["step"]: r["age"] for r in rows_without_perf(whole) if "age" in r}
     assert list(ages) == [*range(2, 25, 2)]
     assert (ages[8], ages[10], ages[18]) == (6.5, 0.5, 8.5), "the joint phase starts afresh"
-    for kill in (4, 11, 12):  # with a row not written; one lost; where a checkpoint is due too
+    for kill in kills:
         with pytest.raises(Killed):
             run(broken, kill=kill)
-    for stop in (14, 15):  # at the end of a window; where a checkpoint is due
+    for stop in stops:
         assert run(broken, stop=stop) is None
         assert all(r["step"] <= stop for r in rows_without_perf(broken))
     with pytest.raises(KeyboardInterrupt):  # where nothing is saved otherwise
@@ -117,6 +158,7 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(run, tmp_path, defau
     assert shares["perf/share/lost"] > 0, "from the row of step 10 back to the save of step 9"
 
 
+@pytest.mark.daily("20")
 @pytest.mark.parametrize("kill", [None, 20])
 def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
     run, tmp_path, monkeypatch, kill
@@ -171,27 +213,7 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
     assert all((np.asarray(x) == 16).all() for x in jax.tree.leaves(best))
 
 
-def test_no_checkpoint_outlives_the_rows_before_it(run, tmp_path, monkeypatch):
-    """Where the machine dies, a bucket has what was synced alone."""
-    synced, at_saves = [], []
-    save, fsync = Checkpoints.save, os.fsync
-
-    def noted(file):
-        if pathlib.Path(f"/proc/self/fd/{file}").readlink() == tmp_path / "metrics.jsonl":
-            synced.append(os.fstat(file).st_size)
-        fsync(file)
-
-    def noting(self, step, *args):
-        at_saves.append((synced[-1], (tmp_path / "metrics.jsonl").stat().st_size))
-        save(self, step, *args)
-
-    monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(Checkpoints, "save", noting)
-    run(tmp_path)
-    assert len(at_saves) == 11, "every third step, and the ends of phases at 8 and 16"
-    assert all(on_disk == written for on_disk, written in at_saves)
-
-
+@pytest.mark.daily("perfect")
 @pytest.mark.parametrize(
     ("stop", "errors", "last"),
     [
@@ -231,6 +253,7 @@ def test_training_ends_early_and_stays_ended(run, tmp_path, monkeypatch, stop, e
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_end_of_each_phase_is_kept(run, tmp_path, capsys):
     """Of the last turn of each loss for `alternating`, of each name once."""
     rare = {"keep": 1, "save_every": 100, "eval_every": 100}
@@ -248,6 +271,7 @@ def test_a_checkpoint_of_the_end_of_each_phase_is_kept(run, tmp_path, capsys):
     assert saved_steps(tmp_path / "turns") == {8, 22, 24, 32}
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_checkpoint_of_another_which_may_then_go(run, tmp_path, capsys):
     """The trivial step changes no parameter, so both ends have the parameters of the first run."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -269,6 +293,7 @@ def saved_steps(workdir):
     return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_allowed(
     run, tmp_path, caplog
 ):
@@ -312,6 +337,7 @@ def test_compiles_are_one_per_bucket_and_all_come_early(run, tmp_path, monkeypat
     assert len(others) <= buckets + 1
 
 
+@pytest.mark.slow
 def test_the_bits_of_a_run_do_not_depend_on_the_number_of_compile_threads(run, tmp_path):
     rare = {"save_every": 100}
     finals = {n: run(tmp_path / str(n), changes={**rare, "compile_threads": n}) for n in (1, 4)}

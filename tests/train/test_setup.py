@@ -26,6 +26,7 @@ def lower_step(config, system, phase, batch):
     return jit_train_step(config, system, (phase,)).lower(system.state, batch, seed_of(config))
 
 
+@pytest.mark.slow
 def test_a_step_is_built_and_lowered_without_data():
     """As benchmarks and ahead-of-time compilation do; its state has shapes and shardings alone. The
     program is the same for every seed."""

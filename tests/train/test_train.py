@@ -37,13 +37,8 @@ def flops_of_bljust(config):
     return sum(steps), max(steps)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == DAILY else pytest.mark.slow)
-        for name in sorted(CONFIGS)
-    ],
-)
+@pytest.mark.daily(DAILY)
+@pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_config_trains(name, tmp_path, capsys, compiled):
     config = shorten(CONFIGS[name]())
     final = loop.run(config, tmp_path)

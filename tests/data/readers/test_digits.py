@@ -65,6 +65,7 @@ def test_words_are_ten_a_language_and_survive_joining():
         assert all(unicodedata.is_normalized("NFC", word) for word in words)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(3, 40), min_size=1, max_size=3))
 def test_strings_hold_each_digit_twice_with_its_words(tmp_path_factory, counts):
@@ -216,6 +217,7 @@ def test_nothing_outside_the_root_is_read(tmp_path):
             open_source(f"{uri}/strings", confined)
 
 
+@pytest.mark.daily("digits_en-500")
 @pytest.mark.parametrize(("name", "size"), [("digits_ar", 600), ("digits_en", 500)])
 def test_real_digits_and_strings(speech, name, size):
     found = open_source(f"digits:{speech}/{name}/dev")

@@ -36,6 +36,7 @@ def build(**changes):
     return encoders.load("conformer")(config(**changes))
 
 
+@pytest.mark.daily("nemo-*")
 @pytest.mark.parametrize(("name", "module"), [("nemo", nemo), ("log_mel", log_mel)])
 def test_the_front_end_is_the_one_named(name, module):
     encoder = build(**{"features.frontend": name})

@@ -103,6 +103,7 @@ def ordinary_batch(seed):
     return random_batch(seed, 4, 30, 6, 8)
 
 
+@pytest.mark.daily("4-4-2-*", "1-4-0-scan", "6-3-0-one_scan")
 @every_implementation
 @pytest.mark.parametrize(("frames", "classes", "blank"), [(1, 4, 0), (4, 4, 2), (6, 3, 0)])
 def test_equals_sum_over_all_paths(frames, classes, blank, implementation):
@@ -328,6 +329,7 @@ def test_batch_permutation_is_bit_exact(implementation):
     np.testing.assert_array_equal(permuted_gradient, gradient[order])
 
 
+@pytest.mark.daily("scan", "one_scan")
 @every_implementation
 def test_bfloat16_logits_are_read_in_float32_and_get_bfloat16_gradients(implementation):
     logits, labels = ordinary_batch(12)

@@ -68,6 +68,7 @@ def run(recursions, trellis):
     return jax.tree.map(np.asarray, jax.jit(functools.partial(outcome, recursions))(trellis))
 
 
+@pytest.mark.daily("pallas_gpu")
 @pytest.mark.parametrize("recursions", [ONE_SCAN, KERNEL], ids=["one_scan", "pallas_gpu"])
 def test_equals_the_two_scans(recursions):
     """On a CPU the kernel's module walks by scan, over its padded lanes."""
@@ -90,6 +91,7 @@ def test_one_scan_is_the_same_mathematics():
         np.testing.assert_allclose(actual[1], expected[1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_one_scan_is_accurate_over_long_utterances():
     """1600 frames of untrained logits: float32 against float64 within the issue's 5e-4."""
     shape = {"frames": 1600, "batch": 2, "labels": 60, "classes": 40}
@@ -115,6 +117,7 @@ def test_compensated_sum_adds_what_rounding_takes():
     np.testing.assert_array_equal(jax.jit(compensated_sum)(peaks), exact)
 
 
+@pytest.mark.slow
 def test_states_of_the_unwritten_do_not_matter():
     """Frames that the kernel does not visit hold anything, and reach no real frame."""
     trellis = lattice(frames=11, batch=3, labels=4)
@@ -214,6 +217,7 @@ def test_one_launch_for_cuda():
         assert "stablehlo.while" not in text
 
 
+@pytest.mark.slow
 def test_each_device_walks_its_own_utterances():
     """The compiler cannot split the call, so on a mesh the batch is split before it."""
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)

@@ -53,6 +53,7 @@ def assert_equals_scan(actual, trellis):
     np.testing.assert_allclose(actual[1], expected[1], atol=2e-6)
 
 
+@pytest.mark.daily("13-11-6-*")
 @pytest.mark.parametrize(
     ("frames", "batch", "width", "tiles"),
     [
@@ -67,6 +68,7 @@ def test_equals_the_scan_at_any_tiles(frames, batch, width, tiles):
     assert_equals_scan(jax.jit(partial(walk, kernel(tiles=tiles)))(trellis), trellis)
 
 
+@pytest.mark.slow
 def test_neither_races_nor_uninitialised_memory():
     """Two cores take the batch groups in any order; memory that nothing wrote holds NaN."""
     trellis = random_trellis(5, 11, 4)
@@ -80,6 +82,7 @@ def test_neither_races_nor_uninitialised_memory():
     pltpu.reset_tpu_interpret_mode_state()
 
 
+@pytest.mark.daily("in shard_map")
 @pytest.mark.parametrize("enclosed", [False, True], ids=["mesh in context", "in shard_map"])
 def test_every_device_takes_its_rows(enclosed):
     """On 4 x 2 devices, each with 2 utterances of 16; nothing is gathered."""
