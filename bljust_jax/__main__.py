@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("main", "train, evaluate and write a run; --config=quickstart, or a file of yours"),
     "compile": ("main", "compile the programs of a run into its compile cache, without training"),
     "prepare": ("prepare", "write a corpus as ArrayRecord shards"),
+    "doctor": ("doctor", "check recordings and texts before training on them"),
     "evaluate": ("evaluate", "score a run: beam search, language model, WER, BLEU"),
     "transcribe": ("transcribe", "audio files to text with word times"),
     "report": ("report", "write report.md and plots of a run"),

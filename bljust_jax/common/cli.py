@@ -89,10 +89,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(
-    parser: Callable[[], Parser], body: Callable[[argparse.Namespace], None]
+    parser: Callable[[], Parser], body: Callable[[argparse.Namespace], int | None]
 ) -> Callable[..., int]:
     """The function `main(argv=None)` of a command: calls `body` with the parsed arguments and
-    returns the exit code."""
+    returns the exit code: that of `body`, 0 for None."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         return run_to_exit_code(lambda: body(parser().parse_args(argv)))

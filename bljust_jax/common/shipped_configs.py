@@ -10,6 +10,9 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from bljust_jax.common.errors import UserError, nearest, one_line
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")
@@ -32,6 +35,22 @@ def resolve(given: str) -> str:
     if os.path.isfile(path) or name not in names():
         return given
     return f"{FOLDER / name}.py{colon}{variants}"
+
+
+def load(given: str) -> Any:
+    """The config of a value of --config, "quickstart:smoke" or "FILE.py:VARIANT,...". Raises
+    UserError, in one line, for a file that does not exist or that fails."""
+    path, _, variants = resolve(given).partition(":")
+    if not os.path.isfile(path):
+        raise UserError(f"--config={given}: no such config file{nearest(path, names())}")
+    bind(path)
+    spec = importlib.util.spec_from_file_location("bljust_jax.loaded_config", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(variants or None)
+    except Exception as error:  # code of the user's
+        raise UserError(f"--config={given}: {one_line(error) or type(error).__name__}") from error
 
 
 def resolve_flag(argv: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ run has one program per index. A stream is read at one pace, each utterance equa
 its buckets have the same shares of its batches as those of the stream that leads.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -113,6 +114,15 @@ def choose(
         f"number of lengths of batches, chosen from durations: {len(found)}; cost by number, padded"
         f" hours of the run and {program_hours:g} per program: {listed}"
     )
+
+
+def least_padding(seconds: np.ndarray, most: int) -> list[tuple[tuple[float, ...], float]]:
+    """(lengths, share of padding) for 1, 2, ..., `most` lengths of batches, fewer if items have
+    fewer lengths: those with the least padding of items of `seconds` [N], the last as long as the
+    longest item. The share is of the padded audio, in batches that are full."""
+    last, audio = float(_round_up(seconds.max())), float(seconds.sum())
+    found = itertools.islice(_least_padding(seconds, last), most)
+    return [(tuple(lengths), 1 - audio / padded) for lengths, padded in found]
 
 
 def _least_padding(needs: np.ndarray, last: float) -> Iterator[tuple[list[float], float]]:

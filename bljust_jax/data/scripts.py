@@ -1,4 +1,4 @@
-"""Scripts that are written without spaces between words, and how such texts are measured."""
+"""Scripts of letters, those without spaces between words, and how such texts are measured."""
 
 import functools
 import re
@@ -8,7 +8,26 @@ from collections.abc import Iterable
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 SPACED = 0.1  # spaces per letter from which on a text is taken as divided into words
+ALPHABETS = ("LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC")
+_JAPANESE = ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
+_FORMS = ("FULLWIDTH", "HALFWIDTH", "MODIFIER", "MATHEMATICAL")  # before the script in a name
 MIXED = 0.05  # share of letters of the rarer kind from which on texts mix both
+
+
+@functools.cache
+def script(character: str) -> str:
+    """The script of a letter by its Unicode name, such as LATIN; "" for other characters and for
+    forms of letters. Chinese characters and kana, which Japanese mixes, are one."""
+    if not character.isalpha():
+        return ""
+    name = unicodedata.name(character, "").split(" ")[0]
+    return "CHINESE AND KANA" if name in _JAPANESE else "" if name in _FORMS else name
+
+
+def alphabet(character: str) -> str:
+    """The alphabet of a letter that has look-alikes in others, "" for other characters."""
+    found = script(character)
+    return found if found in ALPHABETS else ""
 
 
 @functools.cache

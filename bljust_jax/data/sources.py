@@ -68,12 +68,7 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
     followed by "-2", "-3" if the name repeats.
     Raises UserError for an unknown scheme, an empty corpus or an id that occurs twice.
     """
-    check(uri)
-    root, uris = expand_user(root), _parts(uri)
-    utterances = []
-    for part, name in zip(uris, _part_names(uris), strict=True):
-        found = _read_part(part, root)
-        utterances += [dataclasses.replace(u, part=name) for u in found] if name else found
+    utterances = read_source(uri, root)
     seen: dict[str, Utterance] = {}
     for u in utterances:
         first = seen.setdefault(u.id, u)
@@ -82,6 +77,17 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
                 f"{u.line or u.path}: id {u.id!r} was used before, at {first.line or first.path};"
                 ' ids must be unique in a corpus: remove one, or give each an "id"'
             )
+    return utterances
+
+
+def read_source(uri: str, root: str = "") -> list[Utterance]:
+    """As `open_source`, with ids as they are: the same one may occur several times."""
+    check(uri)
+    root, uris = expand_user(root), _parts(uri)
+    utterances = []
+    for part, name in zip(uris, _part_names(uris), strict=True):
+        found = _read_part(part, root)
+        utterances += [dataclasses.replace(u, part=name) for u in found] if name else found
     return utterances
 
 

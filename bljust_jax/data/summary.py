@@ -1,6 +1,5 @@
 """Summary of the data at the start of a run: sizes, skipped utterances, buckets, label coverage."""
 
-import functools
 import re
 import unicodedata
 from collections import Counter
@@ -9,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from bljust_jax.data import normalise
 from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.buckets import Bucket
+from bljust_jax.data.scripts import alphabet
 from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
 from bljust_jax.data.tokenizer import coverage
 
-ALPHABETS = ("LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC")
 MARK = re.compile(r"<\w+>|\[\w+\]")  # what transcribers write for a noise or an unknown word
 SHOWN = 5  # labels that a line names
 
@@ -112,14 +111,14 @@ def doubtful_labels(symbols: Iterable[str], references: Sequence[str]) -> list[s
         shown = [f"{mark} x {n}" for mark, n in marks.most_common()]
         cure = "their characters are labels: remove them from the texts, or the utterances"
         lines.append(f"marks in the texts: {_listed(shown)}; {cure}")
-    if len({_alphabet(c) for c in characters} - {""}) < 2:
+    if len({alphabet(c) for c in characters} - {""}) < 2:
         return lines
     found: Counter = Counter()
     examples: dict[str, str] = {}
     for word, n in Counter(word for text in references for word in text.split()).items():
-        alphabets = Counter(filter(None, map(_alphabet, word)))
+        alphabets = Counter(filter(None, map(alphabet, word)))
         for c in set(word) if len(alphabets) > 1 else ():
-            if _alphabet(c) not in ("", alphabets.most_common(1)[0][0]):
+            if alphabet(c) not in ("", alphabets.most_common(1)[0][0]):
                 found[c] += n
                 examples.setdefault(c, word)
     if found:
@@ -137,10 +136,3 @@ def _named(character: str) -> str:
     """U+0430 CYRILLIC SMALL LETTER A."""
     name = unicodedata.name(character, "")
     return f"U+{ord(character):04X} {name}".strip()
-
-
-@functools.cache
-def _alphabet(character: str) -> str:
-    """The alphabet of a letter that has look-alikes in others, "" for other characters."""
-    script = unicodedata.name(character, "").partition(" ")[0]
-    return script if character.isalpha() and script in ALPHABETS else ""

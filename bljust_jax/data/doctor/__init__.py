@@ -1,0 +1,1 @@
+"""Data doctor: measure all audio of a corpus once, check audio, texts and splits, propose cures."""
