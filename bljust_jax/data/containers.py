@@ -4,6 +4,7 @@ libsndfile takes the shorter of both without an error. The chunks of a container
 is wrong; where no function here reads them, the log of libsndfile does.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -16,6 +17,7 @@ import soundfile
 from jaxtyping import Float
 
 from bljust_jax.data import mpeg
+from bljust_jax.data.byte_ranges import ByteRange
 
 BLOCK = 1 << 18  # samples decoded at a time: no header makes a reader allocate more
 RATES = (1000, 1 << 20)  # Hz; a header with another sample rate is damaged
@@ -190,14 +192,15 @@ class Mono:
         return ""
 
 
-def length(source: str | bytes | io.BufferedIOBase) -> Length:
+def length(source: str | bytes | ByteRange | io.BufferedIOBase) -> Length:
     """The length of an audio file by its headers and by its bytes. Decodes only files whose
     container has no length. Raises soundfile.SoundFileError or OSError."""
-    with open_sound(source) as sound:
-        return _length(sound, source)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(source.open()) if isinstance(source, ByteRange) else source
+        return _length(stack.enter_context(open_sound(opened)), source)
 
 
-def _length(sound: Sound, source: str | bytes | io.BufferedIOBase) -> Length:
+def _length(sound: Sound, source: str | bytes | ByteRange | io.BufferedIOBase) -> Length:
     """`length` of an opened file, of which nothing has been read."""
     rate, frames = sound.samplerate, sound.frames
     if frames >= UNKNOWN:
@@ -213,8 +216,10 @@ def _length(sound: Sound, source: str | bytes | io.BufferedIOBase) -> Length:
     return Length(declared, held, f"ends early, after {held:.2f} s: {cut}" if cut else "")
 
 
-def _reader(source: str | bytes | io.BufferedIOBase) -> io.BufferedIOBase:
+def _reader(source: str | bytes | ByteRange | io.BufferedIOBase) -> io.BufferedIOBase:
     """The bytes of a source, from the start, that may be closed."""
+    if isinstance(source, ByteRange):
+        return source.open()
     if isinstance(source, str | bytes):
         return open(source, "rb")
     return io.BytesIO(_content(source))

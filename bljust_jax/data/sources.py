@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import difflib
 import io
 import itertools
 import json
@@ -24,9 +25,17 @@ from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user, write_text
 from bljust_jax.data import containers
+from bljust_jax.data.byte_ranges import ByteRange
 from bljust_jax.data.containers import Mono, Sound, blocks, open_sound
 
 READERS = "bljust_jax.data.readers"
+# {pattern of a path: the scheme that reads such files}
+SUGGESTED = {
+    r"\.[ct]sv$": "table",
+    r"\.tar$": "webdataset",
+    r"cuts.*\.jsonl\.gz$": "lhotse",
+    r"\.(parquet|arrow)$": "hf",
+}
 
 # Formats with sample-exact seeking; Opus, Vorbis and MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
@@ -154,7 +163,7 @@ def _is_uri(part: str) -> bool:
     """Whether a part is an existing manifest, or a known scheme and a path without another URI."""
     scheme, _, rest = part.partition(":")
     if scheme in plugins.names(READERS) and scheme != "manifest":
-        return bool(rest) and not re.search(r"\+[A-Za-z]\w*:|\.jsonl$", rest)
+        return bool(rest) and not re.search(r"\+[A-Za-z]\w*:|\+.*\.jsonl$", rest)
     return part.endswith(".jsonl") and os.path.isfile(expand_user(part.removeprefix("manifest:")))
 
 
@@ -167,8 +176,20 @@ def _locate(uri: str) -> tuple[str, str]:
     if scheme not in known or not rest:
         found = " is a folder" if os.path.isdir(uri) else ""
         wanted = f"a *.jsonl manifest or SCHEME:REST with SCHEME one of {', '.join(known)}"
-        raise UserError(f"cannot read {uri!r}{found}: expected {wanted}")
+        raise UserError(f"cannot read {uri!r}{found}: expected {wanted}{_suggest(uri, known)}")
     return scheme, rest
+
+
+def _suggest(uri: str, known: Sequence[str]) -> str:
+    """End of the message on a URI without a known scheme: what may have been meant."""
+    scheme, colon, rest = uri.partition(":")
+    near = difflib.get_close_matches(scheme, known, n=1) if colon else []
+    fitting = next((s for pattern, s in SUGGESTED.items() if re.search(pattern, uri)), "")
+    if near:
+        return f"; did you mean '{near[0]}:{rest or 'REST'}'?"
+    if not colon and (fitting or os.path.isdir(uri)):
+        return f"; did you mean '{fitting or 'folder'}:{uri}'?"
+    return ""
 
 
 def _read_part(uri: str, root: str) -> list[Utterance]:
@@ -179,8 +200,8 @@ def _read_part(uri: str, root: str) -> list[Utterance]:
     return found
 
 
-def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """("path:number", line) of each non-blank line of a UTF-8 text file.
+def read_lines(path: str | os.PathLike, *, blank: bool = False) -> Iterator[tuple[str, str]]:
+    """("path:number", line) of each non-blank line of a UTF-8 text file; `blank`: of all lines.
 
     A byte order mark and CRLF are accepted. Raises UserError naming a line that is not UTF-8.
     """
@@ -192,7 +213,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
                 raise UserError(
                     f"{path}:{number}: is not UTF-8 text: {error.reason}; save the file as UTF-8"
                 ) from error
-            if line.strip():
+            if blank or line.strip():
                 yield f"{path}:{number}", line
 
 
@@ -201,34 +222,54 @@ def write_json_lines(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> N
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def with_durations(utterances: Sequence[Utterance]) -> list[Utterance]:
+def with_durations(utterances: Sequence[Utterance], *, bounded: bool = False) -> list[Utterance]:
     """Replace durations of 0 by the length of the file from the offset on.
 
-    Lengths come from the files' headers, read by threads. If a header cannot be read, or declares
-    another length than the file has, the duration stays 0 and `fault` has the reason. Raises
-    UserError for an offset past the end.
+    Lengths come from the files' headers, each read once, by threads. If a header cannot be read, or
+    declares another length than the file has, the duration stays 0 and `fault` has the reason.
+    bounded: segments that end past the end of their file have a `fault`, too. Raises UserError for
+    an offset past the end.
     """
-
-    def complete(u: Utterance) -> Utterance:
-        if u.duration:
-            return u
-        try:
-            length = containers.length(u.path)
-        except (soundfile.SoundFileError, OSError) as error:
-            fault = f"{u.line}: cannot read the header of {u.path}: {why(error, u.path)}"
-            return dataclasses.replace(u, fault=f"{fault}; replace or remove it")
-        if length.problem:
-            fault = f"{u.line}: {u.path} {length.problem}; replace the file or repair its header"
-            return dataclasses.replace(u, fault=fault)
-        duration = length.seconds - u.offset
-        if u.offset and duration <= 0:
-            raise UserError(f"{u.line}: offset {u.offset:g} s is past the end of {u.path}")
-        if not duration:
-            return dataclasses.replace(u, fault=f"{u.line}: {u.path} holds no audio; remove it")
-        return dataclasses.replace(u, duration=duration)
-
+    chosen = [not u.fault and (bounded or not u.duration) for u in utterances]
+    files = {u.path: u for u in itertools.compress(utterances, chosen)}
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(complete, utterances))
+        lengths = dict(zip(files, pool.map(_length, files.values()), strict=True))
+    pairs = zip(utterances, chosen, strict=True)
+    return [_bounded(u, lengths[u.path]) if needed else u for u, needed in pairs]
+
+
+def _length(u: Utterance) -> containers.Length | str:
+    """The length of an utterance's file, or the reason why it is not known."""
+    source = u.path
+    if u.fetch is not None:
+        source = u.fetch if isinstance(u.fetch, ByteRange) else io.BytesIO(u.fetch())
+    try:
+        return containers.length(source)
+    except (soundfile.SoundFileError, OSError) as error:
+        return why(error, u.path)
+
+
+def _bounded(u: Utterance, length: containers.Length | str) -> Utterance:
+    """The utterance with a duration, or with a fault if it has no such audio."""
+    if isinstance(length, str):
+        fault = f"{u.line}: cannot read the header of {u.path}: {length}; replace or remove it"
+        return dataclasses.replace(u, fault=fault)
+    if length.problem:
+        fault = f"{u.line}: {u.path} {length.problem}; replace the file or repair its header"
+        return dataclasses.replace(u, fault=fault)
+    duration = length.seconds - u.offset
+    if u.offset and duration <= 0:
+        raise UserError(
+            f"{u.line}: offset {u.offset:g} s is past the end of {u.path} ({length.seconds:g} s);"
+            " correct it"
+        )
+    if not duration:
+        return dataclasses.replace(u, fault=f"{u.line}: {u.path} holds no audio; remove it")
+    if u.duration > duration + containers.SLACK:
+        end = f"ends at {u.offset + u.duration:g} s, past the end of {u.path}"
+        fault = f"{u.line}: the segment {end} ({length.seconds:g} s); correct or remove it"
+        return dataclasses.replace(u, fault=fault)
+    return u if u.duration else dataclasses.replace(u, duration=duration)
 
 
 def nfc(text: str) -> str:

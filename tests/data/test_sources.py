@@ -142,8 +142,28 @@ def test_a_plus_in_a_file_name_is_no_separator(tmp_path):
 
 @pytest.mark.parametrize("uri", ["nowhere:x", "data", "manifest:"])
 def test_unknown_schemes_list_the_known_ones(uri):
-    with pytest.raises(UserError, match=r"librispeech, manifest"):
+    with pytest.raises(UserError, match=r"kaldi, .*librispeech, .*manifest"):
         open_source(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("kalid:data/train", "kaldi:data/train"),
+        ("librispech:", "librispeech:REST"),
+        ("lists/train.csv", "table:lists/train.csv"),
+        ("train.tsv", "table:train.tsv"),
+        ("{}", "folder:{}"),
+        ("nowhere:x", ""),
+        ("data", ""),
+    ],
+)
+def test_what_may_have_been_meant(tmp_path, uri, meant):
+    """The nearest scheme, or the one that reads such files."""
+    with pytest.raises(UserError, match="cannot read") as caught:
+        open_source(uri.format(tmp_path))
+    _, _, hint = str(caught.value).partition("; did you mean ")
+    assert hint == (f"'{meant.format(tmp_path)}'?" if meant else "")
 
 
 def test_missing_and_empty_manifests(tmp_path):

@@ -66,12 +66,12 @@ def test_an_encoder_of_one_file_trains(add):
 
 
 def test_a_dataset_of_one_file_is_read(add, tmp_path):
-    add(readers, "folder", DATASET)
+    add(readers, "recordings", DATASET)
     (tmp_path / "recordings").mkdir()
     for name in "ab":
         soundfile.write(tmp_path / "recordings" / f"{name}.wav", np.zeros(8000, np.int16), 16000)
     (tmp_path / "recordings" / "a.txt").write_text("one two\n")
-    found = open_source(f"folder:{tmp_path / 'recordings'}")
+    found = open_source(f"recordings:{tmp_path / 'recordings'}")
     assert [(u.id, u.text, u.duration) for u in found] == [("a", "one two", 0.5), ("b", None, 0.5)]
     with pytest.raises(UserError, match="no such folder"):
-        open_source(f"folder:{tmp_path / 'absent'}")
+        open_source(f"recordings:{tmp_path / 'absent'}")

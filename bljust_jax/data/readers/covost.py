@@ -7,7 +7,6 @@ is read instead of both if it exists. Columns are found by name, as their order 
 releases.
 """
 
-import csv
 import dataclasses
 import logging
 import os
@@ -16,7 +15,8 @@ import re
 from collections.abc import Iterator
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, with_durations
+from bljust_jax.data.listings import tsv_rows
+from bljust_jax.data.sources import Utterance, inside, nfc, require, with_durations
 
 SPLITS = ("train", "dev", "test")
 _LANGUAGE = r"[a-z]{2,3}(?:-[A-Z]{2})?"
@@ -71,16 +71,16 @@ def _rows(
     columns = ("path", "sentence", "client_id")
     whole = _find(top, lang, f"covost_v2.{pair}.{split}.tsv")
     if whole.is_file():
-        yield from _table(whole, (*columns, "translation"))
+        yield from tsv_rows(whole, (*columns, "translation"))
         return
     listing, validated = _find(top, lang, f"covost_v2.{pair}.tsv"), top / lang / "validated.tsv"
     require(listing, f"covost:{rest}", "it comes with CoVoST v2", "file")
     require(validated, f"covost:{rest}", "it comes with Common Voice 4", "file")
     wanted = {split, "train_covost"} if split == "train" else {split}
-    listed = _table(listing, ("path", "translation", "split"))
+    listed = tsv_rows(listing, ("path", "translation", "split"))
     missing = {row["path"]: row["translation"] for row, _ in listed if row["split"] in wanted}
     total = len(missing)
-    for row, where in _table(validated, columns):
+    for row, where in tsv_rows(validated, columns):
         if row["path"] in missing:
             yield row | {"translation": missing.pop(row["path"])}, where
     if missing:
@@ -95,36 +95,6 @@ def _find(top: pathlib.Path, lang: str, name: str) -> pathlib.Path:
     """The file `name` in ROOT/SRC or, if it is only there, in ROOT."""
     places = (top / lang / name, top / name)
     return next((place for place in places if place.is_file()), places[0])
-
-
-def _table(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str], str]]:
-    """The named columns of each row of a TSV file with a header; quotes are ordinary characters, a
-    backslash escapes."""
-    lines = read_lines(path)
-    header = next(((_fields(line, where), where) for where, line in lines), None)
-    if header is None:
-        raise UserError(f"{path}: is empty; unpack it again")
-    names, where = header
-    for column in columns:
-        if column not in names:
-            cure = "the first line must name the columns, with tabs between them"
-            raise UserError(f"{where}: has no column {column!r} among {', '.join(names)}; {cure}")
-    places = {column: names.index(column) for column in columns}
-    for where, line in lines:
-        fields = _fields(line, where)
-        if len(fields) != len(names):
-            counts = f"has {len(fields)} fields where the first line names {len(names)}"
-            cause = "a text may hold a tab or newline, or end with a backslash"
-            raise UserError(f"{where}: {counts}; {cause}: correct or remove the row")
-        yield {column: fields[place] for column, place in places.items()}, where
-
-
-def _fields(line: str, where: str) -> list[str]:
-    try:
-        text = line.rstrip("\r\n")
-        return next(csv.reader([text], delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"))
-    except csv.Error as error:
-        raise UserError(f"{where}: is no row of a TSV file: {error}; remove it") from error
 
 
 def _with_clear_fault(u: Utterance) -> Utterance:

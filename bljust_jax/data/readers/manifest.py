@@ -4,13 +4,12 @@ import difflib
 import json
 import logging
 import os
-import unicodedata
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user
+from bljust_jax.data.listings import LONGEST, spelt
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
 
-LONGEST = 1e9  # seconds
 # names that other toolkits give the transcript
 SYNONYMS = ("sentence", "transcript", "transcription", "normalized_text", "utterance")
 
@@ -47,7 +46,7 @@ def _warn_of_synonyms(entries: list[dict], path: str) -> None:
 def _utterance(entry: dict, where: str, folder: str, root: str) -> Utterance:
     """The utterance of one line; its duration is 0 without the field."""
     named = entry["audio_filepath"]
-    path = inside(_spelt(os.path.join(folder, os.fsdecode(named.encode()))), root, where)
+    path = inside(spelt(os.path.join(folder, os.fsdecode(named.encode()))), root, where)
     if not os.path.isfile(path):
         cure = "correct audio_filepath, relative to the manifest's folder"
         raise UserError(f"{where}: no such file: {path!r}; {cure}")
@@ -70,13 +69,6 @@ def _utterance(entry: dict, where: str, folder: str, root: str) -> Utterance:
         line=where,
         translation=_text(entry, "translation", where),
     )
-
-
-def _spelt(path: str) -> str:
-    """The path, or its spelling in another Unicode normal form where only that exists: macOS writes
-    NFD, most other systems NFC."""
-    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
-    return next((spelling for spelling in spellings if os.path.lexists(spelling)), path)
 
 
 def _entry(line: str, where: str) -> dict:
