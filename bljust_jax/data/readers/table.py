@@ -1,7 +1,7 @@
 """Reader of tables: `table:FILE.csv`, one utterance per row, with a header or two columns.
 
 The delimiter (tab, comma, semicolon, |) and the columns are detected from the first line, by the
-names in `listings.COLUMNS`. Others are named in the address: `table:FILE.csv?audio=clip&text=words`;
+names in `listings.COLUMNS`. Others are named in the address: `table:FILE.csv?audio=a&text=b`;
 in a table without a header by number: `table:FILE.csv?audio=1&text=3`.
 """
 
