@@ -83,7 +83,7 @@ def main() -> int:
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         return run_to_exit_code(lambda: print(__doc__.strip()))
     try:
-        with preemption.ended_by_sigterm():
+        with preemption.exit_at_once():
             code = run_to_exit_code(run, "interrupted; run the same command again to resume")
     except Exception:
         traceback.print_exc()

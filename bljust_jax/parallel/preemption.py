@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from bljust_jax.common.cli import INTERRUPTED
+from bljust_jax.common.cli import INTERRUPTED, PREEMPTED
 from bljust_jax.common.errors import Preempted
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
@@ -14,12 +14,17 @@ AGAIN = "SIGINT: the run saves before its next step; a second one ends it at onc
 AT_ONCE = "second SIGINT: ended at once; run the same command again to resume\n"
 
 
+class Abandoned(Exception):
+    """An evaluation, or waiting for a program, ended before its time: the run saves and ends."""
+
+
 class StopSignals:
     """Handlers of the signals that end a run, until `stack` closes; for the main thread.
 
     A signal ends the run at once, by `Preempted`, or `KeyboardInterrupt` for SIGINT, except between
     `save_first()` and `end_at_once()`, when it is recorded for `requested`. A second SIGINT exits
-    the process. SIGHUP stays ignored where it is (nohup).
+    the process. SIGHUP stays ignored where it is (nohup). `abandon_if_requested` leaves
+    what may take long in between.
 
     With several processes SIGTERM is left to jax's own handler, as a second one would replace it;
     the others are forwarded to it, so that all processes stop before the same step.
@@ -49,6 +54,17 @@ class StopSignals:
 
         return multihost_utils.reached_preemption_sync_point(step)
 
+    @property
+    def received_alone(self) -> bool:
+        """Whether a signal was received that no other process must agree to."""
+        return bool(self.received) and self._hosts == 1
+
+    def abandon_if_requested(self) -> None:
+        """Raise `Abandoned` once a signal was received that the run saves for. Never with several
+        processes, which agree before a step only."""
+        if self._saves_first and self.received_alone:
+            raise Abandoned
+
     def save_first(self) -> None:
         """From now on the run polls `requested`."""
         self._saves_first = True
@@ -56,7 +72,7 @@ class StopSignals:
     def end_at_once(self) -> None:
         """From now on there is nothing to save; raises for a signal received before."""
         self._saves_first = False
-        if self.received and self._hosts == 1:
+        if self.received_alone:
             self.end()
 
     @property
@@ -83,18 +99,22 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Context in which SIGTERM raises `Preempted`, before a run has its own handlers."""
-    before = signal.getsignal(signal.SIGTERM)
+def exit_at_once() -> Iterator[None]:
+    """Context in which SIGTERM and Ctrl-C exit the process: before a run has its own handlers there
+    is nothing to save, and an exception raised while jax is imported can crash the interpreter."""
+    codes = {"SIGTERM": PREEMPTED, "SIGINT": INTERRUPTED}
 
     def handle(number: int, frame: Any) -> None:
-        raise Preempted("SIGTERM")
+        name = signal.Signals(number).name
+        _write(f"stopped by {name}; run the same command again to resume\n")
+        os._exit(codes[name])
 
-    signal.signal(signal.SIGTERM, handle)
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.getsignal(number)
+            if before in (signal.SIG_DFL, signal.default_int_handler):
+                stack.callback(signal.signal, number, signal.signal(number, handle))
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _write(text: str) -> None:

@@ -6,6 +6,7 @@ The threads are daemons: a run that ends does not wait for them, see `is_compili
 """
 
 import collections
+import functools
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ from bljust_jax.train.program_memory import (
 
 POLL = 0.1  # seconds between looks at a program that is awaited
 MOST = 8  # threads by default: each compilation takes up to some GiB of host memory
+EVALUATION_CURE = "lower config.data.eval_batch_seconds"
 _threads: set[threading.Thread] = set()
 
 
@@ -69,9 +71,17 @@ class Job:
 class CompilePool:
     """Threads that compile jobs in the order of `submit`; for one calling thread."""
 
-    def __init__(self, mesh: Mesh, threads: int, log: Callable[[str], None], clock: Clock):
-        """threads: 0 = one per core of this process, at most `MOST`"""
-        self._mesh, self.log, self._clock = mesh, log, clock
+    def __init__(
+        self,
+        mesh: Mesh,
+        threads: int,
+        log: Callable[[str], None],
+        clock: Clock,
+        check: Callable[[], None] = lambda: None,
+    ):
+        """threads: 0 = one per core of this process, at most `MOST`; check() is called every `POLL`
+        seconds while the caller waits, and may raise."""
+        self._mesh, self.log, self._clock, self.check = mesh, log, clock, check
         self._limit = threads or min(len(os.sched_getaffinity(0)), MOST)
         self.jobs: list[Job] = []
         self._queue: collections.deque[Job] = collections.deque()
@@ -87,7 +97,14 @@ class CompilePool:
             if self._busy == self._limit:
                 return
             self._busy += 1
-        thread = threading.Thread(target=self._work, name="compile", daemon=True)
+        self._start(self._work)
+
+    def _start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            work()
+            _threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name="compile", daemon=True)
         self._own.append(thread)
         _threads.add(thread)
         thread.start()
@@ -97,7 +114,6 @@ class CompilePool:
             with self._lock:
                 if not self._queue:
                     self._busy -= 1
-                    _threads.discard(threading.current_thread())
                     return
                 job = self._queue.popleft()
             self._compile(job)
@@ -109,7 +125,7 @@ class CompilePool:
     def wait(self, job: Job) -> Any:
         """The program of a job; raises the error of its compilation. The time counts as "compile".
 
-        A job that no thread has begun is compiled by the caller, at once.
+        A job that no thread has begun gets a thread of its own, so that the caller hears signals.
         """
         with self._clock.on("compile"):
             with self._lock:
@@ -117,12 +133,13 @@ class CompilePool:
                 if waiting:
                     self._queue.remove(job)
             if waiting:
-                self._compile(job)
+                self._start(functools.partial(self._compile, job))
             while not job.future.done():
                 try:
                     job.future.exception(POLL)
                 except TimeoutError:
                     self.report()
+                    self.check()
             self.report()
         return job.future.result()
 

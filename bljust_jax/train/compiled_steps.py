@@ -10,13 +10,12 @@ from bljust_jax.bilevel.types import Means, Task, TrainState, Tree, Weights
 from bljust_jax.data.corpus import Corpus, empty_batch
 from bljust_jax.inference import decode_split
 from bljust_jax.parallel.mesh import batch_sharding, put_batch, put_full_batch, replicated
-from bljust_jax.train.compile_pool import CompilePool, Job
+from bljust_jax.train.compile_pool import EVALUATION_CURE, CompilePool, Job
 from bljust_jax.train.program_memory import report_out_of_memory
 from bljust_jax.train.program_plan import ProgramPlan, StepProgram
 from bljust_jax.train.system import System, jit_train_step, seed_of
 
 CURE = "lower config.data.batch_seconds or set config.model.remat=full, config.accumulate=2"
-CURE_DECODING = "lower config.data.eval_batch_seconds"
 
 
 class CompiledSteps:
@@ -124,7 +123,7 @@ class CompiledDecoders:
                 name = f"decoding{task.name and f' {task.name}'}: {rows} x {samples} samples"
                 self._jobs[key] = Job(
                     name,
-                    CURE_DECODING,
+                    EVALUATION_CURE,
                     lambda jitted=jitted, batch=batch: jitted.lower(self._weights, batch),
                 )
                 self._pool.submit(self._jobs[key])

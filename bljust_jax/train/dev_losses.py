@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from bljust_jax.bilevel.types import Extras, Objective, Recipe, TrainState
 from bljust_jax.data.corpus import Corpus
 from bljust_jax.parallel.mesh import put_full_batch, replicated
+from bljust_jax.train.compile_pool import EVALUATION_CURE, CompilePool, Job
 from bljust_jax.train.timeline import Timeline
 
 
@@ -30,9 +31,9 @@ class DevLosses:
     are the same in every evaluation.
     """
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, mesh: Mesh):
-        self._recipe, self._corpus, self._mesh = recipe, corpus, mesh
-        self._programs: dict[str, Any] = {}
+    def __init__(self, recipe: Recipe, corpus: Corpus, mesh: Mesh, pool: CompilePool):
+        self._recipe, self._corpus, self._mesh, self._pool = recipe, corpus, mesh, pool
+        self._programs: dict[tuple, Any] = {}
 
     def __call__(self, state: TrainState, losses: frozenset[str]) -> dict[str, float]:
         """{dev/LOSS/loss: mean} of those `losses` that read one stream without labels."""
@@ -43,17 +44,26 @@ class DevLosses:
             for n, (batch, _) in enumerate(self._corpus.eval_batches(split)):
                 rows = put_full_batch(batch, self._mesh)
                 for objective in own:
-                    found = self._program(objective)(state, rows, jax.random.key(n))
+                    self._pool.check()
+                    arguments = state, rows, jax.random.key(n)
+                    found = self._program(objective, arguments)(*arguments)
                     for name, pair in jax.device_get(found).items():
                         total = totals[f"dev/{name}/loss"]
                         total[0], total[1] = total[0] + float(pair[0]), total[1] + float(pair[1])
         return {name: value / max(weight, 1.0) for name, (value, weight) in totals.items()}
 
-    def _program(self, objective: Objective) -> Any:
-        if objective.name not in self._programs:
-            body, where = functools.partial(sums, objective), replicated(self._mesh)
-            self._programs[objective.name] = jax.jit(body, out_shardings=where)
-        return self._programs[objective.name]
+    def _program(self, objective: Objective, arguments: tuple) -> Any:
+        key = objective.name, arguments[1]["audio"].shape
+        if key not in self._programs:
+            jitted = jax.jit(
+                functools.partial(sums, objective), out_shardings=replicated(self._mesh)
+            )
+            rows, samples = key[1]
+            name = f"dev loss {objective.name}: {rows} x {samples} samples"
+            job = Job(name, EVALUATION_CURE, lambda: jitted.lower(*arguments))
+            self._pool.submit(job)
+            self._programs[key] = self._pool.wait(job)
+        return self._programs[key]
 
 
 def _is_alone(objective: Objective) -> bool:

@@ -19,6 +19,7 @@ from bljust_jax.bilevel.types import Weights
 from bljust_jax.common.trees import digest
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput
+from bljust_jax.parallel import preemption
 from bljust_jax.parallel.mesh import put_batch, to_host
 from bljust_jax.reporting import example
 from bljust_jax.train.dev_losses import head_has_trained
@@ -39,62 +40,38 @@ def train(run: TrainingRun) -> dict | None:
     """The loop, from `run.state` to the last step."""
     config, clock, corpus, meta, log = run.config, run.clock, run.corpus, run.meta, run.log
     progress, timeline, recipe = run.progress, run.timeline, run.recipe
-    total = timeline.total
+    total, saved = timeline.total, run.restored
     progress.log(f"ready after {clock.age:.0f} s")
     clock.turn("step")
     run.stop.save_first()
     for now in range(int(run.state.step), total + 1):
         ending = now == total or bool(meta.early.reason(config.stop))
         stopping, fresh = run.stop.requested(now) and not ending, now != run.restored
-        evaluating = fresh and (ending or (now % config.eval_every == 0 and now > 0))
+        evaluating = ending or (now % config.eval_every == 0 and now > 0)
+        evaluating = evaluating and (fresh or meta.unscored)
         due = now % config.save_every == 0 or run.save_timer.is_due(now) or now in timeline.ends
-        saving = fresh and (due or stopping)
-        if evaluating or saving or stopping:
+        if evaluating or stopping or due:
             log.write_pending()
 
         # evaluate
-        if evaluating and not (ending or head_has_trained(recipe, timeline, now)):
-            with clock.on("evaluate"):
-                losses = run.evaluate_losses(timeline.phase_at(now - 1))
-            log.writer.write(now, losses)
-            values = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            progress.log(f"step {now}, phase {timeline.phase_at(now - 1).name}: {values}")
-            run.best = jax.tree.map(jnp.copy, run.state.weights)
-        elif evaluating:
-            with clock.on("evaluate"):
-                scored = run.evaluate("dev", run.state.weights)
-            log.writer.write(now, scored.scores)
-            if run.is_main:
-                scoring.write_samples(run.workdir / "samples", now, scored)
-            progress.log(f"step {now}, phase {timeline.phase_at(now - 1).name}")
-            for line in scored.describe(config.samples):
-                progress.log(line)
-            improved = meta.update_best(scored.rank, now)
-            if improved:
-                run.best = jax.tree.map(jnp.copy, run.state.weights)
-            last = timeline.phase_at(now - 1).name == timeline.phase_at(total).name
-            meta.early.count(improved=improved, error=scored.rank[0], in_last_phase=last)
-            if not ending and (reason := meta.early.reason(config.stop)):
-                progress.log(f"training ends at step {now} of {total}: {reason}")
-                ending, saving, stopping = True, True, False
+        if evaluating:
+            meta.unscored = not evaluate(run, now, ending)
+            stopping |= meta.unscored
+            ending &= not meta.unscored
+        if not (ending or meta.unscored) and (reason := meta.early.reason(config.stop)):
+            progress.log(f"training ends at step {now} of {total}: {reason}")
+            ending, due, stopping = True, True, False
 
         # save
-        if saving:
-            meta.window, meta.skipped = log.window.settle(), log.window.skipped
-            meta.quarantined, meta.seconds = corpus.quarantined.state(), clock.seconds()
-            with clock.on("save"):
-                log.writer.sync()  # rows reach the disk before the checkpoint that follows them
-                run.checkpoints.save(now, run.state, run.best, meta.to_json())
-            run.save_timer.restart()
+        if fresh and (due or stopping):
+            save(run, now)
+            saved = now
+            stopping |= run.stop.received_alone and not ending
             if now in timeline.ends and not ending:
                 at = f"--config.init_from={run.workdir}@{now}"
                 progress.log(f"phase {timeline.ends[now]} ends, checkpoint kept: {at} starts here")
         if stopping:
-            progress.log(goodput.describe(clock.shares()))
-            progress.log(f"stopped by {run.stop.cause}; the same command goes on from step {now}")
-            if run.stop.interrupted:
-                raise KeyboardInterrupt
-            return None
+            return stop(run, now)
         if ending:
             break
 
@@ -107,20 +84,79 @@ def train(run: TrainingRun) -> dict | None:
 
         # step
         batch = put_batch(batch, run.system.mesh)
-        with run.tracer.step(now):
-            run.state, means = run.steps.run(now, phase.name, run.state, batch)
+        try:
+            with run.tracer.step(now):
+                run.state, means = run.steps.run(now, phase.name, run.state, batch)
+        except preemption.Abandoned:  # while it waited for a program
+            log.write_pending()
+            if saved != now:
+                save(run, now)
+            return stop(run, now)
         flops.count(meta.compute, recipe, phase, corpus.shape_at(timeline.segments, now))
 
         # log: a window is fetched while the step after it runs, so that no step waits
         log.write_pending()
         log.add(now, means)
-        if (now + 1) % config.log_every == 0 or now + 1 == total:
+        if timeline.ends_window(now + 1, config.log_every):
             row = flops.named(meta.compute) | {"perf/compiles": len(run.steps)}
             row |= {"perf/compile_stall": run.steps.take_stall()}
             row |= {"data/quarantined": len(corpus.quarantined)}
             log.end_window(now + 1, phase.name, row)
     run.stop.end_at_once()  # the last step is saved
     return finish(run, now)
+
+
+def evaluate(run: TrainingRun, now: int, ending: bool) -> bool:
+    """Score dev by the averaged parameters at step `now`, and keep the best; before a head has
+    trained, the self-supervised losses of dev instead. False if a signal ended the evaluation."""
+    progress, phase = run.progress, run.timeline.phase_at(now - 1).name
+    heads = ending or head_has_trained(run.recipe, run.timeline, now)
+    try:
+        with run.clock.on("evaluate"):
+            if heads:
+                scored = run.evaluate("dev", run.state.weights)
+            else:
+                losses = run.evaluate_losses(run.timeline.phase_at(now - 1))
+    except preemption.Abandoned:
+        progress.log(f"step {now}: the evaluation is put off until the run goes on")
+        return False
+    if not heads:
+        run.log.writer.write(now, losses)
+        values = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        progress.log(f"step {now}, phase {phase}: {values}")
+        run.best = jax.tree.map(jnp.copy, run.state.weights)
+        return True
+    run.log.writer.write(now, scored.scores)
+    if run.is_main:
+        scoring.write_samples(run.workdir / "samples", now, scored)
+    progress.log(f"step {now}, phase {phase}")
+    for line in scored.describe(run.config.samples):
+        progress.log(line)
+    improved = run.meta.update_best(scored.rank, now)
+    if improved:
+        run.best = jax.tree.map(jnp.copy, run.state.weights)
+    last = phase == run.timeline.phase_at(run.timeline.total).name
+    run.meta.early.count(improved=improved, error=scored.rank[0], in_last_phase=last)
+    return True
+
+
+def save(run: TrainingRun, now: int) -> None:
+    """Write the checkpoint of step `now`; rows reach the disk before it."""
+    meta, log = run.meta, run.log
+    meta.window, meta.skipped = log.window.settle(), log.window.skipped
+    meta.quarantined, meta.seconds = run.corpus.quarantined.state(), run.clock.seconds()
+    with run.clock.on("save"):
+        log.writer.sync()
+        run.checkpoints.save(now, run.state, run.best, meta.to_json())
+    run.save_timer.restart()
+
+
+def stop(run: TrainingRun, now: int) -> None:
+    """End the run for a signal, saved at step `now`; KeyboardInterrupt for Ctrl-C."""
+    run.progress.log(goodput.describe(run.clock.shares()))
+    run.progress.log(f"stopped by {run.stop.cause}; the same command goes on from step {now}")
+    if run.stop.interrupted:
+        raise KeyboardInterrupt
 
 
 def finish(run: TrainingRun, step: int) -> dict:

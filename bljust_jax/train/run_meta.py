@@ -31,6 +31,7 @@ class RunMeta:
     quarantined: Any = dataclasses.field(default_factory=list)  # `Quarantine.state`
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # `goodput.Clock.seconds`
     early: EarlyStop = dataclasses.field(default_factory=EarlyStop)
+    unscored: bool = False  # an evaluation is due at this step, and was abandoned for a signal
 
     def to_json(self) -> dict[str, Any]:
         """A deep copy in JSON types."""

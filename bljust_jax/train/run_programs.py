@@ -24,10 +24,12 @@ class RunPrograms:
         log: Callable[[str], None],
         clock: Clock,
         shard: tuple[int, int] = (0, 1),
+        check: Callable[[], None] = lambda: None,
     ):
+        """`check`: see `CompilePool`."""
         self._config, self._tasks = config, system.recipe.tasks
         self._timeline, self._corpus = timeline, corpus
-        self.pool = CompilePool(system.mesh, config.compile_threads, log, clock)
+        self.pool = CompilePool(system.mesh, config.compile_threads, log, clock, check)
         self.plan = ProgramPlan(system.recipe, timeline, corpus)
         self.steps = CompiledSteps(config, system, corpus, self.plan, self.pool, shard)
         self.decoders = CompiledDecoders(system, corpus, self.pool, config.data.sample_rate)

@@ -130,17 +130,20 @@ class TrainingRun:
         return corpus_facts(self.corpus)
 
     def evaluate(self, split: str, weights: Weights) -> scoring.Scored:
-        """Scores of all tasks by greedy decoding. Every process decodes the whole split."""
+        """Scores of all tasks by greedy decoding. Every process decodes the whole split. Raises
+        `preemption.Abandoned` where the run is to save and end."""
 
         def decode(task: Task, batch: dict) -> Any:
+            self.stop.abandon_if_requested()
             return self.decoders.run(task, weights, batch)
 
         return scoring.score_tasks(split, self.recipe.tasks, self.corpus, decode)
 
     def evaluate_losses(self, phase: Phase) -> dict[str, float]:
-        """Self-supervised losses of dev (`dev_losses`) in a phase."""
+        """Self-supervised losses of dev (`dev_losses`) in a phase; raises `Abandoned` as above."""
         if self._dev_losses is None:
-            self._dev_losses = DevLosses(self.recipe, self.corpus, self.system.mesh)
+            about = self.recipe, self.corpus, self.system.mesh
+            self._dev_losses = DevLosses(*about, self._pool)
         return self._dev_losses(self.state, phase.losses)
 
     def reset_moments(self) -> None:
@@ -188,9 +191,10 @@ class TrainingRun:
         programs = RunPrograms(
             *(self.config, self.system, self.timeline, self.corpus, self.progress.log, self.clock),
             shard=self.shard,
+            check=self.stop.abandon_if_requested,
         )
         stack.callback(programs.pool.close)
-        self.steps, self.decoders = programs.steps, programs.decoders
+        self.steps, self.decoders, self._pool = programs.steps, programs.decoders, programs.pool
         self.progress.log(programs.plan.describe())
         for job in programs.submit(int(self.state.step)):
             if not job.future.done():

@@ -30,11 +30,22 @@ class Timeline:
 
     def phase_at(self, step: int) -> Phase:
         """The phase of a step; that of the last step beyond it."""
-        return self._phases[int(np.searchsorted(self._starts, step, side="right")) - 1]
+        return self._phases[self._index(step)]
+
+    def _index(self, step: int) -> int:
+        return int(np.searchsorted(self._starts, step, side="right")) - 1
 
     def starts_phase(self, step: int) -> bool:
         """Whether the step is the first of its phase."""
         return step == 0 or self.phase_at(step - 1) is not self.phase_at(step)
+
+    def ends_window(self, steps: int, every: int) -> bool:
+        """Whether a window of metrics ends after `steps` steps: where a phase ends, and at the
+        multiples of `every` that are at least every / 2 from both ends of the phase. So no window
+        covers two phases, and none is short but in a short phase."""
+        segment = self.segments[self._index(steps - 1)]
+        since, left = steps - segment.start, segment.start + segment.length - steps
+        return left == 0 or (steps % every == 0 and 2 * min(since, left) >= every)
 
     def streams_from(self, start: int) -> dict[str, tuple[str, ...]]:
         """{phase name: streams} of the phases that have steps at or after `start`."""

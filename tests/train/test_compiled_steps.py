@@ -58,7 +58,7 @@ def fail(message):
 def job(name, *args, order=None, **options):
     def lower():
         if order is not None:
-            order.append((name, threading.current_thread() is threading.main_thread()))
+            order.append(name)
         return Program(*args, **options)
 
     return Job(name, CURE, lower)
@@ -89,12 +89,28 @@ def test_jobs_compile_in_their_order_but_one_that_is_awaited_at_once(pool):
     assert began.wait(30)
     program = p.wait(jobs[2])
     assert isinstance(program, Program)
-    assert order == [("first", False), ("third", True)]
+    assert order == ["first", "third"]
     gate.set()
     for each in jobs:
         p.wait(each)
-    assert sorted(name for name, _ in order) == ["first", "fourth", "second", "third"]
-    assert [name for name, _ in order].index("second") < [n for n, _ in order].index("fourth")
+    assert order == ["first", "third", "second", "fourth"]
+
+
+def test_the_caller_may_leave_while_it_waits(pool):
+    """`check` is called in the thread of the caller, which signals interrupt; no job runs in it."""
+    p, gate, began, order = pool(1), threading.Event(), threading.Event(), []
+    awaited = job("awaited", order=order, until=gate, began=began)
+    for each in (job("first", until=gate), awaited):
+        p.submit(each)
+
+    def leave():
+        if began.is_set():
+            raise TimeoutError(threading.current_thread().name)
+
+    p.check = leave
+    with pytest.raises(TimeoutError, match="MainThread"):
+        p.wait(awaited)
+    gate.set()
 
 
 def test_threads_compile_at_once_and_no_more_than_their_number(pool):

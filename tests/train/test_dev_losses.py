@@ -7,9 +7,10 @@ import pytest
 
 from bljust_jax import recipes
 from bljust_jax.bilevel.types import TrainState
-from bljust_jax.monitoring import metrics
+from bljust_jax.monitoring import goodput, metrics
 from bljust_jax.parallel.mesh import make_mesh
 from bljust_jax.train import loop
+from bljust_jax.train.compile_pool import CompilePool
 from bljust_jax.train.dev_losses import DevLosses, head_has_trained, sums
 from bljust_jax.train.timeline import Timeline
 from tests.helpers import corpora
@@ -43,7 +44,9 @@ def test_losses_are_means_over_dev_and_the_same_each_time(tmp_path):
     recipe = recipe_of("bljust", "ptft")
     params, frozen, stats = jax.jit(recipe.init)(jax.random.key(0))
     state = TrainState(jnp.int32(0), params, (), params, frozen, stats)
-    evaluate = DevLosses(recipe, corpus, make_mesh(1))
+    mesh = make_mesh(1)
+    pool = CompilePool(mesh, 1, str, goodput.Clock())
+    evaluate = DevLosses(recipe, corpus, mesh, pool)
     found = evaluate(state, frozenset({"cpc"}))
     objective = next(o for o in recipe.objectives if o.name == "cpc")
     total = np.zeros(2)

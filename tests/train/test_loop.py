@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import pytest
 
 from bljust_jax.bilevel import step
 from bljust_jax.checkpoint.manager import Checkpoints
-from bljust_jax.common.errors import Preempted, UserError
+from bljust_jax.common.errors import UserError
 from bljust_jax.inference import decode_split, scoring, trained_run
 from bljust_jax.monitoring import goodput, metrics, trackers
+from bljust_jax.monitoring.progress import Progress
 from bljust_jax.parallel import preemption
 from bljust_jax.train import compile_only, compile_pool, loop
+from bljust_jax.train.compile_pool import Job
 from bljust_jax.train.compiled_steps import CompiledSteps
 from configs import quickstart
 from tests.helpers.own_warnings import own_messages
@@ -90,6 +93,16 @@ def run(monkeypatch):
     return run
 
 
+def signalled(score):
+    """`scoring.score_tasks` that receives SIGTERM before it decodes."""
+
+    def signal_first(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return score(*args)
+
+    return signal_first
+
+
 @pytest.fixture
 def check_sync(monkeypatch):
     """check_sync(run, workdir): a run of 24 steps, where no checkpoint outlives the rows before it:
@@ -130,9 +143,10 @@ def check_sync(monkeypatch):
     ],
 )
 def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(
-    run, tmp_path, default_signals, capsys, check_sync, kills, stops
+    run, tmp_path, monkeypatch, default_signals, capsys, check_sync, kills, stops
 ):
-    """Around the ends of log windows, which are written a step late, and saves that meet them."""
+    """Around the ends of log windows, which are written a step late, and saves that meet them; in
+    an evaluation, as often as elsewhere."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     final = check_sync(run, whole)
     ages = {r["step"]: r["age"] for r in rows_without_perf(whole) if "age" in r}
@@ -144,11 +158,17 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(
     for stop in stops:
         assert run(broken, stop=stop) is None
         assert all(r["step"] <= stop for r in rows_without_perf(broken))
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score_tasks", signalled(scoring.score_tasks))
+        for _ in stops:
+            assert run(broken, kill=16) is None
+            assert max(saved_steps(broken)) == 16
+            assert not any("dev/wer" in r for r in rows_without_perf(broken) if r["step"] == 16)
+            assert "step 16: the evaluation is put off" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):  # where nothing is saved otherwise
         run(broken, stop=17, by=signal.SIGINT)
     assert "stopped by SIGINT; the same command goes on from step 17" in capsys.readouterr().err
-    with pytest.raises(Preempted, match="SIGHUP"):  # after the last save: not scored
-        run(broken, stop=24, by=signal.SIGHUP)
+    assert run(broken, stop=24, by=signal.SIGHUP) is None  # saved, not scored
     assert "resumed from step 17" in capsys.readouterr().err
     assert run(broken) == final
     assert rows_without_perf(broken) == rows_without_perf(whole)
@@ -156,6 +176,34 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(
     assert shares.pop(goodput.WALL) > 0
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["perf/share/lost"] > 0, "from the row of step 10 back to the save of step 9"
+
+
+def test_a_signal_ends_the_wait_for_a_program(run, tmp_path, monkeypatch, default_signals, capsys):
+    """The second program is compiled once the run has ended."""
+    compile_job, log, begun, ended = Job.run, Progress.log, [], threading.Event()
+
+    def slow(self, *args):
+        if self.name.startswith("explore"):
+            begun.append(self)
+            if len(begun) == 2:
+                ended.wait(60)
+        compile_job(self, *args)
+
+    def signalled(self, text):
+        log(self, text)
+        if " waits for " in text:
+            signal.raise_signal(signal.SIGTERM)
+        if "stopped by " in text:
+            ended.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "run", slow)
+        patch.setattr(Progress, "log", signalled)
+        assert run(tmp_path) is None
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "stopped by SIGTERM" in x]
+    assert saved_steps(tmp_path) == {0, int(line.split()[-1])}
+    assert run(tmp_path, stop=8) is None
+    assert f"resumed from step {line.split()[-1]}" in capsys.readouterr().err
 
 
 @pytest.mark.daily("20")

@@ -76,7 +76,8 @@ def test_run_metadata_survive_json():
     copy = RunMeta.from_json(old)
     assert copy.best == Best([0.5, 0.1], 24)
     assert set(meta.to_json()) == {
-        *("data", "best", "compute", "window", "skipped", "quarantined", "seconds", "early")
+        *("data", "best", "compute", "window", "skipped", "quarantined", "seconds"),
+        *("early", "unscored"),
     }
 
 
