@@ -65,6 +65,20 @@ def test_a_timeline_gives_the_phase_and_the_streams_of_each_step():
     assert turns.ends == {13: first.name, 15: second.name}, "of the last one of each name"
 
 
+@pytest.mark.parametrize("every", [1, 7, 20, 100])
+def test_windows_divide_phases_and_none_is_short(every):
+    """From half of `every` to 1.5 times, but the whole of a shorter phase."""
+    recipe = build("bljust")
+    lengths = (1, 3, 20, 20, 33, 19, 61, 100)
+    phases = [dataclasses.replace(recipe.phases[n % 3], steps=k) for n, k in enumerate(lengths)]
+    timeline = Timeline(dataclasses.replace(recipe, phases=tuple(phases)))
+    ends = [n for n in range(1, timeline.total + 1) if timeline.ends_window(n, every)]
+    assert set(np.cumsum(lengths)) <= set(ends)
+    starts = np.searchsorted(np.cumsum(lengths), [0, *ends[:-1]], side="right")
+    for size, phase in zip(np.diff([0, *ends]), starts, strict=True):
+        assert min(every / 2, lengths[phase]) <= size <= min(1.5 * every, lengths[phase])
+
+
 def test_run_metadata_survive_json():
     meta = RunMeta("digest", quarantined=[{"id": "a"}], window={"loss": [1.0, 2.0]})
     assert RunMeta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
