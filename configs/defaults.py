@@ -234,7 +234,9 @@ def training(c: ConfigDict) -> None:
     # length of the whole run: phases, warm-ups, slopes of penalties and intervals of evaluation,
     # saves and logs are scaled to it together; 0 = as configured
     c.budget = 0.0
-    c.budget_unit = "gradient"  # of the encoder, one per loss and step; or "epoch", of data.train
+    # gradient = of the encoder, one per loss and step; epoch = of data.train; minute or hour = wall
+    # time on this machine of steps and evaluations, which a trial before the run measures
+    c.budget_unit = "gradient"
 
     c.phases = ConfigDict()
     c.phases.unit = "epoch"  # of the labelled plan (explore: of the unlabelled one); or "step"

@@ -25,10 +25,15 @@ def compile_config(config: Any) -> dict[str, Any]:
     """Compile all programs of a run from its first step on into `config.compile_cache`.
 
     Returns {"cache": folder, "programs": [{"name", "seconds", "bytes" per device}]}. UserError
-    without a folder, and for a batch that does not fit the device.
+    without a folder, for a budget in minutes or hours, and for a batch too large for the device.
     """
     if not config.compile_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         raise UserError("config.compile_cache is empty: name the folder that keeps the programs")
+    if budget.is_time(config):
+        raise UserError(
+            f"config.budget_unit={config.budget_unit}: a run measures its schedule, which its"
+            " programs depend on: give config.budget in units of gradient or epoch"
+        )
     enable_compile_cache(config.compile_cache)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):

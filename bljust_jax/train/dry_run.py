@@ -48,7 +48,7 @@ def describe(config: Any, device: str = "h200") -> list[str]:
             f"--device={device}: there is none{nearest(device, list(peak_flops.DEVICES))}"
         )
     assumed = assume(config)
-    config, scaled = budget.scale(config, assumed.facts)
+    config, scaled = budget.scale(config, assumed.facts, estimate(config, assumed.facts, device))
     recipe = build_recipe(config, assumed.facts)
     rows = phase_table.phase_table(config, recipe, assumed.facts)
     title = f"{config.recipe}, method {config.method}, encoder {config.encoder}, seed {config.seed}"
@@ -68,6 +68,28 @@ def describe(config: Any, device: str = "h200") -> list[str]:
         *_memory(config, recipe, device),
         _time(config, rows, device),
     ]
+
+
+def estimate(config: Any, facts: recipes.Facts, device: str) -> budget.Measured | None:
+    """Seconds per step on a device, for a budget in minutes or hours: FLOPs over the geometric mean
+    of `UTILISATION` of its peak, without evaluations. UserError if the peak is unknown."""
+    if not budget.is_time(config):
+        return None
+    chip = peak_flops.DEVICES[device]
+    peak = peak_flops.flops([chip.kind], config.model.dtype)
+    if peak is None:
+        raise UserError(
+            f"--device={device}: no peak for {config.model.dtype} is known, which config.budget in"
+            f" units of {config.budget_unit} is estimated from: name another device"
+        )
+    share = math.sqrt(math.prod(UTILISATION))
+    rows = phase_table.phase_table(config, build_recipe(config, facts), facts)
+    seconds = {row.name: row.total / row.steps / (share * peak) for row in rows}
+    origin = (
+        f"estimated for one {chip.kind} at {share:.0%} of its peak, where a run measures them on"
+        " its machine, and its evaluations too"
+    )
+    return budget.Measured(origin, seconds)
 
 
 def assume(config: Any) -> Assumed:

@@ -29,7 +29,7 @@ from bljust_jax.monitoring.trackers import MetricWriter
 from bljust_jax.parallel import preemption
 from bljust_jax.parallel.compile_cache import enable_compile_cache
 from bljust_jax.parallel.mesh import batch_devices, make_mesh
-from bljust_jax.train import budget, initial_state, phase_table, run_lock
+from bljust_jax.train import budget, budget_trial, initial_state, phase_table, run_lock
 from bljust_jax.train.dev_losses import DevLosses
 from bljust_jax.train.metric_log import MetricLog
 from bljust_jax.train.run_meta import RunMeta
@@ -82,8 +82,10 @@ class TrainingRun:
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
+        budget_trial.check(config)
         facts, given = self._read_data(mesh), config
-        config, scaled = budget.scale(config, facts)
+        measured = budget_trial.find(config, workdir, self.corpus, facts, mesh, self.clock)
+        config, scaled = budget.scale(config, facts, measured)
         self.config = config
         self.recipe = build_recipe(config, facts)
         phases = phase_table.phase_table(config, self.recipe, facts)
@@ -101,7 +103,9 @@ class TrainingRun:
         if self.is_main:
             write_config(given, workdir, self.corpus.tokenizers, self.corpus.chosen_lengths)
             about = sizes(self.system, self.corpus)
-            write_facts(config, workdir, self.recipe, self.timeline, phases, mesh, about)
+            write_facts(
+                *(config, workdir, self.recipe, self.timeline, phases, mesh, about), measured
+            )
             stack.callback(self.corpus.quarantined.write, workdir / "quarantine.jsonl")
         writer = MetricWriter(workdir, self.restored, active=self.is_main)
         stack.callback(writer.close)

@@ -28,7 +28,7 @@ from bljust_jax.data import streams, tokenizer_files
 from bljust_jax.data.corpus import Corpus
 from bljust_jax.data.tokenizer import Tokenizer
 from bljust_jax.inference import scoring
-from bljust_jax.train import phase_table
+from bljust_jax.train import budget, budget_trial, phase_table
 from bljust_jax.train.run_meta import RunMeta
 from bljust_jax.train.timeline import Timeline
 
@@ -150,10 +150,12 @@ def write_facts(
     table: Sequence[phase_table.Row],
     mesh: Any,
     sizes: Mapping[str, str],
+    measured: budget.Measured | None = None,
 ) -> None:
     """Write run.json, for reports: command, code version, devices, phases with their compute,
-    measures of the tasks, the sacreBLEU signatures of translation tasks, and `sizes`: {what: number
-    and unit} of parameters, data and vocabulary."""
+    measures of the tasks, the sacreBLEU signatures of translation tasks, `sizes`: {what: number and
+    unit} of parameters, data and vocabulary, and what a budget in minutes or hours was made
+    from."""
     phases = [
         {"name": p.name, "start": s.start, "steps": p.steps, "levels": p.describe_levels()}
         for s, p in zip(timeline.segments, recipe.phases, strict=True)
@@ -173,6 +175,8 @@ def write_facts(
         "sizes": dict(sizes),
         "signatures": scoring.signatures(recipe.tasks),
     }
+    if measured is not None:
+        facts[budget_trial.FIELD] = measured._asdict()
     write_text(workdir / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 

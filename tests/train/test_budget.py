@@ -4,7 +4,8 @@ import pytest
 
 from bljust_jax import recipes
 from bljust_jax.common.errors import UserError
-from bljust_jax.train import budget, dry_run, phase_table
+from bljust_jax.monitoring import peak_flops
+from bljust_jax.train import budget, budget_trial, compile_only, dry_run, phase_table
 from configs import birq, librispeech, m2asr, quickstart, wav2vec2_just
 from tests.helpers import shipped
 
@@ -79,3 +80,89 @@ def test_the_dry_run_shows_the_result_and_warns_of_long_warmups():
     said = "warning: phase joint: the learning rate rises for "
     assert [line[: len(said)] for line in lines if line.startswith("warning: ")] == [said]
     assert not any("warning" in line for line in dry_run.describe(quickstart.get_config()))
+
+
+def timed(config, facts, evaluation=1.5, last=4.0):
+    """Other seconds per step in each phase."""
+    names = budget.steps_by_phase(config, facts)
+    steps = {name: 0.05 * (n + 1) for n, name in enumerate(names)}
+    return budget.Measured("assumed", steps, evaluation, last)
+
+
+@pytest.mark.parametrize(("module", "variant", "method"), CASES)
+@pytest.mark.parametrize(("number", "unit", "seconds"), [(9.0, "minute", 540), (0.4, "hour", 1440)])
+def test_a_time_is_that_of_all_steps_and_evaluations(
+    module, variant, method, number, unit, seconds
+):
+    """Steps times seconds per step, and evaluations: the budget, to a step and an evaluation."""
+    config = shipped.config(module, variant, method)
+    facts = shipped.facts(config)
+    config.eval_every = sum(budget.steps_by_phase(config, facts).values()) // 12
+    config.update(budget=number, budget_unit=unit)
+    measured = timed(config, facts)
+    made, lines = budget.scale(config, facts, measured)
+    steps = budget.steps_by_phase(made, facts)
+    training = sum(n * measured.steps[name] for name, n in steps.items())
+    evaluations = -(-sum(steps.values()) // made.eval_every)
+    assert evaluations == pytest.approx(12, abs=1)
+    slack = 2 * sum(measured.steps.values()) + 1.5
+    assert training + 1.5 * evaluations + 4.0 == pytest.approx(seconds, abs=slack)
+    assert f"config.budget={number:g} {unit}s: " in lines[0]
+    assert lines[1].startswith(f"seconds per step, assumed: {next(iter(steps))} 0.05")
+
+
+def quickstart_of(number, unit="minute"):
+    config = quickstart.get_config()
+    config.update(budget=number, budget_unit=unit)
+    return config
+
+
+def test_a_time_that_evaluations_fill_is_refused():
+    config = quickstart_of(1.0)
+    facts, steps = shipped.facts(config), dict.fromkeys(("explore", "joint", "finetune"), 0.1)
+    count = -(-sum(budget.steps_by_phase(config, facts).values()) // config.eval_every)
+    fits = budget.Measured("assumed", steps, 30.0 / count, 0.0)
+    assert budget.scale(config, facts, fits)[1][1].endswith("last scores: 30 s")
+    message = (
+        rf"config\.budget=1 minutes: {count} evaluations and the last scores alone take 31 s: raise"
+        rf" it, or config\.eval_every above {config.eval_every}"
+    )
+    with pytest.raises(UserError, match=message):
+        budget.scale(config, facts, fits._replace(last=1.0))
+
+
+def test_a_time_is_for_one_process_and_for_a_run(monkeypatch):
+    config = quickstart_of(2.0, "hour")
+    budget_trial.check(config)
+    with pytest.raises(UserError, match=r"a run measures its schedule, .* gradient or epoch"):
+        compile_only.compile_config(config)
+    with pytest.raises(ValueError, match="depends on the machine"):
+        budget.scale(config, shipped.facts(config))
+    monkeypatch.setattr(budget_trial.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"budget_unit=hour is for one process: .* or epoch"):
+        budget_trial.check(config)
+    config.budget_unit = "epoch"
+    budget_trial.check(config)
+
+
+def test_the_dry_run_estimates_a_time_by_the_device():
+    """FLOPs of all phases over 22.9 % of the peak, the geometric mean of 35 and 15 %."""
+    config = quickstart_of(30.0)
+    config.model.dtype = "bfloat16"
+    found = {}
+    for device in ("h200", "v5e"):
+        lines = dry_run.describe(config, device)
+        (line,) = (line for line in lines if line.startswith("seconds per step, estimated for one"))
+        assert "at 23% of its peak, where a run measures them on its machine" in line
+        (scaled,) = (line for line in lines if line.startswith("config.budget=30 minutes: "))
+        found[device] = float(scaled.split(" times ")[1].split(",")[0])
+        facts = dry_run.assume(config).facts
+        assumed = dry_run.estimate(config, facts, device)
+        chip = peak_flops.DEVICES[device]
+        peak = peak_flops.flops([chip.kind], "bfloat16")
+        whole = sum(row.total for row in table(config, facts))
+        assert found[device] == pytest.approx(1800 / (whole / peak / 0.229), rel=0.01)
+        assert assumed.evaluation == assumed.last == 0
+    assert found["h200"] > 4 * found["v5e"]
+    with pytest.raises(UserError, match=r"no peak for float32 is known, which config\.budget"):
+        dry_run.describe(quickstart_of(30.0), "v5e")

@@ -11,6 +11,7 @@ METHODS = {
     "m2asr": ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage", "supervised"),
 }
 UNIT = ("step", "epoch")
+BUDGET_UNIT = ("gradient", "epoch", "minute", "hour")
 WARMUP_UNIT = ("step", "share", "hour")
 PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,7 +43,7 @@ CONFIG = {
     "ema_share": Field(float, "longest average, as a share of its phase; 0: any", r.FROM_0_TO_1),
     "ema_hours": Field(float, "longest average, hours of padded audio; 0: any", r.AT_LEAST_0),
     "budget": Field(float, "length of the run, in budget_unit; 0: as configured", r.AT_LEAST_0),
-    "budget_unit": Field(str, "gradients of the encoder, or epochs", ("gradient", "epoch")),
+    "budget_unit": Field(str, "gradients of the encoder, epochs, or a time", BUDGET_UNIT),
     "eval_every": Field(int, "steps between evaluations of dev", r.AT_LEAST_1),
     "save_every": Field(int, "steps between checkpoints", r.AT_LEAST_1),
     "save_minutes": Field(float, "minutes after which a checkpoint is due; 0: off", r.AT_LEAST_0),
