@@ -14,11 +14,14 @@ from bljust_jax.train import budget, budget_trial, loop, setup
 from bljust_jax.train.compiled_steps import CompiledSteps
 from bljust_jax.train.system import build_recipe
 from configs import quickstart
+from tests.helpers.idle_runs import Killed, idle_config, idle_runner
 from tests.helpers.workdirs import rows_without_perf
-from tests.train import test_loop
-from tests.train.test_loop import Killed, idle_config
 
-run = test_loop.run  # fixture: runs with a trivial step
+
+@pytest.fixture
+def run(monkeypatch):
+    return idle_runner(monkeypatch)
+
 
 TIME = {"budget": 1.0, "budget_unit": "minute"}
 PHASES = ("explore", "joint", "finetune")
@@ -92,9 +95,10 @@ def test_a_resumed_run_keeps_the_schedule_that_was_measured(run, tmp_path, monke
     final = run(whole, changes=TIME)
     assert final["step"] == 30, "59.5 s of 6.1 s per step of each phase"
     figures[:] = [(0.9, 2.3, 2.2), (1.1, 3.3, 1.7)]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", die)
-        run(broken, changes=TIME)
+        with pytest.raises(Killed):
+            run(broken, changes=TIME)
     with pytest.raises(Killed):
         run(broken, kill=8, changes=TIME)
     assert run(broken, changes=TIME) == final
