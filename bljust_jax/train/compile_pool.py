@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from bljust_jax.common import compile_alarm
 from bljust_jax.monitoring.goodput import Clock
 from bljust_jax.train.program_memory import (
     check_memory,
@@ -59,7 +60,8 @@ class Job:
                 with tracing:
                     began = time.monotonic()
                     lowered = self._lower()
-                program = lowered.compile()
+                with compile_alarm.hidden():
+                    program = lowered.compile()
             self.seconds = time.monotonic() - began
             check_memory(program, self.name, self.cure)
         except BaseException as error:  # raised in the main thread, by `CompilePool.report`
