@@ -14,7 +14,7 @@ from tests.helpers.systems import (
     all_streams,
     assert_close_leaf_by_leaf,
     begin,
-    joint_phase,
+    one_phase,
     undisturbed,
 )
 
@@ -23,15 +23,15 @@ OF_ONE_BATCH = {"parakeet"}
 
 
 @functools.cache
-def run(name, accumulate, **options):
+def run(name, accumulate, phase="joint", **options):
     """(what a step of SGD of rate 1 took from the parameters, the mean of each metric, bytes of
-    temporaries) of the first phase of several levels."""
+    temporaries) of a phase, by default the first of several levels."""
     config = undisturbed(name, **options)
     if "wav2vec2" in config:
         config.wav2vec2.update(diversity=0.0, feature_penalty=0.0)  # means over a part
     if "birq" in config:
         config.birq.label_entropy = 0.0  # of the mean label of a part
-    recipe, phase = joint_phase(config)
+    recipe, phase = one_phase(config, phase)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)
@@ -56,10 +56,13 @@ def assert_same(name, parts, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.daily("bljust")
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in OF_ONE_BATCH])
 def test_two_parts_give_the_step_of_the_whole(name):
     assert_same(name, 2)
+
+
+def test_so_they_do_in_a_phase_of_one_level():
+    assert_same("bljust", 2, phase="finetune")
 
 
 @pytest.mark.slow

@@ -110,6 +110,15 @@ def joint_phase(config):
     return dataclasses.replace(recipe, phases=(phase,)), phase
 
 
+def one_phase(config, name):
+    """(recipe, phase): the phase of that name as all of the run; "joint" is `joint_phase`."""
+    if name == "joint":
+        return joint_phase(config)
+    recipe = recipes.load(config.recipe)(config, FACTS)
+    phase = next(p for p in recipe.phases if p.name == name)
+    return dataclasses.replace(recipe, phases=(phase,)), phase
+
+
 def begin(recipe, optimizer):
     """The first state: one program where there would be one an operation and shape."""
     return jax.jit(lambda: step.init_state(recipe, optimizer, seed=0))()
@@ -129,13 +138,7 @@ def all_streams(recipe, rows=8):
 def compiled_step(name, phase_name, **options):
     """(initial state, step): SGD of rate 1, so that a change is a gradient. The phase is all of the
     run; "joint" stands for the first of several levels, whose weights are `WEIGHTS`."""
-    config = undisturbed(name, **options)
-    if phase_name == "joint":
-        recipe, phase = joint_phase(config)
-    else:
-        recipe = recipes.load(config.recipe)(config, FACTS)
-        phase = next(p for p in recipe.phases if p.name == phase_name)
-        recipe = dataclasses.replace(recipe, phases=(phase,))
+    recipe, phase = one_phase(undisturbed(name, **options), phase_name)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     state = begin(recipe, optimizer)
     groups = group_of_parameters(state.params, recipe.groups)

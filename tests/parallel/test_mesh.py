@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bljust_jax import recipes
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.common import trees
@@ -21,11 +20,10 @@ from bljust_jax.parallel.rules import STACKED, spec
 from tests.helpers import toy
 from tests.helpers.systems import (
     CONFIGS,
-    FACTS,
     all_streams,
     assert_close_leaf_by_leaf,
     begin,
-    joint_phase,
+    one_phase,
     undisturbed,
 )
 
@@ -36,13 +34,7 @@ ROWS = 8
 def run(name, phase, data=1, fsdp=1, tensor=1):
     """(what a step of SGD of rate 1 took from the parameters, mean losses, the state before it, the
     compiled program). phase: its name; "joint" is the first of several levels."""
-    config = undisturbed(name)
-    if phase == "joint":
-        recipe, phase = joint_phase(config)
-    else:
-        recipe = recipes.load(config.recipe)(config, FACTS)
-        phase = next(p for p in recipe.phases if p.name == phase)
-        recipe = dataclasses.replace(recipe, phases=(phase,))
+    recipe, phase = one_phase(undisturbed(name), phase)
     optimizer = toy.sgd(recipe.combiner, 1.0)
     mesh = make_mesh(data, fsdp, tensor)
     state = begin(recipe, optimizer)
