@@ -306,14 +306,11 @@ def test_an_objective_without_a_gradient_is_left_out(method, normalise, n):
     assert lam[1] == pytest.approx(1 / n if method == "modo" else 0, abs=1e-6)
     alone, update = combine(conflict, others, params)
     want, alone = jax.jit(update)(alone, 0, others)
-    rest = np.delete(lam, 1)
-    np.testing.assert_allclose(
-        rest / rest.sum(), alone.levels["+".join(others)].lam, rtol=1e-5, atol=1e-6
-    )
+    rest, expected = np.delete(lam, 1), alone.levels["+".join(others)].lam
+    np.testing.assert_allclose(rest / rest.sum(), expected, rtol=1e-5, atol=1e-6)
     assert max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(want)) > 0
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), direction, want
-    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, direction, want)
 
 
 @pytest.mark.parametrize("method", METHODS)

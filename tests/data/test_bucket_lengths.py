@@ -117,6 +117,7 @@ def times_read(corpus, stream, needed, epochs):
 ALL = ("asr/en", "asr/zh", "unlabelled")
 
 
+@pytest.mark.daily("asr/en")
 @pytest.mark.parametrize("stream", ALL)
 def test_a_pass_of_each_stream_reads_long_and_short_utterances_equally_often(corpus, stream):
     """asr/zh leads with short utterances; every tenth of a stream, by length, is read once per
@@ -145,6 +146,7 @@ def test_streams_of_unlike_length_share_one_program_per_length(corpus):
     assert [line.partition(":")[0] for line in lines] == ["asr/en", "unlabelled"]
 
 
+@pytest.mark.slow
 def test_lengths_that_follow_do_not_depend_on_the_order_of_a_manifest(corpus, folder, tmp_path):
     table = {name: plan.buckets for name, plan in corpus.plans.items()}
     (tmp_path / "none.flac").touch()
@@ -224,6 +226,7 @@ def test_hours_of_a_run_follow_from_its_phases(phases, hours):
     assert bucket_lengths.hours_of_run(ConfigDict(phases), 30.0, 100.0, 960.0) == hours
 
 
+@pytest.mark.slow
 def test_a_corpus_with_chosen_lengths_is_evaluated_in_them(corpus, folder):
     assert corpus.chosen_lengths == {}
     phases = ConfigDict({"unit": "epoch", "explore": 0.0, "joint": 100.0, "finetune": 0.0})

@@ -139,6 +139,7 @@ def exported(tmp_path_factory):
     return make
 
 
+@pytest.mark.daily("causal")
 @pytest.mark.parametrize("kind", ["plain", "causal", "cnn_rnn"])
 def test_an_export_for_pytorch_recognises_as_the_run_does(kind, exported):
     check_recognises(exported(getattr(runs, kind)))
@@ -148,6 +149,7 @@ def test_an_export_of_pieces_spells_as_the_run_does(exported):
     check_recognises(exported(runs.plain, runs.pieces("bpe", 40)))
 
 
+@pytest.mark.daily("plain")
 @pytest.mark.parametrize("change", [runs.plain, runs.parakeet, runs.wav2vec2])
 def test_an_export_is_checked_without_torch(change, tmp_path, capsys):
     """Logits within 1e-4 of the largest, and equal texts: the default tolerance of the command."""

@@ -25,6 +25,7 @@ def run(what, examples, folder):
     assert counts.keys() >= ENOUGH[what]
 
 
+@pytest.mark.daily("texts-*")
 @pytest.mark.parametrize(("what", "examples"), [("audio", 150), ("texts", 150)])
 def test_some_damaged_files(tmp_path, what, examples):
     run(what, examples, tmp_path)

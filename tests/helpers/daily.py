@@ -16,7 +16,7 @@ def mark_the_others(items: Sequence) -> None:
     pytest collects for one name. Raises UsageError if a pattern chooses no case."""
     chosen = {}
     for item in items:
-        mark = getattr(item, "own_markers", None) and item.get_closest_marker("daily")
+        mark = hasattr(item, "callspec") and item.get_closest_marker("daily")
         if not mark:
             continue
         of_test = chosen.setdefault(item.originalname, dict.fromkeys(mark.args, False))

@@ -24,10 +24,16 @@ def share_forward(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def one_length(config: ConfigDict) -> ConfigDict:
+    config.data.buckets = config.data.buckets[-1:]
+    return config
+
+
 # every method, spread over every config
 CONFIGS = {
     "quickstart-shared": lambda: share_forward(quickstart.get_config("smoke")),
     "quickstart-bljust": lambda: quickstart.get_config("smoke"),
+    "quickstart-one_length": lambda: one_length(quickstart.get_config("smoke")),
     "quickstart-alternating": lambda: quickstart.get_config("smoke,alternating"),
     "quickstart-weighted_sum": lambda: quickstart.get_config("smoke,weighted_sum"),
     "librispeech-weighted_sum": lambda: librispeech.get_config("M,chunked,weighted_sum,smoke"),

@@ -112,6 +112,7 @@ def test_shapes_lengths_and_zeros_in_padded_frames(kind):
         assert np.all(np.any(output[row, :n], axis=-1))
 
 
+@pytest.mark.daily("gru")
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_never_matters_nan_included(kind):
     """A short row beside longer ones is that utterance alone: masks in convolutions, attention and

@@ -215,6 +215,7 @@ def test_gradient_matches_a_finite_difference_in_float64(params, x):
         check_slope(lambda moved: model.apply(moved, features, LENGTHS)[0], params)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_acts_in_training_only_and_repeats(params, x):
     model = dataclasses.replace(SMALL, dropout=0.5)
     with pytest.raises(ValueError, match="rng"):

@@ -74,6 +74,7 @@ def test_evaluation_and_causal_training_take_stored_moments(how):
     np.testing.assert_array_equal(alone[0], out[0])
 
 
+@pytest.mark.slow
 def test_batch_permutation_and_recomputation_agree():
     out, _, _, stats = encode(BATCH, X, train=True)
     params, before = weights(BATCH)

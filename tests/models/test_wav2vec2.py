@@ -186,6 +186,7 @@ def test_upto_runs_the_first_blocks_and_leaves_out_the_last_norm_of_a_stable_enc
     np.testing.assert_allclose(out[0], normed[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_its_gradients_are_finite():
     half, params = dataclasses.replace(LARGE, dtype="bfloat16"), parameters("large")
     grads, (out, *_) = differentiated(half)(params, audio())
@@ -236,6 +237,7 @@ def test_dropout_needs_a_key_acts_in_training_only_and_repeats():
     assert not np.any(first[1, 23:])
 
 
+@pytest.mark.slow
 def test_skipped_blocks_leave_the_others_in_training_only():
     """Two blocks: four outputs occur, that of both and that of none among them."""
     model, params = dataclasses.replace(BASE, layerdrop=0.5), parameters("base")

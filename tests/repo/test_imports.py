@@ -2,6 +2,7 @@
 executed."""
 
 import ast
+import functools
 import graphlib
 import pathlib
 import sys
@@ -74,6 +75,7 @@ def folder_of(path: pathlib.Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else ""
 
 
+@functools.cache
 def imports(path: pathlib.Path) -> list[tuple[str, bool, int]]:
     """(name, at import time, line) of all that a file imports: folders of the package, or
     packages."""

@@ -149,6 +149,7 @@ def verbs(platform):
     return done
 
 
+@pytest.mark.daily("answers3-*", "answers4-*", "answers7-*")
 @pytest.mark.parametrize(
     ("answers", "code", "expected"),
     [

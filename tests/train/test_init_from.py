@@ -192,6 +192,7 @@ def test_codebooks_come_with_the_head_that_predicts_them(tmp_path):
         start(tmp_path, config, ("encoder", head), **{"best_rq.code_dim": 3})
 
 
+@pytest.mark.slow
 def test_a_run_of_several_tasks_gives_its_heads_by_name(tmp_path):
     """A translation decoder needs the same units, as a CTC head does."""
     config = m2asr.get_config("digits,smoke")

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 # The others take a method, or a way through the loop, that laws and the table of phases show daily.
-DAILY = "quickstart-bljust"
+DAILY = "quickstart-one_length"
 
 
 def flops_of_bljust(config):
