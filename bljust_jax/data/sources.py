@@ -240,10 +240,10 @@ def with_durations(utterances: Sequence[Utterance], *, bounded: bool = False) ->
 
 def _length(u: Utterance) -> containers.Length | str:
     """The length of an utterance's file, or the reason why it is not known."""
-    source = u.path
-    if u.fetch is not None:
-        source = u.fetch if isinstance(u.fetch, ByteRange) else io.BytesIO(u.fetch())
     try:
+        source = u.fetch or u.path
+        if u.fetch is not None and not isinstance(u.fetch, ByteRange):
+            source = io.BytesIO(u.fetch())
         return containers.length(source)
     except (soundfile.SoundFileError, OSError) as error:
         return why(error, u.path)

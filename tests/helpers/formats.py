@@ -40,7 +40,7 @@ def spoken(count: int = 200) -> list[Spoken]:
     rng, found, ends = np.random.default_rng(0), [], dict.fromkeys(range(SPEAKERS), 0.0)
     for i in range(count):
         samples = rng.integers(-2000, 2000, 8 * int(rng.integers(200, 600))).astype(np.int16)
-        text = TEXTS[i % len(TEXTS)] + " abc"[: i % 4] if i % 10 != 9 else None
+        text = TEXTS[i % len(TEXTS)] + "abc"[: i % 4] if i % 10 != 9 else None
         start = ends[i % SPEAKERS]
         found.append(Spoken(f"u{i:03d}", f"s{i % SPEAKERS}", text, samples, start))
         ends[i % SPEAKERS] = round(start + len(samples) / RATE + 0.05, 3)

@@ -25,7 +25,7 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     rest = expand_user(rest)
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
     root = root or folder
-    entries = [(_entry(line, where), where) for where, line in read_lines(rest)]
+    entries = [(parse(line, where), where) for where, line in read_lines(rest)]
     _warn_of_synonyms([entry for entry, _ in entries], rest)
     return with_durations([_utterance(entry, where, folder, root) for entry, where in entries])
 
@@ -44,12 +44,18 @@ def _warn_of_synonyms(entries: list[dict], path: str) -> None:
 
 
 def _utterance(entry: dict, where: str, folder: str, root: str) -> Utterance:
-    """The utterance of one line; its duration is 0 without the field."""
+    """The utterance of one line."""
     named = entry["audio_filepath"]
     path = inside(spelt(os.path.join(folder, os.fsdecode(named.encode()))), root, where)
     if not os.path.isfile(path):
         cure = "correct audio_filepath, relative to the manifest's folder"
         raise UserError(f"{where}: no such file: {path!r}; {cure}")
+    return Utterance(path=path, line=where, **fields(entry, where))
+
+
+def fields(entry: dict, where: str) -> dict:
+    """The fields of an utterance, other than its audio; the duration is 0 without the field."""
+    named = entry["audio_filepath"]
     offset = _seconds(entry.get("offset") or 0.0, "offset", where)
     duration = entry.get("duration")
     if duration is not None:
@@ -58,20 +64,18 @@ def _utterance(entry: dict, where: str, folder: str, root: str) -> Utterance:
             cure = "leave it out to have the file's own"
             raise UserError(f"{where}: duration must be above 0 seconds; {cure}")
     identity = _name(entry.get("id"), f"{named}@{offset:.10g}" if offset else named)
-    return Utterance(
-        id=identity,
-        path=path,
-        offset=offset,
-        duration=duration or 0.0,
-        text=_text(entry, "text", where),
-        lang=_name(entry.get("lang"), ""),
-        speaker=_name(entry.get("speaker"), identity),
-        line=where,
-        translation=_text(entry, "translation", where),
-    )
+    return {
+        "id": identity,
+        "offset": offset,
+        "duration": duration or 0.0,
+        "text": _text(entry, "text", where),
+        "lang": _name(entry.get("lang"), ""),
+        "speaker": _name(entry.get("speaker"), identity),
+        "translation": _text(entry, "translation", where),
+    }
 
 
-def _entry(line: str, where: str) -> dict:
+def parse(line: str, where: str) -> dict:
     """The JSON object of a line, with its required field."""
     try:
         entry = json.loads(line.strip())

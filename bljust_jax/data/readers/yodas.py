@@ -11,15 +11,15 @@ be unpacked to a plain tar file (`gunzip`), in which recordings are read at thei
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import math
 import pathlib
 import re
-import tarfile
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import visible
+from bljust_jax.data import archives
+from bljust_jax.data.byte_ranges import ByteRange
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, to_seconds
 
 
@@ -94,7 +94,7 @@ def _shard(subset: pathlib.Path, tar: pathlib.Path) -> list[Utterance]:
                 lang=lang,
                 speaker=identity.rsplit("-", 3)[0],
                 line=where,
-                fetch=functools.partial(_fetch, str(tar), *place) if place else None,
+                fetch=place,
                 fault=fault,
             )
         )
@@ -121,27 +121,10 @@ def _seconds(fields: list[str], where: str) -> float:
     return seconds
 
 
-def _index(tar: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """{name without extension: (offset, bytes)} of the complete files in a plain tar file.
+def _index(tar: pathlib.Path) -> dict[str, ByteRange]:
+    """{name without extension: place} of the complete files in a plain tar file.
 
-    In a damaged file, those before the damage. UserError for an absolute name or one with "..".
+    In a damaged file, those before the damage.
     """
-    size, places = tar.stat().st_size, {}
-    with contextlib.suppress(tarfile.ReadError), tarfile.open(tar, "r:") as archive:
-        while member := archive.next():
-            path = pathlib.PurePosixPath(member.name)
-            if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{tar}: holds {path}, outside of itself: fetch it again")
-            place, end = member.offset_data, member.offset_data + member.size
-            if path.name.startswith("._"):  # of macOS, not of the corpus
-                pass
-            elif member.isreg() and not member.issparse() and end <= size:
-                places[path.stem] = place, member.size
-            archive.members.clear()  # tarfile keeps every header
-    return places
-
-
-def _fetch(tar: str, place: int, size: int) -> bytes:
-    with open(tar, "rb") as file:
-        file.seek(place)
-        return file.read(size)
+    members = archives.read_index(tar).members
+    return {pathlib.PurePosixPath(member.name).stem: member.place for member in members}

@@ -60,7 +60,7 @@ MISTAKES = [
         "has 7 fields where .* 6; a text",
     ),
     ("train.tsv", "plain words", "plain\nwords", "train.tsv:4", "has 4 fields"),
-    ("train.tsv", "plain words a", "", "", "1 of 5 utterances have no text, the first at .*tsv:4"),
+    ("train.tsv", "plain wordsab", "", "", "1 of 5 utterances have no text, the first at .*tsv:4"),
     ("train.tsv", "Wie schön", b"Wie sch\xf6n", "train.tsv:2", "is not UTF-8"),
     ("train.tsv", None, "", "train.tsv", "is empty"),
     ("clips/u001.flac", None, b"no audio", "train.tsv:3", "cannot read the header"),

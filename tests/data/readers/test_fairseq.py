@@ -54,8 +54,8 @@ MISTAKES = [
     ("train.tsv", None, "", "train.tsv", "is empty; its first line names the folder"),
     ("train.tsv", None, "u000.flac\t12\n", "train.tsv:1", "must name the folder of the audio"),
     ("train.tsv", None, None, "", r"no such file: .*train\.tsv; name DIR/SPLIT"),
-    ("train.wrd", "plain words a\n", "", "train.wrd:4", r"its last line, but .*tsv lists 5 utter"),
-    ("train.wrd", "plain words a", "", "", "1 of 5 utterances have no text, the.*train.wrd:3"),
+    ("train.wrd", "plain wordsab\n", "", "train.wrd:4", r"its last line, but .*tsv lists 5 utter"),
+    ("train.wrd", "plain wordsab", "", "", "1 of 5 utterances have no text, the.*train.wrd:3"),
     ("train.wrd", "schön", b"sch\xf6n", "train.wrd:1", "is not UTF-8"),
     (
         "audio/u001.flac",

@@ -6,7 +6,10 @@ import pytest
 
 from bljust_jax.data.sources import nfc, open_source
 from tests.helpers import corpora, formats
-from tests.helpers.formats import FORMATS
+from tests.helpers.formats import FORMATS as PLAIN
+from tests.helpers.packed_formats import PACKED
+
+FORMATS = PLAIN | PACKED
 
 LENGTHS = {"buckets": (0.4, 1.2), "batch_seconds": 6.0, "unlabelled_batch_seconds": 12.0}
 

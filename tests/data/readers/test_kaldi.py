@@ -77,7 +77,7 @@ MISTAKES = [
     ("segments", "u003 ", "u002 ", "segments:4", "'u002' is in line 3, too"),
     ("text", "u003 ", "u03 ", "text:4", "'u03' is not in .*segments, did you mean 'u003'"),
     ("text", "u003 ", "u002 ", "text:4", "'u002' is in line 3, too"),
-    ("text", "u003 e\u0301te\u0301 d'or ab", "u003", "", "1 of 9 utterances have no text.*text:4"),
+    ("text", "u003 e\u0301te\u0301 d'orabc", "u003", "", "1 of 9 utterances have no text.*text:4"),
     ("utt2spk", "u003 s3\n", "", "segments:4", "'u003' is not in .*utt2spk, did you mean 'u00"),
     ("utt2spk", "u003 s3", "u003", "utt2spk:4", "'u003' alone; write UTTERANCE SPEAKER"),
     ("audio/s1.flac", None, b"RIFF", "text:2", "cannot read the header of .*s1.flac"),
