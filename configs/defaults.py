@@ -52,6 +52,7 @@ def data() -> ConfigDict:
     # the score that chooses the best parameters: auto = cer for scripts without spaces (Chinese,
     # Japanese, Thai, ...), mer for texts that mix them with others, wer for all others
     c.measure = "auto"
+    c.train_sample = 64  # training utterances scored beside dev, no more than dev has; 0: none
     c.min_spellable = 0.5  # least share of the texts of a split to score that the labels can spell
     # for several tasks: {name of a labelled stream, such as "asr/en": stream(...)}, each with a
     # head and a tokenizer of its own; data.train, dev and test are empty then

@@ -26,6 +26,7 @@ ADDED: dict[str, Any] = {
     "data.unlabelled_hours": 0.0,
     "data.measure": "auto",
     "data.min_spellable": 0.5,
+    "data.train_sample": 0,
     "data.num_buckets": 0,
     "data.program_hours": 40.0,
     **{f"lr.{name}.warmup_unit": "step" for name in SCHEDULES},

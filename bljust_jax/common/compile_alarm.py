@@ -48,6 +48,7 @@ class _Filter:
     def __init__(self):
         self._out = os.dup(STDERR)
         self._read, write = os.pipe()
+        self._pipe = os.fstat(write)[1:3]  # inode and device
         self._drained, self._in_alarm = threading.Event(), False
         sys.stderr.flush()
         os.dup2(write, STDERR)
@@ -55,11 +56,13 @@ class _Filter:
         threading.Thread(target=self._forward, name="stderr", daemon=True).start()
 
     def close(self) -> None:
-        """Restore stderr, once all that was written is forwarded."""
+        """Restore stderr, once all that was written is forwarded; nothing where another file has
+        become stderr meanwhile."""
         sys.stderr.flush()
-        os.write(STDERR, END)
-        os.dup2(self._out, STDERR)
-        self._drained.wait()
+        if os.fstat(STDERR)[1:3] == self._pipe:
+            os.write(STDERR, END)
+            os.dup2(self._out, STDERR)
+            self._drained.wait()
 
     def _forward(self) -> None:
         held = b""  # the last line while it has no end

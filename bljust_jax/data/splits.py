@@ -42,6 +42,7 @@ class Splits:
         self.streams, self.tokenizers = labelled_streams(data), dict(tokenizers)
         self.quarantined, self.skipped = quarantined, skipped
         self._data, self._multiple, self._utterances = data, multiple, utterances
+        self._added: dict[str, tuple[str, list[Utterance]]] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -59,8 +60,15 @@ class Splits:
         """The splits in the order of loading."""
         return tuple(self._utterances)
 
+    def add(self, split: str, stream: str, utterances: list[Utterance]) -> None:
+        """Add a split of a stream's training data, to score what is learned by heart. `names` omits
+        it, and corrupt audio of it is quarantined as the stream's."""
+        self._added[split] = (stream, utterances)
+
     def utterances(self, split: str) -> list[Utterance]:
         """The utterances of a split in the order of their source; UserError for an unknown name."""
+        if split in self._added:
+            return self._added[split][1]
         if split not in self._utterances:
             raise UserError(f"no split {split!r}; there are {', '.join(self._utterances)}")
         return self._utterances[split]
@@ -100,6 +108,7 @@ class Splits:
         """
         data, utterances = self._data, self.utterances(split)
         batches = self._evaluation_batches(split)
+        owner, _ = self._added.get(split, (split, ()))
 
         def load_batch(n: int) -> tuple[Batch, list[Utterance], list[tuple[Utterance, str]]]:
             bucket, indices = batches[n]
@@ -115,7 +124,7 @@ class Splits:
 
         for batch, members, bad in self._parallel(load_batch, 0, len(batches)):
             for u, reason in bad:
-                self.quarantined.add(split, u, reason)
+                self.quarantined.add(owner, u, reason)
             yield batch, members
 
     def _audio(self, u: Utterance) -> np.ndarray:

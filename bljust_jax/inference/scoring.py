@@ -51,6 +51,11 @@ class Scored(NamedTuple):
         return found | {f"{self.split}/{name}": mean for name, mean in self.means.items()}
 
     @property
+    def rates(self) -> dict[str, float]:
+        """Those of `scores` that are rates, not counts."""
+        return {k: v for k, v in self.scores.items() if k.rpartition("/")[2] in MEANS}
+
+    @property
     def means(self) -> dict[str, float]:
         """{measure: mean over the tasks with that measure}; {} for a task without a name."""
         own = [self._of(task) for task in self.tasks if task.name]

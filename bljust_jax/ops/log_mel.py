@@ -158,11 +158,16 @@ def mel_filters(
     The scale is linear up to 1 kHz (15 mel) and logarithmic above, 27 mel per factor of 6.4;
     M + 2 corners lie evenly on it from 0 Hz to sample_rate / 2 (Slaney, Auditory Toolbox, 1998).
     """
-    corners = _slaney_hz(np.linspace(0.0, _slaney_mel(sample_rate / 2), n_mels + 2))
+    corners = band_corners(sample_rate, n_mels)
     left, peak, right = corners[:-2], corners[1:-1], corners[2:]
     hertz = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
     triangles = np.minimum((hertz - left) / (peak - left), (right - hertz) / (right - peak))
     return (np.maximum(triangles, 0.0) * (2.0 / (right - left))).astype(np.float32)
+
+
+def band_corners(sample_rate: int, n_mels: int) -> Float[np.ndarray, "n"]:
+    """The M + 2 corners of the filters, in Hz; that of index m + 1 is the peak of band m."""
+    return _slaney_hz(np.linspace(0.0, _slaney_mel(sample_rate / 2), n_mels + 2))
 
 
 def _slaney_mel(hertz: float) -> float:

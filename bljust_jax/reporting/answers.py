@@ -12,6 +12,7 @@ from bljust_jax.reporting.text import rate
 
 RECENT = 0.25  # last part of the steps, for the trend
 BLANK = 0.95  # share of blank frames above which hardly anything is recognised
+LEARNED_BY_HEART = 0.2  # error on training data over that on dev below which more steps help little
 POOR = 0.9  # error rate above which nothing is learned yet
 
 
@@ -66,6 +67,8 @@ def is_learning(run: RunFiles) -> str:
         points = f"{MEASURES[found.measure].scale * abs(gained):.2f} points"
         trend = f"{'better' if gained > 0 else 'worse'} by {points}" if gained else "no change"
         parts.append(f"Over the last quarter: {trend}.")
+    if gap := _gap(run, found):
+        parts.append(gap)
     blanks = run.last("dev/blank_share")
     if blanks is not None:
         parts.append(f"{blanks:.0%} of the frames of dev are blank.")
@@ -73,6 +76,24 @@ def is_learning(run: RunFiles) -> str:
     if losses:
         parts.append(f"Training losses, first and last log window: {', '.join(losses)}.")
     return " ".join(parts)
+
+
+def _heard(run: RunFiles, found: Course) -> float | None:
+    """The last score of the sample of training utterances, logged beside that of dev."""
+    values = [row.get(f"train_sample/{found.measure}") for row in run.rows]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _gap(run: RunFiles, found: Course) -> str:
+    heard = _heard(run, found)
+    if heard is None:
+        return ""
+    (step, now) = found.points[-1]
+    gap = MEASURES[found.measure].scale * (found.error(now) - found.error(heard))
+    return (
+        f"At step {step}, utterances of the training data have {found.describe(heard)}: dev is"
+        f" {abs(gap):.2f} points {'worse' if gap > 0 else 'better'}."
+    )
 
 
 def _loss(run: RunFiles, loss: str) -> str:
@@ -101,6 +122,13 @@ def what_next(run: RunFiles) -> str:
         return (
             f"The best score is of step {step} of {last}: it may fall further, so train longer"
             " (config.phases), or add audio."
+        )
+    heard = _heard(run, found)
+    if found.is_error and heard is not None and heard < LEARNED_BY_HEART * now:
+        return (
+            f"The training data are learned by heart ({rate(found.measure, heard)} on a sample of"
+            f" them) and dev is not: augment more (config.data.speed, config.specaugment), add"
+            " labelled or unlabelled audio, or end earlier (config.stop.patience)."
         )
     if found.error(now) > found.error(best):
         return (

@@ -19,6 +19,7 @@ from bljust_jax.data.sources import read_audio
 from bljust_jax.data.splits import Batch, empty_batch, fill_row
 from bljust_jax.decoding import greedy
 from bljust_jax.ops.ctc import ctc_align
+from bljust_jax.ops.log_mel import band_corners
 
 PROBE = (20, 40)  # seconds of audio; their frame counts differ by whole hops
 
@@ -40,6 +41,7 @@ def make(
     id, reference, hypothesis       texts, 0-d; the hypothesis is that of the best path
     symbols        [K - 1]          text of class n + 1; class 0 is the blank
     log_mel        [T, M]  float16  natural logarithms of mel energies
+    mel_hz         [M]     float32  peaks of the bands
     log_probs      [T', K] float16  log softmax of the logits
     labels         [U]     int32    classes of the reference
     starts, ends   [U]     int32    frames of each label on the best path, end exclusive
@@ -73,6 +75,7 @@ def make(
         "hypothesis": np.array(tokenizer.decode(greedy.collapse(path))),
         "symbols": np.array(tokenizer.symbols),
         "log_mel": mel[:mel_frames].astype(np.float16),
+        "mel_hz": band_corners(sample_rate, mel.shape[1])[1:-1].astype(np.float32),
         "log_probs": log_probs[:frames].astype(np.float16),
         "labels": labels[0],
         "starts": aligned.starts[0],

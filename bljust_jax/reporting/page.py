@@ -189,7 +189,7 @@ def _worst(run: RunFiles) -> list[str]:
     parts = {
         f"{split}-{task.replace('/', '_')}": (f"{split}/{task}", settings["measure"])
         for task, settings in run.tasks.items()
-        for split in ("dev", "test")
+        for split in ("dev", "test", "train_sample")
     }
     most = max(WORST // max(len(run.tasks), 1), 3)
     lines = []

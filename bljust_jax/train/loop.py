@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from bljust_jax import reporting
 from bljust_jax.bilevel.types import Weights
 from bljust_jax.common.trees import digest
+from bljust_jax.data import train_sample
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput
 from bljust_jax.parallel import preemption
@@ -115,6 +116,7 @@ def evaluate(run: TrainingRun, now: int, ending: bool) -> bool:
         with run.clock.on("evaluate"):
             if heads:
                 scored = run.evaluate("dev", run.state.weights)
+                heard = run.evaluate(train_sample.NAME, run.state.weights)
             else:
                 losses = run.evaluate_losses(run.timeline.phase_at(now - 1))
     except preemption.Abandoned:
@@ -126,11 +128,11 @@ def evaluate(run: TrainingRun, now: int, ending: bool) -> bool:
         progress.log(f"step {now}, phase {phase}: {values}")
         run.best = jax.tree.map(jnp.copy, run.state.weights)
         return True
-    run.log.writer.write(now, scored.scores)
+    run.log.writer.write(now, scored.scores | heard.rates)
     if run.is_main:
         scoring.write_samples(run.workdir / "samples", now, scored)
     progress.log(f"step {now}, phase {phase}")
-    for line in scored.describe(run.config.samples):
+    for line in [*scored.describe(run.config.samples), *heard.describe(0)]:
         progress.log(line)
     improved = run.meta.update_best(scored.rank, now)
     if improved:
@@ -165,7 +167,7 @@ def finish(run: TrainingRun, step: int) -> dict:
     run.clock.turn("evaluate")
     final = {"best_step": run.meta.best.step}
     on_host = to_host(run.best)  # a collective operation: all processes call it
-    for split in ("dev", "test"):
+    for split in ("dev", train_sample.NAME, "test"):
         scored = run.evaluate(split, run.best)
         if run.is_main:
             scoring.write_samples(run.workdir / "samples", "best", scored)

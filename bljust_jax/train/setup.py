@@ -17,7 +17,7 @@ from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common import console
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
-from bljust_jax.data import config_checks
+from bljust_jax.data import config_checks, train_sample
 from bljust_jax.data.corpus import Corpus, load_corpus
 from bljust_jax.data.sources import hours
 from bljust_jax.inference import scoring
@@ -227,13 +227,15 @@ def load_data(config: Any, mesh: Mesh, tokenizers: Any = None) -> Corpus:
     """The corpus of `config.data`, with batches that the mesh divides; `tokenizers` are those of
     the run to resume if there is one."""
     rows = batch_devices(mesh) * config.accumulate
-    return load_corpus(
+    corpus = load_corpus(
         config.data,
         seed=config.seed,
         multiple=rows,
         tokenizers=tokenizers,
         phases=config.phases,
     )
+    train_sample.add(corpus, 0 if config.data.overfit else config.data.train_sample)
+    return corpus
 
 
 def corpus_facts(corpus: Corpus) -> recipes.Facts:

@@ -71,6 +71,18 @@ def test_a_process_started_meanwhile_keeps_its_stderr(capfd):
     assert (child.returncode, shown) == (0, "late\n")
 
 
+def test_a_file_that_became_stderr_meanwhile_stays(capfd, tmp_path):
+    before = os.dup(2)
+    try:
+        with compile_alarm.hidden(), open(tmp_path / "log", "wb") as file:
+            os.dup2(file.fileno(), 2)
+        os.write(2, b"x\n")
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+    assert (tmp_path / "log").read_bytes() == b"x\n"
+
+
 def test_without_a_stderr_nothing_happens(monkeypatch):
     def closed(file):
         raise OSError

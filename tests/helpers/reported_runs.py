@@ -43,6 +43,7 @@ def example():
     found = {"id": "x", "reference": "a b", "hypothesis": "b b", "symbols": [" ", "a", "b"]}
     found |= {"log_mel": np.zeros((20, 8), np.float16), "log_probs": log_probs}
     found |= {"labels": [2, 1, 3], "starts": [0, 2, 3], "ends": [2, 3, 4]}
+    found |= {"mel_hz": np.linspace(100, 3900, 8)}
     found |= {"mel_seconds": 0.01, "frame_seconds": 0.04}
     return {name: np.array(value) for name, value in found.items()}
 

@@ -41,6 +41,22 @@ def test_the_course_is_told_with_the_numbers_that_were_logged(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("heard", "said", "advice"),
+    [
+        (0.25, "have WER 25.00 %: dev is 15.00 points worse.", "Dev has not improved since"),
+        (0.01, "have WER 1.00 %: dev is 39.00 points worse.", "The training data are learned by"),
+        (0.45, "have WER 45.00 %: dev is 5.00 points better.", "Dev has not improved since"),
+    ],
+)
+def test_the_gap_to_training_data_is_told_and_advised_on(heard, said, advice, tmp_path):
+    rows = scored(0.9, 0.3, 0.35, 0.4, 0.4)
+    rows[-1]["train_sample/wer"] = heard
+    run = read(tmp_path / "run", rows)
+    assert f" At step 50, utterances of the training data {said}" in answers.is_learning(run)
+    assert answers.what_next(run).startswith(advice)
+
+
+@pytest.mark.parametrize(
     ("values", "blanks", "advice"),
     [
         ((0.9, 0.7, 0.6, 0.5, 0.4), 0.5, "The best score is of step 50 of 50: it may fall further"),

@@ -79,6 +79,16 @@ def test_log_mel_is_not_normalised(made):
     np.testing.assert_allclose(found["log_mel"], np.asarray(mel)[0], atol=2**-7)
 
 
+def test_a_band_has_most_energy_of_a_tone_at_its_peak(made):
+    """Bands of 20 over 8 kHz are wider than the 40 Hz of a window of 25 ms."""
+    found, _ = made
+    seconds = np.arange(4000) / RATE
+    for band in (0, 7, 19):
+        tone = np.round(8000 * np.sin(2 * np.pi * found["mel_hz"][band] * seconds))
+        mel, _ = log_mel_module.log_mel(tone.astype(np.int16)[None], np.array([4000]), n_mels=20)
+        assert np.argmax(np.asarray(mel)[0, 2]) == band
+
+
 def test_frame_rates_are_exact(made):
     found, _ = made
     assert float(found["mel_seconds"]) == 0.01

@@ -40,6 +40,7 @@ DATA = {
     "unlabelled_join": Field(tuple, "data.join of unlabelled audio", r.JOIN),
     "unlabelled_join_share": Field(float, "data.join_share of unlabelled audio", r.FROM_0_TO_1),
     "measure": Field(str, "the score that chooses the best parameters", MEASURES),
+    "train_sample": Field(int, "training utterances scored beside dev; 0: none", r.AT_LEAST_0),
     "min_spellable": Field(float, "least share of texts to score that can be spelt", r.FROM_0_TO_1),
     "eval_batch_seconds": Field(float, "padded audio per batch in evaluation, seconds", r.ABOVE_0),
     "num_threads": Field(int, "decoding threads; they change no number", r.AT_LEAST_0),

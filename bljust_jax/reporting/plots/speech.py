@@ -16,6 +16,7 @@ from bljust_jax.reporting.plots.style import RED, WIDTH, legible, title
 
 DECIBELS = 10 / math.log(10)  # dB per natural logarithm of an energy
 BLANK = "blank"
+FREQUENCIES = (250, 500, 1000, 2000, 4000, 8000)  # Hz, labelled on a spectrogram
 SHOWN = 40  # symbols beside those of the reference, at most in all
 LANES = 3  # lines of text above the bars of words
 CHARACTER = 0.0095  # width of a character as a fraction of the axes
@@ -73,6 +74,9 @@ def _spectrogram(example: Mapping[str, np.ndarray]) -> Figure:
         cmap=matplotlib.colormaps["magma"].resampled(32), interpolation="nearest",
     )  # fmt: skip
     top.set_ylabel("mel band")
+    if "mel_hz" in example:  # absent from runs before there was one
+        top.set_ylabel("frequency (Hz), mel scale")
+        top.set_yticks(*_frequencies(example["mel_hz"]))
     top.grid(False)
     figure.colorbar(image, ax=top, label="energy (dB)", pad=0.01)
     frame = float(example["frame_seconds"])
@@ -93,6 +97,13 @@ def _spectrogram(example: Mapping[str, np.ndarray]) -> Figure:
     below.set_xlabel("time (s)")
     title(figure, "Log-mel spectrogram; words as aligned and as recognised")
     return figure
+
+
+def _frequencies(mel_hz: Float[np.ndarray, "m"]) -> tuple[list[float], list[str]]:
+    """(places on an axis of M bands, labels) of round frequencies in Hz."""
+    shown = [hertz for hertz in FREQUENCIES if mel_hz[0] <= hertz <= mel_hz[-1]]
+    bands = np.arange(len(mel_hz)) + 0.5
+    return np.interp(shown, mel_hz, bands).tolist(), [f"{hertz:,}" for hertz in shown]
 
 
 def _word_row(axes: Axes, y: int, found: list[Timed], known: set[str], letter: float) -> None:

@@ -1,0 +1,42 @@
+"""Training utterances that are scored beside dev: the gap is what a model learns by heart."""
+
+import numpy as np
+
+from bljust_jax.data.sources import Utterance
+from bljust_jax.data.splits import Splits
+from bljust_jax.data.streams import split_name
+
+NAME = "train_sample"
+
+
+def add(splits: Splits, count: int) -> None:
+    """Add the split `train_sample` of each labelled stream: `count` of its training utterances, or
+    as many as dev has if fewer; none without dev.
+
+    They are spread evenly over those with a text and of a length for which dev has a batch, so that
+    no further program is compiled.
+    """
+    for stream in splits.streams:
+        dev = split_name("dev", stream)
+        found: list[Utterance] = []
+        number = min(count, len(splits.utterances(dev)))
+        if number:
+            lengths = sorted(bucket.seconds for bucket in splits.eval_buckets(dev))
+            spans = _spans(splits.streams[stream].buckets, lengths)
+            known = [
+                u
+                for u, text in zip(
+                    splits.utterances(stream), splits.references(stream), strict=True
+                )
+                if text and any(low < u.duration <= high for low, high in spans)
+            ]
+            chosen = np.linspace(0, len(known) - 1, min(number, len(known))).round().astype(int)
+            found = [known[i] for i in dict.fromkeys(chosen.tolist())]
+        splits.add(split_name(NAME, stream), stream, found)
+
+
+def _spans(table: tuple[float, ...], used: list[float]) -> list[tuple[float, float]]:
+    """(low, high) in seconds of the audio that batches of the lengths `used` hold; `table` has all
+    lengths of training."""
+    below = [0.0, *table]
+    return [(max(s for s in below if s < length), length) for length in used]
