@@ -42,6 +42,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 BEGAN = time.monotonic()
@@ -77,6 +78,24 @@ flags.DEFINE_integer("init_timeout", DEFAULTS.init_timeout, "seconds until all h
 flags.DEFINE_integer(
     "heartbeat_timeout", DEFAULTS.heartbeat_timeout, "seconds until a silent host is dead"
 )
+
+
+def with_chosen_loss(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`load` of a config, which also adds the fields of the loss that the config or the command
+    line names as config.ssl (`config_schema.with_loss_fields`), for `--config.LOSS.field=value`."""
+
+    def load_with_loss(given: str) -> Any:
+        config = load(given)
+        if config is None:
+            return config
+        named = [a.partition("=")[2] for a in sys.argv if a.startswith("--config.ssl=")]
+        return config_schema.with_loss_fields(config, [config.get("ssl", ""), *named][-1])
+
+    return load_with_loss
+
+
+PARSER = FLAGS["config"].parser
+PARSER.parse = with_chosen_loss(PARSER.parse)
 
 
 def main() -> int:

@@ -117,6 +117,22 @@ def test_a_wrong_command_takes_under_five_seconds():
     assert "did you mean 'configs/quickstart.py'?" in done.stderr
 
 
+def test_a_chosen_loss_brings_its_fields():
+    """Those of the loss that the command line names, after the field or before it."""
+    code = (
+        "import sys; from bljust_jax import main; config, _ = main.parse(sys.argv);"
+        "print(config.wav2vec2.codes, config.wav2vec2.groups); print('jax' in sys.modules)"
+    )
+    flags = "--config.wav2vec2.codes=7", "--config.ssl=wav2vec2"
+    for given in (flags, flags[::-1]):
+        done = run_command(QUICK, *given, code=code)
+        assert done.stdout.splitlines() == ["7 2", "False"], done.stderr
+    done = run_command(QUICK, flags[0], "--config.ssl=cpc")
+    assert "config has no field 'wav2vec2'" in done.stderr
+    done = run_command(QUICK, "--config.ssl=wav2vec2", "--config.wav2vec2.cods=7")
+    assert "config.wav2vec2 has no field 'cods', did you mean 'codes'?" in done.stderr
+
+
 def test_help_is_no_error():
     done = run_command("--help")
     assert done.returncode == 0

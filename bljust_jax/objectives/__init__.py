@@ -1,11 +1,13 @@
 """Training objectives on an encoder, one file each; self-supervised ones are loaded by file name.
 
 `config.ssl = "cpc"` calls `build(config, encoder)` of `objectives/cpc.py`, which returns an
-`EncoderObjective`. One new file with a `build` adds a self-supervised loss.
+`EncoderObjective`. One new file with a `build` adds a self-supervised loss. Its fields,
+`config.cpc`, are `FIELDS` of the same file, with defaults (`common/config_schema/losses.py`).
 """
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Extras, Tree
 from bljust_jax.common import plugins, trees
+from bljust_jax.common.config_schema import losses
 from bljust_jax.models.encoders import Encoded, Encoder
 
 
@@ -113,6 +116,8 @@ def is_pretrained(config: Any, part: str) -> bool:
 
 
 def load(name: str) -> Callable[[Any, Encoder], EncoderObjective]:
-    """`build` of `objectives/<name>.py`. Raises UserError if there is no such self-supervised
-    loss."""
-    return plugins.load(__name__, name, "build", "config.ssl")
+    """`build` of `objectives/<name>.py`, which takes the defaults of the file's `FIELDS` for those
+    that the config lacks. Raises UserError if there is no such self-supervised loss."""
+    build = plugins.load(__name__, name, "build", "config.ssl")
+    fields = getattr(sys.modules[build.__module__], "FIELDS", {})
+    return lambda config, encoder: build(losses.complete(config, name, fields), encoder)

@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux
+from bljust_jax.common.config_schema import ranges as r
+from bljust_jax.common.config_schema.field import Field
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Features, Frames, Lengths, Logits, Mask, RowKeys, Scalar
 from bljust_jax.models import heads
@@ -24,6 +26,22 @@ from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import normalise, valid_frames
 from bljust_jax.ops.masking import start_spans
 from bljust_jax.ops.quantizer import Codes, CodeScores
+
+FIELDS = {
+    "stack": Field(
+        int, "feature frames per label: the encoder's subsampling factor", r.AT_LEAST_1, 4
+    ),
+    "mask_prob": Field(
+        float, "probability that a span starts at a label frame", r.ABOVE_0_TO_1, 0.04
+    ),
+    "mask_length": Field(int, "label frames per masked span", r.AT_LEAST_1, 10),
+    "noise_std": Field(
+        float, "standard deviation of the noise in masked frames", r.AT_LEAST_0, 0.1
+    ),
+    "codes": Field(int, "codes per codebook", r.AT_LEAST_1, 8192),
+    "code_dim": Field(int, "width of a code", r.AT_LEAST_1, 16),
+    "codebooks": Field(int, "codebooks; the loss is their mean", r.AT_LEAST_1, 1),
+}
 
 
 class QuantizerSize(NamedTuple):

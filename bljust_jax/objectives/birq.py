@@ -36,6 +36,8 @@ from jaxtyping import Array, Float
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux, Tree, Weights
+from bljust_jax.common.config_schema import ranges as r
+from bljust_jax.common.config_schema.field import Field
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Frames, Lengths, Mask, RowKeys, Scalar
 from bljust_jax.models import heads
@@ -44,6 +46,25 @@ from bljust_jax.objectives import best_rq
 from bljust_jax.objectives.best_rq import Masking, QuantizerSize
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import normalise
+
+FIELDS = {
+    "enhanced_weight": Field(float, "w1, weight of the upper level", r.AT_LEAST_0),
+    "anchor_weight": Field(float, "w2, weight of the lower level", r.AT_LEAST_0),
+    "layer": Field(int, "k, block whose output is labelled; 0: 0.7 of the blocks", r.AT_LEAST_0),
+    "label_gradient": Field(bool, "the enhanced loss has a gradient through its labels"),
+    "label_entropy": Field(float, "beta, weight of the entropy of the mean label", r.AT_LEAST_0),
+    "label_dropout": Field(bool, "dropout in the pass that makes labels"),
+    "normalise": Field(str, "scale block k over time, or per frame", ("feature", "frame")),
+    "score": Field(str, "score of an output and a code", ("cosine", "distance")),
+    "sharpness": Field(float, "factor of the score, before noise", r.ABOVE_0),
+    "noise": Field(bool, "Gumbel noise on the scores"),
+    "hard": Field(bool, "one-hot labels, straight-through gradient"),
+    "head": Field(str, "one softmax head for both losses, or one each", ("shared", "separate")),
+    "codebook": Field(str, "one codebook for both labels, or one each", ("shared", "separate")),
+    "tau_start": Field(float, "temperature at step 0", r.ABOVE_0),
+    "tau_end": Field(float, "lowest temperature", r.ABOVE_0),
+    "tau_decay": Field(float, "tau = max(tau_end, tau_start * tau_decay^step)", r.ABOVE_0),
+}
 
 NAME, ENHANCED, ANCHOR = "birq", "enhanced", "anchor"
 EPS, TINY = 1e-5, 1e-30

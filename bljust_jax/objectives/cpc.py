@@ -15,12 +15,25 @@ from jaxtyping import Array, Bool, Float
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux
+from bljust_jax.common.config_schema import ranges as r
+from bljust_jax.common.config_schema.field import Field
 from bljust_jax.common.shapes import Frames, RowKeys
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded, Encoder
 from bljust_jax.objectives import EncoderObjective
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import valid_frames
+
+FIELDS = {
+    "steps": Field(int, "predicted frames, each by a linear map of its own", r.AT_LEAST_1, 12),
+    "first_step": Field(int, "distance of the first predicted frame", r.AT_LEAST_1, 2),
+    "width": Field(int, "width of projected latents and predictions", r.AT_LEAST_1, 256),
+    "temperature": Field(float, "divisor of the cosine", r.ABOVE_0, 0.1),
+    "negatives": Field(int, "negative frames of the same utterance; 0: all", r.AT_LEAST_0, 100),
+    "context": Field(str, "one causal pass, or windows apart", ("causal", "chunked"), "causal"),
+    "chunk": Field(tuple, "windows of context=chunked", r.CHUNK, (2.0, 1.0, 1.0)),
+    "target_gradient": Field(bool, "the loss has a gradient into its targets", default=True),
+}
 
 EPS = 1e-8
 CONTEXTS = ("causal", "chunked")

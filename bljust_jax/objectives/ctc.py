@@ -8,11 +8,22 @@ import jax.numpy as jnp
 
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.types import Aux
+from bljust_jax.common.config_schema.field import Field
 from bljust_jax.common.shapes import Frames, Logits
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded
 from bljust_jax.objectives import EncoderObjective, nameless
 from bljust_jax.ops.ctc import blank_share, ctc_feasible, ctc_loss
+
+FIELDS = {
+    "reduction": Field(str, "unit that the loss is averaged over", ("label", "utterance")),
+    "context": Field(str, "frames that the encoder uses; causal: no future", ("full", "causal")),
+    "implementation": Field(
+        str,
+        "CTC kernel; auto: the fastest of the device",
+        ("auto", "scan", "one_scan", "pallas_tpu", "pallas_gpu"),
+    ),
+}
 
 REDUCTIONS = ("label", "utterance")
 

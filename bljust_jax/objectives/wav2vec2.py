@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.rng import row_keys
 from bljust_jax.bilevel.types import Aux
+from bljust_jax.common.config_schema import ranges as r
+from bljust_jax.common.config_schema.field import Field
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Lengths, Mask, RowKeys, Scalar
 from bljust_jax.models import heads
@@ -22,6 +24,26 @@ from bljust_jax.objectives import EncoderObjective, head_name, is_pretrained
 from bljust_jax.ops import quantizer
 from bljust_jax.ops.log_mel import valid_frames
 from bljust_jax.ops.masking import InputMask, wav2vec2_spans
+
+FIELDS = {
+    "mask_prob": Field(
+        float, "share of frames in masked spans, before overlaps", r.ABOVE_0_TO_1, 0.65
+    ),
+    "mask_length": Field(int, "frames per masked span", r.AT_LEAST_1, 10),
+    "negatives": Field(int, "negative masked frames of the same utterance", r.AT_LEAST_1, 100),
+    "temperature": Field(float, "divisor of the cosine", r.ABOVE_0, 0.1),
+    "diversity": Field(float, "weight of the diversity loss", r.AT_LEAST_0, 0.1),
+    "feature_penalty": Field(float, "weight of the features' mean square", r.AT_LEAST_0, 10.0),
+    "groups": Field(int, "codebooks", r.AT_LEAST_1, 2),
+    "codes": Field(int, "codes per codebook", r.AT_LEAST_1, 320),
+    "code_dim": Field(int, "width of the codevectors of all groups together", r.AT_LEAST_1, 256),
+    "width": Field(int, "width of projected targets and predictions", r.AT_LEAST_1, 256),
+    "tau_start": Field(float, "temperature at step 0", r.ABOVE_0, 2.0),
+    "tau_end": Field(float, "lowest temperature", r.ABOVE_0, 0.5),
+    "tau_decay": Field(
+        float, "tau = max(tau_end, tau_start * tau_decay^step)", r.ABOVE_0, 0.999995
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

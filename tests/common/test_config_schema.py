@@ -16,7 +16,17 @@ from bljust_jax.data import normalise, streams, tokenizer
 from bljust_jax.models import audio_features, cnn_rnn_blocks, encoders, remat, subsampling
 from bljust_jax.objectives import cpc, ctc
 from bljust_jax.ops import ctc as ops_ctc
-from configs import birq, librispeech, m2asr, manifest, quickstart, tedlium, variants, wav2vec2_just
+from configs import (
+    birq,
+    defaults,
+    librispeech,
+    m2asr,
+    manifest,
+    quickstart,
+    tedlium,
+    variants,
+    wav2vec2_just,
+)
 from tests.helpers.systems import FACTS
 
 CONFIGS = (
@@ -26,6 +36,13 @@ CONFIGS = (
     *((m2asr, name) for name in (*m2asr.VARIANTS, "digits,smoke", "covost,overfit")),
     *((wav2vec2_just, name) for name in (*wav2vec2_just.VARIANTS, "smoke", "overfit")),
 )
+
+
+SELECTABLE = sorted(config_schema.GROUPS["config"]["ssl"].allowed)  # by config.ssl
+
+
+def with_loss(loss):
+    return config_schema.with_loss_fields(manifest.get_config(), loss)
 
 
 @pytest.mark.parametrize(("module", "variant"), CONFIGS)
@@ -64,15 +81,66 @@ def test_a_number_out_of_range_is_named(module, field, value, said):
 
 def test_each_field_of_each_config_has_a_row_and_each_row_a_field():
     described = set()
-    for module, variant in CONFIGS:
-        for name, value, row in config_schema.rows(module.get_config(variant)):
-            assert row is not None, f"{module.__name__}:{variant}: no row for {name}"
+    configs = {f"{m.__name__}:{variant}": m.get_config(variant) for m, variant in CONFIGS}
+    configs |= {loss: with_loss(loss) for loss in SELECTABLE}
+    for where, config in configs.items():
+        for name, value, row in config_schema.rows(config):
+            assert row is not None, f"{where}: no row for {name}"
             assert row.help
             assert config_schema.is_kind(value, row.kind), name
             described.add(id(row))
     for group, fields in config_schema.GROUPS.items():
         unused = [name for name, row in fields.items() if id(row) not in described]
         assert not unused, f"{group}: no config has {unused}"
+
+
+@pytest.mark.parametrize("loss", sorted(config_schema.losses.read_all()))
+def test_fields_of_a_loss_are_read_without_importing_it(loss):
+    """Equal to those of the module, which imports jax."""
+    module = importlib.import_module(f"bljust_jax.objectives.{loss}")
+    assert config_schema.GROUPS[f"config.{loss}"] == module.FIELDS
+
+
+@pytest.mark.parametrize("loss", SELECTABLE)
+def test_a_loss_brings_its_fields_with_defaults_in_range(loss):
+    fields = config_schema.GROUPS[f"config.{loss}"]
+    config = manifest.get_config()
+    config.ssl = loss
+    if loss in config:
+        del config[loss]
+    config.lock()
+    completed = config_schema.with_loss_fields(config, loss)
+    config_schema.check(completed)
+    assert loss not in config
+    assert completed.is_locked
+    assert completed[loss].to_dict() == {name: row.default for name, row in fields.items()}
+    assert None not in completed[loss].to_dict().values()
+
+
+@pytest.mark.parametrize("loss", ["cpc", "best_rq"])
+def test_a_config_states_the_defaults_of_the_loss(loss):
+    """A config that sets the fields for its reader does not differ from the loss's file."""
+    config = defaults.base()
+    stated = config[loss].to_dict()
+    del config[loss]
+    assert config_schema.with_loss_fields(config, loss)[loss].to_dict() == stated
+
+
+def test_fields_that_a_config_sets_stay():
+    config = manifest.get_config()
+    with config.unlocked():
+        config.wav2vec2 = ConfigDict({"codes": 7})
+    completed = config_schema.with_loss_fields(config, "wav2vec2")
+    assert completed.wav2vec2.codes == 7
+    assert completed.wav2vec2.groups == 2
+    assert config_schema.with_loss_fields(completed, "wav2vec2") is completed
+
+
+def test_fields_with_other_names_are_refused_by_file_and_line(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("import os\n\nFIELDS = {'a': Field(int, os.name)}\n")
+    with pytest.raises(ValueError, match=r"own\.py:3: FIELDS has Field\(\.\.\.\).*'os'"):
+        config_schema.losses.read(path)
 
 
 def choices(field):

@@ -1,14 +1,15 @@
 """Config schema: type, range or choices, and one line of help for every field of every config.
 
 `GROUPS` has a table of fields per group of a config; `*` stands for a name that the config chooses.
-A new field of a config gets a row here; a test compares the two.
+A new field of a config gets a row here, one of a loss in the loss's own file (`losses.py`); a test
+compares the two.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bljust_jax.common.config_schema import data, models, objectives, training
+from bljust_jax.common.config_schema import data, losses, models, training
 from bljust_jax.common.config_schema.field import KINDS, Field, Range, is_kind
 from bljust_jax.common.errors import UserError, nearest
 
@@ -24,11 +25,7 @@ GROUPS: dict[str, Mapping[str, Field]] = {
     "config.mask": models.MASK,
     "config.model": models.MODEL,
     "config.decoder": models.DECODER,
-    "config.ctc": objectives.CTC,
-    "config.cpc": objectives.CPC,
-    "config.best_rq": objectives.BEST_RQ,
-    "config.wav2vec2": objectives.WAV2VEC2,
-    "config.birq": objectives.BIRQ,
+    **{f"config.{loss}": fields for loss, fields in losses.read_all().items()},
     "config.phases": training.PHASES,
     "config.lr": training.LR,
     "config.lr.*": training.LR_PHASE,
@@ -56,6 +53,11 @@ def _rows(group: Any, name: str, pattern: str) -> Iterator[tuple[str, Any, Field
             yield from _rows(value, f"{name}.{key}", inner if inner in GROUPS else f"{pattern}.*")
         else:
             yield f"{name}.{key}", value, GROUPS.get(pattern, {}).get(key)
+
+
+def with_loss_fields(config: Any, loss: str) -> Any:
+    """The config with all fields of `config.<loss>`: those that it lacks at their defaults."""
+    return losses.complete(config, loss, GROUPS.get(f"config.{loss}", {}))
 
 
 def check(group: Any, name: str = "config") -> None:

@@ -16,11 +16,13 @@ class Field(NamedTuple):
 
     kind: bool, int, float, str or tuple; help: one line; allowed: the range, or the choices of the
     value (of each entry of a tuple), by recipe where a mapping; None allows every value of `kind`.
+    default: of a field of a loss that `config.ssl` can name (`losses.py`); configs set all others.
     """
 
     kind: type
     help: str
     allowed: Range | Sequence[str | int] | Mapping[str, Sequence[str]] | None = None
+    default: Any = None
 
 
 KINDS = {
