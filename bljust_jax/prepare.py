@@ -4,6 +4,11 @@ Writes a source as ArrayRecord shards. A killed run leaves no shards that count 
 a value of `config.data.train`: a *.jsonl manifest, librispeech:ROOT/SPLIT, tedlium:ROOT/SPLIT and
 so on. Train on DIR/SPLIT with `--config.data.train=tfds:DIR/SPLIT`: same bits as URI. Exit 0: done;
 2: a mistake in the flags or the data, in one line.
+
+python -m bljust_jax.prepare URI --labels log_mel|RUN --out FILE.km [--layer N] [--classes K]
+labels the frames of URI by k-means instead, for --config.data.frame_labels=FILE.km and the loss
+hubert: of log-mel features, or of block N of a finished run. FILE.km.npz has the centroids; with
+--centroids it labels a dev set with the classes of training.
 """
 
 import argparse
@@ -13,10 +18,11 @@ import pathlib
 import re
 import sys
 import time
+from typing import Any
 
 from bljust_jax.common import cli
 from bljust_jax.common.config_schema.field import Range
-from bljust_jax.common.config_schema.ranges import FROM_0_TO_1
+from bljust_jax.common.config_schema.ranges import AT_LEAST_1, FROM_0_TO_1
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user
@@ -36,6 +42,11 @@ def parser() -> cli.Parser:
     bad = "stop if a larger share of the audio cannot be decoded"
     p.option("--max_bad_fraction", 0.01, bad, allowed=FROM_0_TO_1)
     p.option("--verify", False, "read all back and compare checksums")
+    p.option("--labels", str, "write frame labels: of log_mel, or of a finished RUN", metavar="RUN")
+    p.option("--layer", 0, "block of the RUN that is clustered; 0: half of them")
+    p.option("--classes", 100, "number of classes", allowed=AT_LEAST_1)
+    p.option("--centroids", pathlib.Path, "FILE.km.npz of earlier labels", metavar="FILE")
+    p.option("--seed", 0, "of the frames that k-means learns from, and of its start")
     p.option("--json", False, "print the summary as a JSON object")
     return p
 
@@ -49,12 +60,31 @@ def shard_count(value: str) -> int | None:
 
 
 def body(args: argparse.Namespace) -> None:
+    if args.labels:
+        labelled = write_labels(args)
+        print(json.dumps(dataclasses.asdict(labelled)) if args.json else labelled.describe())
+        return
     summary = run(args)
     hours = summary.seconds / 3600
     size = f"{summary.utterances} utterances, {hours:.2f} h, {summary.bytes / 1e6:.1f} MB"
     bad = f"; {summary.bad} skipped, see quarantine-*.jsonl beside it" if summary.bad else ""
     line = f"{summary.folder}: {size}{bad}"
     print(json.dumps(dataclasses.asdict(summary)) if args.json else line)
+
+
+def write_labels(args: argparse.Namespace) -> Any:
+    """Label frames by k-means: `cluster_frames.Labelled`."""
+    from bljust_jax.inference import cluster_frames
+
+    if args.out is None:
+        raise UserError("--out FILE.km is required with --labels")
+    return cluster_frames.write_labels(
+        args.uri,
+        pathlib.Path(expand_user(args.out)),
+        features=expand_user(args.labels),
+        progress=Progress("labelled"),
+        **{name: getattr(args, name) for name in ("layer", "classes", "centroids", "root", "seed")},
+    )
 
 
 def run(args: argparse.Namespace) -> shards.Summary:

@@ -47,6 +47,10 @@ def data() -> ConfigDict:
     c.train = ""  # labelled audio
     c.unlabelled = ""  # more audio for the lower level
     c.unlabelled_with_train = True  # it reads all audio of data.train too; without more, always
+    # labels per frame for the loss hubert: files, or folders of *.km, joined by +; one line per
+    # utterance, ID<TAB>12 12 7 ..., or without ids in the order of the sources; also of dev
+    c.frame_labels = ""
+    c.frame_label_rate = 50.0  # labels per second: HuBERT's
     c.dev = ""  # scored during training; chooses the best parameters
     c.test = ""  # scored once, at the end
     # the score that chooses the best parameters: auto = cer for scripts without spaces (Chinese,

@@ -71,6 +71,19 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 10, 10)
 
 
+@pytest.fixture
+def add_module(tmp_path, monkeypatch):
+    """(package, name, source): writes a module of a package into a folder that the package also
+    looks in."""
+
+    def write(package, name, source):
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+
+    return write
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
     """Drop compiled programs before there are too many: each maps memory, and Linux kills a process

@@ -1,8 +1,6 @@
 """Laws that every objective on every encoder obeys. A recipe, encoder or objective whose file no
 system of `tests/helpers/systems.py` uses fails the first of them."""
 
-import pkgutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from bljust_jax import objectives, recipes
 from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.bilevel.rng import stream_key
 from bljust_jax.bilevel.types import Extras
-from bljust_jax.models import encoders
+from tests.helpers import systems
 from tests.helpers.laws import CASES, DAILY, bind_objective, lengthen, mean_loss
 from tests.helpers.systems import (
     CONFIGS,
@@ -20,9 +18,9 @@ from tests.helpers.systems import (
     WEIGHTS,
     assert_close_leaf_by_leaf,
     compiled_step,
-    config_for,
     gradient,
     make_batch,
+    missing,
     two_streams,
     undisturbed,
 )
@@ -33,16 +31,31 @@ BILEVEL = ("bljust", "wav2vec2_just")
 
 def test_every_file_is_in_a_system():
     """A plug-in that no system uses would escape these laws."""
-    used = [config_for(name) for name in CONFIGS]
-    modules = {
-        package: {m.name for m in pkgutil.iter_modules(package.__path__)}
-        for package in (recipes, encoders, objectives)
-    }
-    assert {c.recipe for c in used} == modules[recipes]
-    assert {c.encoder for c in used} == modules[encoders]
-    # CTC is in all; birq and cross_entropy belong to recipes, shared_forward has tests of its own
-    own = {"ctc", "birq", "cross_entropy", "shared_forward"}
-    assert {c.get("ssl", "birq") for c in used} | own == modules[objectives]
+    found = missing()
+    assert not found, "\n\n".join(["", *found])
+
+
+def test_the_message_for_a_file_in_no_system_has_the_lines_to_add(add_module, monkeypatch):
+    """Followed, they put the file into a system."""
+    add_module(objectives, "apc", "FIELDS = {}\ndef build(config, encoder):\n    pass\n")
+    (told,) = missing()
+    assert told.startswith("objectives/apc.py is in no system")
+    line = next(line for line in told.splitlines() if "lambda" in line).strip()
+    assert line == '"apc": lambda: with_loss("apc"),'
+    added = eval("{" + line + "}", {"with_loss": systems.with_loss})
+    monkeypatch.setattr(systems, "CONFIGS", CONFIGS | added)
+    assert missing() == []
+
+
+def test_the_message_for_a_field_without_a_default_names_it(add_module, monkeypatch):
+    source = (
+        "from bljust_jax.common.config_schema.field import Field\nFIELDS = {'a': Field(int, 'x')}"
+    )
+    add_module(objectives, "own", source)
+    monkeypatch.setattr(systems, "CONFIGS", CONFIGS | {"own": lambda: systems.with_loss("own")})
+    (told,) = missing()
+    assert told.startswith("objectives/own.py: config.own.a has no default")
+    assert "FIELDS['a'] = Field(int, 'x', default=...)" in told
 
 
 @DAILY

@@ -22,6 +22,7 @@ from bljust_jax.bilevel import gradients
 from bljust_jax.bilevel.levels import Grads
 from bljust_jax.bilevel.multi_objective import level_metrics, update_metrics
 from bljust_jax.bilevel.rng import Seed, stream_key
+from bljust_jax.bilevel.schedules import active_steps
 from bljust_jax.bilevel.shared_phases import InForce, PhaseTable
 from bljust_jax.bilevel.types import Means, Phase, Recipe, TrainState, Tree
 
@@ -89,11 +90,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, Means]:
         now = table.at(state.step)
+        teachers = move_teachers(recipe, now, state)
+        taught = state._replace(frozen={**state.frozen, **teachers}) if teachers else state
         grads, level_weights, metrics, new_stats = take_gradients(
-            facts, now, state, batch, lambda name: stream_key(seed, name, state.step)
+            facts, now, taught, batch, lambda name: stream_key(seed, name, state.step)
         )
         new, combiner_state, updates, ok = apply_gradients(
-            optimizer, now, state, grads, level_weights, new_stats
+            optimizer, now, state, grads, level_weights, new_stats, teachers
         )
         metrics |= level_metrics(combiner_state, tuple(table.dynamic_levels)) | now.metrics
         metrics |= update_metrics(grads.levels, updates)
@@ -103,6 +106,23 @@ def make_train_step(
     return train_step
 
 
+def move_teachers(recipe: Recipe, now: InForce, state: TrainState) -> dict[str, Tree]:
+    """The teachers of the losses that are active at this step, as its targets need them."""
+    moved = {}
+    for name, teacher in recipe.teachers.items():
+        active = now.is_active(frozenset({teacher.loss}))
+        if active is False:
+            continue
+        k = active_steps(recipe.phases, (teacher.loss,), state.step)
+        decay = jnp.where(k == 0, 0, jnp.asarray(teacher.decay(k), jnp.float32))
+
+        def move(t, p, decay=decay, active=active):
+            return jnp.where(active, decay * t + (1 - decay) * p, t)
+
+        moved[name] = jax.tree.map(move, state.frozen[name], state.params[teacher.part])
+    return moved
+
+
 def apply_gradients(
     optimizer: optax.GradientTransformationExtraArgs,
     now: InForce,
@@ -110,9 +130,12 @@ def apply_gradients(
     grads: Grads,
     level_weights: tuple,
     new_stats: Tree,
+    teachers: Tree,
 ) -> tuple[TrainState, Any, Tree, Bool[Array, ""]]:
     """(next state, state of the combiner, updates, whether all updates are finite): what a step
-    does after its gradients. If they are not, only the step counter changes."""
+    does after its gradients. If they are not, only the step counter changes.
+
+    teachers: those of `move_teachers`"""
     updates, opt_state = optimizer.update(
         grads,
         state.opt_state,
@@ -131,9 +154,11 @@ def apply_gradients(
         params,
     )
     ok = is_finite(updates)
-    new = (params, opt_state, ema, state.stats | new_stats)
-    old = (state.params, state.opt_state, state.ema, state.stats)
+    new = (params, opt_state, ema, state.stats | new_stats, teachers)
+    before = {name: state.frozen[name] for name in teachers}
+    old = (state.params, state.opt_state, state.ema, state.stats, before)
     # a conditional rather than a `where` on every leaf takes a third less time to compile
-    params, opt_state, ema, stats = jax.lax.cond(ok, lambda: new, lambda: old)
-    kept = TrainState(state.step + 1, params, opt_state, ema, state.frozen, stats)
+    params, opt_state, ema, stats, teachers = jax.lax.cond(ok, lambda: new, lambda: old)
+    frozen = {**state.frozen, **teachers} if teachers else state.frozen
+    kept = TrainState(state.step + 1, params, opt_state, ema, frozen, stats)
     return kept, combiner_state, updates, ok

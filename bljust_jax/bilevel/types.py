@@ -18,8 +18,8 @@ Means = dict[str, tuple[Any, Any]]
 
 
 class TrainState(NamedTuple):
-    """All arrays of a checkpoint. `frozen` (codebooks, a fixed extractor) and `stats` (feature
-    statistics) receive no gradient."""
+    """All arrays of a checkpoint. `frozen` (codebooks, a fixed extractor, a `Teacher`) and `stats`
+    (feature statistics) receive no gradient."""
 
     step: Any
     params: Tree
@@ -39,6 +39,18 @@ class Weights(NamedTuple):
 
     params: Tree
     stats: Tree
+
+
+class Teacher(NamedTuple):
+    """An average of parameters that computes the targets of a loss, one of `TrainState.frozen`.
+
+    Before step k of the loss (from 0) it is d t + (1 - d) params[part], d = decay(k), and
+    params[part] itself at k = 0; no gradient reaches it.
+    """
+
+    loss: str
+    part: str
+    decay: Callable[[Any], Any]
 
 
 class Extras(NamedTuple):
@@ -196,6 +208,8 @@ class Recipe:
     # {name: workdir of a finished run}: its best encoder, as Weights({"encoder": ...}, stats),
     # replaces the tree of the same shapes in frozen[name] of the initial state
     borrow: Mapping[str, str] = field(default_factory=dict)
+    # {name in frozen: how the step moves it}
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
 
     @property
     def losses(self) -> frozenset[str]:

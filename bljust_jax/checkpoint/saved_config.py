@@ -29,6 +29,8 @@ ADDED: dict[str, Any] = {
     "data.train_sample": 0,
     "data.num_buckets": 0,
     "data.program_hours": 40.0,
+    "data.frame_labels": "",
+    "data.frame_label_rate": 50.0,
     **{f"lr.{name}.warmup_unit": "step" for name in SCHEDULES},
     "birq.label_entropy": 0.0,
     "decoder.kind": "attention",

@@ -5,7 +5,7 @@ from typing import Any
 
 from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError, nearest
-from bljust_jax.data import sources, streams
+from bljust_jax.data import frame_labels, sources, streams
 
 
 def check(config: Any) -> None:
@@ -15,6 +15,13 @@ def check(config: Any) -> None:
     config_schema.check(config)
     if len(data.unlabelled_buckets) > 1 and tuple(data.unlabelled_buckets) != tuple(data.buckets):
         raise UserError("config.data.unlabelled_buckets must be empty (data.buckets) or one length")
+    if data.frame_labels:
+        frame_labels.files(data.frame_labels)
+        if data.unlabelled_join_share > 0 and data.unlabelled_join[1] > 1:
+            raise UserError(
+                f"config.data.unlabelled_join_share={data.unlabelled_join_share:g} must be 0 with "
+                "config.data.frame_labels: the gaps between joined utterances have no labels"
+            )
     if data.streams:
         _check_streams(data)
     needed = ("train",) if data.streams else ("train", "dev")

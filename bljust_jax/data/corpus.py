@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import augment, bucket_lengths, split_checks, streams, summary
+from bljust_jax.data import augment, bucket_lengths, frame_labels, split_checks, streams, summary
 from bljust_jax.data.batch_plan import Item, Plan, shares
-from bljust_jax.data.buckets import bucket_table
+from bljust_jax.data.buckets import Bucket, bucket_table
+from bljust_jax.data.frame_labels import FrameLabels
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.scripts import measure_of
 from bljust_jax.data.sources import Utterance, hours
@@ -46,12 +47,21 @@ class Corpus(Splits):
     plans: {stream: Plan}, the labelled ones sorted by name, then "unlabelled". A batch has the
     arrays of `empty_batch`, all rows filled; only labelled streams have labels. All streams have
     equally many buckets, with equal shares of their batches, or the unlabelled one has one.
+    frame_labels: of the unlabelled stream, whose batches then have them; None without.
     """
 
-    def __init__(self, seed: int, phases: Any, notes: Iterable[str], *parts: Any):
+    def __init__(
+        self,
+        seed: int,
+        phases: Any,
+        notes: Iterable[str],
+        *parts: Any,
+        frame_labels: FrameLabels | None = None,
+    ):
         """phases: `config.phases`; notes: lines of the summary; parts: the arguments of `Splits`"""
         super().__init__(*parts)
         data, self._seed, self._notes = self._data, seed, list(notes)
+        self.frame_labels = frame_labels
         self._labels = {name: self._count_labels(name) for name in self.streams}
         sizes = [hours(self.utterances(name)) for name in self.streams]
         parts = shares(sizes, data.temperature) * len(sizes) * data.batch_seconds
@@ -103,7 +113,7 @@ class Corpus(Splits):
         # speaker names are unique within one source, and several streams have several sources
         speakers = [f"{u.lang}/{u.speaker}" if data.streams else u.speaker for u in utterances]
         if share > 0 and join[1] > 1:
-            self._check_speakers(stream, share, len(set(speakers)))
+            self._notes += streams.check_joinable(stream, share, speakers)
         return Plan(
             [u.duration for u in utterances],
             self._labels[stream][0].tolist() if paired else None,
@@ -122,19 +132,6 @@ class Corpus(Splits):
             temperature=1.0 if paired else float(data.unlabelled_temperature),
         )
 
-    def _check_speakers(self, stream: str, share: float, speakers: int) -> None:
-        """Joined utterances are of one speaker: note, or UserError with a share of 1, if no two
-        utterances share a speaker."""
-        if speakers < max(1, len(self._utterances[stream])):
-            return
-        problem = "strings cannot be joined: no two utterances share a speaker"
-        if share >= 1:
-            setting = "unlabelled_join_share" if stream == UNLABELLED else "join_share"
-            raise UserError(
-                f'{problem}; add "speaker" to the manifest or set config.data.{setting} to 0'
-            )
-        self._notes.append(f"{stream}: {problem}")
-
     def digest(self) -> str:
         """Fingerprint of the training data, 16 hexadecimal digits: equal in a checkpoint and in the
         run that resumes from it.
@@ -149,6 +146,8 @@ class Corpus(Splits):
             facts.append([stream, utterances, table, plan.seed])
             if self._data.streams and stream in self.streams:
                 facts.append(self.references(stream))
+        if self.frame_labels:
+            facts.append(self.frame_labels.digest())
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     # Training
@@ -212,12 +211,20 @@ class Corpus(Splits):
         self, buckets: Mapping[str, int], *, shard: tuple[int, int] = (0, 1)
     ) -> dict[str, Batch]:
         """{stream: batch of empty rows} in the shapes of these buckets."""
-        rate, batches = self._data.sample_rate, {}
-        for stream, k in buckets.items():
-            bucket = self.plans[stream].buckets[k]
-            rows = bucket.batch_size // shard[1]
-            batches[stream] = empty_batch(bucket, rows, rate, labelled=stream in self.streams)
-        return batches
+        tables = {stream: self.plans[stream].buckets[k] for stream, k in buckets.items()}
+        return {s: self._empty(s, b, b.batch_size // shard[1]) for s, b in tables.items()}
+
+    def _empty(self, stream: str, bucket: Bucket, rows: int) -> Batch:
+        """`empty_batch` of a stream, with room for frame labels in the unlabelled one."""
+        labelled, found = stream in self.streams, self.frame_labels
+        frames = found.room(bucket.seconds) if found and stream == UNLABELLED else 0
+        rate = self._data.sample_rate
+        return empty_batch(bucket, rows, rate, labelled=labelled, frame_labels=frames)
+
+    def with_frame_labels(self, batch: Batch, members: Sequence[Utterance]) -> Batch:
+        """A batch of `eval_batches` with its frame labels, if the corpus has some."""
+        found = self.frame_labels
+        return found.added_to(batch, members, self._data.sample_rate) if found else batch
 
     def shape_at(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, float]]:
         """{stream: (rows, seconds per row)} of a step, padding included; reads no audio."""
@@ -280,32 +287,36 @@ class Corpus(Splits):
         rows = len(items) // shard[1]
         items = items[shard[0] * rows : (shard[0] + 1) * rows]
         tokenizer = self.tokenizers.get(stream)
-        batch = empty_batch(bucket, rows, self._data.sample_rate, labelled=tokenizer is not None)
-        bad = []
+        batch, bad = self._empty(stream, bucket, rows), []
         for row, item in enumerate(items):
             members = [utterances[i] for i in item.members]
             try:
-                audio = self._waveform(members, item, bucket.seconds, m)
+                audio, start = self._waveform(members, item, bucket.seconds, m)
             except _BadAudio as error:
                 bad.append(error.args)
                 batch["ids"][row] = item.key
                 continue
             texts = " ".join(u.text or "" for u in members)
             fill_row(batch, row, item.key, audio, tokenizer.encode(texts) if tokenizer else None)
+            if "frame_labels" in batch:
+                seconds = len(audio) / self._data.sample_rate
+                self.frame_labels.fill_row(batch, row, members[0], seconds, start, item.speed)
         return _Loaded(batch, bad)
 
     def _waveform(
         self, members: Sequence[Utterance], item: Item, seconds: float, draw: int
-    ) -> np.ndarray:
-        """The augmented audio of an item, int16 [S], at most `seconds` long; raises _BadAudio."""
-        rate = self._data.sample_rate
+    ) -> tuple[np.ndarray, float]:
+        """(augmented audio of an item, int16 [S], at most `seconds` long; seconds that a crop skips
+        before it). Raises _BadAudio."""
+        rate, skipped = self._data.sample_rate, 0.0
         rng = augment.generator(self._seed, item.key, draw)
         parts = []
         for u in members:
             stretch, excess = u, u.duration - seconds * item.speed
             if excess > 0:  # crop before decoding
-                start = u.offset + rng.uniform(0.0, excess)
-                stretch = dataclasses.replace(u, offset=start, duration=seconds * item.speed)
+                skipped = rng.uniform(0.0, excess)
+                cropped = {"offset": u.offset + skipped, "duration": seconds * item.speed}
+                stretch = dataclasses.replace(u, **cropped)
             try:
                 parts.append(augment.speed(self._audio(stretch), item.speed))
             except UserError as error:
@@ -315,7 +326,7 @@ class Corpus(Splits):
         audio = audio[: round(seconds * rate)]  # resampling rounds lengths
         if self._data.noise_snr:
             audio = augment.noise(audio, rng.uniform(*self._data.noise_snr), rng)
-        return audio
+        return audio, skipped
 
     def summary(self) -> list[str]:
         """Lines on sizes, skipped utterances, bucket tables, and how labels cover the texts."""
@@ -326,26 +337,9 @@ class Corpus(Splits):
     def infeasible(
         self, frames: Callable[[int], int], needed: Sequence[str] | None = None
     ) -> list[str]:
-        """One line per labelled stream with utterances that CTC cannot align.
-
-        They have fewer frames than labels and repeated labels, T < U + repeats, and give no loss.
-        frames: samples -> frames of the encoder's output, at the recorded speed; needed: the
-        streams with a CTC loss, by default all.
-        """
-        lines = []
-        for stream in self.streams if needed is None else needed:
-            utterances, spans = self._utterances[stream], self._labels[stream].sum(axis=0).tolist()
-            lengths = [frames(round(u.duration * self._data.sample_rate)) for u in utterances]
-            short = [i for i, (t, n) in enumerate(zip(lengths, spans, strict=True)) if t < n]
-            if short:
-                u, t, n = utterances[short[0]], lengths[short[0]], spans[short[0]]
-                lines.append(
-                    f"{stream}: {len(short)} of {len(utterances)} utterances have fewer frames than"
-                    f" CTC needs for their {self.tokenizers[stream].unit}s and add nothing to it,"
-                    f" first {u.id} ({u.line or u.path}) with {t} for {n}: look for wrong texts or"
-                    " durations, or use larger units"
-                )
-        return lines
+        """See `summary.infeasible`; needed: the streams with a CTC loss, by default all."""
+        labels = {name: self._labels[name] for name in (self.streams if needed is None else needed)}
+        return summary.infeasible(self, labels, frames, self._data.sample_rate)
 
 
 class _Loaded(NamedTuple):
@@ -395,6 +389,11 @@ def load_corpus(
         for split, (name, stream) in itertools.product(("dev", "test"), described.items()):
             part = streams.split_name(split, name)
             found[part], skipped[part] = open_split(part, stream.uris[split], stream, data, bad)
-    corpus = Corpus(seed, phases, notes, data, multiple, made, found, skipped, bad)
+    others = (u for name, part in found.items() if name != UNLABELLED for u in part)
+    in_order = functools.partial(streams.in_order, audio, data)
+    labels = frame_labels.load(data, found[UNLABELLED], others, in_order)
+    notes += [labels.describe()] if labels else []
+    parts = data, multiple, made, found, skipped, bad
+    corpus = Corpus(seed, phases, notes, *parts, frame_labels=labels)
     split_checks.check_spellable(corpus, float(data.min_spellable))
     return corpus

@@ -155,11 +155,14 @@ class Splits:
         )
 
 
-def empty_batch(bucket: Bucket, rows: int, sample_rate: int, *, labelled: bool = False) -> Batch:
+def empty_batch(
+    bucket: Bucket, rows: int, sample_rate: int, *, labelled: bool = False, frame_labels: int = 0
+) -> Batch:
     """Rows of length 0: {audio: int16 [B, S], audio_lengths: int32 [B], ids: uint32 [B]}.
 
     S = round(seconds * sample_rate); `labelled` adds {labels: int32 [B, U], label_lengths: int32
-    [B]}, U the bucket's max_labels.
+    [B]}, U the bucket's max_labels; room for F > 0 `frame_labels` adds {frame_labels: int32 [B, F],
+    frame_label_lengths: int32 [B]}.
     """
     batch = {
         "audio": np.zeros((rows, round(bucket.seconds * sample_rate)), np.int16),
@@ -169,6 +172,9 @@ def empty_batch(bucket: Bucket, rows: int, sample_rate: int, *, labelled: bool =
     if labelled:
         batch["labels"] = np.zeros((rows, bucket.max_labels), np.int32)
         batch["label_lengths"] = np.zeros(rows, np.int32)
+    if frame_labels:
+        batch["frame_labels"] = np.zeros((rows, frame_labels), np.int32)
+        batch["frame_label_lengths"] = np.zeros(rows, np.int32)
     return batch
 
 

@@ -140,6 +140,29 @@ def unlabelled_audio(
     return {**found, last: subset_of_hours(found[last], hours, seed, skipped, source)}
 
 
+def in_order(train: list[Utterance], data: Any) -> list[Utterance]:
+    """All utterances of the sources of the unlabelled stream in their order: those of data.train,
+    if it reads them, then those of data.unlabelled."""
+    if not data.unlabelled:
+        return train
+    more = open_source(data.unlabelled, data.root)
+    return [*train, *more] if data.unlabelled_with_train else more
+
+
+def check_joinable(stream: str, share: float, speakers: list[str]) -> list[str]:
+    """Joined utterances are of one speaker: a line for the summary, or UserError with a share of 1,
+    if no two utterances share a speaker; speakers: that of each."""
+    if len(set(speakers)) < max(1, len(speakers)):
+        return []
+    problem = "strings cannot be joined: no two utterances share a speaker"
+    if share >= 1:
+        setting = "unlabelled_join_share" if stream == UNLABELLED else "join_share"
+        raise UserError(
+            f'{problem}; add "speaker" to the manifest or set config.data.{setting} to 0'
+        )
+    return [f"{stream}: {problem}"]
+
+
 def label(
     stream: Stream,
     source: list[Utterance],

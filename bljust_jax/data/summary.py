@@ -3,7 +3,9 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from bljust_jax.data import normalise
 from bljust_jax.data.batch_plan import Plan
@@ -40,6 +42,34 @@ def unlabelled_parts(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
         return []
     listed = ", ".join(f"{hours(found):.2f} h of config.{field}" for field, found in parts.items())
     return [f"unlabelled: {listed}"]
+
+
+def infeasible(
+    splits: Splits,
+    labels: Mapping[str, np.ndarray],
+    frames: Callable[[int], int],
+    sample_rate: int,
+) -> list[str]:
+    """One line per labelled stream with utterances that CTC cannot align.
+
+    They have fewer frames than labels and repeated labels, T < U + repeats, and give no loss.
+    labels: {stream: [2, N] numbers of labels and of repeated ones}; frames: samples -> frames of
+    the encoder's output, at the recorded speed.
+    """
+    lines = []
+    for stream, counts in labels.items():
+        utterances, spans = splits.utterances(stream), counts.sum(axis=0).tolist()
+        lengths = [frames(round(u.duration * sample_rate)) for u in utterances]
+        short = [i for i, (t, n) in enumerate(zip(lengths, spans, strict=True)) if t < n]
+        if short:
+            u, t, n = utterances[short[0]], lengths[short[0]], spans[short[0]]
+            lines.append(
+                f"{stream}: {len(short)} of {len(utterances)} utterances have fewer frames than"
+                f" CTC needs for their {splits.tokenizers[stream].unit}s and add nothing to it,"
+                f" first {u.id} ({u.line or u.path}) with {t} for {n}: look for wrong texts or"
+                " durations, or use larger units"
+            )
+    return lines
 
 
 def plans(plans: Mapping[str, Plan]) -> list[str]:

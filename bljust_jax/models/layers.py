@@ -13,6 +13,7 @@ from jaxtyping import Array, Key
 
 from bljust_jax.common.shapes import Rng
 from bljust_jax.models import remat
+from bljust_jax.models.norms import at_least_float32
 from bljust_jax.parallel.rules import gathered
 
 # Normal with variance 1 / fan-in, the product of all axes but the last.
@@ -71,6 +72,17 @@ def _call(function: Callable[..., Any]) -> Callable[..., Any]:
             return called(*args)
 
     return call
+
+
+def top_blocks(every: Array | list[Array] | None, top: int, valid: Array) -> dict[str, Array]:
+    """{"blocks": outputs of the last `top` blocks `[top, B, T, D]`, float32, 0 in padded frames} of
+    those of all L blocks, `[B, T, D]` each; {} for 0. Raises ValueError for more than there are."""
+    if not top:
+        return {}
+    if top > len(every):
+        raise ValueError(f"top={top}: there are {len(every)} blocks")
+    last = jnp.stack(every[-top:]) if isinstance(every, list) else every[-top:]
+    return {"blocks": jnp.where(valid[None, ..., None], at_least_float32(last), 0.0)}
 
 
 def shapes_of(init: Callable[[Any], Any]) -> Any:

@@ -1,22 +1,32 @@
-"""Codebook collapse alarm: a loss may fall while all frames get the same code."""
+"""Collapse alarm: a loss may fall while all frames get the same code, or the same target."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.monitoring.low_rows import LowRows
 
-CURE = (
-    "lower the learning rate, or raise config.wav2vec2.diversity or config.birq.label_entropy; "
-    "--config.collapse.stop=False continues nevertheless"
-)
+# {metric: (what collapses, the value that falls, cure)}
+WATCHED = {
+    r"codebook/(.*)/share": (
+        "codebook {}",
+        "perplexity has been under {:.0%} of its maximum",
+        "raise config.wav2vec2.diversity or config.birq.label_entropy",
+    ),
+    r"(.*)/target_std": (
+        "the target of {}",
+        "standard deviation has been under {:.0%} of that of a normalised layer",
+        "raise config.data2vec.tau_start or config.data2vec.mask_prob",
+    ),
+}
 
 
 class CollapseAlarm:
-    """Monitor `codebook/<name>/share` in the rows of metrics.jsonl: perplexity over its maximum,
-    min(codes, frames).
+    """Monitor the metrics `WATCHED` in the rows of metrics.jsonl: `codebook/<name>/share`,
+    perplexity over its maximum, min(codes, frames), and `<name>/target_std`, at most about 1.
 
-    Called with a row, it returns log lines: one when the share has been below `share` for `rows`
+    Called with a row, it returns log lines: one when a value has been below `share` for `rows`
     consecutive rows, one when it has recovered. With `stop`, UserError instead of the first.
     """
 
@@ -27,19 +37,23 @@ class CollapseAlarm:
     def __call__(self, row: Mapping[str, Any]) -> list[str]:
         lines = []
         for metric, value in row.items():
-            if not (metric.startswith("codebook/") and metric.endswith("/share")):
-                continue
-            name = metric.split("/")[1]
-            change = self._low.count(name, value)
-            if change == "low":
-                line = (
-                    f"codebook {name} collapses: its perplexity has been under {self._share:.0%} "
-                    f"of its maximum for {self._rows} rows of metrics.jsonl, {value:.1%} now: "
-                    + CURE
-                )
-                if self._stop:
-                    raise UserError(line)
-                lines.append(line)
-            elif change == "recovered":
-                lines.append(f"codebook {name} has recovered: {value:.1%} of its maximum")
+            for pattern, (what, falls, cure) in WATCHED.items():
+                if found := re.fullmatch(pattern, metric):
+                    lines += self._line(what.format(found[1]), falls, cure, value)
         return lines
+
+    def _line(self, what: str, falls: str, cure: str, value: float) -> list[str]:
+        """The line of one value in a row, if it has one."""
+        change = self._low.count(what, value)
+        if change == "recovered":
+            return [f"{what} has recovered: {value:.1%} of it"]
+        if change != "low":
+            return []
+        line = (
+            f"{what} collapses: its {falls.format(self._share)} for {self._rows} rows of "
+            f"metrics.jsonl, {value:.1%} now: lower the learning rate, or {cure}; "
+            "--config.collapse.stop=False continues nevertheless"
+        )
+        if self._stop:
+            raise UserError(line)
+        return [line]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from bljust_jax.bilevel.rng import row_keys
-from bljust_jax.bilevel.types import Extras, Tree
+from bljust_jax.bilevel.types import Extras, Teacher, Tree
 from bljust_jax.common import plugins, trees
 from bljust_jax.common.config_schema import losses
 from bljust_jax.models.encoders import Encoded, Encoder
@@ -58,6 +58,16 @@ class EncoderObjective:
     def kind(self) -> Any:
         """See `bilevel/types.Objective`."""
         return None
+
+    @property
+    def teachers(self) -> dict[str, Teacher]:
+        """{name in `extras.frozen`: how the step moves it}."""
+        return {}
+
+    @property
+    def frame_classes(self) -> tuple[int, str]:
+        """(number of classes of the frame labels that `apply` reads, 0 for none; the field)."""
+        return 0, ""
 
     @property
     def head(self) -> str:

@@ -192,6 +192,7 @@ def assemble(
         head_scale=config.head_scale,
         ema_decay=config.ema_decay,
         ema_share=config.ema_share,
+        teachers={k: t for o in heads for k, t in getattr(o, "teachers", {}).items()},
         **fields,
     )
 

@@ -41,7 +41,8 @@ class DevLosses:
         totals = {f"dev/{name}/loss": [0.0, 0.0] for o in own for name in sorted(o.losses)}
         splits = dict.fromkeys(task.split("dev") for task in self._recipe.tasks)
         for split in splits:
-            for n, (batch, _) in enumerate(self._corpus.eval_batches(split)):
+            for n, (batch, members) in enumerate(self._corpus.eval_batches(split)):
+                batch = self._corpus.with_frame_labels(batch, members)
                 rows = put_full_batch(batch, self._mesh)
                 for objective in own:
                     self._pool.check()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bljust_jax import recipes
-from bljust_jax.bilevel.types import Phase, Task, Weights
+from bljust_jax.bilevel.types import Phase, Recipe, Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common import console
 from bljust_jax.common.errors import UserError
@@ -88,6 +88,7 @@ class TrainingRun:
         config, scaled = budget.scale(config, facts, measured)
         self.config = config
         self.recipe = build_recipe(config, facts)
+        check_frame_labels(self.recipe, self.corpus)
         phases = phase_table.phase_table(config, self.recipe, facts)
         self.system = make_system(config, self.recipe, mesh)
         self.timeline, self._dev_losses = Timeline(self.recipe), None
@@ -236,6 +237,14 @@ def load_data(config: Any, mesh: Mesh, tokenizers: Any = None) -> Corpus:
     )
     train_sample.add(corpus, 0 if config.data.overfit else config.data.train_sample)
     return corpus
+
+
+def check_frame_labels(recipe: Recipe, corpus: Corpus) -> None:
+    """UserError for frame labels beyond the classes of the loss that reads them."""
+    for objective in recipe.objectives:
+        classes, field = getattr(objective, "frame_classes", (0, ""))
+        if classes:
+            corpus.frame_labels.check_classes(classes, field)
 
 
 def corpus_facts(corpus: Corpus) -> recipes.Facts:

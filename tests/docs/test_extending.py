@@ -19,17 +19,6 @@ from tests.helpers.documents import ROOT, blocks
 LOSS, ENCODER, DATASET = blocks((ROOT / "docs" / "extending.md").read_text(), "python")
 
 
-@pytest.fixture
-def add(tmp_path, monkeypatch):
-    """Writes a module of a package into a folder that the package also looks in."""
-
-    def write(package, name, source):
-        (tmp_path / f"{name}.py").write_text(source)
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-
-    return write
-
-
 def train(config, phase_name, steps=10):
     """Losses of `steps` steps of plain SGD on one batch."""
     recipe = recipes.load(config.recipe)(config, systems.FACTS)
@@ -45,8 +34,8 @@ def train(config, phase_name, steps=10):
     return found
 
 
-def test_a_loss_of_one_file_trains(add):
-    add(objectives, "apc", LOSS)
+def test_a_loss_of_one_file_trains(add_module):
+    add_module(objectives, "apc", LOSS)
     config = systems.config_for("bljust")
     config.ssl = "apc"
     rows = [row["train/apc/loss"] for row in train(config, "explore")]
@@ -54,8 +43,8 @@ def test_a_loss_of_one_file_trains(add):
     assert rows[-1] < rows[0]
 
 
-def test_an_encoder_of_one_file_trains(add):
-    add(encoders, "frame_mlp", ENCODER)
+def test_an_encoder_of_one_file_trains(add_module):
+    add_module(encoders, "frame_mlp", ENCODER)
     config = systems.config_for("bljust")
     config.encoder = "frame_mlp"
     with config.unlocked():
@@ -65,8 +54,8 @@ def test_an_encoder_of_one_file_trains(add):
     assert rows[-1]["train/ctc/loss"] < rows[0]["train/ctc/loss"]
 
 
-def test_a_dataset_of_one_file_is_read(add, tmp_path):
-    add(readers, "recordings", DATASET)
+def test_a_dataset_of_one_file_is_read(add_module, tmp_path):
+    add_module(readers, "recordings", DATASET)
     (tmp_path / "recordings").mkdir()
     for name in "ab":
         soundfile.write(tmp_path / "recordings" / f"{name}.wav", np.zeros(8000, np.int16), 16000)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from bljust_jax.data import config_checks
 from bljust_jax.data.corpus import Segment, load_corpus
+from bljust_jax.data.sources import Utterance
 from configs import defaults
 
 RATE = 8000
@@ -148,3 +149,8 @@ def damage(path, kind):
 
 
 KINDS = ("half", "nothing", "garbage", "bit", "zeroed")
+
+
+def utterance(name: str, seconds: float) -> Utterance:
+    """An utterance of an audio file that does not exist."""
+    return Utterance(name, f"/{name}.wav", 0.0, seconds, None, "", "", f"train.jsonl:{name}")

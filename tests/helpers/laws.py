@@ -28,7 +28,14 @@ def cases():
 CASES = cases()
 # each objective once, and each encoder that has one of its own
 DAILY = pytest.mark.daily(
-    "bljust-ctc", "bljust-cpc", "wav2vec2_just-wav2vec2", "birq-*", "best_rq-best_rq", "m2asr-st*"
+    "bljust-ctc",
+    "bljust-cpc",
+    "wav2vec2_just-wav2vec2",
+    "birq-*",
+    "best_rq-best_rq",
+    "m2asr-st*",
+    "hubert-hubert",
+    "data2vec-data2vec",
 )
 
 

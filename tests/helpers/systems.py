@@ -2,26 +2,45 @@
 
 import dataclasses
 import functools
+import importlib
+import pkgutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from bljust_jax import recipes
+from bljust_jax import objectives, recipes
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters
+from bljust_jax.common import config_schema
+from bljust_jax.models import encoders
 from configs import birq, librispeech, m2asr, quickstart, wav2vec2_just
 from tests.helpers import toy
 
 LABELLED = ("labelled", "asr/ar", "asr/en", "st/ar-en", "st/en-ar")
 FACTS = recipes.Facts(dict.fromkeys(LABELLED, 9), dict.fromkeys((*LABELLED, "unlabelled"), 4))
-RATE, SECONDS, ROWS = 16000, 1.5, 4
+RATE, SECONDS, ROWS, FRAME_RATE = 16000, 1.5, 4, 50
 SMALL = {
     "conformer": {"dim": 16, "layers": 2, "heads": 2, "kernel": 5, "channels": 8},
     "wav2vec2": {"dim": 16, "layers": 2, "heads": 2, "ff_dim": 32, "conv_dim": (8,) * 7}
     | {"pos_kernel": 4, "pos_groups": 2},
     "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 1, "channels": 4, "latent_dim": 16, "units": 8},
 }
+# Objectives that no value of config.ssl names: of recipes, and parts of others.
+NO_SSL = {"ctc", "birq", "cross_entropy", "shared_forward", "masked_frames"}
+
+
+def with_loss(loss):
+    """The small config of another self-supervised loss, its fields at their defaults."""
+    return choose_loss(quickstart.get_config("smoke"), loss)
+
+
+def choose_loss(config, loss):
+    config.ssl, config.data.frame_labels = loss, "labels.km"  # `make_batch` has frame labels
+    return config_schema.with_loss_fields(config, loss)
+
+
 CONFIGS = {
     "bljust": lambda: quickstart.get_config("smoke"),
     # batch norm, NeMo's features, attention to a window
@@ -30,9 +49,67 @@ CONFIGS = {
     "lstm": lambda: librispeech.get_config("lstm,smoke"),
     "birq": lambda: birq.get_config("smoke"),
     "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
+    "hubert": lambda: with_loss("hubert"),
+    "data2vec": lambda: with_loss("data2vec"),
+    # nightly: each on an encoder that masks itself, and on one of other blocks
+    "hubert_wav2vec2": lambda: choose_loss(wav2vec2_just.get_config("smoke"), "hubert"),
+    "data2vec_wav2vec2": lambda: choose_loss(wav2vec2_just.get_config("smoke"), "data2vec"),
+    "data2vec_lstm": lambda: choose_loss(librispeech.get_config("lstm,smoke"), "data2vec"),
     "m2asr": lambda: m2asr.get_config("digits,smoke"),
     "m2asr_linear": lambda: linear(m2asr.get_config("digits,linear,smoke")),
 }
+
+
+# What to add to CONFIGS for a file of a folder that no system uses.
+ADDITIONS = {
+    recipes: '"{0}": lambda: {0}.get_config("smoke"),  # and `from configs import {0}`',
+    encoders: """"{0}": lambda: with_encoder("{0}"),
+    and to SMALL, the smallest fields of config.model that prove its laws:
+        "{0}": {{"dim": 16}},""",
+    objectives: '"{0}": lambda: with_loss("{0}"),',
+}
+
+
+def missing():
+    """One text per file of recipes, encoders and objectives that no system uses, with the lines to
+    add, and per loss with a field that has no default."""
+    used = [config_for(name) for name in CONFIGS]
+    names = {
+        recipes: {c.recipe for c in used},
+        encoders: {c.encoder for c in used},
+        objectives: {c.get("ssl", "birq") for c in used} | NO_SSL,
+    }
+    found = []
+    for package, known in names.items():
+        folder = package.__name__.removeprefix("bljust_jax.").replace(".", "/")
+        for name in sorted({m.name for m in pkgutil.iter_modules(package.__path__)} - known):
+            found.append(
+                f"{folder}/{name}.py is in no system, so no law is tried on it. Add to CONFIGS of "
+                f"tests/helpers/systems.py:\n        {ADDITIONS[package].format(name)}"
+            )
+            if package is objectives:
+                found[-1] += (
+                    '\n    or, if config.ssl cannot name it, "' + name + '" to NO_SSL of that file'
+                )
+    for loss in sorted({c.get("ssl", "cpc") for c in used}):
+        module = importlib.import_module(f"{objectives.__name__}.{loss}")
+        for field, row in getattr(module, "FIELDS", {}).items():
+            if row.default is None:
+                found.append(
+                    f"objectives/{loss}.py: config.{loss}.{field} has no default, so a config "
+                    f"without it cannot take the loss. Write FIELDS[{field!r}] = Field("
+                    f"{row.kind.__name__}, {row.help!r}, default=...)"
+                )
+    return found
+
+
+def with_encoder(encoder):
+    """The small config of another encoder."""
+    config = quickstart.get_config("smoke")
+    config.encoder = encoder
+    with config.unlocked():
+        config.model = ConfigDict(SMALL[encoder])
+    return config
 
 
 def linear(config):
@@ -85,6 +162,8 @@ def make_batch(rows=ROWS, seconds=SECONDS, seed=0):
         "labels": labels * (np.arange(6)[None, :] < label_lengths[:, None]),
         "label_lengths": label_lengths,
         "ids": rng.integers(0, 2**32, rows, dtype=np.uint32),
+        "frame_labels": rng.integers(0, 100, (rows, round(seconds * FRAME_RATE))).astype(np.int32),
+        "frame_label_lengths": (lengths * FRAME_RATE // RATE).astype(np.int32),
     }
     return jax.tree.map(jnp.asarray, stream)
 

@@ -12,6 +12,8 @@ DATA = {
     "train": TRAIN,
     "unlabelled": Field(str, "URI of audio without labels, for the self-supervised loss alone"),
     "unlabelled_with_train": Field(bool, "that loss reads the audio of data.train as well"),
+    "frame_labels": Field(str, "files of labels per frame of the unlabelled stream; empty: none"),
+    "frame_label_rate": Field(float, "frame labels per second", r.ABOVE_0),
     "dev": DEV,
     "test": TEST,
     "root": Field(str, "folder that all audio lies in; empty: the folder of the manifest"),

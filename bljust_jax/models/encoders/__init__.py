@@ -5,6 +5,7 @@ returns an `Encoder`. One new file adds an encoder.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,13 +18,16 @@ from bljust_jax.common.shapes import Frames, Lengths, Rng, RowKeys
 from bljust_jax.models import audio_features
 from bljust_jax.ops.masking import InputMask
 
+LONG = 10**7  # samples, of which 25 ms at the ends of an utterance are a thousandth of a frame
+
 
 class Encoded(NamedTuple):
     """The output of `Encoder.encode`."""
 
     output: Frames  # float32, exactly 0 in padded frames
     lengths: Lengths
-    hidden: dict[str, Any]  # "latents" [B, T, E]: the frames before any context is mixed in
+    # "latents" [B, T, E]: the frames before any context is mixed in; "blocks" on demand
+    hidden: dict[str, Any]
     stats: dict[str, Any]  # {"encoder": updated running statistics}; {} without any
 
 
@@ -42,6 +46,8 @@ class Encoder:
         (output [B, T, D], lengths [B], hidden, stats): float32, exactly 0 in padded frames;
         hidden["latents"] [B, T, E] are the frames before any context is mixed in; stats are
         stats["encoder"], before and after
+    block_dim: width of a block's output; above 0, `apply` also takes `top`, the number of last
+        blocks whose outputs hidden["blocks"] [top, B, T, block_dim] then has, 0 in padded frames
     frames(samples) -> frames of output
     flops(samples, depth) -> floating-point operations of one forward pass, of the first `depth`
         blocks if given
@@ -64,6 +70,12 @@ class Encoder:
     log_mel: Callable[..., tuple[Any, Any]]
     masks_input: bool = False
     contexts: tuple[str, ...] = ("full",)
+    block_dim: int = 0
+
+    @functools.cached_property
+    def stride(self) -> int:
+        """Samples of audio per frame of output: the limit of samples / frames."""
+        return round(LONG / self.frames(LONG))
 
     def encode(self, params: Any, stats: Any, x: Any, lengths: Any, **options: Any) -> Encoded:
         """`apply` with params["encoder"] and stats["encoder"] of a whole system."""

@@ -125,10 +125,11 @@ class CnnRnn:
         *,
         context: Literal["full", "causal"] = "full",
         depth: int | None = None,
+        top: int = 0,
         train: bool = False,
         stats: dict[str, Any] | None = None,
         rng: Rng | None = None,
-    ) -> tuple[Float[Array, "b u d"], Lengths, dict[str, Float[Array, "b u e"]], dict[str, Any]]:
+    ) -> tuple[Float[Array, "b u d"], Lengths, dict[str, Float[Array, "*k b u e"]], dict[str, Any]]:
         """Encode features.
 
         Args:
@@ -140,10 +141,10 @@ class CnnRnn:
 
         Returns:
           float32 output `[B, ceil(T / 2), D]`, exactly 0 in padded frames; its lengths `[B]`;
-          {"latents": `[B, ceil(T / 2), E]`, the input of the RNN}; the stats unchanged (none).
+          {"latents": `[B, ceil(T / 2), E]`, the input of the RNN, "blocks": see
+          `layers.top_blocks` for `top`}; the stats unchanged (none).
 
-        Raises:
-          ValueError: a causal context, `depth` out of range, or dropout without `rng`.
+        Raises ValueError for a causal context, `depth` out of range, or dropout without `rng`.
         """
         if context != "full":
             raise ValueError(
@@ -167,14 +168,15 @@ class CnnRnn:
             x = run(f"cnn{i + 1}", x, valid, options=(train,))
         x = jnp.where(valid[..., None, None], x, 0.0)
         latents = run("linear", x.reshape(*x.shape[:2], -1))
-        latents = hidden = jnp.where(valid[..., None], latents, 0.0)
+        latents = jnp.where(valid[..., None], latents, 0.0)
         backwards = parts.reversed_frames(latents.shape[1], lengths)
+        every = [latents]
         for i in range(depth):
-            hidden = run(f"rnn{i + 1}", hidden, backwards, options=(train,))
-        if self.proj:
-            hidden = parts.gelu(run("proj", hidden))
-        output = jnp.where(valid[..., None], at_least_float32(hidden), 0.0)
-        return output, lengths, {"latents": at_least_float32(latents)}, stats or {}
+            every.append(run(f"rnn{i + 1}", every[-1], backwards, options=(train,)))
+        last = parts.gelu(run("proj", every[-1])) if self.proj else every[-1]
+        output = jnp.where(valid[..., None], at_least_float32(last), 0.0)
+        hidden = {"latents": at_least_float32(latents)} | layers.top_blocks(every[1:], top, valid)
+        return output, lengths, hidden, stats or {}
 
     def frames(self, frames: int) -> int:
         """Output frames of `frames` feature frames."""
@@ -201,4 +203,5 @@ def build(config: Any) -> Encoder:
     fields = {"n_mels": config.features.n_mels, **config.model}
     model = encoders.make_model(CnnRnn, config, fields)
     sizes = {"latent_dim": model.latent_dim, "blocks": model.rnn_layers}
+    sizes["block_dim"] = 2 * model.units
     return encoders.log_mel_encoder(config, model, "CNN-RNN", **sizes)

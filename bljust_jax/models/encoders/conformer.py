@@ -118,10 +118,11 @@ class Conformer:
         *,
         context: Context = "full",
         depth: int | None = None,
+        top: int = 0,
         train: bool = False,
         stats: dict[str, Any] | None = None,
         rng: Rng | None = None,
-    ) -> tuple[Float[Array, "b u d"], Lengths, dict[str, Float[Array, "b u d"]], dict[str, Any]]:
+    ) -> tuple[Float[Array, "b u d"], Lengths, dict[str, Float[Array, "*k b u d"]], dict[str, Any]]:
         """Encode features.
 
         Args:
@@ -136,7 +137,8 @@ class Conformer:
 
         Returns:
           float32 output `[B, ceil(T / factor), D]`, 0 in padded frames; its lengths; {"latents":
-          output of the front end}; stats, updated by a "batch" norm that trains in full context.
+          output of the front end, "blocks": see `layers.top_blocks` for `top`}; stats, updated by a "batch"
+          norm that trains in full context.
 
         Raises ValueError for an unknown context or depth, dropout without `rng`, a "batch" norm
         without stats.
@@ -158,14 +160,16 @@ class Conformer:
 
         def step(x, weights, moments, key):
             rngs = {"dropout": key} if dropping else {}
-            return block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
+            y, new = block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
+            return y, (new, y if top else None)
 
         how = {"policy": self.remat, "unroll": self.scan_unroll}
-        output, moments = layers.scan_blocks(step, latents, blocks, moments, keys, **how)
+        output, (moments, every) = layers.scan_blocks(step, latents, blocks, moments, keys, **how)
         if moments:
             stats = jax.tree.map(lambda old, new: old.at[:depth].set(new), stats, moments)
         output = jnp.where(valid[..., None], at_least_float32(output), 0.0)
-        return output, lengths, {"latents": at_least_float32(latents)}, stats
+        hidden = {"latents": at_least_float32(latents), **layers.top_blocks(every, top, valid)}
+        return output, lengths, hidden, stats
 
     def frames(self, frames: int) -> int:
         """Output frames of `frames` feature frames."""
@@ -191,7 +195,7 @@ class Conformer:
 
 def build(config: Any) -> Encoder:
     model = make_model(config)
-    sizes = {"latent_dim": model.dim, "blocks": model.layers}
+    sizes = {"latent_dim": model.dim, "blocks": model.layers, "block_dim": model.dim}
     contexts = ("full", "causal")
     return encoders.log_mel_encoder(config, model, "Conformer", **sizes, contexts=contexts)
 

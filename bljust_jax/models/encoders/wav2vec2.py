@@ -139,10 +139,11 @@ class Wav2Vec2:
         context: str = "full",
         input_mask: InputMask | None = None,
         depth: int | None = None,
+        top: int = 0,
         train: bool = False,
         stats: dict[str, Any] | None = None,
         rng: Rng | None = None,
-    ) -> tuple[Frames, Lengths, dict[str, Float[Array, "b t c"]], dict[str, Any]]:
+    ) -> tuple[Frames, Lengths, dict[str, Float[Array, "*k b t c"]], dict[str, Any]]:
         """Encode waveforms.
 
         Args:
@@ -154,12 +155,14 @@ class Wav2Vec2:
             embedding, then `channels` `[B, D]` become 0; None masks nothing.
           depth: run only the first `depth` blocks. Without the last block, a stable
             encoder skips its final norm.
+          top: number of last blocks whose outputs are returned too.
           train, rng: dropout and layerdrop are active in training and need a key.
 
         Returns:
           float32 output `[B, T, D]`, T = frames(S), exactly 0 in padded frames; its lengths `[B]`;
           {"latents": the features under the projection's norm, never masked, "conv": the features
-          before it}, `[B, T, C]` each, 0 in padded frames; the stats unchanged (there are none).
+          before it}, `[B, T, C]` each, 0 in padded frames, and with `top` > 0 "blocks"
+          `[top, B, T, D]`, as `layers.top_blocks`; the stats unchanged (there are none).
 
         Raises:
           UserError: another context.
@@ -172,11 +175,12 @@ class Wav2Vec2:
         embed = remat.wrap(self._embed, self.remat)
         x, conv, latents, lengths = embed(params, x, lengths, input_mask)
         valid = valid_frames(x.shape[1], lengths)
-        x = self._transform(params, x, valid, depth, rng if train else None)
+        x, every = self._transform(params, x, valid, depth, rng if train else None, top > 0)
         output, latents, conv = (
             jnp.where(valid[..., None], at_least_float32(h), 0.0) for h in (x, latents, conv)
         )
-        return output, lengths, {"latents": latents, "conv": conv}, stats or {}
+        hidden = {"latents": latents, "conv": conv, **layers.top_blocks(every, top, valid)}
+        return output, lengths, hidden, stats or {}
 
     def _embed(
         self, params: dict[str, Any], x: Array, lengths: Array, input_mask: InputMask | None
@@ -194,9 +198,16 @@ class Wav2Vec2:
         return x, conv, latents, lengths
 
     def _transform(
-        self, params: dict[str, Any], x: Array, valid: Array, depth: int, rng: Rng | None
-    ) -> Array:
-        """Positions, then the first `depth` blocks; with `rng`, dropout and layerdrop."""
+        self,
+        params: dict[str, Any],
+        x: Array,
+        valid: Array,
+        depth: int,
+        rng: Rng | None,
+        keep: bool,
+    ) -> tuple[Array, Array | None]:
+        """(positions, then the first `depth` blocks; with `keep`, the outputs of all of them); with
+        `rng`, dropout and layerdrop."""
         dropping, skipping = (rng is not None and p > 0 for p in (self.dropout, self.layerdrop))
         keys, skips = None, None
         if skipping:
@@ -213,14 +224,15 @@ class Wav2Vec2:
         def step(x, weights, key, skip):
             rngs = {"dropout": key} if dropping else {}
             y = block.apply({"params": weights}, x, valid, dropping, rngs=rngs)
-            return (y if skip is None else jnp.where(skip, x, y)), None
+            y = y if skip is None else jnp.where(skip, x, y)
+            return y, (y if keep else None)
 
         blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
         how = {"policy": self.remat, "unroll": self.scan_unroll}
-        x, _ = layers.scan_blocks(step, x, blocks, keys, skips, **how)
+        x, every = layers.scan_blocks(step, x, blocks, keys, skips, **how)
         if self.stable_layer_norm and depth == self.layers:
             x = self._run("norm", params, x)
-        return x
+        return x, every
 
     def _run(self, name: str, params: dict[str, Any], *args: Array) -> Any:
         return self.modules[name].apply({"params": params[name]}, *args)
@@ -265,6 +277,7 @@ def build(config: Any) -> Encoder:
         dim=model.dim,
         latent_dim=model.conv_dim[-1],
         blocks=model.layers,
+        block_dim=model.dim,
         init=model.init,
         features=make_features(config, model),
         apply=model.apply,
