@@ -15,6 +15,8 @@ from bljust_jax.parallel.mesh import put_full_batch, replicated
 from bljust_jax.train.compile_pool import EVALUATION_CURE, CompilePool, Job
 from bljust_jax.train.timeline import Timeline
 
+SHARES = ("accuracy", "majority")  # metrics that are shares of what the loss counts
+
 
 def head_has_trained(recipe: Recipe, timeline: Timeline, step: int) -> bool:
     """Whether a step before `step` had a loss that owns the head of a task."""
@@ -36,9 +38,11 @@ class DevLosses:
         self._programs: dict[tuple, Any] = {}
 
     def __call__(self, state: TrainState, losses: frozenset[str]) -> dict[str, float]:
-        """{dev/LOSS/loss: mean} of those `losses` that read one stream without labels."""
+        """{dev/LOSS/loss: mean} of those `losses` that read one stream without labels, and
+        {dev/LOSS/METRIC: mean} of their `SHARES`; without those that no audio of dev counts for,
+        such as a loss of frame labels that dev lacks."""
         own = [o for o in self._recipe.objectives if losses & set(o.losses) and _is_alone(o)]
-        totals = {f"dev/{name}/loss": [0.0, 0.0] for o in own for name in sorted(o.losses)}
+        totals: dict[str, list[float]] = {}
         splits = dict.fromkeys(task.split("dev") for task in self._recipe.tasks)
         for split in splits:
             for n, (batch, members) in enumerate(self._corpus.eval_batches(split)):
@@ -49,9 +53,9 @@ class DevLosses:
                     arguments = state, rows, jax.random.key(n)
                     found = self._program(objective, arguments)(*arguments)
                     for name, pair in jax.device_get(found).items():
-                        total = totals[f"dev/{name}/loss"]
+                        total = totals.setdefault(f"dev/{name}", [0.0, 0.0])
                         total[0], total[1] = total[0] + float(pair[0]), total[1] + float(pair[1])
-        return {name: value / max(weight, 1.0) for name, (value, weight) in totals.items()}
+        return {name: value / weight for name, (value, weight) in totals.items() if weight}
 
     def _program(self, objective: Objective, arguments: tuple) -> Any:
         key = objective.name, arguments[1]["audio"].shape
@@ -72,8 +76,9 @@ def _is_alone(objective: Objective) -> bool:
 
 
 def sums(objective: Objective, state: TrainState, rows: Any, key: Any) -> dict[str, Any]:
-    """{loss: (sum, weight)} of one objective on one batch."""
+    """{LOSS/loss and LOSS/METRIC of `SHARES`: (sum, weight)} of one objective on one batch."""
     scale = {name: jnp.float32(1) for name in objective.losses}
     extras = Extras(state.step, state.frozen, state.stats, state.ema, scale)
-    pairs, _ = objective.apply(state.ema, extras, {objective.streams[0]: rows}, key)
-    return pairs
+    pairs, aux = objective.apply(state.ema, extras, {objective.streams[0]: rows}, key)
+    shares = {name: pair for name, pair in aux.metrics.items() if name.split("/")[-1] in SHARES}
+    return {f"{name}/loss": pair for name, pair in pairs.items()} | shares

@@ -87,8 +87,7 @@ class TrainingRun:
         measured = budget_trial.find(config, workdir, self.corpus, facts, mesh, self.clock)
         config, scaled = budget.scale(config, facts, measured)
         self.config = config
-        self.recipe = build_recipe(config, facts)
-        check_frame_labels(self.recipe, self.corpus)
+        self.recipe = recipe_of_data(config, facts, self.corpus)
         phases = phase_table.phase_table(config, self.recipe, facts)
         self.system = make_system(config, self.recipe, mesh)
         self.timeline, self._dev_losses = Timeline(self.recipe), None
@@ -239,12 +238,14 @@ def load_data(config: Any, mesh: Mesh, tokenizers: Any = None) -> Corpus:
     return corpus
 
 
-def check_frame_labels(recipe: Recipe, corpus: Corpus) -> None:
-    """UserError for frame labels beyond the classes of the loss that reads them."""
+def recipe_of_data(config: Any, facts: recipes.Facts, corpus: Corpus) -> Recipe:
+    """`build_recipe`; UserError for frame labels beyond the classes of the loss that reads them."""
+    recipe = build_recipe(config, facts)
     for objective in recipe.objectives:
         classes, field = getattr(objective, "frame_classes", (0, ""))
         if classes:
             corpus.frame_labels.check_classes(classes, field)
+    return recipe
 
 
 def corpus_facts(corpus: Corpus) -> recipes.Facts:

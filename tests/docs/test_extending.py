@@ -43,6 +43,17 @@ def test_a_loss_of_one_file_trains(add_module):
     assert rows[-1] < rows[0]
 
 
+def test_a_loss_of_one_file_brings_its_fields(add_module):
+    """Their defaults, and what a config sets."""
+    add_module(objectives, "apc", LOSS)
+    config = systems.config_for("bljust")
+    encoder = encoders.load(config.encoder)(config)
+    build = objectives.load("apc")
+    assert build(config, encoder).ahead == 3
+    config.apc = ConfigDict({"ahead": 5})
+    assert build(config, encoder).ahead == 5
+
+
 def test_an_encoder_of_one_file_trains(add_module):
     add_module(encoders, "frame_mlp", ENCODER)
     config = systems.config_for("bljust")

@@ -9,6 +9,7 @@ import re
 import shlex
 
 from bljust_jax import __main__ as bljust
+from bljust_jax.common import config_schema
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -81,6 +82,8 @@ def check_command(words: list[str]) -> None:
                 assert not flag.startswith("--") or re.search(known, help_of(words[2])), words
         options = dict(word[2:].partition("=")[::2] for word in words[3:] if word.startswith("--"))
         config = load_config(options["config"]) if "config" in options else None
+        if "config.ssl" in options:
+            config = config_schema.with_loss_fields(config, options["config.ssl"])
         for name in options:
             if name.startswith("config."):
                 value = config

@@ -1,5 +1,7 @@
 """Evaluation of phases that train no head that is scored: self-supervised losses of dev."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,15 +51,38 @@ def test_losses_are_means_over_dev_and_the_same_each_time(tmp_path):
     evaluate = DevLosses(recipe, corpus, mesh, pool)
     found = evaluate(state, frozenset({"cpc"}))
     objective = next(o for o in recipe.objectives if o.name == "cpc")
-    total = np.zeros(2)
+    totals = {"cpc/loss": np.zeros(2), "cpc/accuracy": np.zeros(2)}
     for n, (batch, _) in enumerate(corpus.eval_batches("dev")):
         rows = jax.tree.map(jnp.asarray, batch)
-        pair = sums(objective, state, rows, jax.random.key(n))["cpc"]
-        total += np.array([float(x) for x in pair])
+        for name, pair in sums(objective, state, rows, jax.random.key(n)).items():
+            totals[name] += np.array([float(x) for x in pair])
     assert n > 0, "several batches"
-    assert found == {"dev/cpc/loss": pytest.approx(total[0] / total[1], rel=1e-4)}
+    means = {f"dev/{name}": pytest.approx(s / w, rel=1e-4) for name, (s, w) in totals.items()}
+    assert found == means
     assert evaluate(state, frozenset({"cpc"})) == found
     assert evaluate(state, frozenset({"ctc"})) == {}, "a loss that needs labels"
+
+
+def test_a_loss_of_frame_labels_is_of_the_utterances_that_have_some(tmp_path):
+    """Those of dev need none: a loss without any is not reported."""
+    folder = corpora.noise(tmp_path)
+    plain = corpora.load(folder, eval_batch_seconds=6.0)
+    names = {u.id: u for part in ("unlabelled", "dev") for u in plain.utterances(part)}
+    lines = [f"{name}\t{'3 ' * round(u.duration * 50)}\n" for name, u in names.items()]
+    (tmp_path / "all.km").write_text("".join(lines))
+    given = {"frame_labels": str(tmp_path / "all.km"), **corpora.PLAIN, "join": (1, 1)}
+    corpus = corpora.load(folder, eval_batch_seconds=6.0, **given)
+    recipe = recipe_of("hubert", "ptft")
+    params, frozen, stats = jax.jit(recipe.init)(jax.random.key(0))
+    state = TrainState(jnp.int32(0), params, (), params, frozen, stats)
+    found = DevLosses(recipe, corpus, make_mesh(1))(state, frozenset({"hubert"}))
+    assert set(found) == {f"dev/hubert/{name}" for name in ("loss", "accuracy", "majority")}
+    assert found["dev/hubert/majority"] == 1, "all labels are 3"
+    assert np.isfinite(found["dev/hubert/loss"])
+    rows = json.loads("[" + ",".join((folder / "dev.jsonl").read_text().splitlines()) + "]")
+    dev = corpora.write(folder, "other", [row | {"id": f"x{n}"} for n, row in enumerate(rows)])
+    corpus = corpora.load(folder, eval_batch_seconds=6.0, **given, dev=dev)
+    assert DevLosses(recipe, corpus, make_mesh(1))(state, frozenset({"hubert"})) == {}
 
 
 @pytest.mark.slow

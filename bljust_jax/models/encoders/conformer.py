@@ -137,8 +137,8 @@ class Conformer:
 
         Returns:
           float32 output `[B, ceil(T / factor), D]`, 0 in padded frames; its lengths; {"latents":
-          output of the front end, "blocks": see `layers.top_blocks` for `top`}; stats, updated by a "batch"
-          norm that trains in full context.
+          output of the front end, "blocks": see `layers.top_blocks` for `top`}; stats, updated by a
+          "batch" norm that trains in full context.
 
         Raises ValueError for an unknown context or depth, dropout without `rng`, a "batch" norm
         without stats.
