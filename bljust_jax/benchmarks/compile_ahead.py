@@ -153,10 +153,15 @@ def lower_step(
     streams = sorted({stream for o in recipe.active(phase) for stream in o.streams})
     buckets = largest_buckets(config, streams, batch_devices(mesh) * config.accumulate)
     rate, sharding = config.data.sample_rate, batch_sharding(mesh)
+    per_second = config.data.frame_label_rate if config.data.frame_labels else 0
     batch = {
         stream: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            empty_batch(bucket, bucket.batch_size, rate, labelled=True),
+            empty_batch(
+                *(bucket, bucket.batch_size, rate),
+                labelled=True,
+                frame_labels=math.ceil(bucket.seconds * per_second),
+            ),
         )
         for stream, bucket in buckets.items()
     }

@@ -75,14 +75,16 @@ def test_a_loss_of_frame_labels_is_of_the_utterances_that_have_some(tmp_path):
     recipe = recipe_of("hubert", "ptft")
     params, frozen, stats = jax.jit(recipe.init)(jax.random.key(0))
     state = TrainState(jnp.int32(0), params, (), params, frozen, stats)
-    found = DevLosses(recipe, corpus, make_mesh(1))(state, frozenset({"hubert"}))
+    mesh = make_mesh(1)
+    pool = CompilePool(mesh, 1, str, goodput.Clock())
+    found = DevLosses(recipe, corpus, mesh, pool)(state, frozenset({"hubert"}))
     assert set(found) == {f"dev/hubert/{name}" for name in ("loss", "accuracy", "majority")}
     assert found["dev/hubert/majority"] == 1, "all labels are 3"
     assert np.isfinite(found["dev/hubert/loss"])
     rows = json.loads("[" + ",".join((folder / "dev.jsonl").read_text().splitlines()) + "]")
     dev = corpora.write(folder, "other", [row | {"id": f"x{n}"} for n, row in enumerate(rows)])
     corpus = corpora.load(folder, eval_batch_seconds=6.0, **given, dev=dev)
-    assert DevLosses(recipe, corpus, make_mesh(1))(state, frozenset({"hubert"})) == {}
+    assert DevLosses(recipe, corpus, mesh, pool)(state, frozenset({"hubert"})) == {}
 
 
 @pytest.mark.slow
