@@ -83,7 +83,7 @@ def look_alikes(survey: Survey) -> Faults:
     for item in survey.items:
         words = [word for word in item.text.split() if _mixes_alphabets(word)]
         if words:
-            parts = " and ".join(sorted({alphabet(c) for c in words[0]} - {""})).title()
+            parts = " and ".join(sorted(alphabet(c).title() for c in set(words[0]) if alphabet(c)))
             yield item, f"{words[0]!r} has letters of {parts}"
 
 

@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 def worst(survey: Survey, findings: Sequence[Finding], number: int = NUMBER) -> list[Sample]:
     """The items with most findings, errors first, then those furthest from the medians of speaking
-    rate, level and peaks; only such that have audio."""
+    rate, level and length; only such that have audio."""
     reasons: dict[int, list[str]] = {}
     weights: dict[int, int] = {}
     for check, found in findings:
@@ -48,16 +48,18 @@ def _unusual(survey: Survey) -> Mapping[int, tuple[float, str]]:
     """{id of an item: (largest distance from a median in deviations, in words)}"""
     items = survey.readable
     rates = [characters_per_second(item) if item.text else np.nan for item in items]
+    seconds = np.array([item.audio.seconds for item in items])
     found = {id(item): (0.0, "near the median") for item in items}
     columns = {
-        "{:.1f} characters per second": np.array(rates),
-        "loud frames at {:.0f} dBFS": np.array([item.audio.loud for item in items]),
-        "{:.1f} s of audio": np.array([item.audio.seconds for item in items]),
+        "{:.1f} characters per second": (np.array(rates), np.log),
+        "loud frames at {:.0f} dBFS": (np.array([i.audio.loud for i in items]), np.asarray),
+        "{:.1f} s of audio": (seconds, np.log),
     }
-    for words, values in columns.items():
+    for words, (values, scale) in columns.items():
         if not np.isfinite(values).any():
             continue
-        distances = np.abs(values - np.nanmedian(values))
+        scaled = scale(values)
+        distances = np.abs(scaled - np.nanmedian(scaled))
         spread = max(float(np.nanmedian(distances)) * SPREAD, 1e-6)
         for item, value, distance in zip(items, values, distances / spread, strict=True):
             if distance > found[id(item)][0]:

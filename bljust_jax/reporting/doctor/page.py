@@ -86,7 +86,7 @@ def _findings(findings: Sequence[Finding]) -> list[str]:
     rows = []
     for check, found in findings:
         examples = "".join(
-            f'<li><span class="where">{_escaped(summary.where(item))}</span><br>'
+            f"<li>{_where(item)}<br>"
             f'{_escaped(item.utterance.id)}: <span class="detail">{_escaped(detail)}</span></li>'
             for item, detail in found[:SHOWN]
         )
@@ -124,11 +124,17 @@ def _histograms(report: Report) -> list[str]:
 def _worst(report: Report) -> list[str]:
     rows = []
     for item, reasons in worst(report.survey, report.findings):
-        name = f'{_escaped(item.utterance.id)}<br><span class="where">'
-        name += f"{_escaped(summary.where(item))}</span>"
+        name = f"{_escaped(item.utterance.id)}<br>{_where(item)}"
         listed = "".join(f"<li>{_escaped(reason)}</li>" for reason in reasons)
         rows.append((_player(item), name, _escaped(item.text), f"<ul>{listed}</ul>"))
     return _table(("audio", "utterance", "text", "why"), rows) if rows else []
+
+
+def _where(item: Item) -> str:
+    """File and line; the path of the file is shown under the pointer."""
+    full = summary.where(item)
+    title, shown = _escaped(full), _escaped(pathlib.PurePath(full).name)
+    return f'<span class="where" title="{title}">{shown}</span>'
 
 
 def _player(item: Item) -> str:
