@@ -118,14 +118,25 @@ def data() -> ConfigDict:
 
 
 def augmentation(c: ConfigDict) -> None:
-    """Joined utterances, balance of texts, speed and noise: fields of c.data."""
+    """Joined utterances, balance of texts, speed, noise, rooms, channels: fields of c.data."""
     c.join = (1, 1)  # (least, most) utterances of one speaker per joined item; (1, 1) = never
     c.join_share = 0.0  # share of items that are joined
     c.balance = 0.0  # share of draws made uniform over distinct texts, for rare words
     c.unlabelled_join = (1, 1)  # data.join of the unlabelled stream
     c.unlabelled_join_share = 0.0  # data.join_share of the unlabelled stream
     c.speed = (1.0, 1.0)  # range of speed perturbation, drawn uniformly
+    c.noise = ""  # folder or URI of noise and music to add; "" = white and pink noise
     c.noise_snr = ()  # range of the SNR of added noise, dB; () = none
+    c.noise_share = 1.0  # share of items with it, drawn per item
+    c.babble = ""  # folder or URI of speech, mixed in as 3 to 7 voices; "" = none
+    c.babble_snr = (10.0, 20.0)  # range of its SNR, dB
+    c.babble_share = 0.3  # share of items with it
+    # folder of impulse responses, or "simulated" (rooms by pyroomacoustics); "" = none
+    c.reverb = ""
+    c.reverb_share = 0.3  # share of items with it
+    c.volume = ()  # range of the gain, dB; () = none
+    c.telephone_share = 0.0  # share of items limited to 300-3400 Hz
+    c.codec_share = 0.0  # share of items coded by mu-law or GSM at 8 kHz
 
 
 def features() -> ConfigDict:

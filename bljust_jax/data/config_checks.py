@@ -6,6 +6,7 @@ from typing import Any
 from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import frame_labels, sources, streams
+from bljust_jax.data.augment import chain
 
 
 def check(config: Any) -> None:
@@ -13,6 +14,7 @@ def check(config: Any) -> None:
     data = config.data
     _check_fields_of_streams(data)
     config_schema.check(config)
+    chain.check(data)
     if len(data.unlabelled_buckets) > 1 and tuple(data.unlabelled_buckets) != tuple(data.buckets):
         raise UserError("config.data.unlabelled_buckets must be empty (data.buckets) or one length")
     if data.frame_labels:

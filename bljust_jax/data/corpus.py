@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import augment, bucket_lengths, frame_labels, split_checks, streams, summary
+from bljust_jax.data import bucket_lengths, frame_labels, split_checks, streams, summary
+from bljust_jax.data.augment import chain, waveform
 from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import Bucket, bucket_table
 from bljust_jax.data.frame_labels import FrameLabels
@@ -61,7 +62,7 @@ class Corpus(Splits):
         """phases: `config.phases`; notes: lines of the summary; parts: the arguments of `Splits`"""
         super().__init__(*parts)
         data, self._seed, self._notes = self._data, seed, list(notes)
-        self.frame_labels = frame_labels
+        self.frame_labels, self._augment = frame_labels, chain.Chain(data, seed)
         self._labels = {name: self._count_labels(name) for name in self.streams}
         sizes = [hours(self.utterances(name)) for name in self.streams]
         parts = shares(sizes, data.temperature) * len(sizes) * data.batch_seconds
@@ -309,7 +310,7 @@ class Corpus(Splits):
         """(augmented audio of an item, int16 [S], at most `seconds` long; seconds that a crop skips
         before it). Raises _BadAudio."""
         rate, skipped = self._data.sample_rate, 0.0
-        rng = augment.generator(self._seed, item.key, draw)
+        rng = waveform.generator(self._seed, item.key, draw)
         parts = []
         for u in members:
             stretch, excess = u, u.duration - seconds * item.speed
@@ -318,15 +319,13 @@ class Corpus(Splits):
                 cropped = {"offset": u.offset + skipped, "duration": seconds * item.speed}
                 stretch = dataclasses.replace(u, **cropped)
             try:
-                parts.append(augment.speed(self._audio(stretch), item.speed))
+                parts.append(waveform.speed(self._audio(stretch), item.speed))
             except UserError as error:
                 raise _BadAudio(u, str(error)) from error
         gaps = (round(GAP[0] * rate), math.floor(GAP[1] * rate))
-        audio = augment.join(parts, gaps, GAIN_DB, rng) if len(parts) > 1 else parts[0]
+        audio = waveform.join(parts, gaps, GAIN_DB, rng) if len(parts) > 1 else parts[0]
         audio = audio[: round(seconds * rate)]  # resampling rounds lengths
-        if self._data.noise_snr:
-            audio = augment.noise(audio, rng.uniform(*self._data.noise_snr), rng)
-        return audio, skipped
+        return self._augment(audio, item.key, draw, rng), skipped
 
     def summary(self) -> list[str]:
         """Lines on sizes, skipped utterances, bucket tables, and how labels cover the texts."""

@@ -30,7 +30,7 @@ ALLOWED = {
     "parallel": JAX | {"common"},
     "data": HOST | {
         *("common", "grain", "soundfile", "soxr", "sentencepiece", "tensorflow_datasets"),
-        *("array_record", "espeakng_loader", "pyarrow"),
+        *("array_record", "espeakng_loader", "pyarrow", "pyroomacoustics"),
     },
     "decoding": JAX | {"common", "kenlm"},
     "ops": JAX | {"common", "parallel"},
@@ -62,7 +62,7 @@ COMMANDS = LOOP | COMMAND | set(ALLOWED)
 # Imported inside functions only: heavy, optional, or absent on some machines.
 LAZY = {
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"}
-    | {"pyarrow"},
+    | {"pyarrow", "pyroomacoustics"},
     "decoding": {"kenlm"},
     "benchmarks": {"data", "soundfile", "torch", "transformers"},
     "export": {"torch", "transformers", "sentencepiece", "safetensors"},

@@ -1,0 +1,1 @@
+"""Waveform augmentation: speed, joining, reverberation, noise, babble, volume, band and codec."""
