@@ -31,7 +31,7 @@ DROPPED = (
 
 
 def make_folder(folder: pathlib.Path) -> pathlib.Path:
-    """train.jsonl, dev.jsonl, their audio, talk.mp3, files.txt and configs/ in `folder`."""
+    """train.jsonl, dev.jsonl, their audio, talk.mp3, files.txt, configs/ and recordings to mix in."""
     (folder / "configs").symlink_to(ROOT / "configs")
     for split in ("train", "dev"):
         entries = []
@@ -45,6 +45,9 @@ def make_folder(folder: pathlib.Path) -> pathlib.Path:
     audio = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     corpora.write(folder, "audio", [{k: v for k, v in row.items() if k != "text"} for row in audio])
     (folder / "files.txt").write_text("dev0.wav\ndev1.wav\n")
+    for name in ("musan/noise", "musan/speech", "rirs"):  # what augmentation mixes in
+        (folder / name).mkdir(parents=True)
+        store(folder / name / "0.wav", read_audio(u), RATE)
     return folder
 
 
