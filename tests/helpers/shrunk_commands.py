@@ -31,7 +31,7 @@ DROPPED = (
 
 
 def make_folder(folder: pathlib.Path) -> pathlib.Path:
-    """train.jsonl, dev.jsonl, their audio, talk.mp3, files.txt, configs/ and recordings to mix in."""
+    """train.jsonl, dev.jsonl, their audio, talk.mp3, files.txt, configs/, folders of recordings."""
     (folder / "configs").symlink_to(ROOT / "configs")
     for split in ("train", "dev"):
         entries = []
@@ -93,6 +93,8 @@ def train(options: list[str], folder: pathlib.Path, cache: pathlib.Path | str) -
         small |= {f"config.model.{k}": v for k, v in SMALL["conformer"].items()}
     if "config.data.text.vocab_size" in given:
         given["config.data.text.vocab_size"] = "30"
+    if "config.data.unlabelled_hours" in given:
+        given["config.data.unlabelled_hours"] = "0.001"
     if "profile_steps" in given:
         given["profile_steps"] = "2:4"
     if "workdir" in given:
