@@ -156,6 +156,7 @@ def test_help(capsys):
     assert "--rounds" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_runs_where_the_data_layer_is_absent():
     """ctc needs no flax either."""
     data = ["grain", "tensorflow_datasets", "soundfile", "soxr", "sentencepiece"]

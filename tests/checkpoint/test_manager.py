@@ -43,6 +43,7 @@ def test_the_newest_is_restored_and_the_last_stay(tmp_path):
     assert_whole(restore(tmp_path), 4)
 
 
+@pytest.mark.slow
 def test_multiples_of_keep_every_stay_for_good(tmp_path):
     save(tmp_path, 0, 1, 2, 3, 4, 5, 6, 7, keep=1, keep_every=3)
     assert steps(tmp_path) == ["0", "3", "6", "7"]

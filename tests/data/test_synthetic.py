@@ -37,6 +37,7 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_bytes(tiny, tmp_path):
     again = synthetic.make_corpus("tiny", cache=tmp_path)
     assert again.name == tiny.name
@@ -131,6 +132,7 @@ def test_every_setting_names_another_folder():
     assert len(others | {base}) == len(changes) + 1
 
 
+@pytest.mark.slow
 def test_several_processes_may_make_one_corpus(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda _: synthetic.make_corpus("overfit", cache=tmp_path), range(2)))

@@ -145,6 +145,7 @@ def test_an_export_for_pytorch_recognises_as_the_run_does(kind, exported):
     check_recognises(exported(getattr(runs, kind)))
 
 
+@pytest.mark.slow
 def test_an_export_of_pieces_spells_as_the_run_does(exported):
     check_recognises(exported(runs.plain, runs.pieces("bpe", 40)))
 
@@ -177,7 +178,7 @@ def test_a_damaged_export_for_pytorch_is_one_line(exported):
         exported_recognizer(out)
 
 
-@pytest.mark.daily("wav2vec2")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parakeet", "wav2vec2"])
 def test_what_was_written_recognises_as_the_run_does(kind, request):
     check_recognises(request.getfixturevalue(kind))

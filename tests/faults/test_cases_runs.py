@@ -253,6 +253,7 @@ sys.exit(main.main())
 """
 
 
+@pytest.mark.daily("main*")
 @pytest.mark.parametrize("place", ["main:print_devices", "train.setup:load_corpus"])
 def test_sigterm_before_the_first_step_ends_a_run_at_once(place, tmp_path):
     flags = [place, "--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}"]

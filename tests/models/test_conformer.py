@@ -167,7 +167,7 @@ def test_full_context_sees_the_future(params, x):
     assert np.any(np.abs(changed[0, 0] - out[0, 0]) > 1e-4)
 
 
-@pytest.mark.daily("options0")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"remat": "full"}, {"scan_unroll": 2, "remat": "full"}, {"remat": "dots"}]
 )

@@ -209,6 +209,7 @@ def test_gradient_matches_a_finite_difference_in_float64():
         check_slope(output, parameters("base"))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_convolutions_is_scaled_and_no_other():
     def grads(scale):
         model = dataclasses.replace(BASE, feature_grad_scale=scale)

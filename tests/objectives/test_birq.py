@@ -178,6 +178,7 @@ def best_rq_objective():
     return BestRq(encoder=ToyEncoder(features, encode), masking=MASKS, size=SIZE)
 
 
+@pytest.mark.slow
 def test_without_the_enhanced_loss_it_is_best_rq():
     """w1 = 0, w2 = 1: BEST-RQ's gradient array for array in one program, though the label path is
     not a number; 1e-6 of its size between two programs."""

@@ -57,6 +57,7 @@ def test_one_pass_costs_half_and_is_counted_once():
     assert objective.streams == ("labelled",)
 
 
+@pytest.mark.slow
 def test_a_phase_reads_only_its_own_losses():
     recipe = recipes.load("bljust")(shareable(), FACTS)
     optimizer = make_optimizer(recipe.combiner, recipe.groups)

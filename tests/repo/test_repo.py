@@ -1,5 +1,8 @@
 """Rules of the repository: file sizes, no private addresses, Makefile targets, pins, licence."""
 
+import functools
+import os
+import pathlib
 import re
 import subprocess
 import tomllib
@@ -10,18 +13,21 @@ SKIPPED = {".git", ".venv", ".venv-newest", "runs", "__pycache__"}
 SKIPPED |= {".hypothesis", ".ruff_cache", "build", "reference"}
 
 
+def is_skipped(name: str) -> bool:
+    return name in SKIPPED or name.startswith(".venv") or name.endswith(".egg-info")
+
+
+@functools.cache
 def text_files() -> dict[str, str]:
     """Name and text of every text file of the checkout that is not built or run."""
     found = {}
-    for path in sorted(ROOT.rglob("*")):
-        relative = path.relative_to(ROOT)
-        if path.is_file() and not any(
-            part in SKIPPED or part.startswith(".venv") or part.endswith(".egg-info")
-            for part in relative.parts
-        ):
-            data = path.read_bytes()
-            if b"\0" not in data[:1024]:
-                found[relative.as_posix()] = data.decode("utf-8")
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = sorted(name for name in folders if not is_skipped(name))
+        for path in (pathlib.Path(folder, name) for name in sorted(files)):
+            if path.is_file() and not is_skipped(path.name):
+                data = path.read_bytes()
+                if b"\0" not in data[:1024]:
+                    found[path.relative_to(ROOT).as_posix()] = data.decode("utf-8")
     return found
 
 

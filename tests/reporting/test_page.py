@@ -225,6 +225,7 @@ def test_report_of_a_run(run):
         assert len(data) < 150_000, name
 
 
+@pytest.mark.slow
 def test_raw_and_averaged_parameters_are_scored_side_by_side(run):
     raw = {"raw/dev/wer": 0.75, "raw/dev/cer": 0.5, "raw/dev/words": 8}
     lines = (run / "metrics.jsonl").read_text().splitlines()

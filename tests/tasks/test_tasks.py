@@ -214,6 +214,7 @@ def linear(tmp_path_factory):
     return save_first_step(folder, config)
 
 
+@pytest.mark.slow
 def test_a_translation_by_a_linear_head_is_decoded_as_ctc_and_scored_by_bleu(linear, capsys):
     flags = [f"--workdir={linear}", "--task=st/ar-en", "--beam=1", "--json"]
     code, (line,), _ = run(evaluate_command, capsys, *flags)

@@ -338,6 +338,22 @@ def test_the_bits_of_a_run_do_not_depend_on_the_number_of_compile_threads(run, t
     assert all(row["perf/compile_stall"] >= 0 for row in rows if "perf/compiles" in row)
 
 
+def test_steps_that_are_not_finite_end_the_run(run, tmp_path, monkeypatch):
+    idle = step.make_train_step
+
+    def failing(*args):
+        def train_step(state, batch):
+            after, means = take(state, batch)
+            return after, {**means, "train/skipped": (1.0, 1.0)}
+
+        take = idle(*args)
+        return train_step
+
+    monkeypatch.setattr(step, "make_train_step", failing)
+    with pytest.raises(UserError, match=r"^3 steps in a row were not finite, 1 to 3; the last one"):
+        run(tmp_path, changes={"max_skipped": 3})
+
+
 def test_an_error_of_a_compile_thread_ends_the_run(run, tmp_path, monkeypatch):
     def fail(*_):
         raise UserError("a batch needs 2 of 1 GiB device memory")
