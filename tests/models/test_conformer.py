@@ -94,7 +94,7 @@ def nan_padded(x):
     return jnp.asarray(padded)
 
 
-@pytest.mark.daily("causal")
+@pytest.mark.daily("full")
 @pytest.mark.parametrize("context", ["full", "causal"])
 def test_padding_never_matters_nan_included(params, x, context):
     padded = nan_padded(x)

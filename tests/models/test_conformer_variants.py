@@ -64,7 +64,6 @@ def test_training_moves_the_moments_of_the_blocks_that_ran():
         np.testing.assert_array_equal(stats[name][1], before[name][1])
 
 
-@pytest.mark.daily("eval")
 @pytest.mark.parametrize("how", [{}, {"train": True, "context": "causal"}], ids=["eval", "causal"])
 def test_evaluation_and_causal_training_take_stored_moments(how):
     """Moments of the batch would make a causal frame depend on its future."""

@@ -350,8 +350,10 @@ def test_steps_that_are_not_finite_end_the_run(run, tmp_path, monkeypatch):
         return train_step
 
     monkeypatch.setattr(step, "make_train_step", failing)
-    with pytest.raises(UserError, match=r"^3 steps in a row were not finite, 1 to 3; the last one"):
+    said = r"^4 steps in a row were not finite, 0 to 3; the last one read train-"
+    with pytest.raises(UserError, match=said):  # at the end of a window of two steps
         run(tmp_path, changes={"max_skipped": 3})
+    assert list(json.loads((tmp_path / "not_finite.json").read_text())) == ["0", "1", "2", "3"]
 
 
 def test_an_error_of_a_compile_thread_ends_the_run(run, tmp_path, monkeypatch):
