@@ -10,7 +10,7 @@ from bljust_jax.common import compile_alarm
 BEFORE = (
     b"E0000 00:00:1764000000.000001    7 slow_operation_alarm.cc:73] \n" + b"*" * 32 + b"\n"
     b"[Compiling module jit_train_step] Very slow compile? If you want to file a bug, run with "
-    b"envvar XLA_FLAGS=--xla_dump_to=/tmp/foo and attach the results.\n" + b"*" * 32 + b"\n"
+    b"envvar XLA_FLAGS=--xla_dump_to=/dumps and attach the results.\n" + b"*" * 32 + b"\n"
 )
 AFTER = BEFORE.replace(b"cc:73] \n", b"cc:140] The operation took 2m12.8s\n\n")
 
