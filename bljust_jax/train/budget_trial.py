@@ -18,6 +18,7 @@ from bljust_jax.bilevel.types import Phase, Recipe, Task, TrainState
 from bljust_jax.checkpoint.manager import has_checkpoint
 from bljust_jax.common import console, files
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import train_sample
 from bljust_jax.data.corpus import Corpus, Segment
 from bljust_jax.data.sources import hours
 from bljust_jax.inference import scoring
@@ -112,11 +113,14 @@ def measure(
                 for given in (facts._replace(mix=lambda _, mix=mix: mix), facts)
             )
             seconds[name] = took * mean / own
-        evaluation = _time_evaluation(programs, recipe, corpus, state)
+        of_dev = _time_evaluation(programs, recipe, corpus, state)
     finally:
         programs.pool.close()
-    dev, test = (_hours(corpus, recipe, split) for split in ("dev", "test"))
-    last = 2 * evaluation * (1 + test / dev)  # of averaged and of raw parameters
+    dev, test, heard = (
+        _hours(corpus, recipe, split) for split in ("dev", "test", train_sample.NAME)
+    )
+    evaluation = of_dev * (1 + heard / dev)
+    last = evaluation + of_dev * (1 + 2 * test / dev)  # of averaged and of raw parameters
     return Measured("measured on this machine", seconds, evaluation, last)
 
 
@@ -174,7 +178,7 @@ def _batches(corpus: Corpus, buckets: dict[str, int]) -> Iterator[dict[str, Any]
 def _time_evaluation(
     programs: RunPrograms, recipe: Recipe, corpus: Corpus, state: TrainState
 ) -> float:
-    """Seconds per evaluation of dev."""
+    """Seconds to score dev once."""
     compiled = len(programs.pool.jobs)
     for task in recipe.tasks:
         if corpus.utterances(task.split("dev")):

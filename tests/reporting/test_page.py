@@ -151,6 +151,13 @@ def test_names_with_slashes_parts_of_dev_and_codebooks_are_found():
     assert bleu.get_lines()[0].get_ydata()[-1] == 30.0
 
 
+def test_the_sample_of_training_utterances_is_drawn_beside_dev():
+    rows = [{"step": n, "dev/wer": 0.5, "train_sample/wer": 0.5 / n} for n in (1, 2)]
+    left, right = curves.CURVES["scores"][0](rows, []).axes[:2]
+    assert left.get_ylabel() == "WER (%)"
+    assert [line.get_label() for line in right.get_lines()] == ["dev  50.0%", "train_sample  25.0%"]
+
+
 # One utterance
 
 

@@ -7,6 +7,7 @@ import pytest
 from bljust_jax import recipes
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
+from bljust_jax.data.sources import hours
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import metrics
 from bljust_jax.parallel.mesh import make_mesh
@@ -30,7 +31,8 @@ PHASES = ("explore", "joint", "finetune")
 @pytest.mark.usefixtures("run")
 def test_a_budget_in_minutes_measures_each_phase_and_the_evaluation(tmp_path, monkeypatch):
     """By a clock of which a step of the phases takes 1, 2 and 4 s and decoding dev 3 s. Seconds
-    are per mean step: of the two batch shapes the commoner one is timed."""
+    are per mean step: of the two batch shapes the commoner one is timed. Of the training data as
+    much is scored beside dev as dev has."""
     now, seen = [0.0], []
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(budget_trial, "time", clock)
@@ -76,7 +78,11 @@ def test_a_budget_in_minutes_measures_each_phase_and_the_evaluation(tmp_path, mo
             flops.append((share, spent(phase.losses)))
         mean, (_, common) = sum(share * n for share, n in flops), max(flops)
         assert measured[0].steps[phase.name] == pytest.approx(costs[phase.name] * mean / common)
-    assert (measured[0].evaluation, measured[0].last) == (3.0, 6.0)
+    dev, heard = (hours(corpus.utterances(split)) for split in ("dev", "train_sample"))
+    assert 0.5 < heard / dev < 2
+    both = 3 * (1 + heard / dev)
+    assert measured[0].evaluation == pytest.approx(both)
+    assert measured[0].last == pytest.approx(both + 3)
 
 
 def test_a_resumed_run_keeps_the_schedule_that_was_measured(run, tmp_path, monkeypatch, capsys):

@@ -62,11 +62,15 @@ def _codebooks(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
 
 def _scores(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
     """Scores of dev, a row per measure: over compute on the left, over steps on the right. A task
-    has the colour of its loss; the mean of tasks is bold."""
+    has the colour of its loss; the mean of tasks is bold. A single task is shown with the sample of
+    its training utterances."""
     kinds = {kind: list(series.matching(rows, rf"(dev(?:/.+)?)/{kind}")) for kind in MEASURES}
     kinds = {kind: names for kind, names in kinds.items() if names}
     if not kinds:
         return None
+    for kind, names in kinds.items():
+        if names == ["dev"] and series.matching(rows, rf"(train_sample)/{kind}"):
+            names.append("train_sample")
     heights = [max(2.6, panels.ENTRY * len(names)) for names in kinds.values()]
     figure, grid = panels.column_of_panels(heights, columns=2)
     for (left, right), (kind, names) in zip(grid, kinds.items(), strict=True):
@@ -74,7 +78,7 @@ def _scores(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
         panels.shade(right, phases, series.last_step(rows), named=right is grid[0, 1])
     grid[-1, 0].set_xlabel("encoder compute (TFLOP)")
     grid[-1, 1].set_xlabel("step")
-    title(figure, "Development set, greedy decoding")
+    title(figure, "Greedy decoding during training")
     return figure
 
 
@@ -89,7 +93,8 @@ def _score_row(left: Axes, right: Axes, kind: str, names: list[str], rows: Seque
     bold = "dev" if tasks else ""
     for axes, line in ((left, series.over_compute), (right, series.over_steps)):
         _rates(axes, kind, {n: line(rows, f"{n}/{kind}") for n in names}, order, labels, bold)
-    left.set_ylabel(_label(f"{names[0] if len(names) == 1 else 'dev'}/{kind}"))
+    split = "" if "train_sample" in names else names[0] if len(names) == 1 else "dev"
+    left.set_ylabel(_label(f"{split}/{kind}"))
     if len(names) > 1:
         panels.legend_beside(right)
 
