@@ -1,9 +1,10 @@
 """python -m bljust_jax.prepare URI --out DIR [--split NAME] [--verify] ...
 
-Writes a source as ArrayRecord shards. A killed run leaves no shards that count as complete. URI is
-a value of `config.data.train`: a *.jsonl manifest, librispeech:ROOT/SPLIT, tedlium:ROOT/SPLIT and
-so on. Train on DIR/SPLIT with `--config.data.train=tfds:DIR/SPLIT`: same bits as URI. Exit 0: done;
-2: a mistake in the flags or the data, in one line.
+Writes a source as ArrayRecord shards, by all cores. A killed run leaves no shards that count as
+complete; the same command goes on after its last finished file. URI is a value of
+`config.data.train`: a *.jsonl manifest, folder:DIR, kaldi:DIR, librispeech:ROOT/SPLIT and so on.
+Train on DIR/SPLIT with `--config.data.train=tfds:DIR/SPLIT`: same bits as URI. Exit 0: done; 2: a
+mistake in the flags or the data, in one line.
 
 python -m bljust_jax.prepare URI --labels log_mel|RUN --out FILE.km [--layer N] [--classes K]
 labels the frames of URI by k-means instead, for --config.data.frame_labels=FILE.km and the loss
@@ -26,7 +27,7 @@ from bljust_jax.common.config_schema.ranges import AT_LEAST_1, FROM_0_TO_1
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user
-from bljust_jax.data import shards, sources
+from bljust_jax.data import shard_writing, shards, sources
 
 FLAC_RATES = Range("a number of Hz, such as 16000", lambda x: 1 <= x <= 655350)
 
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> shards.Summary:
             raise UserError(f"{args.uri}: {folder} was not written by bljust_jax.prepare")
         return shards.verify(str(folder), folder.name, Progress("verified"))
     split = args.split or default_split(args.uri)
-    summary = shards.write(
+    summary = shard_writing.write(
         sources.open_source(args.uri, args.root),
         expand_user(args.out),
         split,

@@ -1,23 +1,18 @@
-"""ArrayRecord shards of a corpus, written, read and verified without TensorFlow.
+"""ArrayRecord shards of a corpus, read and verified without TensorFlow.
 
 OUT/SPLIT is one TFDS version folder with one split: records of encoded audio, and an index
-`utterances-SPLIT.jsonl` with the labels of each utterance in the order of the records. It is
-written as OUT/.SPLIT.incomplete and renamed when complete.
+`utterances-SPLIT.jsonl` with the labels of each utterance in the order of the records.
+`shard_writing.write` makes it.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
 import pathlib
-import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,8 +23,7 @@ from jaxtyping import Int16
 
 from bljust_jax.common import threads
 from bljust_jax.common.errors import UserError, one_line
-from bljust_jax.data import sources
-from bljust_jax.data.sources import Utterance, read_audio, read_lines, write_json_lines
+from bljust_jax.data.sources import Utterance, read_lines
 
 NAME, VERSION = "bljust_speech", "1.0.0"
 SHARD_BYTES = 256 << 20
@@ -67,159 +61,19 @@ def index_path(folder: str | os.PathLike, split: str) -> pathlib.Path:
     return pathlib.Path(folder, f"utterances-{split}.jsonl")
 
 
-# Writing
-
-
-def write(
-    utterances: Sequence[Utterance],
-    out: str | os.PathLike,
-    split: str,
-    *,
-    sample_rate: int = 16000,
-    shards: int | None = None,
-    max_bad_fraction: float = 0.01,
-    progress: Progress = lambda done, total, seconds: None,
-) -> Summary:
-    """Write `read_audio(u, sample_rate)` of each utterance as FLAC, in order, as OUT/SPLIT.
-
-    Training from the shards gives the same bits as from the source: the duration and the fields of
-    LABELS are unchanged, and `offset` keeps its fraction of a sample, so that crops round to the
-    same samples. (Crops of resampled WAV or FLAC differ: the source resamples each crop alone.)
-    shards: largest number of files; None: as many as keep each near SHARD_BYTES.
-    Corrupt audio is skipped and listed in OUT/quarantine-SPLIT.jsonl. Raises UserError if OUT/SPLIT
-    exists, for a wrong name, or if more than `max_bad_fraction` is corrupt, and OSError if OUT
-    cannot be written; no OUT/SPLIT remains then.
-    """
-    if not re.fullmatch(r"\w[\w-]*", split, re.ASCII) or split == "all":
-        raise UserError(f"split {split!r} must be of letters, digits, - and _, and not 'all'")
-    final = pathlib.Path(out, split).absolute()
-    if final.exists():
-        raise UserError(f"{final} exists already; remove it, or choose another --split or --out")
-    # an estimate: FLAC takes about 9 of 16 bits per sample
-    size = 9 / 8 * sample_rate * sum(u.duration for u in utterances) + 1
-    per_file = math.ceil(len(utterances) / (shards or math.ceil(size / SHARD_BYTES)))
-    index: list[dict] = []
-    bad: list[dict] = []
-    try:
-        with _scratch(final.with_name(f".{split}.incomplete")) as work:
-            records = _encoded(utterances, sample_rate, max_bad_fraction, progress, index, bad)
-            _store(records, split, work, per_file)
-            write_json_lines(index_path(work, split), index)
-            work.rename(final)
-    finally:
-        listing = final.with_name(f"quarantine-{split}.jsonl")
-        listing.unlink(missing_ok=True)
-        if bad:
-            write_json_lines(listing, bad)
-    return dataclasses.replace(_summary(final, index), bad=len(bad))
-
-
-@contextlib.contextmanager
-def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder, locked by this process and removed at the end; what a killed run left in it
-    is deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UserError(f"{folder}: another process is writing there; wait for its end") from error
-    try:
-        for path in folder.iterdir():
-            path.unlink()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _store(records: Iterator[dict], split: str, folder: pathlib.Path, per_shard: int) -> None:
-    """Stream records into ArrayRecord files and write TFDS's description of them.
-
-    (TFDS's GeneratorBasedBuilder needs TensorFlow above 1 GB, to shuffle.)
-    """
-    api = tfds()
-    text, number = api.features.Text(), np.int64
-    names = dict.fromkeys(LABELS, text) | {"samples": number}
-    audio = api.features.Scalar(np.object_)  # bytes of a FLAC file
-    identity = api.core.DatasetIdentity(
-        name=NAME, version=api.core.Version(VERSION), data_dir=str(folder), module_name=__name__
-    )
-    info = api.core.DatasetInfo(
-        builder=identity,
-        description="Utterances of a speech corpus, in the order of their source.",
-        features=api.features.FeaturesDict({"audio": audio, **names}),
-        disable_shuffling=True,
-    )
-    writer = api.core.SequentialWriter(info, per_shard, file_format="array_record")
-    writer.initialize_splits([split])
-    try:
-        while chunk := list(itertools.islice(records, 100)):  # each call rewrites the description
-            writer.add_examples({split: chunk})
-        writer.close_all()
-    except RuntimeError as error:  # ArrayRecord's, for instance where the disk is full
-        raise OSError(one_line(error)) from error
-
-
-def _encoded(
-    utterances: Sequence[Utterance],
-    sample_rate: int,
-    limit: float,
-    progress: Progress,
-    index: list[dict],
-    bad: list[dict],
-) -> Iterator[dict]:
-    """Records of the utterances, encoded by threads; appends to `index`, or to `bad`. UserError if
-    more than a share `limit` is bad, or all."""
-    seconds, total = 0.0, len(utterances)
-    encoded = _by_threads(functools.partial(_encode, sample_rate=sample_rate), utterances)
-    for done, (u, found) in enumerate(zip(utterances, encoded, strict=True), start=1):
-        if isinstance(found, UserError):
-            bad.append({"id": u.id, "path": u.path, "line": u.line, "reason": str(found)})
-            if len(bad) > limit * total:
-                raise UserError(
-                    f"{found}; {len(bad)} of {total} utterances are bad by now, more than"
-                    f" --max_bad_fraction={limit:g} allows"
-                ) from found
-        else:
-            audio, samples, sha256 = found
-            labels = {name: getattr(u, name) for name in LABELS}
-            offset = u.offset - round(u.offset * sample_rate) / sample_rate
-            times = {"offset": offset, "duration": u.duration, "sha256": sha256}
-            index.append({**labels, **times})
-            stored = {name: value or "" for name, value in labels.items()}  # None for no text
-            yield {**stored, "audio": audio, "samples": samples}
-        seconds += u.duration
-        progress(done, total, seconds)
-    if not index:
-        raise UserError(f"none of {total} utterances can be decoded")
-
-
-def _encode(u: Utterance, *, sample_rate: int) -> tuple[bytes, int, str] | UserError:
-    """(FLAC file, number of samples, sha256 of the samples), or the error for corrupt audio."""
-    if u.fault:
-        return UserError(u.fault)
-    try:
-        samples = read_audio(u, sample_rate)
-    except UserError as error:
-        return error
-    return sources.encode_audio(samples, sample_rate, "FLAC"), len(samples), checksum(samples)
-
-
 def checksum(samples: Int16[np.ndarray, "s"]) -> str:
     """sha256 of the samples as little-endian bytes, in hexadecimal."""
     return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
 
 
-def _by_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+def by_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     count = os.cpu_count() or 1
     return threads.in_order(function, items, threads=count, ahead=4 * count)
 
 
-def _summary(folder: pathlib.Path, index: list[dict]) -> Summary:
+def summarise(folder: pathlib.Path, durations: Sequence[float]) -> Summary:
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Summary(str(folder), len(index), math.fsum(row["duration"] for row in index), size)
+    return Summary(str(folder), len(durations), math.fsum(durations), size)
 
 
 # Reading
@@ -326,14 +180,14 @@ def verify(
     if len(records) != len(rows):
         raise UserError(f"{folder}: {len(records)} records, but the index lists {len(rows)}")
     seconds = 0.0
-    checksums = _by_threads(_stored_checksum, utterances)
+    checksums = by_threads(_stored_checksum, utterances)
     for done, ((row, where), found) in enumerate(zip(rows, checksums, strict=True), start=1):
         if found != row["sha256"]:
             problem = f"the samples of {row['id']!r} are not those that were stored ({found})"
             raise UserError(f"{where}: {problem}; prepare the shards again")
         seconds += row["duration"]
         progress(done, len(rows), seconds)
-    return _summary(pathlib.Path(folder), [row for row, _ in rows])
+    return summarise(pathlib.Path(folder), [row["duration"] for row, _ in rows])
 
 
 def _stored_checksum(u: Utterance) -> str:

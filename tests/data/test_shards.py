@@ -1,13 +1,9 @@
-"""ArrayRecord shards: equal bits, corrupt audio, killed runs, damaged files, TFDS folders."""
+"""ArrayRecord shards: equal bits, damaged files, TFDS folders."""
 
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
-import resource
-import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,49 +13,27 @@ import soundfile
 from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import shards
+from bljust_jax.data import shard_writing, shards
 from bljust_jax.data.corpus import Segment, load_corpus
 from bljust_jax.data.sources import open_source, read_audio
 from configs import defaults
+from tests.helpers.segments import RATE, assert_same, segments
 
-RATE = 8000
 JOINT = [Segment(0, 3, ("unlabelled",)), Segment(3, 6, ("labelled", "unlabelled"))]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A manifest of 24 segments of one FLAC and one Opus file, some offsets between samples."""
-    made = tmp_path_factory.mktemp("corpus")
-    noise = np.random.default_rng(0).integers(-3000, 3000, 40 * RATE).astype(np.int16)
-    soundfile.write(made / "a.flac", noise, RATE)
-    soundfile.write(made / "b.opus", noise[::-1] / 32768, RATE, format="OGG", subtype="OPUS")
-    lines = []
-    for i in range(24):
-        entry = {"audio_filepath": "b.opus" if i % 3 else "a.flac", "id": f"ü/{i}"}
-        entry |= {"offset": 1.5 * i + 0.00007 * i, "duration": 0.4 + 0.03 * i}
-        entry |= {"speaker": f"s{i % 4}", "lang": "xx"} | ({"text": f"n {i} é"} if i % 5 else {})
-        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
-    (made / "train.jsonl").write_text("".join(lines), encoding="utf-8")
-    return made
+    return segments(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
 def prepared(corpus):
     """The corpus written as shards, and the summary of `write`."""
     out = corpus / "shards"
-    return shards.write(
+    return shard_writing.write(
         open_source(str(corpus / "train.jsonl")), out, "train", sample_rate=RATE, shards=3
     )
-
-
-def assert_same(original, stored, rate):
-    """Equal in all fields that training uses, and in every sample."""
-    assert len(original) == len(stored)
-    kept = ("id", "duration", "text", "lang", "speaker", "part")
-    for u, v in zip(original, stored, strict=True):
-        assert [getattr(u, k) for k in kept] == [getattr(v, k) for k in kept]
-        assert abs(v.offset) <= 0.5 / rate
-        np.testing.assert_array_equal(read_audio(u, rate), read_audio(v, rate))
 
 
 def test_shards_equal_the_manifest(corpus, prepared):
@@ -118,7 +92,7 @@ def test_real_recordings_give_the_same_bits(speech, tmp_path, name):
     (tmp_path / "train").symlink_to(speech / name / "train")
     uri, folder = str(tmp_path / "real.jsonl"), f"tfds:{tmp_path}/out/real"
     original = open_source(uri, "/")
-    shards.write(original, tmp_path / "out", "real")
+    shard_writing.write(original, tmp_path / "out", "real")
     assert_same(original, open_source(folder), 16000)
     changes = {"sample_rate": 16000, "buckets": (1.0, 3.0), "batch_seconds": 9.0}
     assert_same_batches(uri, folder, root="/", **changes)
@@ -132,94 +106,11 @@ def test_threads_read_one_folder(corpus, prepared):
         np.testing.assert_array_equal(audio, read_audio(u, RATE))
 
 
-def test_bad_audio_is_listed_and_skipped(tmp_path, corpus):
-    utterances = open_source(str(corpus / "train.jsonl"))
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(b"RIFF")
-    utterances[5] = dataclasses.replace(utterances[5], path=str(broken))
-    utterances[7] = dataclasses.replace(utterances[7], fault="m.jsonl:8: no header")
-    with pytest.raises(UserError, match=r"2 of 24 utterances .* --max_bad_fraction=0\.05"):
-        shards.write(utterances, tmp_path, "a", sample_rate=RATE, max_bad_fraction=0.05)
-    assert sorted(os.listdir(tmp_path)) == ["broken.wav", "quarantine-a.jsonl"]
-    summary = shards.write(utterances, tmp_path, "a", sample_rate=RATE, max_bad_fraction=0.1)
-    assert (summary.utterances, summary.bad) == (22, 2)
-    listed = (tmp_path / "quarantine-a.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in listed.splitlines()]
-    assert [row["id"] for row in rows] == ["ü/5", "ü/7"]
-    assert "cannot decode" in rows[0]["reason"]
-    assert rows[1]["reason"] == "m.jsonl:8: no header"
-    found = open_source(f"tfds:{tmp_path}/a")
-    assert_same(utterances[:5] + [utterances[6]] + utterances[8:], found, RATE)
-
-
-def test_nothing_decodable_is_refused(tmp_path, corpus):
-    bad = dataclasses.replace(open_source(str(corpus / "train.jsonl"))[0], path="/none.wav")
-    with pytest.raises(UserError, match="none of 1 utterances"):
-        shards.write([bad], tmp_path, "a", max_bad_fraction=1.0)
-    assert os.listdir(tmp_path) == ["quarantine-a.jsonl"]
-
-
-def test_finished_shards_are_not_overwritten(corpus, prepared):
-    with pytest.raises(UserError, match="exists already"):
-        shards.write([], corpus / "shards", "train")
-
-
-@pytest.mark.parametrize("split", ["", "a/b", "..", ".x", "all", "a b"])
-def test_split_names_are_plain(tmp_path, split):
-    with pytest.raises(UserError, match="must be of letters"):
-        shards.write([], tmp_path, split)
-
-
-KILLED = """
-import os, signal, sys
-from bljust_jax.data import shards, sources
-kill = lambda done, total, seconds: done == 20 and os.kill(os.getpid(), signal.SIGKILL)
-shards.write(sources.open_source(sys.argv[1]), sys.argv[2], "train", progress=kill)
-"""
-
-
-def test_a_killed_run_leaves_no_finished_folder(tmp_path, corpus):
-    manifest = str(corpus / "train.jsonl")
-    killed = subprocess.run([sys.executable, "-c", KILLED, manifest, str(tmp_path)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert os.listdir(tmp_path) == [".train.incomplete"]
-    with pytest.raises(UserError, match="no dataset_info"):
-        open_source(f"tfds:{tmp_path}/train")
-    assert shards.write(open_source(manifest), tmp_path, "train").utterances == 24
-    assert os.listdir(tmp_path) == ["train"]
-
-
-def test_two_writers_do_not_mix(tmp_path, corpus):
-    utterances = open_source(str(corpus / "train.jsonl"))[:2]
-
-    def again(done, total, seconds):
-        with pytest.raises(UserError, match="another process is writing there"):
-            shards.write(utterances, tmp_path, "a", sample_rate=RATE)
-
-    shards.write(utterances, tmp_path, "a", sample_rate=RATE, progress=again)
-    assert os.listdir(tmp_path) == ["a"]
-    assert_same(utterances, open_source(f"tfds:{tmp_path}/a"), RATE)
-
-
-def test_a_full_disk_is_an_os_error_of_one_line(tmp_path, corpus):
-    """A limit on file size stands for a full disk: writes fail in the same way."""
-    utterances = open_source(str(corpus / "train.jsonl"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            shards.write(utterances, tmp_path, "a", sample_rate=RATE)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(caught.value)
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.fixture
 def copy(tmp_path, corpus):
     """Shards of four utterances, to be damaged."""
     utterances = open_source(str(corpus / "train.jsonl"))[:4]
-    return pathlib.Path(shards.write(utterances, tmp_path, "c", sample_rate=RATE).folder)
+    return pathlib.Path(shard_writing.write(utterances, tmp_path, "c", sample_rate=RATE).folder)
 
 
 def test_a_damaged_shard_is_named(copy):

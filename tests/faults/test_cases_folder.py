@@ -12,7 +12,7 @@ import pytest
 
 from bljust_jax import ngram
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import normalise, shards
+from bljust_jax.data import normalise
 from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.decoding import arpa
 from bljust_jax.export import hf_tokenizer
@@ -74,7 +74,7 @@ def test_tsv_tab_newline(cases):
 
 def test_prepare_drops_translation(cases, tmp_path):
     source = open_source(str(cases / "prepare_drops_translation" / "train.jsonl"))
-    shards.write(source, tmp_path, "train")
+    shard_writing.write(source, tmp_path, "train")
     stored = open_source(f"tfds:{tmp_path}/train")
     assert [u.translation for u in stored] == ["wij noemen het beer", "nul drie vijf een"]
 

@@ -89,7 +89,7 @@ def test_shards_carry_every_field_of_an_utterance(tmp_path):
         **{"path": str(tmp_path / "a.wav"), "offset": 0.125, "duration": 0.25, "line": "m:1"},
     )
     bare = dataclasses.replace(u, id="bare", text=None, translation=None)
-    made = shards.write([u, bare], tmp_path / "out", "train")
+    made = shard_writing.write([u, bare], tmp_path / "out", "train")
     stored = open_source(f"tfds:{tmp_path}/out/train")
     for given_, found in zip([u, bare], stored, strict=True):
         for name in (*shards.LABELS, "duration"):
@@ -103,7 +103,7 @@ def test_shards_carry_every_field_of_an_utterance(tmp_path):
 def test_an_index_of_an_earlier_version_is_read(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(8000, np.int16), 16000)
     uri = corpora.write(tmp_path, "m", [{"audio_filepath": "a.wav", "text": "a"}])
-    made = shards.write(open_source(uri), tmp_path / "out", "train")
+    made = shard_writing.write(open_source(uri), tmp_path / "out", "train")
     index = shards.index_path(made.folder, "train")
     row = json.loads(index.read_text(encoding="utf-8"))
     old = {k: v for k, v in row.items() if k not in shards.ADDED}
