@@ -27,7 +27,7 @@ from bljust_jax.common.config_schema.ranges import AT_LEAST_1, FROM_0_TO_1
 from bljust_jax.common.console import StatusLine
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user
-from bljust_jax.data import shard_writing, shards, sources
+from bljust_jax.data import shard_writing, shards, sources, uri_names
 
 FLAC_RATES = Range("a number of Hz, such as 16000", lambda x: 1 <= x <= 655350)
 
@@ -117,7 +117,7 @@ def default_split(uri: str) -> str:
     """`librispeech:ROOT/dev-clean` gives dev-clean, `data/train.jsonl` train."""
     if "+" in uri:
         raise UserError(f"{uri!r} joins several sources; name the result by --split")
-    return pathlib.PurePath(uri.partition(":")[2] or uri).stem
+    return uri_names.name_of(uri)
 
 
 class Progress:

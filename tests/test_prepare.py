@@ -102,6 +102,11 @@ def test_the_command_helps_and_needs_no_jax():
         ("librispeech:LS/dev-clean", "dev-clean"),
         ("tedlium:train", "train"),
         ("tfds:librispeech/train_clean100/", "train_clean100"),
+        ("table:data/t.csv?audio=a/b&text=c", "t"),
+        ("lhotse:cuts_train.jsonl.gz", "cuts_train"),
+        ("webdataset:a/train-{000..099}.tar", "train"),
+        ("nemo:a/manifest__OP_0..7_CL_.json?tars=a/b.tar", "manifest"),
+        ("folder:a/b", "b"),
     ],
 )
 def test_default_split(uri, split):

@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import dataclasses
-import difflib
 import io
 import itertools
 import json
@@ -24,19 +23,11 @@ from jaxtyping import Float, Int16
 from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user, write_text
-from bljust_jax.data import containers
+from bljust_jax.data import containers, uri_names
 from bljust_jax.data.byte_ranges import ByteRange
 from bljust_jax.data.containers import Mono, Sound, blocks, open_sound
 
 READERS = "bljust_jax.data.readers"
-# {pattern of a path: the scheme that reads such files}
-SUGGESTED = {
-    r"\.[ct]sv$": "table",
-    r"\.tar$": "webdataset",
-    r"cuts.*\.jsonl\.gz$": "lhotse",
-    r"\.(parquet|arrow)$": "hf",
-}
-
 # Formats with sample-exact seeking; Opus, Vorbis and MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
 # Cache of decoded lossy files, 9 hours at 16 kHz: a core decodes only 400 times real time.
@@ -106,7 +97,7 @@ def _part_names(uris: Sequence[str]) -> list[str]:
         return [""]
     names: list[str] = []
     for uri in uris:
-        stem = pathlib.PurePath(uri.partition(":")[2] or uri).stem
+        stem = uri_names.name_of(uri)
         numbered = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
         names.append(next(name for name in numbered if name not in names))
     return names
@@ -176,20 +167,10 @@ def _locate(uri: str) -> tuple[str, str]:
     if scheme not in known or not rest:
         found = " is a folder" if os.path.isdir(uri) else ""
         wanted = f"a *.jsonl manifest or SCHEME:REST with SCHEME one of {', '.join(known)}"
-        raise UserError(f"cannot read {uri!r}{found}: expected {wanted}{_suggest(uri, known)}")
+        raise UserError(
+            f"cannot read {uri!r}{found}: expected {wanted}{uri_names.suggest(uri, known)}"
+        )
     return scheme, rest
-
-
-def _suggest(uri: str, known: Sequence[str]) -> str:
-    """End of the message on a URI without a known scheme: what may have been meant."""
-    scheme, colon, rest = uri.partition(":")
-    near = difflib.get_close_matches(scheme, known, n=1) if colon else []
-    fitting = next((s for pattern, s in SUGGESTED.items() if re.search(pattern, uri)), "")
-    if near:
-        return f"; did you mean '{near[0]}:{rest or 'REST'}'?"
-    if not colon and (fitting or os.path.isdir(uri)):
-        return f"; did you mean '{fitting or 'folder'}:{uri}'?"
-    return ""
 
 
 def _read_part(uri: str, root: str) -> list[Utterance]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bljust_jax.data.sources import open_source
+from bljust_jax.data.sources import open_source, read_audio
 from tests.helpers import formats
 
 
@@ -126,3 +126,15 @@ def test_folders_without_audio(tmp_path, caplog, files, complaint):
         for name in files:
             (top / name).write_bytes(b"")
     formats.assert_answered(f"folder:{top}", caplog, f"folder:{top}", complaint)
+
+
+def test_original_chapters_of_librispeech(speech):
+    """The same texts and audio as by LibriSpeech's own reader."""
+    split = speech / "layouts" / "LibriSpeech" / "dev-clean"
+    own = {u.id: u for u in open_source(f"librispeech:{split}")}
+    found = open_source(f"folder:{split}")
+    assert len(found) == len(own) > 2
+    for u in found:
+        other = own[u.id.rpartition("/")[2]]
+        assert (u.text, u.duration, u.line) == (other.text, other.duration, other.line)
+        assert read_audio(u).tolist() == read_audio(other).tolist()
