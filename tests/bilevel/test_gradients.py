@@ -344,7 +344,7 @@ def test_the_weights_are_in_the_checkpoint(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored.state, state)
 
 
-@pytest.mark.daily("modo")
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_mesh_the_same_step(method):
     """Rows over eight devices, parameters split over two of them, weights on each."""
@@ -363,6 +363,7 @@ def test_on_a_mesh_the_same_step(method):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, want)
 
 
+@pytest.mark.daily("modo")
 @pytest.mark.parametrize("method", METHODS)
 def test_over_micro_batches_the_same_step(method):
     """MoDo's halves are parted each."""

@@ -146,7 +146,7 @@ def test_a_speaker_of_two_languages_is_two(folder):
     assert all(len({heard[i].lang for i in item.members}) == 1 for item in items)
 
 
-@pytest.mark.daily("3")
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [0, 3])
 def test_a_batch_is_a_function_of_the_step(folder, threads):
     whole = list(load(folder, num_threads=2).train_batches(SEGMENTS, 0))
@@ -263,6 +263,7 @@ def test_rows_are_a_multiple_and_at_least_one_multiple(folder):
     assert min(sizes) == 4
 
 
+@pytest.mark.slow
 def test_empty_batches_have_the_shapes_of_the_steps(folder):
     corpus = load(folder, unlabelled_buckets=(1.0,))
     for needed in (ALL, ("asr/en", "unlabelled"), ("unlabelled",)):

@@ -53,6 +53,7 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_parakeet(parakeet):
     out = parakeet / "out"
     assert header(out / "model.safetensors")["__metadata__"] == {"format": "pt"}

@@ -47,6 +47,7 @@ def equal(a, b):
     jax.tree.map(check, a, b)
 
 
+@pytest.mark.slow
 def test_what_is_written_reads_back_bit_for_bit(trees, hf):
     tensors = hf_parakeet.tensors(*trees, MODEL)
     assert all(t.flags["C_CONTIGUOUS"] for t in tensors.values())

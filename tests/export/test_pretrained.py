@@ -83,6 +83,7 @@ def test_a_parakeet_comes_back_bit_for_bit(parakeet):
     assert_equal(again, params | {"cpc_head": again["cpc_head"]})
 
 
+@pytest.mark.slow
 def test_a_pretrained_wav2vec2_brings_its_quantizer(for_pretraining):
     out, config, weights = for_pretraining
     params, _, lines = load(out, config, weights, parts=("encoder", "wav2vec2_head"))

@@ -68,6 +68,7 @@ sys.exit(main.main())
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_does_not_answer_ends_the_command(tmp_path):
     """The process ends although its threads still wait for the disk."""
     flags = ["--config=configs/quickstart.py:smoke", f"--workdir={tmp_path / 'run'}"]

@@ -126,6 +126,7 @@ def test_padding_never_matters_nan_included(kind):
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.daily("gru")
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_permutation_is_equivariant(kind):
     order = jnp.array([2, 0, 1])
@@ -247,7 +248,7 @@ def test_unrolled_time_agrees():
     np.testing.assert_allclose(unrolled, encode("gru", features(), LENGTHS)[0], atol=1e-6)
 
 
-@pytest.mark.daily("gru")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_close_and_its_gradients_are_finite(kind):
     output, _, _, grads = encode(kind, features(), LENGTHS, dtype="bfloat16")

@@ -108,7 +108,7 @@ def test_padding_never_matters_nan_included(params, x, context):
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.daily("4-*")
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "lengths"), [(0, [4, 3, 0]), (4, [8, 5, 0])])
 def test_parakeet_subsampling_keeps_the_laws(x, factor, lengths):
     """Frames, zeros and NaN in padding, and how far a causal encoder looks ahead."""
@@ -259,7 +259,7 @@ def test_parameters_are_the_golden_ones(size):
     assert {"total": total, "parameters": table} == golden
 
 
-@pytest.mark.daily("conv2d")
+@pytest.mark.slow
 @pytest.mark.parametrize("subsampling", ["conv2d", "parakeet"])
 def test_flops_are_those_the_compiler_counts_in_the_products(subsampling):
     """XLA adds element-wise work and unused distances: ours is below, by less than a third."""

@@ -42,7 +42,7 @@ def encode(model, x, **how):
     return run(params, stats, x)
 
 
-@pytest.mark.daily("batch-train", "window-causal")
+@pytest.mark.daily("batch-train")
 @pytest.mark.parametrize("how", [{"train": True}, {"context": "causal"}], ids=["train", "causal"])
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_never_matters_nan_included(name, how):

@@ -133,7 +133,7 @@ def test_one_block_is_the_formula_in_numpy(params, memory):
     np.testing.assert_allclose(logits[0], expected, atol=1e-5)  # float32 on logits of size 1
 
 
-@pytest.mark.daily("float32-*")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "atol"), [("float32", 1e-5), ("float64", 1e-12), ("bfloat16", 0.1)]
 )

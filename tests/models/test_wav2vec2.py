@@ -286,6 +286,7 @@ def test_positions_depend_on_the_direction_of_each_tap_alone():
     np.testing.assert_allclose(out, encoded("base")[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initial_scales_and_determinism():
     params, stats = LARGE.init(jax.random.key(0))
     again, _ = jax.jit(LARGE.init)(jax.random.key(0))

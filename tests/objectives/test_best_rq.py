@@ -200,6 +200,7 @@ def test_the_mask_covers_all_codebooks_of_a_frame_and_no_other_frame():
     np.testing.assert_array_equal(touched, np.broadcast_to(mask[..., None], touched.shape))
 
 
+@pytest.mark.slow
 def test_labels_are_an_input_of_nothing():
     """The input of the encoder does not depend on the labels: clean features or noise."""
     inputs = []

@@ -129,7 +129,7 @@ WAYS = {
 }
 
 
-@pytest.mark.daily("one encoder", "no label gradient")
+@pytest.mark.daily("one encoder", "no label gradient", "label entropy")
 @pytest.mark.parametrize("way", WAYS)
 def test_gradient_of_the_enhanced_loss_against_finite_differences(way):
     """Noise is fixed by the key; the error of central differences at 1e-6 in float64 is far under

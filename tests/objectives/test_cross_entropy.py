@@ -151,7 +151,7 @@ def test_permuting_a_batch_permutes_the_draws_of_its_utterances(params, batch):
     assert weight == other_weight
 
 
-@pytest.mark.daily("bfloat16")
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_are_finite_and_scale_spares_the_head(params, batch, dtype):
     """With dropout, rows of no frame and rows of no label in the batch; every parameter learns."""
@@ -177,6 +177,7 @@ def test_a_batch_without_audio_weighs_nothing(params, batch):
     assert losses[NAME] == (0, 0)
 
 
+@pytest.mark.slow
 def test_loss_falls_on_one_batch(params, batch):
     """Plain gradient descent learns four utterances by heart, down to the entropy of the smoothed
     labels."""

@@ -239,6 +239,7 @@ def test_a_translation_by_a_linear_head_is_decoded_as_ctc_and_scored_by_bleu(lin
     )
 
 
+@pytest.mark.slow
 def test_a_translation_by_a_linear_head_is_exported(linear, tmp_path, capsys):
     out = tmp_path / "out"
     flags = [f"--workdir={linear}", f"--out={out}", "--unchecked", "--task=st/ar-en"]
@@ -289,6 +290,7 @@ def test_mistakes_are_one_line(name, workdir, tmp_path, capsys):
     assert words in err[-1]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_task_takes_no_name(single):
     with pytest.raises(UserError, match="has one task, without a name"):
         load_trained_run(single).select_task("asr/en")

@@ -239,6 +239,7 @@ def test_the_export_of_a_task_gives_its_head_back_under_its_name(task, tmp_path)
     assert_equal(state.params["ctc_head"], best.params[head])
 
 
+@pytest.mark.slow
 def test_what_a_run_cannot_give_is_refused_in_one_line(tmp_path):
     config = runs.make_config(runs.plain)
     save_run(tmp_path / "run", config, ONE, steps=(3, 5))
@@ -308,6 +309,7 @@ def test_damage_is_named(tmp_path):
         start(run, config)
 
 
+@pytest.mark.slow
 def test_tensors_that_a_torch_folder_lacks_or_has_too_many(tmp_path):
     config, units = runs.make_config(batch_norm), ONE
     save_run(tmp_path / "run", config, units)

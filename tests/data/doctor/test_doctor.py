@@ -74,6 +74,7 @@ def test_all_planted_faults_are_found_together(corpus, capsys):
         assert fault.spare["id"] in found[fault.kind], fault.kind
 
 
+@pytest.mark.daily("nl", "zh")
 @pytest.mark.parametrize("language", ["en", "nl", "digits_ar", "zh"])
 def test_shared_recordings_are_fit(language, speech, tmp_path, capsys):
     cache = ["--cache", str(tmp_path / "cache.jsonl")]

@@ -9,6 +9,7 @@ from bljust_jax.models import encoders
 from tests.helpers import systems
 
 
+@pytest.mark.daily("bljust")
 @pytest.mark.parametrize("system", ["bljust", "wav2vec2_just", "lstm"])
 def test_a_block_is_the_output_of_the_encoder_cut_after_it(system):
     config = systems.config_for(system)

@@ -243,6 +243,7 @@ def test_gradient_of_a_valid_frame_sums_to_zero_and_padding_never_matters(implem
     assert not padded_gradient[:, 30:].any()
 
 
+@pytest.mark.daily("scan", "one_scan", "pallas_tpu")
 @every_implementation
 def test_infeasible_rows_are_exactly_zero_even_when_their_logits_are_nan(implementation):
     logits, labels = random_batch(9, 4, 5, 4, 3)
@@ -266,6 +267,7 @@ def test_feasibility_counts_repeats_among_valid_labels_only():
     assert ctc_feasible(labels, label_lengths, frames).tolist() == expected
 
 
+@pytest.mark.daily("scan", "one_scan")
 @every_implementation
 def test_no_labels_and_no_frames(implementation):
     logits, _ = random_batch(10, 2, 5, 0, 3)
@@ -285,6 +287,7 @@ def test_no_labels_and_no_frames(implementation):
     assert empty.tolist() == [0, 0]
 
 
+@pytest.mark.daily("scan", "one_scan")
 @every_implementation
 def test_confident_logits_never_go_below_zero_and_nan_is_not_hidden(implementation):
     labels = np.array([[1, 2, 1]])
@@ -298,6 +301,7 @@ def test_confident_logits_never_go_below_zero_and_nan_is_not_hidden(implementati
     assert np.isnan(loss_and_grad(logits, [8], labels, [3], implementation=implementation)[0][0])
 
 
+@pytest.mark.daily("scan", "one_scan")
 @every_implementation
 def test_probability_zero_is_infinite_loss(implementation):
     logits = np.zeros((1, 4, 3), np.float32)
