@@ -37,7 +37,7 @@ def close(one, other, atol=2e-6):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=atol), one, other)
 
 
-@pytest.mark.daily("mgda-1", "modo-2", "two of a level-1", "weighed-2")
+@pytest.mark.daily("mgda-1", "two of a level-2", "weighed-2")
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_the_loop_takes_the_same_step(case, accumulate):

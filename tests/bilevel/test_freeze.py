@@ -21,7 +21,7 @@ def build(*parts, gradients="separate"):
     return recipes.load(config.recipe)(config, FACTS)
 
 
-@pytest.mark.daily("fused")
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", ["separate", "fused"])
 def test_a_frozen_part_does_not_move_and_the_rest_does(gradients):
     recipe = build("frontend", "blocks/ff2", gradients=gradients)

@@ -304,6 +304,7 @@ def test_the_utterances_of_a_step_are_named(folder):
         assert {corpus.utterances("labelled")[i].id for item in items for i in item.members} <= ids
 
 
+@pytest.mark.slow
 def test_empty_batches_have_the_shapes_of_the_steps(folder):
     for changes in ({}, {"unlabelled_buckets": (1.0,)}):
         corpus = load(folder, **changes)

@@ -151,7 +151,7 @@ def test_an_export_of_pieces_spells_as_the_run_does(exported):
     check_recognises(exported(runs.plain, runs.pieces("bpe", 40)))
 
 
-@pytest.mark.daily("plain")
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [runs.plain, runs.parakeet, runs.wav2vec2])
 def test_an_export_is_checked_without_torch(change, tmp_path, capsys):
     """Logits within 1e-4 of the largest, and equal texts: the default tolerance of the command."""

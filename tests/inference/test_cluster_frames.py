@@ -71,6 +71,7 @@ def test_log_mel_labels_tell_the_halves_apart(manifest, tmp_path, capsys):
         assert read.of(u).tolist() == [int(x) for x in found[u.id].split()]
 
 
+@pytest.mark.slow
 def test_labels_of_a_layer_are_those_of_its_frames(manifest, run, tmp_path, capsys):
     """The class of frame floor(t / 40 ms) at the middle t of each label."""
     flags = ["--labels", str(run), "--layer", "1", "--classes", "5", "--json"]

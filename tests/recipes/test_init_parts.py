@@ -23,6 +23,7 @@ def rates(recipe, at=5):
     }
 
 
+@pytest.mark.daily("bljust", "wav2vec2_just", "birq", "m2asr")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_multiplier_of_heads_acts_on_new_ones_alone(name):
     def config():

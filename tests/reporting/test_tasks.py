@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from bljust_jax import reporting
 from bljust_jax.reporting import comparison, page
 from bljust_jax.reporting.plots import series
@@ -55,6 +57,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_report_of_tasks(tmp_path):
     text = reporting.write(make_run(tmp_path / "run")).read_text()
     rows = {row[0]: row[1:] for row in map(cells, text.splitlines()) if len(row) > 1}

@@ -275,6 +275,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.daily("another task", "no task", "units", "hypotheses")
 @pytest.mark.parametrize("name", sorted(MISTAKES))
 def test_mistakes_are_one_line(name, workdir, tmp_path, capsys):
     command, flags, words = MISTAKES[name]

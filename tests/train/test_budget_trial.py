@@ -85,6 +85,7 @@ def test_a_budget_in_minutes_measures_each_phase_and_the_evaluation(tmp_path, mo
     assert measured[0].last == pytest.approx(both + 3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_schedule_that_was_measured(run, tmp_path, monkeypatch, capsys):
     """Bit for bit, whatever a trial would find now; a run without a checkpoint measures again."""
     figures = []

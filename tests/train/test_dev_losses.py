@@ -63,6 +63,7 @@ def test_losses_are_means_over_dev_and_the_same_each_time(tmp_path):
     assert evaluate(state, frozenset({"ctc"})) == {}, "a loss that needs labels"
 
 
+@pytest.mark.slow
 def test_a_loss_of_frame_labels_is_of_the_utterances_that_have_some(tmp_path):
     """Those of dev need none: a loss without any is not reported."""
     folder = corpora.noise(tmp_path)

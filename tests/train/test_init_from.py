@@ -121,7 +121,7 @@ def is_initialised(state, config, part, units=None):
     return True
 
 
-@pytest.mark.daily("plain-*", "lstm-*", "wav2vec2-flags6")
+@pytest.mark.daily("plain-*", "wav2vec2-flags6")
 @pytest.mark.parametrize(("change", "flags"), EXPORTS)
 def test_an_export_gives_back_encoder_head_and_statistics(change, flags, tmp_path):
     config = runs.make_config(change)

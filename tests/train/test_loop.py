@@ -308,6 +308,7 @@ def test_a_run_saves_by_the_clock_and_goes_on_with_another_config_where_that_is_
     assert not own_messages(caplog)
 
 
+@pytest.mark.slow
 def test_compiles_are_one_per_bucket_and_all_come_early(run, tmp_path, monkeypatch, compiled):
     write = trackers.MetricWriter.write
     before = {}  # programs compiled when the row of a step was written

@@ -39,14 +39,7 @@ def batches(uri, speakers):
     return loaded.digest(), list(loaded.train_batches(segments, 0))
 
 
-@pytest.mark.daily(
-    "folder of pairs",
-    "folder with chapters",
-    "kaldi segments",
-    "table.csv",
-    "webdataset",
-    "hf parquet",
-)
+@pytest.mark.daily("folder of pairs", "kaldi segments", "webdataset")
 @pytest.mark.parametrize("name", FORMATS)
 def test_batches_are_equal(tmp_path, found, reference, name):
     write, speakers = FORMATS[name]

@@ -222,6 +222,7 @@ def test_equals_torch_on_an_ordinary_batch():
     np.testing.assert_allclose(gradient, x.grad.numpy(), atol=3e-6)
 
 
+@pytest.mark.daily("scan", "one_scan")
 @every_implementation
 def test_gradient_of_a_valid_frame_sums_to_zero_and_padding_never_matters(implementation):
     """Sums of 8 float32 terms of at most 1. More padding may change the order of additions."""
