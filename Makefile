@@ -20,10 +20,9 @@ VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest
 AOT_PY := JAX_PLATFORMS=cpu .venv-aot/bin/python
 AOT := $(AOT_PY) -m bljust_jax.aot --rows "$(ROWS)" --level "$(LEVEL)"
-.PHONY: help setup quickstart test mutants lint nightly gpu aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
+.PHONY: help setup quickstart first-hour test mutants lint nightly gpu aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
-
 setup: $(STAMP) ## make the environment in .venv and nothing else
 	@[ "$(origin PYTHON)" = file ] || [ "$$($(PYTHON) -c '$(VERSION)')" = "$$($(PY) -c '$(VERSION)')" ] \
 	  || { echo "$(VENV) was made with another Python than $(PYTHON): run 'make clean', or choose another VENV=" >&2; exit 1; }
@@ -36,7 +35,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 quickstart: setup ## synthesise a small speech corpus and train on it: a few minutes on two cores
 	$(PY) -m bljust_jax.main --config=configs/quickstart.py --workdir=$(RUNS)/quickstart $(ARGS)
-
+first-hour: setup ## run docs/first_hour.md on SPEECH, a folder with train.jsonl and dev.jsonl: 20 minutes
+	$(PY) -m tests.docs.first_hour $(SPEECH) $(ARGS)
 test: setup ## run the tests, without slow ones and those that need a GPU
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 mutants: setup ## change the code in 186 places, one by one; each must make a test fail: 20 minutes (ARGS="bilevel")
@@ -47,7 +47,6 @@ lint: setup ## check the sources and their format with ruff
 docs: setup ## build docs/ and the API reference as a site in build/docs; warnings are errors
 	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock $$($(PY) -c '$(EXTRA)' docs)
 	JAX_PLATFORMS=cpu $(PY) -m sphinx -W --keep-going -q -c docs . build/docs
-
 nightly: ## slow tests, another Python, quickstart with three seeds, real digits, more of aot (PYTHON2, SPEECH)
 	.ci/nightly
 nightly-%: # slow, miniatures, newest, oldest, installed, bare, rivals, quickstart, digits or aot alone

@@ -25,6 +25,7 @@ from bljust_jax.common import cli
 from bljust_jax.common.config_schema.field import Range
 from bljust_jax.common.config_schema.ranges import AT_LEAST_1, FROM_0_TO_1
 from bljust_jax.common.console import StatusLine
+from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user
 from bljust_jax.data import shard_writing, shards, sources, uri_names
@@ -66,8 +67,8 @@ def body(args: argparse.Namespace) -> None:
         print(json.dumps(dataclasses.asdict(labelled)) if args.json else labelled.describe())
         return
     summary = run(args)
-    hours = summary.seconds / 3600
-    size = f"{summary.utterances} utterances, {hours:.2f} h, {summary.bytes / 1e6:.1f} MB"
+    length = in_hours(summary.seconds)
+    size = f"{summary.utterances} utterances, {length}, {summary.bytes / 1e6:.1f} MB"
     bad = f"; {summary.bad} skipped, see quarantine-*.jsonl beside it" if summary.bad else ""
     line = f"{summary.folder}: {size}{bad}"
     print(json.dumps(dataclasses.asdict(summary)) if args.json else line)
@@ -131,12 +132,12 @@ class Progress:
     def __call__(self, done: int, total: int, seconds: float) -> None:
         """`seconds`: of audio so far."""
         elapsed = time.monotonic() - self._began
-        text = f"{self._verb} {done}/{total} utterances, {seconds / 3600:.2f} h of audio, "
+        text = f"{self._verb} {done}/{total} utterances, {in_hours(seconds)} of audio, "
         if done < total:
             left = elapsed / done * (total - done)
-            self._status.update(f"{text}{left / 60:.1f} min left")
+            self._status.update(f"{text}{in_hours(left)} left")
         else:
-            self._status.log(f"{text}in {elapsed / 60:.1f} min")
+            self._status.log(f"{text}in {in_hours(elapsed)}")
 
 
 main = cli.command(parser, body)

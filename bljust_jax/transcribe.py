@@ -2,10 +2,11 @@
 
 Transcribes audio files: prints the text of one file, or a line `path TAB text` for each of several;
 with --json an object {"path", "text", "words": [{"word", "start", "end"}]} per line, times in
-seconds. FILE is anything that libsndfile reads, at any rate; - reads paths from stdin, one per
-line. Long files are decoded in overlapping windows; an encoder that normalises by utterance treats
-each window as an utterance. A translation has no times, and long files are translated in equal
-parts. A file that cannot be read is one line on stderr; the others are still transcribed.
+seconds; with --srt the subtitles of one file. FILE is anything that libsndfile reads, at any rate;
+- reads paths from stdin, one per line. Long files are decoded in overlapping windows; an encoder
+that normalises by utterance treats each window as an utterance. A translation has no times, and
+long files are translated in equal parts. A file that cannot be read is one line on stderr; the
+others are still transcribed.
 Exit 0: all done; 2: a mistake, or a file that could not be read.
 """
 
@@ -32,6 +33,7 @@ from bljust_jax.inference import search_options
 from bljust_jax.inference.load import load_model
 from bljust_jax.inference.recognizer import Recognizer, Translator
 from bljust_jax.inference.search_options import WIDTH
+from bljust_jax.inference.subtitles import srt
 from bljust_jax.inference.transcriber import (
     Failure,
     Transcript,
@@ -52,6 +54,7 @@ def parser() -> cli.Parser:
     p.option("--task", "", "of a run of several: asr/en", metavar="TASK")
     p.option("--list", str, "a file of paths, one per line, after FILE...", metavar="LIST")
     p.option("--json", False, "a JSON object per line, with word times")
+    p.option("--srt", False, "subtitles of one file, in the SRT format")
     p.option("--out", pathlib.Path, "write there, not to stdout", metavar="PATH")
     for name, default, what in (
         ("--window", own.window, "seconds per window"),
@@ -66,11 +69,18 @@ def parser() -> cli.Parser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for too long windows, and without any file."""
+    """Raises UserError for too long windows, without any file, and for subtitles of several."""
     if not args.files and args.list is None:
         raise UserError("name the audio files, or - to read their paths from stdin")
+    if args.srt and (args.json or not is_alone(args)):
+        raise UserError("--srt writes the subtitles of one file: name one, without --json")
     if args.window > LONGEST:
         raise UserError(f"--window {args.window:g} must be at most {LONGEST} seconds")
+
+
+def is_alone(args: argparse.Namespace) -> bool:
+    """Whether a single file is named."""
+    return args.list is None and len(args.files) == 1 and args.files != [STDIN]
 
 
 def paths_of(args: argparse.Namespace) -> Iterator[str]:
@@ -177,14 +187,19 @@ def open_output(out: pathlib.Path | None) -> Iterator[IO[str]]:
 def body(args: argparse.Namespace) -> None:
     check(args)
     model = load_model(args.model, args.task)
-    alone = args.list is None and len(args.files) == 1 and args.files != [STDIN]
+    if args.srt and not isinstance(model, Recognizer):
+        raise UserError(
+            "--srt: a translation has no times: name a --task of recognition, such as asr/en"
+        )
+    alone = is_alone(args)
     failed, progress = 0, Progress(model.name)
     found_files = transcripts(args, model, progress.add_audio)
     with open_output(args.out) as out:
         for found in found_files:
             progress.clear()
             if isinstance(found, Transcript):
-                print(output_line(found, args.json, alone), file=out, flush=True)
+                text = srt(found.words) if args.srt else output_line(found, args.json, alone)
+                print(text, end="" if args.srt else "\n", file=out, flush=True)
             elif alone:
                 raise UserError(found.reason)
             else:

@@ -37,7 +37,7 @@ def test_a_manifest_becomes_shards(manifest, tmp_path, capsys):
     for u, v in zip(open_source(manifest), open_source(f"tfds:{out}/train"), strict=True):
         np.testing.assert_array_equal(read_audio(u, 8000), read_audio(v, 8000))
     assert prepare.main([f"tfds:{out}/train", "--verify"]) == 0
-    assert f"{out}/train: 4 utterances, 0.00 h" in capsys.readouterr().out
+    assert f"{out}/train: 4 utterances, 0.4 s" in capsys.readouterr().out
     assert prepare.main([manifest, *flags]) == 2  # never overwritten
     assert "exists already" in capsys.readouterr().err
     copy = [f"tfds:{out}/train", "--out", out, "--split", "copy", "--sample_rate", "8000"]

@@ -16,8 +16,15 @@ from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.decoding import arpa, kneser_ney
 from bljust_jax.inference import decode_split, load, scoring
 from bljust_jax.inference.load import load_model
+from bljust_jax.inference.subtitles import srt
 from bljust_jax.inference.trained_run import load_trained_run
-from bljust_jax.inference.transcriber import Failure, Transcript, WindowOptions, transcribe
+from bljust_jax.inference.transcriber import (
+    Failure,
+    Transcript,
+    WindowOptions,
+    Word,
+    transcribe,
+)
 from bljust_jax.parallel.mesh import put_batch
 from tests.helpers.fake_recognizer import fake, sound, store
 from tests.helpers.runs import save_untrained
@@ -103,6 +110,11 @@ def test_the_command_writes_text_or_json(spoken, capsys):
     assert list(found) == ["path", "text", "words"]
     assert (found["path"], found["text"]) == ("a.flac", alone)
     assert [list(w) for w in found["words"]] == [["word", "start", "end"]] * len(alone.split())
+    code, lines, _ = run(capsys, model, "a.flac", "--srt", "--out=a.srt")
+    assert (code, lines) == (0, [])
+    written = pathlib.Path("a.srt").read_text(encoding="utf-8")
+    assert written == srt([Word(**word) for word in found["words"]])
+    assert written.startswith("1\n00:00:0")
 
 
 def test_on_a_terminal_the_line_stays_in_place_and_makes_room(monkeypatch, capsys):
@@ -174,6 +186,8 @@ def test_an_exported_folder_is_opened_by_its_own_reader(tmp_path, monkeypatch, c
     [
         ([], "name the audio files"),
         (["a", "--window=0"], "--window 0"),
+        (["a", "b", "--srt"], "--srt writes the subtitles of one file"),
+        (["a", "--srt", "--json"], "--srt writes the subtitles of one file"),
         (["a", "--overlap=nan"], "--overlap nan"),
         (["a", "--overlap=8"], "--window 30 must be at least 4 times --overlap 8"),
         (["a", "--overlap=0.01"], "--overlap 0.01 must be a frame, 0.04 s"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.sources import Utterance
 
@@ -49,7 +50,7 @@ def subset_of_hours(
         return utterances
     total = sum(u.duration for u in utterances) / 3600
     if hours > total:
-        wanted = f"{hours:g} h of the {total:.4g} h of {source}"
+        wanted = f"{hours:g} h of the {in_hours(3600 * total, '.4g')} of {source}"
         raise UserError(f"config.data.unlabelled_hours: {wanted}; lower it, or set it to 0: all")
 
     def order(u: Utterance) -> tuple[bytes, str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from bljust_jax.common.durations import in_hours
 from bljust_jax.data import normalise
 from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.buckets import Bucket
@@ -27,8 +28,8 @@ def sizes(splits: Splits) -> list[str]:
         utterances = splits.utterances(split)
         if not utterances:
             continue
-        size = f"{len(utterances)} utterances, {hours(utterances):.2f} h"
-        lines.append(f"{split}: {size}, {len({u.speaker for u in utterances})} speakers")
+        size = f"{len(utterances)} utterances, {in_hours(3600 * hours(utterances))}"
+        lines.append(f"{split}: {size}, {speakers(utterances)}")
         bad = splits.quarantined.count(split)
         known = Counter({"quarantined, their audio cannot be read": bad} if bad else {})
         for reason, n in (splits.skipped.get(split, Counter()) + known).items():
@@ -36,11 +37,20 @@ def sizes(splits: Splits) -> list[str]:
     return lines
 
 
+def speakers(utterances: Sequence[Utterance]) -> str:
+    """Number of speakers; sources that name none give each utterance its id as speaker."""
+    if all(u.speaker == u.id for u in utterances):
+        return "speakers not named"
+    return f"{len({u.speaker for u in utterances})} speakers"
+
+
 def unlabelled_parts(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
     """Hours of the unlabelled stream from each field that it reads, if there are several."""
     if len(parts) < 2:
         return []
-    listed = ", ".join(f"{hours(found):.2f} h of config.{field}" for field, found in parts.items())
+    listed = ", ".join(
+        f"{in_hours(3600 * hours(found))} of config.{field}" for field, found in parts.items()
+    )
     return [f"unlabelled: {listed}"]
 
 

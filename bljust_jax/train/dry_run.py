@@ -15,6 +15,7 @@ import jax
 
 from bljust_jax import recipes
 from bljust_jax.bilevel.types import Recipe
+from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError, nearest, one_line
 from bljust_jax.data.batch_plan import shares
 from bljust_jax.data.published_hours import published_hours
@@ -123,7 +124,8 @@ def assume(config: Any) -> Assumed:
         if name in labelled:
             found *= data.labelled_fraction
         per_epoch[name] = max(1, round(3600 * found / audio[name]))
-        lines.append(f"{name}: {found:.4g} h, {per_epoch[name]} steps per epoch ({origin})")
+        length = in_hours(3600 * found, ".4g")
+        lines.append(f"{name}: {length}, {per_epoch[name]} steps per epoch ({origin})")
     mix = functools.partial(recipes.assumed_mix, config, audio=audio)
     return Assumed(recipes.Facts(sizes, per_epoch, mix), lines)
 
@@ -137,12 +139,14 @@ def unlabelled_hours(data: Any, train: list[str]) -> tuple[float, str]:
     parts = [find_hours("+".join(uris), data.root) for uris in (kept, more) if uris]
     if data.unlabelled_hours:
         found, origin = parts[-1]
-        origin = f"data.unlabelled_hours of {found:.4g} h: {origin}"
+        origin = f"data.unlabelled_hours of {in_hours(3600 * found, '.4g')}: {origin}"
         parts[-1] = min(found, data.unlabelled_hours), origin
     if len(parts) == 1:
         return parts[0]
     fields = zip(("data.train", "data.unlabelled"), parts, strict=True)
-    origins = [f"{found:.4g} h of {field}: {origin}" for field, (found, origin) in fields]
+    origins = [
+        f"{in_hours(3600 * found, '.4g')} of {field}: {origin}" for field, (found, origin) in fields
+    ]
     return sum(found for found, _ in parts), "; ".join(origins)
 
 

@@ -15,6 +15,7 @@ from bljust_jax import recipes
 from bljust_jax.bilevel.types import Phase, Recipe, Task, Weights
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common import console
+from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
 from bljust_jax.data import config_checks, train_sample
@@ -82,11 +83,9 @@ class TrainingRun:
         self.shard = (jax.process_index(), jax.process_count())
         mesh = make_mesh(**config.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels split their batch by it
-        budget_trial.check(config)
         facts, given = self._read_data(mesh), config
-        measured = budget_trial.find(config, workdir, self.corpus, facts, mesh, self.clock)
-        config, scaled = budget.scale(config, facts, measured)
-        self.config = config
+        measured, scaled = self._scale(facts, mesh)
+        config = self.config
         self.recipe = recipe_of_data(config, facts, self.corpus)
         phases = phase_table.phase_table(config, self.recipe, facts)
         self.system = make_system(config, self.recipe, mesh)
@@ -102,10 +101,8 @@ class TrainingRun:
         origin = self._restore_or_initialise(options)
         if self.is_main:
             write_config(given, workdir, self.corpus.tokenizers, self.corpus.chosen_lengths)
-            about = sizes(self.system, self.corpus)
-            write_facts(
-                *(config, workdir, self.recipe, self.timeline, phases, mesh, about), measured
-            )
+            about = mesh, sizes(self.system, self.corpus), measured
+            write_facts(config, workdir, self.recipe, self.timeline, phases, *about)
             stack.callback(self.corpus.quarantined.write, workdir / "quarantine.jsonl")
         writer = MetricWriter(workdir, self.restored, active=self.is_main)
         stack.callback(writer.close)
@@ -128,10 +125,18 @@ class TrainingRun:
 
     def _read_data(self, mesh: Mesh) -> recipes.Facts:
         """Set `corpus`; returns what a recipe depends on."""
+        budget_trial.check(self.config)
         stage = "reading the data: manifests, texts, headers of files without a duration"
         with console.log_if_slow(stage, active=self.is_main):
             self.corpus = load_data(self.config, mesh, saved_tokenizers(self.config, self.workdir))
         return corpus_facts(self.corpus)
+
+    def _scale(self, facts: recipes.Facts, mesh: Mesh) -> tuple[budget.Measured | None, list[str]]:
+        """Scale `config` to its budget: (what a trial has measured, log lines)."""
+        about = self.workdir, self.corpus, facts, mesh, self.clock
+        measured = budget_trial.find(self.config, *about)
+        self.config, lines = budget.scale(self.config, facts, measured)
+        return measured, lines
 
     def evaluate(self, split: str, weights: Weights) -> scoring.Scored:
         """Scores of all tasks by greedy decoding. Every process decodes the whole split. Raises
@@ -272,7 +277,8 @@ def sizes(system: System, corpus: Corpus) -> dict[str, str]:
     found = {"parameters": f"{sum(parameter_counts(system).values()):,}"}
     for stream in corpus.plans:
         utterances = corpus.utterances(stream)
-        found[f"{stream} audio"] = f"{hours(utterances):.2f} h, {len(utterances):,} utterances"
+        length = in_hours(3600 * hours(utterances))
+        found[f"{stream} audio"] = f"{length}, {len(utterances):,} utterances"
     for stream, units in corpus.tokenizers.items():
         found[f"labels, {stream}"] = f"{units.vocab_size - 1} {units.unit}s and the blank"
     return found

@@ -188,12 +188,12 @@ def test_unlabelled_audio_is_added_to_that_of_training(folder):
 
     def audio(**changes):
         corpus = load(folder, train=few, unlabelled=more, labelled_fraction=0.5, **changes)
-        lines = [line for line in corpus.summary() if "h of config.data.train" in line]
+        lines = [line for line in corpus.summary() if " of config.data.train" in line]
         return [u.id for u in corpus.utterances("unlabelled")], lines
 
     every = [e["id"] for e in entries]
-    parts = f"{sum(lengths[:30]) / 3600:.2f} h of config.data.train, "
-    line = f"unlabelled: {parts}{sum(lengths[30:]) / 3600:.2f} h of config.data.unlabelled"
+    parts = f"{sum(lengths[:30]):.1f} s of config.data.train, "
+    line = f"unlabelled: {parts}{sum(lengths[30:]):.1f} s of config.data.unlabelled"
     assert audio() == (every, [line])  # the ten of both once
     assert audio(unlabelled_with_train=False) == (every[20:], [])
     drawn, _ = audio(unlabelled_hours=0.001)
@@ -242,12 +242,14 @@ def test_skipped_utterances_are_counted(folder):
     assert f"unlabelled: 4 utterances skipped: {short}" in lines
     assert "unlabelled: 13 utterances skipped: longer than 1 s" in lines
     assert "with unknown characters" in lines
-    assert "dev: 7 utterances, 0.00 h, 1 speakers" in lines
+    seconds = sum(u.duration for u in corpus.utterances("dev"))
+    assert f"dev: 7 utterances, {seconds:.1f} s, 1 speakers" in lines
     reason = "longer than config.data.max_seconds=1, so not scored"
     assert f"dev: 4 utterances skipped: {reason}" in lines
-    lines = load(folder, tokenizer=CharTokenizer(" ab012")).summary()
+    corpus = load(folder, tokenizer=CharTokenizer(" ab012"))
+    lines, seconds = corpus.summary(), sum(u.duration for u in corpus.utterances("dev"))
     assert "dev: characters without a label: '!' x 1" in lines
-    assert "dev: 11 utterances, 0.00 h, 2 speakers" in lines
+    assert f"dev: 11 utterances, {seconds:.1f} s, 2 speakers" in lines
 
 
 def test_strings_need_utterances_that_share_a_speaker(folder):

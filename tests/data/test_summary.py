@@ -3,9 +3,10 @@
 import pytest
 
 from bljust_jax.data.buckets import bucket_table
-from bljust_jax.data.summary import uneven_batches
+from bljust_jax.data.sources import open_source
+from bljust_jax.data.summary import speakers, uneven_batches
 from tests.helpers import corpora
-from tests.helpers.corpora import PLAIN, load
+from tests.helpers.corpora import PLAIN, load, write
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,11 @@ def test_a_run_notes_it_at_its_start_for_buckets_that_occur(tmp_path):
     # no utterance is in batches of 1 x 5 s
     lines = load(tmp_path, **PLAIN, buckets=(0.5, 1.5, 5.0), batch_seconds=3.0).summary()
     assert not any(line.startswith("labelled: batches vary") for line in lines)
+
+
+def test_speakers_are_counted_where_the_source_names_them(tmp_path):
+    """An entry without a speaker has its id in the place of one."""
+    entries = [{"audio_filepath": f"{n}.wav", "duration": 1.0, "id": str(n)} for n in range(3)]
+    assert speakers(open_source(str(write(tmp_path, "none", entries)))) == "speakers not named"
+    entries[0]["speaker"] = entries[1]["speaker"] = "anna"
+    assert speakers(open_source(str(write(tmp_path, "some", entries)))) == "2 speakers"

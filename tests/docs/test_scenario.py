@@ -10,7 +10,7 @@ from tests.helpers.documents import as_module, blocks, commands, pages
 from tests.helpers.shrunk_commands import execute, make_folder
 
 # Pages on which later commands read what earlier ones trained.
-TRAINING = {"data", "training"}
+TRAINING = {"data", "first_hour", "training"}
 CACHE = compile_cache.folder() or ""  # none: off
 TRAIN = "--config=manifest:supervised --workdir=runs/manifest"
 DATA = "--config.data.train=train.jsonl --config.data.dev=dev.jsonl --config.data.test=dev.jsonl"

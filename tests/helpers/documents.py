@@ -13,6 +13,7 @@ from bljust_jax.common import config_schema
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+EXPORTED = "exported/modeling.py"  # what `bljust export` writes
 
 
 def pages() -> list[pathlib.Path]:
@@ -69,7 +70,7 @@ def check_command(words: list[str]) -> None:
     words = as_module([word for word in words if not re.match(r"[A-Z_]+=", word)])
     if words[:1] == ["make"]:
         assert set(words[1:]) <= makefile_targets(), words
-    if words[:1] == ["python"] and words[1].endswith(".py"):
+    if words[:1] == ["python"] and words[1].endswith(".py") and words[1] != EXPORTED:
         assert (ROOT / words[1]).is_file(), words
     if words[1:2] == ["-m"] and words[2].startswith("bljust_jax"):
         path = ROOT / words[2].replace(".", "/")

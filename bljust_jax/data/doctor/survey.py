@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bljust_jax.common.console import StatusLine
+from bljust_jax.common.durations import in_hours
 from bljust_jax.common.files import expand_user, read_json_lines, require_writable
 from bljust_jax.common.threads import in_order
 from bljust_jax.data.doctor.measure import Measured, measure_file
@@ -133,11 +134,11 @@ def _measure(
                 file.write(json.dumps(row) + "\n")
             seconds += sum(m.seconds for m in found)
             elapsed = time.monotonic() - began
-            text = f"decoded {n}/{len(todo)} files, {seconds / 3600:.2f} h of audio"
+            text = f"decoded {n}/{len(todo)} files, {in_hours(seconds)} of audio"
             if n < len(todo):
-                status.update(f"{text}, {elapsed / n * (len(todo) - n) / 60:.1f} min left")
+                status.update(f"{text}, {in_hours(elapsed / n * (len(todo) - n))} left")
             else:
-                status.log(f"{text}, in {elapsed / 60:.1f} min")
+                status.log(f"{text}, in {in_hours(elapsed)}")
             yield group, found
 
 

@@ -12,6 +12,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import visible
 from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, require, to_seconds
@@ -62,9 +63,9 @@ def read(rest: str, root: str = "") -> list[Utterance]:
                 known[segment.talk] = _recording(segment, audio, root)
             utterances.append(_utterance(segment, known[segment.talk], split.name == "train"))
     if ignored:
-        hours = sum(s.end - s.begin for s in ignored) / 3600
+        length = in_hours(sum(s.end - s.begin for s in ignored))
         logging.warning(
-            "tedlium:%s: %d segments (%.2f h) skipped: %s", rest, len(ignored), hours, IGNORED
+            "tedlium:%s: %d segments (%s) skipped: %s", rest, len(ignored), length, IGNORED
         )
     return utterances
 

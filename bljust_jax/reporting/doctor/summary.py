@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bljust_jax.common.durations import in_hours
 from bljust_jax.data.doctor.checks import CHECKS, Finding
 from bljust_jax.data.doctor.proposals import BucketTable, Normalise
 from bljust_jax.data.doctor.survey import Item, Survey
 from bljust_jax.data.doctor.text_checks import characters_per_second
+from bljust_jax.data.summary import speakers
 
 SHOWN = 3  # examples per finding in the text
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
@@ -84,8 +86,8 @@ def sizes(items: Sequence[Item]) -> list[str]:
     languages = sorted({item.utterance.lang for item in items} - {""})
     return [
         f"{len(items)} utterances",
-        f"{seconds / 3600:.2f} h",
-        f"{len({item.utterance.speaker for item in items})} speakers",
+        in_hours(seconds),
+        speakers([item.utterance for item in items]),
         *([f"language {' '.join(languages)}"] if languages else []),
     ]
 
@@ -138,8 +140,8 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def _sizes(items: Sequence[Item]) -> Mapping[str, Any]:
     seconds = sum(item.audio.seconds for item in items)
-    speakers = {item.utterance.speaker for item in items}
-    return {"utterances": len(items), "hours": seconds / 3600, "speakers": len(speakers)}
+    names = {item.utterance.speaker for item in items}
+    return {"utterances": len(items), "hours": seconds / 3600, "speakers": len(names)}
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

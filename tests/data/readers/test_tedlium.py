@@ -39,7 +39,7 @@ def test_segments_of_a_talk(tmp_path, caplog):
     assert first.text == "it's the étude of"
     assert second.text == "we don't give 'em our parents'"
     assert first.line.endswith("TalkA_2010.stm:4")
-    assert "1 segments (0.00 h) skipped: ignore_time_segment_in_scoring" in caplog.text
+    assert "1 segments (0.5 s) skipped: ignore_time_segment_in_scoring" in caplog.text
     assert np.array_equal(read_audio(first), SAMPLES[8000:20000])
     assert np.array_equal(read_audio(second), SAMPLES[20000:])
 
