@@ -149,7 +149,7 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.daily("truncate", "change_the_sums", "delete_a_folder")
+@pytest.mark.daily("change_the_sums", "delete_a_folder")
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 def test_a_damaged_step_is_named_and_the_one_before_it_taken(damage, tmp_path, caplog):
     """F5. The damaged one is moved, so that its step can be saved again."""

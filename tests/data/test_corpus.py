@@ -46,7 +46,7 @@ def test_streams_and_shapes_follow_the_segments(folder):
             assert labels.dtype == np.int32
 
 
-@pytest.mark.daily("0", "4")
+@pytest.mark.daily("4")
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_resumed_batches_equal_the_rest_for_any_number_of_threads(folder, threads):
     whole = list(load(folder, num_threads=2).train_batches(SEGMENTS, 0))

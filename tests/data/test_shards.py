@@ -84,7 +84,7 @@ def test_training_batches_are_bit_equal(corpus, prepared):
     assert_same_batches(str(corpus / "train.jsonl"), f"tfds:{corpus}/shards/train")
 
 
-@pytest.mark.daily("digits_ar")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["en", "digits_ar"])
 def test_real_recordings_give_the_same_bits(speech, tmp_path, name):
     lines = (speech / name / "train.jsonl").read_text(encoding="utf-8").splitlines()[:60]

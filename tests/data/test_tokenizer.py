@@ -141,6 +141,7 @@ def test_arabic_is_one_text_in_its_spellings(units):
     assert tokenizer.decode(same[0]) == "الغاء"
 
 
+@pytest.mark.daily("zh-*", "digits_ar-*")
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize(
     ("name", "size"), [("en", 500), ("nl", 500), ("zh", 640), ("digits_ar", 40)]

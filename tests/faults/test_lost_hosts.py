@@ -97,6 +97,7 @@ def test_one_two_and_four_hosts_hear_and_learn_the_same(tmp_path):
     assert max(apart.values()) <= 1e-5
 
 
+@pytest.mark.daily("2")
 @pytest.mark.parametrize("count", [2, 4])
 def test_shards_of_any_number_of_hosts_are_the_whole_batch(count, tmp_path):
     """F8 for the loader alone: the hosts' rows in order are those of the whole batch."""

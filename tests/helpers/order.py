@@ -5,33 +5,31 @@ those that share programs on one worker."""
 LONGEST = (
     "tests/test_laws.py",
     "tests/train/test_loop.py",
-    "tests/faults/test_run.py",
-    "tests/tasks/test_tasks.py",
-    "tests/docs/test_scenario.py",
-    "tests/recipes/test_m2asr.py",
-    "tests/bilevel/test_alike.py",
-    "tests/configs/test_phase_laws.py",
     "tests/train/test_train.py",
-    "tests/train/test_init_from.py",
-    "tests/models/test_cnn_rnn.py",
-    "tests/models/test_conformer.py",
+    "tests/tasks/test_tasks.py",
     "tests/ops/ctc/test_ctc.py",
-    "tests/test_main.py",
-    "tests/parallel/test_mesh.py",
-    "tests/checkpoint/test_old_workdir.py",
+    "tests/objectives/test_data2vec.py",
     "tests/bilevel/test_gradients.py",
-    "tests/train/test_dry_run.py",
-    "tests/objectives/test_shared_forward.py",
-    "tests/data/test_corpus.py",
-    "tests/bilevel/test_shared_phases.py",
-    "tests/models/test_wav2vec2.py",
     "tests/objectives/test_birq.py",
-    "tests/benchmarks/test_compile.py",
+    "tests/test_transcribe.py",
+    "tests/test_evaluate.py",
+    "tests/objectives/test_cpc.py",
+    "tests/recipes/test_m2asr.py",
+    "tests/inference/test_api.py",
+    "tests/models/test_conformer.py",
+    "tests/models/test_cnn_rnn.py",
+    "tests/recipes/test_birq.py",
+    "tests/objectives/test_hubert.py",
+    "tests/models/test_decoder.py",
+    "tests/models/test_wav2vec2.py",
+    "tests/bilevel/test_accumulate.py",
+    "tests/parallel/test_mesh.py",
+    "tests/parallel/test_cluster.py",
+    "tests/checkpoint/test_manager.py",
+    "tests/data/test_bucket_lengths.py",
 )
 # {file: the file whose programs it runs}
-TOGETHER = dict.fromkeys(
-    ("tests/faults/test_silent_rows.py", "tests/bilevel/test_accumulate.py"), "tests/test_laws.py"
-)
+TOGETHER = {"tests/faults/test_silent_rows.py": "tests/test_laws.py"}
 
 
 def unit(nodeid: str) -> str:

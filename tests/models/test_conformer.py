@@ -242,7 +242,7 @@ def test_initial_scale_and_determinism():
     np.testing.assert_array_equal(params["blocks"]["norm"]["scale"], 1.0)
 
 
-@pytest.mark.daily("tiny", "L", "tiny_parakeet")
+@pytest.mark.daily("L", "tiny_parakeet")
 @pytest.mark.parametrize("size", [*SIZES, "tiny_parakeet"])
 def test_parameters_are_the_golden_ones(size):
     name, _, kind = size.partition("_")

@@ -32,7 +32,7 @@ def lax_depthwise(x, kernel, causal):
     )  # fmt: skip
 
 
-@pytest.mark.daily("9-5-True", "3-7-False", "1-1-True")
+@pytest.mark.daily("9-5-True", "3-7-False")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("frames", "taps"), [(9, 5), (3, 7), (1, 1)])
 def test_depthwise_value_and_gradients_equal_a_grouped_convolution(frames, taps, causal):
@@ -73,7 +73,7 @@ def test_conv_module_ignores_padded_frames():
     np.testing.assert_array_equal(out, module.apply(params, x * valid[..., None], valid)[0][:, :5])
 
 
-@pytest.mark.daily("ff1", "conv")
+@pytest.mark.daily("ff1")
 @pytest.mark.parametrize("alone", ["ff1", "ff2", "attention", "conv"])
 def test_a_block_adds_half_of_each_feed_forward_and_all_of_each_other_branch(alone):
     """With the last maps of the other branches at 0: norm(x + share * branch(norm(x)))."""

@@ -79,7 +79,7 @@ def test_depthwise_convolution_equals_lax_conv(frames, bands):
         np.testing.assert_allclose(grad, other, atol=2e-5)
 
 
-@pytest.mark.daily("4-False", "8-True")
+@pytest.mark.daily("8-True")
 @pytest.mark.parametrize(("factor", "separable"), KINDS)
 def test_lengths_are_divided_and_rounded_up(factor, separable):
     model = Subsampling(2, 4, factor, separable)
@@ -110,7 +110,7 @@ def test_receptive_field_is_exactly_as_stated(factor, separable):
     assert reached[stride * 3 + right, 3]
 
 
-@pytest.mark.daily("4-False", "8-True")
+@pytest.mark.daily("8-True")
 @pytest.mark.parametrize(("factor", "separable"), KINDS)
 def test_padding_holds_nothing_back(factor, separable):
     model = Subsampling(3, 8, factor, separable)

@@ -303,7 +303,7 @@ def test_initial_scales_and_determinism():
 
 
 # `sum(p.numel() for p in model.parameters())` of transformers' Wav2Vec2Model.
-@pytest.mark.daily("base-*")
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "total"), [("base", 94371712), ("large", 315438720)])
 def test_published_sizes_have_as_many_parameters_as_theirs(size, total):
     shapes = Wav2Vec2(**SIZES[size]).shapes()
