@@ -161,6 +161,8 @@ class Task:
     translate: translation: (params, stats, batch, beam) -> ids int32 [B, U], -1 after the end of
         sequence; a beam of 1 is greedy; None for recognition
     head: name of its head in the parameters
+    losses: {loss: (logits, frames, batch) -> (nats [B], weight [B])} of `predict`, which are
+        computed where a split is scored during training
     """
 
     name: str
@@ -169,6 +171,7 @@ class Task:
     head: str
     predict: Callable[..., Any] | None = None
     translate: Callable[..., Any] | None = None
+    losses: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def split(self, name: str) -> str:
         """Name of the task's part of a split: dev, or dev/asr/en."""

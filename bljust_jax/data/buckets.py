@@ -41,19 +41,24 @@ def batch_rows(seconds: Any, batch_seconds: float, multiple: int = 1) -> Any:
 
 
 def evaluation_batches(
-    durations: Sequence[float], seconds: Sequence[float], batch_seconds: float, multiple: int = 1
+    durations: Sequence[float],
+    seconds: Sequence[float],
+    batch_seconds: float,
+    multiple: int = 1,
+    labels_per_second: float = 0.0,
 ) -> list[tuple[Bucket, list[int]]]:
     """(bucket, at most batch_size indices) per batch; each utterance appears exactly once.
 
     An utterance goes to the first length of `seconds` that holds it; longer ones to the first of
-    last * 1.5 ** n, n = 1, 2, ..., so that the number of shapes stays small. max_labels is 0.
+    last * 1.5 ** n, n = 1, 2, ..., so that the number of shapes stays small.
     """
     lengths = [float(length) for length in seconds]
     while lengths[-1] < max(durations, default=0.0):
         lengths.append(1.5 * lengths[-1])
     first = np.searchsorted(lengths, durations)
     batches = []
-    for k, bucket in enumerate(bucket_table(lengths, batch_seconds, 0.0, multiple)):
+    table = bucket_table(lengths, batch_seconds, labels_per_second, multiple)
+    for k, bucket in enumerate(table):
         members = np.flatnonzero(first == k).tolist()
         starts = range(0, len(members), bucket.batch_size)
         batches += [(bucket, members[i : i + bucket.batch_size]) for i in starts]

@@ -96,11 +96,15 @@ class Splits:
     def _evaluation_batches(self, split: str) -> list[tuple[Bucket, list[int]]]:
         data, seconds = self._data, self.streams[stream_of(split, self.streams)].buckets
         durations = [u.duration for u in self.utterances(split)]
-        return evaluation_batches(durations, seconds, data.eval_batch_seconds, self._multiple)
+        sizes = data.eval_batch_seconds, self._multiple, data.labels_per_second
+        return evaluation_batches(durations, seconds, *sizes)
 
-    def eval_batches(self, split: str) -> Iterator[tuple[Batch, list[Utterance]]]:
+    def eval_batches(
+        self, split: str, *, labelled: bool = False
+    ) -> Iterator[tuple[Batch, list[Utterance]]]:
         """({audio, audio_lengths, ids}, utterances of the first rows) per batch, without
-        augmentation; each utterance appears exactly once.
+        augmentation; each utterance appears exactly once. `labelled` adds labels and label_lengths,
+        0 of them for a text that the labels cannot spell or that the batch has no room for.
 
         The shapes are those of `evaluation_batches`; a bucket's last batch is padded with rows of
         length 0. Utterances of corrupt audio are quarantined and appear in no batch; UserError for
@@ -112,11 +116,12 @@ class Splits:
 
         def load_batch(n: int) -> tuple[Batch, list[Utterance], list[tuple[Utterance, str]]]:
             bucket, indices = batches[n]
-            batch = empty_batch(bucket, bucket.batch_size, data.sample_rate)
+            batch = empty_batch(bucket, bucket.batch_size, data.sample_rate, labelled=labelled)
             members, bad = [], []
             for u in (utterances[i] for i in indices):
                 try:
-                    fill_row(batch, len(members), zlib.crc32(u.id.encode()), self._audio(u))
+                    labels = self._spelt(split, u, bucket.max_labels) if labelled else None
+                    fill_row(batch, len(members), zlib.crc32(u.id.encode()), self._audio(u), labels)
                     members.append(u)
                 except UserError as error:
                     bad.append((u, str(error)))
@@ -126,6 +131,11 @@ class Splits:
             for u, reason in bad:
                 self.quarantined.add(owner, u, reason)
             yield batch, members
+
+    def _spelt(self, split: str, u: Utterance, room: int) -> np.ndarray:
+        tokenizer, text = self.tokenizer_of(split), u.text or ""
+        labels = tokenizer.encode(text) if tokenizer.covers(text) else np.zeros(0, np.int32)
+        return labels if len(labels) <= room else labels[:0]
 
     def _audio(self, u: Utterance) -> np.ndarray:
         try:

@@ -36,6 +36,20 @@ def greedy_decoder(task: Task) -> Callable[[Weights, dict], Any]:
     return best_paths
 
 
+def scoring_decoder(task: Task) -> Callable[[Weights, dict], Any]:
+    """`greedy_decoder`; for a task with losses {"path": its result, loss: (nats [B], weight [B])}
+    of a batch with labels. To be jitted."""
+    if not task.losses:
+        return greedy_decoder(task)
+
+    def best_paths(weights, batch):
+        logits, lengths = task.predict(*weights, batch)
+        losses = {name: loss(logits, lengths, batch) for name, loss in task.losses.items()}
+        return {"path": greedy.best_path(logits, lengths), **losses}
+
+    return best_paths
+
+
 def translation_decoder(task: Task, beam: int) -> Callable[[Weights, dict], Any]:
     """(weights, batch) -> ids int32 [B, U], -1 after the end of sequence. To be jitted."""
     return lambda weights, batch: task.translate(*weights, batch, beam)
@@ -54,11 +68,11 @@ def log_prob_decoder(task: Task) -> Callable[[Weights, dict], dict[str, Any]]:
 
 
 def decode_split(
-    split: str, splits: Splits, decode: Callable[[dict], Any]
+    split: str, splits: Splits, decode: Callable[[dict], Any], *, labelled: bool = False
 ) -> Iterator[tuple[str, Any]]:
     """(id, its row of the array or arrays of `decode(batch)`) of every utterance with decodable
-    audio."""
-    for batch, utterances in splits.eval_batches(split):
+    audio; `labelled`: of `Splits.eval_batches`."""
+    for batch, utterances in splits.eval_batches(split, labelled=labelled):
         found = jax.device_get(decode(batch))
         for n, utterance in enumerate(utterances):
             yield utterance.id, jax.tree.map(lambda x, n=n: x[n], found)

@@ -3,9 +3,10 @@
 The measures are in `measures`.
 """
 
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +53,8 @@ class Scored(NamedTuple):
 
     @property
     def rates(self) -> dict[str, float]:
-        """Those of `scores` that are rates, not counts."""
-        return {k: v for k, v in self.scores.items() if k.rpartition("/")[2] in MEANS}
+        """Those of `scores` that are rates and losses, not counts."""
+        return {k: v for k, v in self.scores.items() if k.rpartition("/")[2] in (*MEANS, "loss")}
 
     @property
     def means(self) -> dict[str, float]:
@@ -107,14 +108,25 @@ def score_tasks(
 ) -> Scored:
     """Greedy decoding and scores of a split; tasks without utterances in it are skipped.
 
-    decode: (task, batch) -> rows of `decode_split.greedy_decoder`.
+    decode: (task, batch) -> rows of `decode_split.scoring_decoder`. The mean of a loss of a task is
+    SPLIT/LOSS/loss.
     """
     there = tuple(task for task in tasks if splits.utterances(task.split(split)))
     results = {}
     for task in there:
-        rows = decode_split(task.split(split), splits, lambda batch, task=task: decode(task, batch))
-        results[task.name] = score_greedy(task, split, splits, dict(rows))
+        labelled, own = bool(task.losses), functools.partial(decode, task)
+        rows = dict(decode_split(task.split(split), splits, own, labelled=labelled))
+        paths = {name: row["path"] for name, row in rows.items()} if labelled else rows
+        result = score_greedy(task, split, splits, paths)
+        means = {f"{split}/{x}/loss": mean(rows.values(), x) for x in task.losses}
+        results[task.name] = result._replace(scores=result.scores | means)
     return Scored(split, there, results)
+
+
+def mean(rows: Iterable[Mapping[str, Any]], loss: str) -> float:
+    """Mean of a loss over the rows of `decode_split.scoring_decoder`; 0 without any weight."""
+    nats, weight = np.sum([np.float64(row[loss]) for row in rows], axis=0)
+    return float(nats / max(weight, 1.0))
 
 
 def score_greedy(task: Task, split: str, splits: Splits, rows: Mapping[str, np.ndarray]) -> Result:
@@ -195,7 +207,8 @@ def describe(split: str, result: Result, samples: int, width: int = 0) -> list[s
     """Log lines of one result: scores, notes, the usual causes of a WER of 100 %, a few pairs."""
     s = own_scores(split, result.scores)
     blanks = f", blanks {s['blank_share']:.1%}" if "blank_share" in s else ""
-    lines = [f"{split + ':':<{width}} {measures.line(s)}{blanks}"]
+    loss = "".join(f", loss {v:.3f}" for k, v in s.items() if k.rpartition("/")[2] == "loss")
+    lines = [f"{split + ':':<{width}} {measures.line(s)}{blanks}{loss}"]
     lines += [f"  {note}" for note in result.notes]
     # WER alone is not enough: Chinese texts have one word per sentence
     if (s.get("wer", 0) >= 1.0 and s["cer"] >= 0.5) or s.get("blank_share", 0) > 0.99:

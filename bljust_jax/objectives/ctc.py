@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.config_schema.field import Field
-from bljust_jax.common.shapes import Frames, Logits
+from bljust_jax.common.shapes import Frames, Lengths, Logits
 from bljust_jax.models import heads
 from bljust_jax.models.encoders import Encoded
 from bljust_jax.objectives import EncoderObjective, nameless
@@ -75,15 +75,19 @@ class Ctc(EncoderObjective):
         del rng
         lengths = encoded.lengths
         logits = self.logits(params, scale_gradient(encoded.output, extras.scale[self.name]))
-        labels, label_lengths = data["labels"], data["label_lengths"]
-        nats = ctc_loss(logits, lengths, labels, label_lengths, implementation=self.implementation)
-        real = data["audio_lengths"] > 0
-        feasible = ctc_feasible(labels, label_lengths, lengths)
-        counted = feasible & (label_lengths > 0)
-        counts = label_lengths if self.reduction == "label" else real
-        weight = jnp.sum(jnp.where(counted, counts, 0), dtype=jnp.float32)
+        nats, weights = self.nats(logits, lengths, data)
+        feasible = ctc_feasible(data["labels"], data["label_lengths"], lengths)
         metrics = {
             f"{self.name}/infeasible": (jnp.sum(~feasible, dtype=jnp.float32), jnp.float32(1)),
             f"{self.name}/blank_share": blank_share(logits, lengths, blank=0),
         }
-        return {self.name: (jnp.sum(jnp.where(counted, nats, 0)), weight)}, Aux(metrics, {})
+        return {self.name: (jnp.sum(nats), jnp.sum(weights))}, Aux(metrics, {})
+
+    def nats(self, logits: Logits, lengths: Lengths, data: Any) -> tuple[Any, Any]:
+        """(-log P(labels | audio) in nats [B], weight [B]) per utterance; both are 0 for one that
+        has no labels, or fewer frames than they need."""
+        labels, label_lengths = data["labels"], data["label_lengths"]
+        nats = ctc_loss(logits, lengths, labels, label_lengths, implementation=self.implementation)
+        counted = ctc_feasible(labels, label_lengths, lengths) & (label_lengths > 0)
+        counts = label_lengths if self.reduction == "label" else data["audio_lengths"] > 0
+        return jnp.where(counted, nats, 0), jnp.where(counted, counts, 0).astype(jnp.float32)

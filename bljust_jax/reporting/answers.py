@@ -72,9 +72,10 @@ def is_learning(run: RunFiles) -> str:
     blanks = run.last("dev/blank_share")
     if blanks is not None:
         parts.append(f"{blanks:.0%} of the frames of dev are blank.")
-    losses = [text for loss in run.losses if (text := _loss(run, loss))]
-    if losses:
-        parts.append(f"Training losses, first and last log window: {', '.join(losses)}.")
+    for split, where in LOSSES.items():
+        losses = [text for loss in run.losses if (text := _loss(run, split, loss))]
+        if losses:
+            parts.append(f"{where}: {', '.join(losses)}.")
     return " ".join(parts)
 
 
@@ -96,8 +97,15 @@ def _gap(run: RunFiles, found: Course) -> str:
     )
 
 
-def _loss(run: RunFiles, loss: str) -> str:
-    key = f"train/{loss}/loss"
+LOSSES = {
+    "train": "Training losses, first and last log window",
+    "dev": "On dev, first and last",
+    "train_sample": "On these utterances of the training data",
+}
+
+
+def _loss(run: RunFiles, split: str, loss: str) -> str:
+    key = f"{split}/{loss}/loss"
     values = [row[key] for row in run.rows if key in row]
     return f"{loss} {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else ""
 

@@ -44,7 +44,8 @@ def build(
     measure = config.data.measure if single else config.data.streams[stream].measure
     measure = suited if measure == "auto" else measure
     name, recognise = "" if single else stream, partial(predict, objective)
-    return objective, Task(name, stream, measure, objective.head, predict=recognise)
+    losses = {objective.name: objective.nats}
+    return objective, Task(name, stream, measure, objective.head, recognise, losses=losses)
 
 
 def predict(objective: ctc.Ctc, params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:

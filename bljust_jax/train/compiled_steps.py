@@ -98,14 +98,14 @@ class CompiledSteps:
 
 
 class CompiledDecoders:
-    """The greedy decoders of a recipe's tasks: (EMA weights, batch) -> rows of `greedy_decoder`."""
+    """The greedy decoders of a recipe's tasks: (EMA weights, batch) -> `scoring_decoder`."""
 
     def __init__(self, system: System, corpus: Corpus, pool: CompilePool, sample_rate: int):
         self._mesh, self._weights = system.mesh, system.state.weights
         self._corpus, self._pool, self._rate = corpus, pool, sample_rate
         self._jitted = {
             task.name: jax.jit(
-                decode_split.greedy_decoder(task), out_shardings=replicated(system.mesh)
+                decode_split.scoring_decoder(task), out_shardings=replicated(system.mesh)
             )
             for task in system.recipe.tasks
         }
@@ -115,7 +115,8 @@ class CompiledDecoders:
         """Compile the decoder of a task for the batches of a split after the programs submitted
         before."""
         for bucket in self._corpus.eval_buckets(task.split(split)):
-            empty = empty_batch(bucket, bucket.batch_size, self._rate)
+            labelled = bool(task.losses)
+            empty = empty_batch(bucket, bucket.batch_size, self._rate, labelled=labelled)
             batch, jitted = _abstract(empty, self._mesh), self._jitted[task.name]
             key = task.name, _key(batch)
             if key not in self._jobs:

@@ -1,5 +1,6 @@
 """Evaluation splits: each utterance once, parts, texts to score."""
 
+import json
 import zlib
 
 import numpy as np
@@ -37,6 +38,23 @@ def test_evaluation_has_each_utterance_once_and_pads_with_empty_rows(folder):
     assert sorted(u.id for u in seen) == sorted(u.id for u in corpus.utterances("dev"))
     assert corpus.references("dev")[-1] == "ab!"
     assert list(corpus.eval_batches("test")) == []
+
+
+def test_texts_become_labels_where_they_can_be_spelt_and_fit(folder):
+    """Of "ab!", which no training text spells, and of more letters than 8 a second in the batch
+    there are none."""
+    spoken = [json.loads(line) for line in (folder / "dev.jsonl").read_text().splitlines()]
+    rows = [spoken[2] | {"text": "ba" * 3, "id": "long"}, *spoken]
+    corpus = load(folder, dev=write(folder, "labelled", rows), buckets=(0.5, 2.0))
+    found = {}
+    for batch, utterances in corpus.eval_batches("dev", labelled=True):
+        assert batch["labels"].shape[1] == 8 * batch["audio"].shape[1] // RATE
+        for u, labels, count in zip(
+            utterances, batch["labels"], batch["label_lengths"], strict=False
+        ):
+            assert not labels[count:].any()
+            found[u.id] = corpus.tokenizer.decode(labels[:count])
+    assert found == {row["id"]: "ba" if row["text"] == "ba" else "" for row in rows}
 
 
 def test_parts_of_a_joined_split(folder):

@@ -51,8 +51,18 @@ def test_the_course_is_told_with_the_numbers_that_were_logged(tmp_path):
 def test_the_gap_to_training_data_is_told_and_advised_on(heard, said, advice, tmp_path):
     rows = scored(0.9, 0.3, 0.35, 0.4, 0.4)
     rows[-1]["train_sample/wer"] = heard
+    for row in (rows[0], rows[-1]):
+        row |= {
+            "train/ctc/loss": 2.0,
+            "dev/ctc/loss": 30 / row["step"],
+            "train_sample/ctc/loss": 0.5,
+        }
     run = read(tmp_path / "run", rows)
     assert f" At step 50, utterances of the training data {said}" in answers.is_learning(run)
+    assert answers.is_learning(run).endswith(
+        "Training losses, first and last log window: ctc 2 to 2. On dev, first and last: ctc 3 to"
+        " 0.6. On these utterances of the training data: ctc 0.5 to 0.5."
+    )
     assert answers.what_next(run).startswith(advice)
 
 

@@ -88,6 +88,8 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(
     final = check_sync(run, whole)
     ages = {r["step"]: r["age"] for r in rows_without_perf(whole) if "age" in r}
     assert list(ages) == [*range(2, 25, 2)]
+    scores = [r for r in rows_without_perf(whole) if "dev/wer" in r]
+    assert all(r[f"{split}/ctc/loss"] > 0 for r in scores for split in ("dev", "train_sample"))
     assert (ages[8], ages[10], ages[18]) == (6.5, 0.5, 8.5), "the joint phase starts afresh"
     for kill in kills:
         with pytest.raises(Killed):
@@ -182,7 +184,7 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
     def largest(w, batch):
         return jnp.max(jax.tree.leaves(w.params)[0])
 
-    monkeypatch.setattr(decode_split, "greedy_decoder", lambda _: largest)
+    monkeypatch.setattr(decode_split, "scoring_decoder", lambda _: largest)
     monkeypatch.setattr(scoring, "score_tasks", tell)
     rare = {"save_every": 18}  # and the ends of phases
     if kill:

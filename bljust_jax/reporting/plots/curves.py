@@ -20,10 +20,14 @@ PAIRS = 6  # maximum number of cosines in one panel
 
 
 def _losses(rows: Sequence[Row], phases: Sequence[Span]) -> Figure | None:
-    """A panel per kind of loss; asr/ar and asr/en are of one kind."""
+    """A panel per kind of loss, with that on dev and on the sample of training utterances; asr/ar
+    and asr/en are of one kind."""
     kinds: dict[str, Lines] = {}
     for name, line in series.matching(rows, r"train/(.+)/loss").items():
         kinds.setdefault(name.split("/")[0], {})[name] = line
+    for split in ("dev", "train_sample"):
+        for name, line in series.matching(rows, rf"{split}/([^/]+)/loss").items():
+            kinds.setdefault(name, {})[f"{split} {name}"] = line
     own = (
         Panel(f"{kind if len(lines) > 1 else next(iter(lines))} loss (nats)", lines)
         for kind, lines in kinds.items()
@@ -157,7 +161,11 @@ def _valued(name: str, kind: str, line: Line) -> str:
 
 
 CURVES = {
-    "losses": (_losses, "Training losses, means over the steps between two log lines."),
+    "losses": (
+        _losses,
+        "Training losses, means over the steps between two log lines. On dev and on training "
+        "utterances recognition losses are those of averaged parameters, without augmentation.",
+    ),
     "scores": (_scores, "Development set over encoder compute and over steps, greedy decoding."),
     "gradients": (
         _gradients,

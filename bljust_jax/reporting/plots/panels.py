@@ -44,7 +44,7 @@ def stack(
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
-        if panel.label.split(" ")[0] not in panel.lines:
+        if len(panel.lines) > 1 or panel.label.split(" ")[0] not in panel.lines:
             legend_beside(axes)
     grid[-1, 0].set_xlabel("step")
     figure.align_ylabels(grid)
