@@ -19,7 +19,7 @@ from bljust_jax import ngram, transcribe
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise, shards, summary
 from bljust_jax.data.corpus import load_corpus
-from bljust_jax.data.readers import covost
+from bljust_jax.data.listings import tsv_rows
 from bljust_jax.data.sources import Utterance, open_source
 from bljust_jax.decoding import arpa, kneser_ney
 from bljust_jax.train import workdir
@@ -69,7 +69,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path_factory, rows):
             file, "excel-tab", quoting=csv.QUOTE_NONE, escapechar="\\", lineterminator="\n"
         )
         writer.writerows([["x", "y", "z"], *rows])
-    found = [row for row, _ in covost._table(path, ("x", "y", "z"))]
+    found = [row for row, _ in tsv_rows(path, ("x", "y", "z"))]
     expected = [dict(zip("xyz", row, strict=True)) for row in rows]
     blank = {"x": "", "y": "", "z": ""}  # lines of white space alone are skipped
     kept = [row for row in expected if "".join(row.values()).strip()]
