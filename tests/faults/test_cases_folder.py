@@ -12,7 +12,7 @@ import pytest
 
 from bljust_jax import ngram
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import normalise
+from bljust_jax.data import normalise, shard_writing
 from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.decoding import arpa
 from bljust_jax.export import hf_tokenizer

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bljust_jax import ngram, transcribe
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import normalise, shards, summary
+from bljust_jax.data import normalise, shard_writing, shards, summary
 from bljust_jax.data.corpus import load_corpus
 from bljust_jax.data.listings import tsv_rows
 from bljust_jax.data.sources import Utterance, open_source
