@@ -138,7 +138,7 @@ def logged(means):
     return [{k: s / w for k, (s, w) in found.items() if w} for found in means]
 
 
-@pytest.mark.daily("fused-penalised")
+@pytest.mark.daily("separate-plain", "fused-penalised")
 @pytest.mark.parametrize("head_scale", ["plain", "penalised"])
 @pytest.mark.parametrize("gradients", ["separate", "fused"])
 def test_a_run_by_one_program_is_that_by_one_program_per_phase(gradients, head_scale):
