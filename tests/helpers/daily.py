@@ -13,18 +13,19 @@ import pytest
 
 def mark_the_others(items: Sequence) -> None:
     """Mark as slow the cases of one test that its mark `daily` does not choose. items: all that
-    pytest collects for one name. Raises UsageError if a pattern chooses no case."""
-    chosen = {}
+    pytest collects for one name. Raises UsageError if a pattern chooses no case, or the test has
+    none."""
+    unused = {}  # {test: patterns}
     for item in items:
-        mark = hasattr(item, "callspec") and item.get_closest_marker("daily")
+        mark = hasattr(item, "originalname") and item.get_closest_marker("daily")
         if not mark:
             continue
-        of_test = chosen.setdefault(item.originalname, dict.fromkeys(mark.args, False))
-        found = [p for p in mark.args if fnmatch.fnmatchcase(item.callspec.id, p)]
-        of_test.update(dict.fromkeys(found, True))
+        case = item.callspec.id if hasattr(item, "callspec") else ""
+        found = [p for p in mark.args if fnmatch.fnmatchcase(case, p)]
+        left = unused.setdefault(item.originalname, set(mark.args))
+        left.difference_update(found)
         if not found:
             item.add_marker(pytest.mark.slow)
-    for name, patterns in chosen.items():
-        for pattern, used in patterns.items():
-            if not used:
-                raise pytest.UsageError(f"{items[0].path}: {name} has no case {pattern!r}")
+    for name, patterns in unused.items():
+        if patterns:
+            raise pytest.UsageError(f"{items[0].path}: {name} has no case {sorted(patterns)}")
