@@ -55,7 +55,7 @@ from bljust_jax.common import config_schema, shipped_configs
 from bljust_jax.common.cli import DONE, PREEMPTED, run_to_exit_code
 from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.common.files import expand_user
-from bljust_jax.data import config_checks
+from bljust_jax.data import bucket_lengths, config_checks
 from bljust_jax.monitoring import profiler
 from bljust_jax.parallel import cluster, preemption
 
@@ -188,6 +188,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, pathlib.Path]:
         raise UserError(NO_CONFIG)
     split_at_commas(CONFIG.value)
     leave_out_synthetic_test(CONFIG.value)
+    bucket_lengths.resolve_auto(CONFIG.value)
     if "://" in WORKDIR.value:
         raise UserError(
             f"--workdir={WORKDIR.value} is no folder; mount the bucket "

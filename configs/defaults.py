@@ -81,6 +81,8 @@ def data() -> ConfigDict:
     c.overfit = 0  # number of utterances of data.train to train and score on; 0 = off
     c.min_seconds = 0.1  # shorter utterances are skipped and counted
     c.max_seconds = 40.0  # longer ones too, in dev and test as well
+    # the lower level reads such audio in pieces; not with data.frame_labels
+    c.unlabelled_cut = True
 
     # Batches
     # seconds: batches are padded to one of these lengths. Of several streams they are those of the

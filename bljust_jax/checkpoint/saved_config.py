@@ -31,6 +31,7 @@ ADDED: dict[str, Any] = {
     "data.program_hours": 40.0,
     "data.frame_labels": "",
     "data.frame_label_rate": 50.0,
+    "data.unlabelled_cut": False,
     "data.noise": "",
     "data.noise_share": 1.0,
     "data.babble": "",

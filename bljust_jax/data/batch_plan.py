@@ -132,6 +132,18 @@ class Plan:
         chosen = rows[k][position * size : (position + 1) * size]
         return [self._item(items, i) for i in chosen.tolist()]
 
+    @property
+    def audio(self) -> tuple[float, float]:
+        """(seconds of audio, padded seconds) of the batches of epoch 0, gaps between joined
+        utterances included; cropped items count as cropped."""
+        seconds = np.minimum(self._sizes(self._first)[0], self.buckets[-1].seconds)
+        sizes = np.array([b.seconds * b.batch_size for b in self.buckets])
+        items = np.bincount(self._first.buckets, seconds, len(self.buckets))
+        rows = np.bincount(self._first.buckets, minlength=len(self.buckets))
+        slots = np.array(self.counts) * [b.batch_size for b in self.buckets]
+        repeated = slots / np.maximum(rows, 1)  # the last batch repeats items
+        return float(items @ repeated), float(sizes @ self.counts)
+
     def items(self, epoch: int) -> list[Item]:
         """All items of an epoch, in no batches yet."""
         made = self._make_items(epoch)

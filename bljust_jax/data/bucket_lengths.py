@@ -19,7 +19,20 @@ from bljust_jax.data.streams import UNLABELLED
 TOLERANCE = 0.02  # relative error of a bucket's share up to which configured lengths are kept
 GRID = 100  # lengths that follow are in hundredths of a second
 BISECTIONS = 60
+LONGEST = 40.0  # seconds, of buckets=auto without data.max_seconds
 SLACK = 1e-6  # seconds: products of rows and lengths are rounded
+
+
+AUTO = ("auto",)
+
+
+def resolve_auto(config: Any) -> None:
+    """Replace data.buckets=auto, in place: lengths up to data.max_seconds, chosen from durations;
+    their number is data.num_buckets, or that of least cost if it is 0. Does nothing for lengths."""
+    data = config.get("data", {})
+    if data and tuple(data.buckets) == AUTO:
+        data.buckets = (float(data.max_seconds) or LONGEST,)
+        data.num_buckets = data.num_buckets or -1
 
 
 def settle(

@@ -1,5 +1,6 @@
 """Select training utterances: by length, by hours, and low-resource subsets of the labels."""
 
+import dataclasses
 import hashlib
 import math
 import zlib
@@ -31,6 +32,23 @@ def of_usable_length(utterances: list[Utterance], data: Any, skipped: Counter) -
     long = f"longer than {high:g} s (config.data.max_seconds)"
     kept = keep_if(utterances, skipped, short, lambda u: u.duration >= low)
     return keep_if(kept, skipped, long, lambda u: u.duration <= high)
+
+
+PIECE = "#piece"  # in the id of a piece, before its number
+
+
+def cut_into_pieces(u: Utterance, longest: float) -> list[Utterance]:
+    """An utterance in the fewest equal pieces of at most `longest` seconds, without texts; itself
+    if it is no longer."""
+    number = math.ceil(u.duration / longest - 1e-9)
+    if number <= 1:
+        return [u]
+    seconds, made = u.duration / number, []
+    for n in range(number):
+        span = {"offset": u.offset + n * seconds, "duration": seconds}
+        own = {"id": f"{u.id}{PIECE}{n}", "text": None, "translation": None}
+        made.append(dataclasses.replace(u, **span, **own))
+    return made
 
 
 def subset_of_hours(

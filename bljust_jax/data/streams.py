@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise
 from bljust_jax.data.filters import (
+    cut_into_pieces,
     describe_skipped,
     keep_if,
     labelled_subset,
@@ -123,7 +124,8 @@ def unlabelled_audio(
 
     train: unique utterances of data.train, whose audio appears once. `skipped` counts utterances
     of other lengths than wanted, and those beyond data.unlabelled_hours, which limits
-    data.unlabelled, or data.train alone.
+    data.unlabelled, or data.train alone. With data.unlabelled_cut, audio longer than
+    data.max_seconds is in pieces.
     """
     found = {"data.train": train}
     if data.unlabelled:
@@ -132,12 +134,24 @@ def unlabelled_audio(
         found = {"data.unlabelled": [u for u in more if _audio_of(u) not in known]}
         if data.unlabelled_with_train:
             found = {"data.train": train, **found}
+    if data.unlabelled_cut and data.max_seconds and not data.frame_labels:
+        found = {field: _in_pieces(part, data) for field, part in found.items()}
     whole = quarantined.sift(UNLABELLED, list(itertools.chain.from_iterable(found.values())))
     usable = {id(u) for u in of_usable_length(whole, data, skipped)}
     found = {field: [u for u in part if id(u) in usable] for field, part in found.items()}
     last = list(found)[-1]
     hours, source = float(data.unlabelled_hours), f"config.{last}"
     return {**found, last: subset_of_hours(found[last], hours, seed, skipped, source)}
+
+
+def _in_pieces(utterances: Iterable[Utterance], data: Any) -> list[Utterance]:
+    """The utterances, those longer than data.max_seconds in pieces that fit the last bucket."""
+    last = (data.unlabelled_buckets or data.buckets)[-1]
+    longest = min(float(data.max_seconds), float(last))
+    parts = (
+        cut_into_pieces(u, longest) if u.duration > data.max_seconds else [u] for u in utterances
+    )
+    return list(itertools.chain.from_iterable(parts))
 
 
 def in_order(train: list[Utterance], data: Any) -> list[Utterance]:

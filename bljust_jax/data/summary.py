@@ -11,6 +11,7 @@ from bljust_jax.common.durations import in_hours
 from bljust_jax.data import normalise
 from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.buckets import Bucket
+from bljust_jax.data.filters import PIECE
 from bljust_jax.data.scripts import alphabet
 from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Splits
@@ -45,13 +46,16 @@ def speakers(utterances: Sequence[Utterance]) -> str:
 
 
 def unlabelled_parts(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
-    """Hours of the unlabelled stream from each field that it reads, if there are several."""
+    """Hours of the unlabelled stream from each field that it reads, if there are several; number of
+    utterances that are cut."""
+    cut = sum(u.id.endswith(f"{PIECE}0") for found in parts.values() for u in found)
+    lines = [f"unlabelled: {cut} utterances longer than data.max_seconds, in pieces"] if cut else []
     if len(parts) < 2:
-        return []
+        return lines
     listed = ", ".join(
         f"{in_hours(3600 * hours(found))} of config.{field}" for field, found in parts.items()
     )
-    return [f"unlabelled: {listed}"]
+    return [f"unlabelled: {listed}", *lines]
 
 
 def infeasible(
@@ -88,6 +92,9 @@ def plans(plans: Mapping[str, Plan]) -> list[str]:
     for stream, plan in plans.items():
         for reason, n in Counter(reason for _, reason in plan.excluded).items():
             lines.append(f"{stream}: {n} utterances skipped: {reason}")
+        audio, padded = plan.audio
+        share = f"{1 - audio / padded:.1%} padding"
+        lines.append(f"{stream}: {in_hours(audio)} of audio per epoch in batches with {share}")
         for b, batches in zip(plan.buckets, plan.counts, strict=True):
             shape = f"{b.batch_size} x {b.seconds:g} s, at most {b.max_labels} labels"
             lines.append(f"{stream}: {batches} batches per epoch of {shape}")

@@ -14,12 +14,14 @@ import numpy as np
 
 from bljust_jax.bilevel.types import Weights
 from bljust_jax.common.files import replacing
+from bljust_jax.data.augment import chain
 from bljust_jax.data.buckets import Bucket
-from bljust_jax.data.sources import read_audio
+from bljust_jax.data.sources import Utterance, read_audio
 from bljust_jax.data.splits import Batch, empty_batch, fill_row
 from bljust_jax.decoding import greedy
 from bljust_jax.ops.ctc import ctc_align
 from bljust_jax.ops.log_mel import band_corners
+from bljust_jax.ops.specaugment import specaugment
 
 PROBE = (20, 40)  # seconds of audio; their frame counts differ by whole hops
 
@@ -82,6 +84,44 @@ def make(
         "ends": aligned.ends[0],
         "mel_seconds": np.array(frame_seconds(spectrum, sample_rate)),
         "frame_seconds": np.array(frame_seconds(forward, sample_rate)),
+    }
+
+
+def augmented(
+    log_mel: Callable[..., tuple[Any, Any]], utterance: Utterance, config: Any
+) -> dict[str, np.ndarray]:
+    """What the encoder receives of an utterance in training, for `make`'s arrays; {} without
+    augmentation.
+
+    augmented [T, M] float16: of the augmented audio; masked [T, M] float16: also with the masks of
+    SpecAugment, at the mean of each band, as CTC reads it; steps: names of what is applied, 0-d
+    """
+    audio, steps = chain.preview(utterance, config.data, config.seed)
+    masks = dict(config.specaugment)
+    if config.encoder == "wav2vec2":  # reads no log-mel; it masks its latents
+        masks |= {"freq_masks": 0, "time_masks": 0}
+    if masks["freq_masks"] + masks["time_masks"]:
+        steps = [*steps, "SpecAugment"]
+    if not steps:
+        return {}
+    rate = config.data.sample_rate
+    batch = one_row(-(-len(audio) // rate), rate)
+    fill_row(batch, 0, 0, audio)
+
+    @jax.jit
+    def spectra(batch):
+        mel, lengths = log_mel(batch["audio"], batch["audio_lengths"])
+        real = jnp.arange(mel.shape[1]) < lengths[0]
+        mean = jnp.sum(mel[0] * real[:, None], axis=0) / jnp.maximum(lengths[0], 1)
+        keys = jax.random.split(jax.random.key(config.seed), 1)
+        masked = specaugment(mel - mean, lengths, keys, **masks) + mean
+        return mel[0], masked[0], lengths[0]
+
+    mel, masked, frames = jax.device_get(spectra(batch))
+    return {
+        "augmented": mel[:frames].astype(np.float16),
+        "masked": masked[:frames].astype(np.float16),
+        "steps": np.array(", ".join(steps)),
     }
 
 

@@ -10,7 +10,14 @@ from bljust_jax.common.errors import UserError, one_line
 from bljust_jax.common.files import write_text
 from bljust_jax.reporting import plots
 from bljust_jax.reporting.answers import answers
-from bljust_jax.reporting.run_files import MEASURES, RAW, RunFiles, costs, read_run_files
+from bljust_jax.reporting.run_files import (
+    MEASURES,
+    RAW,
+    RunFiles,
+    costs,
+    input_wait,
+    read_run_files,
+)
 from bljust_jax.reporting.text import narrow_table, number, rate, table
 from bljust_jax.reporting.utterances import worst
 
@@ -91,6 +98,8 @@ def _cost(run: RunFiles) -> list[str]:
     if run.final:
         rows.append(("best step (by dev)", number(run.final["best_step"])))
     rows += [(label, number(value)) for label, value in costs(run).items()]
+    wait = input_wait(run.rows)
+    rows += [("waiting for batches", f"{wait:.1%} of the time")] if wait is not None else []
     if run.last("data/quarantined"):
         rows.append(("utterances in quarantine", number(run.last("data/quarantined"))))
     if run.final:

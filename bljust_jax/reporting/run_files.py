@@ -119,6 +119,16 @@ def training_hours(rows: Sequence[Mapping[str, Any]]) -> float:
     return seconds / 3600
 
 
+def input_wait(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Share of the training time spent waiting for batches; None if it was not logged."""
+    waited, seconds, before = 0.0, 0.0, 0
+    for row in (row for row in rows if "perf/input_wait" in row):
+        span = (row["step"] - before) / row["perf/steps_per_s"]
+        waited, seconds = waited + row["perf/input_wait"] * span, seconds + span
+        before = row["step"]
+    return waited / seconds if seconds else None
+
+
 def as_json(run: RunFiles) -> dict[str, Any]:
     """Figures of a run: {"run", "recipe", "method", "seed", "finished", "step", scores, costs}."""
     config = {key: run.config[key] for key in ("recipe", "method", "seed")}

@@ -212,4 +212,6 @@ def write_example(run: TrainingRun, weights: Weights, scored: scoring.Scored) ->
         weights, log_mel = jax.tree.map(jnp.asarray, weights), run.recipe.log_mel
         rate = run.config.data.sample_rate
         shown = example.make(task.predict, log_mel, weights, corpus, part, name, rate)
+        utterance = next(u for u in corpus.utterances(part) if u.id == name)
+        shown |= example.augmented(log_mel, utterance, run.config)
         example.write(run.workdir / "example.npz", shown)

@@ -279,6 +279,8 @@ def sizes(system: System, corpus: Corpus) -> dict[str, str]:
         utterances = corpus.utterances(stream)
         length = in_hours(3600 * hours(utterances))
         found[f"{stream} audio"] = f"{length}, {len(utterances):,} utterances"
+        audio, padded = corpus.plans[stream].audio
+        found[f"{stream} epoch"] = f"{in_hours(audio)}, {1 - audio / padded:.1%} padding"
     for stream, units in corpus.tokenizers.items():
         found[f"labels, {stream}"] = f"{units.vocab_size - 1} {units.unit}s and the blank"
     return found

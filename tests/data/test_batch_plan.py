@@ -323,3 +323,21 @@ def test_languages_change_nothing_at_temperature_1_or_with_one_language():
     assert spoken(1.0).languages == {}
     alike = make(durations=[1.0] * 60, languages=["a", "b"] * 30, temperature=3.0)
     assert members(alike, 0) == list(range(60))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_padding_is_that_of_an_epoch_s_batches(settings):
+    """Brute force over all rows of epoch 0; the last batch of a bucket repeats some of its items,
+    whose mean stands for them."""
+    plan = make(200, **settings)
+    audio = padded = 0.0
+    for k, (bucket, batches) in enumerate(zip(plan.buckets, plan.counts, strict=True)):
+        for m in range(batches):
+            for item in plan.nth_batch_of_bucket(k, m):
+                padded += bucket.seconds
+                seconds = sum(plan._durations[i] for i in item.members) / item.speed
+                audio += min(seconds + 0.15 * (len(item.members) - 1), plan.buckets[-1].seconds)
+    found = plan.audio
+    assert found[1] == pytest.approx(padded)
+    assert found[0] == pytest.approx(audio, rel=0.03)
+    assert found[0] < padded

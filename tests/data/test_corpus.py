@@ -235,7 +235,8 @@ def test_wrong_fields_are_named(folder, changes, complaint):
 
 
 def test_skipped_utterances_are_counted(folder):
-    corpus = load(folder, min_seconds=0.3, max_seconds=1.0, tokenizer=CharTokenizer(" ab01"))
+    given = {"tokenizer": CharTokenizer(" ab01"), "unlabelled_cut": False}
+    corpus = load(folder, min_seconds=0.3, max_seconds=1.0, **given)
     lines = "\n".join(corpus.summary())
     assert "labelled: 8 utterances skipped: without a text" in lines
     short = "shorter than 0.3 s (config.data.min_seconds)"

@@ -1,12 +1,16 @@
 """Subsets of unlabelled audio by hours: drawn by seed, nested, whatever the order of the source."""
 
+import dataclasses
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import filters
+from bljust_jax.data.corpus import Segment
 from bljust_jax.data.filters import subset_of_hours
 from bljust_jax.data.sources import Utterance, open_source
 from tests.helpers import corpora
@@ -85,3 +89,43 @@ def test_shards_of_yodas_are_drawn_from_together(tmp_path):
     found = [subset_of_hours(order, 1.2 / 3600, 0, Counter()) for order in (every, every[::-1])]
     assert {u.id for u in found[0]} == {u.id for u in found[1]}
     assert 1.2 <= 3600 * hours(found[0]) < 2.3
+
+
+@pytest.mark.parametrize("seconds", [3.0, 10.0, 10.1, 95.0])
+def test_pieces_are_equal_and_cover_the_audio(seconds):
+    changes = {"duration": seconds, "offset": 2.5, "text": "some words", "speaker": "s"}
+    u = dataclasses.replace(utterances(1)[0], **changes)
+    pieces = filters.cut_into_pieces(u, 10.0)
+    if seconds <= 10.0:
+        assert pieces == [u]
+        return
+    assert len(pieces) == math.ceil(seconds / 10)
+    lengths = {round(p.duration, 9) for p in pieces}
+    assert len(lengths) == 1
+    assert max(lengths) <= 10.0
+    assert pieces[0].offset == 2.5
+    for before, after in itertools.pairwise(pieces):
+        assert after.offset == pytest.approx(before.offset + before.duration)
+    assert pieces[-1].offset + pieces[-1].duration == pytest.approx(2.5 + seconds)
+    assert len({p.id for p in pieces}) == len(pieces)
+    assert {(p.path, p.speaker, p.text) for p in pieces} == {(u.path, "s", None)}
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_over_long_audio_is_read_in_pieces_by_the_lower_level_alone(cut, tmp_path):
+    corpora.noise(tmp_path)  # up to 1.37 s
+    settings = {"max_seconds": 1.0, "buckets": (0.5, 1.0), "unlabelled_cut": cut}
+    corpus = corpora.load(tmp_path, **settings)
+    source = open_source(str(tmp_path / "train.jsonl"))
+    long = [u for u in source if u.duration > 1.0]
+    assert long
+    unlabelled = corpus.utterances("unlabelled")
+    whole = sum(u.duration for u in source if cut or u.duration <= 1.0)
+    assert sum(u.duration for u in unlabelled) == pytest.approx(whole)
+    assert max(u.duration for u in unlabelled) <= 1.0
+    assert max(u.duration for u in corpus.utterances("labelled")) <= 1.0
+    assert corpus.skipped["labelled"]["longer than 1 s (config.data.max_seconds)"]
+    line = f"unlabelled: {len(long)} utterances longer than data.max_seconds, in pieces"
+    assert (line in corpus.summary()) == cut
+    for batch in corpus.train_batches([Segment(0, 4, corpora.JOINT)], 0):
+        assert (batch["unlabelled"]["audio_lengths"] > 0).all()  # every piece can be read

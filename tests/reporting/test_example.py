@@ -14,6 +14,7 @@ from bljust_jax.data.sources import Utterance
 from bljust_jax.data.tokenizer import CharTokenizer
 from bljust_jax.ops import log_mel as log_mel_module
 from bljust_jax.reporting import example
+from configs import defaults
 
 RATE, FRAME, LEVEL = 16000, 640, 1000
 CONFIDENCE = 6.0
@@ -105,3 +106,34 @@ def test_file_holds_the_same_arrays_without_pickle(made, tmp_path):
             np.testing.assert_array_equal(file[name], array)
             assert file[name].dtype == array.dtype, name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "example.npz"]
+
+
+@pytest.mark.parametrize("masks", [0, 2])
+@pytest.mark.parametrize("volume", [(), (-20.0, -20.0)])
+def test_what_the_encoder_receives_of_augmented_audio(masks, volume, tmp_path):
+    """A gain of -20 dB lowers every log energy by 2 ln 10; masks hold the mean of their band."""
+    time = np.arange(2 * RATE) / RATE
+    audio = np.round(9000 * np.sin(2 * np.pi * 700 * time * (1 + time))).astype(np.int16)
+    audio += np.random.default_rng(0).integers(-999, 999, audio.size).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", audio, RATE)
+    utterance = Utterance("a", str(tmp_path / "a.wav"), 0.0, 2.0, "a", "", "")
+    config = defaults.base()
+    config.data.volume = volume
+    config.specaugment.update(freq_masks=masks, time_masks=0, freq_width=9)
+    log_mel = partial(log_mel_module.log_mel, sample_rate=RATE, n_mels=20)
+    found = example.augmented(log_mel, utterance, config)
+    if not masks and not volume:
+        assert found == {}
+        return
+    mel, frames = log_mel(audio[None], np.array([audio.size]))
+    plain = np.asarray(mel)[0, : int(frames[0])]
+    gain = 2 * np.log(10) if volume else 0.0
+    np.testing.assert_allclose(found["augmented"], plain - gain, atol=0.06)
+    changed = np.any(found["masked"] != found["augmented"], axis=0)
+    assert changed.any() == bool(masks)
+    means = found["augmented"].astype(np.float32).mean(axis=0)
+    np.testing.assert_allclose(
+        found["masked"][:, changed], np.tile(means[changed], (len(plain), 1)), atol=0.02
+    )
+    assert ("volume" in str(found["steps"])) == bool(volume)
+    assert ("SpecAugment" in str(found["steps"])) == bool(masks)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bljust_jax import reporting
-from bljust_jax.reporting import plots
+from bljust_jax.reporting import plots, run_files
 from bljust_jax.reporting.plots import curves, series, speech
 from bljust_jax.reporting.plots.style import legible
 from bljust_jax.reporting.run_files import read_run_files, training_hours
@@ -33,6 +33,17 @@ def test_training_hours_are_steps_over_rates():
     rows = [{"step": n, "perf/steps_per_s": r} for n, r in ((10, 2.0), (20, 2.0), (50, 0.5))]
     rows.insert(1, {"step": 10, "dev/wer": 1.0})
     assert training_hours(rows) == pytest.approx(70 / 3600, rel=1e-12)
+
+
+def test_input_wait_is_weighted_by_time():
+    """10 steps at 2 per second wait 10 %, the next 10 at 1 per second 40 %: (0.5 + 4) / 15 s."""
+    rows = [
+        {"step": 10, "perf/steps_per_s": 2.0, "perf/input_wait": 0.1},
+        {"step": 15, "dev/wer": 0.5},
+        {"step": 20, "perf/steps_per_s": 1.0, "perf/input_wait": 0.4},
+    ]
+    assert run_files.input_wait(rows) == pytest.approx(0.3)
+    assert run_files.input_wait([{"step": 15, "dev/wer": 0.5}]) is None
 
 
 @settings(max_examples=30, deadline=None)
@@ -184,6 +195,20 @@ def test_words_stand_where_they_are_heard_and_wrong_ones_stand_out():
     assert {(t.get_text(), t.get_fontweight()) for t in below.texts} == {
         *(("a", "normal"), ("b", "bold")),
     }
+
+
+def test_augmentation_is_shown_on_one_scale():
+    assert speech.SPEECH["augmentation"][0](example()) is None  # a run without it
+    mel = np.linspace(-5, 5, 30 * 8).reshape(30, 8).astype(np.float16)
+    shown = {"augmented": mel, "masked": mel[::-1], "steps": np.array("noise, volume")}
+    figure = speech.SPEECH["augmentation"][0](example() | shown)
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        *("as recorded", "augmented", "augmented and masked"),
+    ]
+    assert len({axes.images[0].get_clim() for axes in panels}) == 1
+    assert panels[-1].get_xlim() == (0.0, pytest.approx(0.3))
+    assert "noise, volume" in figure.get_suptitle()
 
 
 def test_words_are_parted_by_spaces_and_by_the_mark_of_pieces():

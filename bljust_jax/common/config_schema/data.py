@@ -46,6 +46,7 @@ DATA = {
     "min_seconds": Field(float, "shorter utterances are skipped", r.NO_LIMIT_OR_ABOVE),
     "max_seconds": Field(float, "longer utterances are skipped", r.NO_LIMIT_OR_ABOVE),
     "unlabelled_hours": Field(float, "hours of data.unlabelled; 0: all", r.NO_LIMIT_OR_ABOVE),
+    "unlabelled_cut": Field(bool, "cut unlabelled audio above max_seconds into pieces"),
     "unlabelled_buckets": Field(tuple, "seconds; empty: data.buckets", r.LENGTHS_OR_EMPTY),
     "unlabelled_batch_seconds": Field(float, "batch_seconds of unlabelled audio", r.BATCH_SECONDS),
     "unlabelled_temperature": Field(float, "T of the languages' shares of an epoch", r.TEMPERATURE),

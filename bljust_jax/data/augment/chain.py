@@ -14,6 +14,7 @@ from jaxtyping import Int16
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.augment import channel, recordings, reverb, waveform
+from bljust_jax.data.sources import Utterance, read_audio
 
 VOICES = (3, 7)  # of babble, as in MUSAN's recipes (arXiv:1510.08484)
 
@@ -62,12 +63,19 @@ class Chain:
         key, draw: as of `waveform.generator`. rng: the item's own generator, from which white and
         pink noise are drawn.
         """
-        for name, (share, step) in self.steps.items():
+        for name, own in self.drawn(key, draw).items():
+            made = name == "noise" and not self._data.noise
+            audio = self.steps[name][1](audio, rng if made else own)
+        return audio
+
+    def drawn(self, key: int, draw: int) -> dict[str, np.random.Generator]:
+        """{step that an item is drawn for: its generator}, in order."""
+        found = {}
+        for name, (share, _) in self.steps.items():
             own = np.random.default_rng([self._seed, key, draw, zlib.crc32(name.encode())])
             if share >= 1 or own.random() < share:
-                made = name == "noise" and not self._data.noise
-                audio = step(audio, rng if made else own)
-        return audio
+                found[name] = own
+        return found
 
     def _made_noise(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return waveform.noise(audio, rng.uniform(*self._data.noise_snr), rng)
@@ -84,6 +92,20 @@ class Chain:
         number = int(rng.integers(VOICES[0], VOICES[1] + 1))
         snr = rng.uniform(*self._data.babble_snr)
         return recordings.mix(audio, recordings.babble(voices, len(audio), number, rng), snr)
+
+
+DRAWS = 16  # of which `preview` takes the one with the most steps
+
+
+def preview(u: Utterance, data: Any, seed: int) -> tuple[np.ndarray, list[str]]:
+    """(audio of an utterance, int16, as training would augment it; names of what is applied)."""
+    key, made = zlib.crc32(u.id.encode()), Chain(data, seed)
+    draw = max(range(DRAWS), key=lambda n: len(made.drawn(key, n)))
+    rng = waveform.generator(seed, key, draw)
+    factor = round(float(rng.uniform(*data.speed)), 2)
+    audio = waveform.speed(read_audio(u, data.sample_rate), factor)
+    names = [f"speed {factor:g}"] if factor != 1 else []
+    return made(audio, key, draw, rng), [*names, *made.drawn(key, draw)]
 
 
 def _echo(audio: np.ndarray, response: np.ndarray) -> np.ndarray:

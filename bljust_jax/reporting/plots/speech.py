@@ -106,6 +106,39 @@ def _frequencies(mel_hz: Float[np.ndarray, "m"]) -> tuple[list[float], list[str]
     return np.interp(shown, mel_hz, bands).tolist(), [f"{hertz:,}" for hertz in shown]
 
 
+def _augmentation(example: Mapping[str, np.ndarray]) -> Figure | None:
+    """Log-mel energies as recorded, as augmented, and as masked by SpecAugment, on one scale; None
+    for a run without augmentation."""
+    if "augmented" not in example:
+        return None
+    panels = {
+        "as recorded": example["log_mel"],
+        "augmented": example["augmented"],
+        "augmented and masked": example["masked"],
+    }
+    hop = float(example["mel_seconds"])
+    low, high = np.percentile(DECIBELS * example["augmented"].astype(np.float32), [1, 99.8])
+    figure = Figure((WIDTH, 7.0))
+    axes = figure.subplots(len(panels), 1, sharex=True)
+    for own, (name, mel) in zip(axes, panels.items(), strict=True):
+        extent = (0.0, len(mel) * hop, 0.0, mel.shape[1])
+        image = own.imshow(
+            DECIBELS * mel.astype(np.float32).T, aspect="auto", origin="lower", extent=extent,
+            cmap=matplotlib.colormaps["magma"].resampled(32), interpolation="nearest",
+            vmin=low, vmax=high,
+        )  # fmt: skip
+        own.set_title(name, loc="left", fontsize=11)
+        own.set_ylabel("frequency (Hz)")
+        own.set_yticks(*_frequencies(example["mel_hz"]))
+        own.grid(False)
+    longest = max(len(mel) for mel in panels.values())
+    axes[-1].set_xlim(0.0, longest * hop)
+    axes[-1].set_xlabel("time (s)")
+    figure.colorbar(image, ax=list(axes), label="energy (dB)", pad=0.01)
+    title(figure, f"What the encoder receives in training: {example['steps']}")
+    return figure
+
+
 def _word_row(axes: Axes, y: int, found: list[Timed], known: set[str], letter: float) -> None:
     """Words above bars of their times, those not in `known` in orange and bold; a word that would
     overlap the last one, at `letter` seconds per character, moves up a line."""
@@ -137,6 +170,11 @@ SPEECH = {
         _spectrogram,
         "The same utterance: log-mel energies, the words of the reference at their aligned times, "
         "and the recognised words; orange ones are not in the reference.",
+    ),
+    "augmentation": (
+        _augmentation,
+        "The same utterance as training would augment it: log-mel energies as recorded, as the "
+        "self-supervised loss reads them, and with the masks of SpecAugment, as CTC does.",
     ),
 }
 
