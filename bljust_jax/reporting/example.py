@@ -112,7 +112,8 @@ def augmented(
     def spectra(batch):
         mel, lengths = log_mel(batch["audio"], batch["audio_lengths"])
         real = jnp.arange(mel.shape[1]) < lengths[0]
-        mean = jnp.sum(mel[0] * real[:, None], axis=0) / jnp.maximum(lengths[0], 1)
+        total = jnp.sum(mel[0] * real[:, None], axis=0, keepdims=True)
+        mean = (total / jnp.maximum(lengths[0], 1))[None]
         keys = jax.random.split(jax.random.key(config.seed), 1)
         masked = specaugment(mel - mean, lengths, keys, **masks) + mean
         return mel[0], masked[0], lengths[0]
