@@ -55,6 +55,8 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
     found = []
     for words in commands(PAGE.read_text(encoding="utf-8")):
         words = [given.get(word, word) for word in words]
+        if given["--config=manifest"] in words:
+            words += args.flag
         if args.unspaced and words[1] == "ngram":
             words += ["--model", "runs/first", "--over", "units"]
         if args.unspaced and words[1] == "evaluate":
@@ -111,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/first_hour"))
     parser.add_argument("--minutes", type=float, default=10.0, help="config.budget of the run")
     parser.add_argument("--config", default="manifest", help="or manifest:digits, for words")
+    parser.add_argument("--flag", action="append", default=[], help="appended to the training")
     parser.add_argument("--unspaced", action="store_true", help="language model over characters")
     parser.add_argument("--elsewhere", help="Python of an environment with torch alone")
     args = parser.parse_args(argv)
