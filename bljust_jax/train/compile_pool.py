@@ -127,7 +127,7 @@ class CompilePool:
     def wait(self, job: Job) -> Any:
         """The program of a job; raises the error of its compilation. The time counts as "compile".
 
-        A job that no thread has begun gets a thread of its own, so that the caller receives signals.
+        A job that no thread has begun gets a thread of its own, so that the caller gets signals.
         """
         with self._clock.on("compile"):
             with self._lock:
