@@ -45,7 +45,7 @@ class Teacher(NamedTuple):
     """An average of parameters that computes the targets of a loss, one of `TrainState.frozen`.
 
     Before step k of the loss (from 0) it is d t + (1 - d) params[part], d = decay(k), and
-    params[part] itself at k = 0; no gradient reaches it.
+    params[part] itself at k = 0, as in the initial state; no gradient reaches it.
     """
 
     loss: str

@@ -70,10 +70,7 @@ class Data2vec(EncoderObjective):
         return self.tau_start + (self.tau_end - self.tau_start) * share
 
     def init(self, rng: Any) -> tuple[dict, dict]:
-        teacher, _ = jax.eval_shape(self.encoder.init, rng)
-        teacher = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), teacher)
-        head = heads.init(rng, self.encoder.dim, self.encoder.block_dim)
-        return {self.head: head}, {self.name: teacher}
+        return {self.head: heads.init(rng, self.encoder.dim, self.encoder.block_dim)}, {}
 
     def cost(self, losses: frozenset[str], seconds: float | int) -> float:
         """The student's pass, forward and backward, and the teacher's."""

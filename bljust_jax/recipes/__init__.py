@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bljust_jax.bilevel.types import Group, Recipe, Tree
 from bljust_jax.common import plugins
@@ -167,6 +168,8 @@ def assemble(
         for p in fields["phases"]
     )
 
+    teachers = {k: t for o in heads for k, t in getattr(o, "teachers", {}).items()}
+
     def init(rng: Any) -> tuple[Tree, Tree, Tree]:
         encoder_rng, *keys = jax.random.split(rng, 1 + len(heads))
         own, stats = encoder.init(encoder_rng)
@@ -174,6 +177,8 @@ def assemble(
         for objective, key in zip(heads, keys, strict=True):
             head, arrays = objective.init(key)
             params, frozen = params | head, frozen | arrays
+        for name, teacher in teachers.items():
+            frozen[name] = jax.tree.map(jnp.copy, params[teacher.part])
         return params, frozen, stats
 
     def owner(losses: frozenset[str]) -> Any:
@@ -192,7 +197,7 @@ def assemble(
         head_scale=config.head_scale,
         ema_decay=config.ema_decay,
         ema_share=config.ema_share,
-        teachers={k: t for o in heads for k, t in getattr(o, "teachers", {}).items()},
+        teachers=teachers,
         **fields,
     )
 
