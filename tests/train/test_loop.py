@@ -123,12 +123,13 @@ def test_rows_are_those_of_an_unbroken_run_wherever_it_ends(
 def test_a_signal_ends_the_wait_for_a_program(run, tmp_path, monkeypatch, default_signals, capsys):
     """The second program is compiled once the run has ended."""
     compile_job, log, begun, ended = Job.run, Progress.log, [], threading.Event()
+    outlived = []
 
     def slow(self, *args):
         if self.name.startswith("explore"):
             begun.append(self)
             if len(begun) == 2:
-                ended.wait(60)
+                outlived.append(ended.wait(60))
         compile_job(self, *args)
 
     def signalled(self, text):
@@ -142,6 +143,7 @@ def test_a_signal_ends_the_wait_for_a_program(run, tmp_path, monkeypatch, defaul
         patch.setattr(Job, "run", slow)
         patch.setattr(Progress, "log", signalled)
         assert run(tmp_path) is None
+    assert outlived == [True], "it ended while the program was compiled"
     (line,) = [x for x in capsys.readouterr().err.splitlines() if "stopped by SIGTERM" in x]
     assert saved_steps(tmp_path) == {0, int(line.split()[-1])}
     assert run(tmp_path, stop=8) is None
