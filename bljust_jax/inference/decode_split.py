@@ -25,24 +25,13 @@ class CtcOutput(NamedTuple):
 
 
 def greedy_decoder(task: Task) -> Callable[[Weights, dict], Any]:
-    """(weights, batch) -> int32 [B, T], padded with -1: the best path of a recognition task, the
-    ids of a translation by greedy search. To be jitted."""
+    """(weights, batch) -> the ids of a translation by greedy search, int32 [B, U], padded with -1;
+    of a recognition task {"path": best path, int32 [B, T], padded with -1, LOSS: (nats [B], weight
+    [B]) of each of its losses, for which the batch needs labels}. To be jitted."""
     if task.translate:
         return translation_decoder(task, 1)
 
     def best_paths(weights, batch):  # the name of the program in profiles
-        return greedy.best_path(*task.predict(*weights, batch))
-
-    return best_paths
-
-
-def scoring_decoder(task: Task) -> Callable[[Weights, dict], Any]:
-    """`greedy_decoder`; for a task with losses {"path": its result, loss: (nats [B], weight [B])}
-    of a batch with labels. To be jitted."""
-    if not task.losses:
-        return greedy_decoder(task)
-
-    def best_paths(weights, batch):
         logits, lengths = task.predict(*weights, batch)
         losses = {name: loss(logits, lengths, batch) for name, loss in task.losses.items()}
         return {"path": greedy.best_path(logits, lengths), **losses}
@@ -97,5 +86,5 @@ def compute_ctc_output(run: TrainedRun, splits: Splits, split: str) -> CtcOutput
 
 
 def row_text(task: Task, tokenizer: Tokenizer, row: Int[np.ndarray, "t"]) -> str:
-    """The text of one row of `greedy_decoder`."""
+    """The text of a best path, or of the ids of a translation, of `greedy_decoder`."""
     return tokenizer.decode(row[row > 0] if task.translate else greedy.collapse(row))

@@ -108,15 +108,15 @@ def score_tasks(
 ) -> Scored:
     """Greedy decoding and scores of a split; tasks without utterances in it are skipped.
 
-    decode: (task, batch) -> rows of `decode_split.scoring_decoder`. The mean of a loss of a task is
+    decode: (task, batch) -> rows of `decode_split.greedy_decoder`. The mean of a loss of a task is
     SPLIT/LOSS/loss.
     """
     there = tuple(task for task in tasks if splits.utterances(task.split(split)))
     results = {}
     for task in there:
-        labelled, own = bool(task.losses), functools.partial(decode, task)
-        rows = dict(decode_split(task.split(split), splits, own, labelled=labelled))
-        paths = {name: row["path"] for name, row in rows.items()} if labelled else rows
+        own = functools.partial(decode, task)
+        rows = dict(decode_split(task.split(split), splits, own, labelled=bool(task.losses)))
+        paths = rows if task.translate else {name: row["path"] for name, row in rows.items()}
         result = score_greedy(task, split, splits, paths)
         means = {f"{split}/{x}/loss": mean(rows.values(), x) for x in task.losses}
         results[task.name] = result._replace(scores=result.scores | means)
@@ -124,14 +124,14 @@ def score_tasks(
 
 
 def mean(rows: Iterable[Mapping[str, Any]], loss: str) -> float:
-    """Mean of a loss over the rows of `decode_split.scoring_decoder`; 0 without any weight."""
+    """Mean of a loss over the rows of `decode_split.greedy_decoder`; 0 without any weight."""
     nats, weight = np.sum([np.float64(row[loss]) for row in rows], axis=0)
     return float(nats / max(weight, 1.0))
 
 
 def score_greedy(task: Task, split: str, splits: Splits, rows: Mapping[str, np.ndarray]) -> Result:
-    """Scores of rows of `greedy_decoder` by utterance id; for recognition with the share of blank
-    frames, "blank_share"."""
+    """Scores of best paths, or of ids of translations, by utterance id; for recognition with the
+    share of blank frames, "blank_share"."""
     part = task.split(split)
     tokenizer = splits.tokenizer_of(part)
     texts = {name: row_text(task, tokenizer, row) for name, row in rows.items()}

@@ -98,14 +98,14 @@ class CompiledSteps:
 
 
 class CompiledDecoders:
-    """The greedy decoders of a recipe's tasks: (EMA weights, batch) -> `scoring_decoder`."""
+    """The greedy decoders of a recipe's tasks: (EMA weights, batch) -> `greedy_decoder`."""
 
     def __init__(self, system: System, corpus: Corpus, pool: CompilePool, sample_rate: int):
         self._mesh, self._weights = system.mesh, system.state.weights
         self._corpus, self._pool, self._rate = corpus, pool, sample_rate
         self._jitted = {
             task.name: jax.jit(
-                decode_split.scoring_decoder(task), out_shardings=replicated(system.mesh)
+                decode_split.greedy_decoder(task), out_shardings=replicated(system.mesh)
             )
             for task in system.recipe.tasks
         }

@@ -6,7 +6,7 @@ import pytest
 
 from bljust_jax.bilevel.types import Task, Weights
 from bljust_jax.inference import scoring
-from bljust_jax.inference.decode_split import scoring_decoder
+from bljust_jax.inference.decode_split import greedy_decoder
 from tests.helpers import corpora
 
 
@@ -25,7 +25,7 @@ def test_the_loss_of_a_split_is_the_mean_over_its_weights(tmp_path):
     task = Task("", "labelled", "wer", "head", predict, losses={"ctc": loss})
     weights = Weights({}, {})
     found = scoring.score_tasks(
-        "dev", (task,), corpus, lambda task, batch: scoring_decoder(task)(weights, batch)
+        "dev", (task,), corpus, lambda task, batch: greedy_decoder(task)(weights, batch)
     )
     spelt = [u for u in corpus.utterances("dev") if u.text == "ba"]
     samples = sum(round(u.duration * corpora.RATE) for u in spelt)

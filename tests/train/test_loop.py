@@ -186,7 +186,7 @@ def test_the_best_weights_are_those_of_the_best_score_and_not_the_latest(
     def largest(w, batch):
         return jnp.max(jax.tree.leaves(w.params)[0])
 
-    monkeypatch.setattr(decode_split, "scoring_decoder", lambda _: largest)
+    monkeypatch.setattr(decode_split, "greedy_decoder", lambda _: largest)
     monkeypatch.setattr(scoring, "score_tasks", tell)
     rare = {"save_every": 18}  # and the ends of phases
     if kill:
