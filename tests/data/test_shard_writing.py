@@ -132,6 +132,7 @@ def test_corrupt_audio_before_and_after_a_kill(tmp_path, corpus):
     assert index(tmp_path / "out") == index(tmp_path / "whole")
 
 
+@pytest.mark.daily("*0", "*4")
 @pytest.mark.parametrize(
     "change",
     [

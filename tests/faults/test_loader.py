@@ -48,6 +48,7 @@ def test_an_error_in_a_thread_names_the_utterance(folder, reading, threads):
     assert note == f"while reading {folder}/17.flac of u17 ({folder}/train.jsonl:18)"
 
 
+@pytest.mark.daily("2")
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_thread_that_hangs_is_not_waited_for(folder, reading, threads):
     until, waited = threading.Event(), []

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.laws import CASES, DAILY, bind_objective, lengthen
+from tests.helpers.laws import CASES, bind_objective, lengthen
 from tests.helpers.systems import ROWS, make_batch
 
 # Batch norm and the mean use of codes or labels make a row's loss depend on the other rows.
@@ -20,7 +20,7 @@ def silence(batch, rows):
     return jax.tree.map(jnp.asarray, silent)
 
 
-@DAILY
+@pytest.mark.daily("bljust-ctc", "birq-*")
 @pytest.mark.parametrize(("name", "objective"), CASES)
 def test_a_silent_row_adds_exactly_nothing(name, objective):
     bound = bind_objective(name, objective)

@@ -44,7 +44,7 @@ def recorded(folder):
     ]
 
 
-@pytest.mark.daily("0-4-*", "5-9-None")
+@pytest.mark.daily("0-4-*")
 @pytest.mark.filterwarnings("ignore:builtin type event_stats")  # an error aborts jaxlib there
 @pytest.mark.parametrize(
     ("start", "stop", "steps"), [(0, 9, [3, 4]), (4, 9, [4]), (0, 4, [3]), (5, 9, None)]

@@ -198,6 +198,7 @@ def test_what_jax_cannot_do_is_the_users_to_mend(monkeypatch, error):
         join(monkeypatch, initialize, asked())
 
 
+@pytest.mark.slow
 def test_hosts_that_do_not_come_are_told_apart(monkeypatch):
     """A coordinator that is not there, one that is there while others are not, and a cluster."""
     until = threading.Event()
@@ -292,6 +293,8 @@ def test_two_processes_meet():
         assert f"host {i + 1} of 2 is up: 2 x cpu (cpu), 4 devices in all" in said[i]
 
 
+# daily: two processes that meet, and a coordinator that is missing
+@pytest.mark.slow
 def test_a_process_that_fails_waits_for_nobody_and_ends_the_other():
     """Else it would wait for the other's orderly end, and the other for its part of a sum."""
     _, (busy, failed) = meet(3)

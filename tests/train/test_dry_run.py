@@ -42,7 +42,7 @@ def name_of(module, variant, method):
     return "-".join((shipped.label(module), *parts))
 
 
-@pytest.mark.daily("librispeech", "birq", "m2asr", "quickstart", "manifest-digits")
+@pytest.mark.daily("librispeech", "m2asr", "quickstart")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: name_of(*case))
 def test_golden(case):
     found = "\n".join(dry_run.describe(shipped.config(*case))) + "\n"
