@@ -126,17 +126,17 @@ def what_next(run: RunFiles) -> str:
         )
     if found.is_error and best == 0:
         return "Dev has no errors left: it cannot tell better parameters from these."
-    if step >= last - RECENT * (last - found.points[0][0]):
-        return (
-            f"The best score is of step {step} of {last}: it may fall further, so train longer"
-            " (config.phases), or add audio."
-        )
     heard = _heard(run, found)
     if found.is_error and heard is not None and heard < LEARNED_BY_HEART * now:
         return (
             f"The training data are learned by heart ({rate(found.measure, heard)} on a sample of"
             f" them) and dev is not: augment more (config.data.speed, config.specaugment), add"
             " labelled or unlabelled audio, or end earlier (config.stop.patience)."
+        )
+    if step >= last - RECENT * (last - found.points[0][0]):
+        return (
+            f"The best score is of step {step} of {last}: it may fall further, so train longer"
+            " (config.phases), or add audio."
         )
     if found.error(now) > found.error(best):
         return (

@@ -66,6 +66,14 @@ def test_the_gap_to_training_data_is_told_and_advised_on(heard, said, advice, tm
     assert answers.what_next(run).startswith(advice)
 
 
+def test_longer_training_is_not_advised_once_the_training_data_are_learned(tmp_path):
+    rows = scored(0.9, 0.8, 0.7, 0.65, 0.6)
+    rows[-1]["train_sample/wer"] = 0.0
+    assert answers.what_next(read(tmp_path / "run", rows)).startswith(
+        "The training data are learned by heart (0.00 % on a sample of them) and dev is not:"
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "blanks", "advice"),
     [
