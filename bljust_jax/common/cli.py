@@ -19,6 +19,7 @@ from bljust_jax.common.files import expand_user
 from bljust_jax.common.timeout import Unreachable
 
 DONE, USER_ERROR, UNREACHABLE, PREEMPTED, INTERRUPTED = 0, 2, 69, 75, 130
+STOPPED = "stopped by {}; run the same command again to resume"
 READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
 
 
@@ -123,7 +124,7 @@ def run_to_exit_code(body: Callable[[], int | None], interrupted: str = "interru
             print(f"error: {error}", file=sys.stderr)
             return UNREACHABLE
         except Preempted as stop:
-            print(f"stopped by {stop}; run the same command again to resume", file=sys.stderr)
+            print(STOPPED.format(stop), file=sys.stderr)
             return PREEMPTED
         except KeyboardInterrupt:
             sys.stdout.needed = False  # its reader has had the same signal

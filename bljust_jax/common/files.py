@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from bljust_jax.common.errors import UserError
+from bljust_jax.common.errors import UserError, one_line
 
 
 def expand_user(path: str) -> str:
@@ -66,6 +66,20 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, Any]:
+    """The arrays of an .npz file. Raises ValueError for a damaged file or one with pickled objects,
+    and OSError."""
+    import numpy as np
+
+    # numpy leaves a file open that it opened and could not read
+    with path.open("rb") as opened:
+        try:
+            with np.load(opened, allow_pickle=False) as file:
+                return dict(file)
+        except Exception as error:  # of zipfile, zlib, ast, ...: each byte has its own
+            raise ValueError(one_line(error) or type(error).__name__) from error
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:

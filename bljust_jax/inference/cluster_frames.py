@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.common.files import replacing, require_writable, write_text
+from bljust_jax.common.files import read_arrays, replacing, require_writable, write_text
 from bljust_jax.data import sources
 from bljust_jax.data.buckets import evaluation_batches
 from bljust_jax.data.sources import Utterance
@@ -155,8 +155,8 @@ def _learn(
 
 def _load(path: pathlib.Path, features: str) -> np.ndarray:
     try:
-        with np.load(path) as found:
-            means, name = found["centroids"], str(found["features"])
+        found = read_arrays(path)
+        means, name = found["centroids"], str(found["features"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--centroids={path}: no file that --labels has written") from error
     if name != features:

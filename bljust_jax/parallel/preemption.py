@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from bljust_jax.common.cli import INTERRUPTED, PREEMPTED
+from bljust_jax.common.cli import INTERRUPTED, PREEMPTED, STOPPED
 from bljust_jax.common.errors import Preempted
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
@@ -106,7 +106,7 @@ def exit_at_once() -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         name = signal.Signals(number).name
-        _write(f"stopped by {name}; run the same command again to resume\n")
+        _write(f"{STOPPED.format(name)}\n")
         os._exit(codes[name])
 
     with contextlib.ExitStack() as stack:

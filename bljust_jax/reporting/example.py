@@ -127,7 +127,7 @@ def augmented(
 
 
 def write(path: pathlib.Path, example: dict[str, np.ndarray]) -> None:
-    """Write the arrays of `make`; read them with `np.load(path, allow_pickle=False)`."""
+    """Write the arrays of `make`; read them with `files.read_arrays`."""
     with replacing(path) as file:
         np.savez_compressed(file, **example)
 

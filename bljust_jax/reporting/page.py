@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from bljust_jax.common.errors import UserError, one_line
-from bljust_jax.common.files import write_text
+from bljust_jax.common.files import read_arrays, write_text
 from bljust_jax.reporting import plots
 from bljust_jax.reporting.answers import answers
 from bljust_jax.reporting.run_files import (
@@ -161,12 +161,9 @@ def _pictures(run: RunFiles) -> list[str]:
 def read_example(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of an example.npz; UserError for a damaged file or one with pickled objects."""
     try:
-        # numpy leaves a file open that it opened and could not read
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return dict(file)
-    except Exception as error:  # of zipfile, zlib, ast, ...: each byte has its own
-        reason = one_line(error) or type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); run the training again") from error
+        return read_arrays(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); run the training again") from error
 
 
 def losses_of(levels: str) -> tuple[tuple[str, ...], ...]:

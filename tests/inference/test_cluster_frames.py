@@ -125,6 +125,14 @@ def test_centroids_of_other_features_are_refused(manifest, run, tmp_path):
         )
 
 
+def test_damaged_centroids_are_named(manifest, tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, centroids=np.zeros((2, 80)), features="log_mel")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"--centroids=.*a\.npz: no file that --labels has written"):
+        cluster_frames.write_labels(manifest, tmp_path / "a.km", features="log_mel", centroids=path)
+
+
 def test_it_needs_a_file_to_write(manifest, capsys):
     assert prepare.main([manifest, "--labels", "log_mel"]) == 2
     assert "--out FILE.km is required with --labels" in capsys.readouterr().err

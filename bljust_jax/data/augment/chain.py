@@ -33,10 +33,10 @@ class Chain:
         rate = data.sample_rate
         if data.reverb == reverb.SIMULATED:
             reverb.library()
-            self._add("reverb", lambda x, rng: _echo(x, reverb.simulated(rng, rate)))
+            self._add("reverb", lambda x, rng: reverb.reverberate(x, reverb.simulated(rng, rate)))
         elif data.reverb:
             rooms = recordings.Recordings(data.reverb, rate, "config.data.reverb")
-            self._add("reverb", lambda x, rng: _echo(x, rooms.impulse(rng)))
+            self._add("reverb", lambda x, rng: reverb.reverberate(x, rooms.impulse(rng)))
         if data.babble:
             voices = recordings.Recordings(data.babble, rate, "config.data.babble")
             self._add("babble", lambda x, rng: self._babble(x, voices, rng))
@@ -106,10 +106,6 @@ def preview(u: Utterance, data: Any, seed: int) -> tuple[np.ndarray, list[str]]:
     audio = waveform.speed(read_audio(u, data.sample_rate), factor)
     names = [f"speed {factor:g}"] if factor != 1 else []
     return made(audio, key, draw, rng), [*names, *made.drawn(key, draw)]
-
-
-def _echo(audio: np.ndarray, response: np.ndarray) -> np.ndarray:
-    return reverb.reverberate(audio, response)
 
 
 def check(data: Any) -> None:

@@ -8,6 +8,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Int16
 
+from bljust_jax.data.augment import waveform
 from bljust_jax.data.containers import Sound, blocks
 from bljust_jax.data.sources import to_int16
 
@@ -25,10 +26,7 @@ def volume(audio: Int16[np.ndarray, "s"], gain_db: float) -> Int16[np.ndarray, "
 def telephone(audio: Int16[np.ndarray, "s"], sample_rate: int) -> Int16[np.ndarray, "s"]:
     """Band-pass of 300 to 3400 Hz, without delay; edges are `TRANSITION` wide."""
     taps = _band_pass(sample_rate)
-    size = 1 << (len(audio) + len(taps) - 2).bit_length()
-    spectrum = np.fft.rfft(audio, size) * np.fft.rfft(taps, size)
-    half = len(taps) // 2
-    return to_int16(np.fft.irfft(spectrum, size)[half : half + len(audio)])
+    return to_int16(waveform.convolve(audio, taps, len(taps) // 2))
 
 
 @functools.cache

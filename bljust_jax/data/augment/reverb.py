@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data.augment import waveform
 from bljust_jax.data.sources import to_int16
 
 ROOMS = 256  # simulated rooms, each computed when it is first drawn
@@ -18,9 +19,7 @@ def reverberate(
     """Convolve with an impulse response: same length, the direct sound, its largest peak, in place,
     and the mean power of the dry audio; scaled down where it would clip."""
     dry, direct = audio.astype(np.float32), int(np.argmax(np.abs(response)))
-    size = 1 << (len(dry) + len(response) - 2).bit_length()
-    spectrum = np.fft.rfft(dry, size) * np.fft.rfft(response.astype(np.float32), size)
-    wet = np.fft.irfft(spectrum, size)[direct : direct + len(dry)]
+    wet = waveform.convolve(dry, response.astype(np.float32), direct)
     power = float(np.mean(np.square(wet)))
     if not power:
         return audio

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import soxr
-from jaxtyping import Int16
+from jaxtyping import Float, Int16, Shaped
 
 from bljust_jax.data.sources import to_int16
 
@@ -22,6 +22,16 @@ def speed(audio: Int16[np.ndarray, "s"], factor: float) -> Int16[np.ndarray, "r"
     if factor == 1.0:
         return audio
     return to_int16(soxr.resample(audio.astype(np.float32), factor, 1.0, quality="MQ"))
+
+
+def convolve(
+    x: Shaped[np.ndarray, "s"], response: Shaped[np.ndarray, "r"], start: int
+) -> Float[np.ndarray, "s"]:
+    """Samples `start` to start + S - 1 of the linear convolution, by FFT in the precision of the
+    arguments."""
+    size = 1 << (len(x) + len(response) - 2).bit_length()
+    spectrum = np.fft.rfft(x, size) * np.fft.rfft(response, size)
+    return np.fft.irfft(spectrum, size)[start : start + len(x)]
 
 
 def noise(
