@@ -75,6 +75,13 @@ def data() -> ConfigDict:
     c.text.normalise = ("invisible", "lower")
     c.labelled_fraction = 1.0  # share of the utterances of data.train that keep their labels
     c.labelled_speakers = 0  # speakers of data.train that keep their labels; 0 = all
+    c.labelled_draw = (
+        -1
+    )  # seed of the draw of speakers and utterances with labels; -1 = config.seed
+    # for tuning: speakers of data.train that train nothing; dev then has them alone, and data.dev
+    # names recordings of data.train; drawn by held_back_draw
+    c.held_back_speakers = 0
+    c.held_back_draw = 0
     # hours of data.unlabelled (without it, of the audio of data.train that the lower level reads),
     # drawn by seed: 100 h are part of 200 h; 0 = all
     c.unlabelled_hours = 0.0
@@ -252,8 +259,9 @@ def training(c: ConfigDict) -> None:
     # length of the whole run: phases, warm-ups, slopes of penalties and intervals of evaluation,
     # saves and logs are scaled to it together; 0 = as configured
     c.budget = 0.0
-    # gradient = of the encoder, one per loss and step; epoch = of data.train; minute or hour = wall
-    # time on this machine of steps and evaluations, which a trial before the run measures
+    # gradient = of the encoder, one per loss and step; epoch = of data.train; tflop = 1e12 FLOPs of
+    # encoder, heads and passes for labels; minute or hour = wall time on this machine of steps and
+    # evaluations, which a trial before the run measures
     c.budget_unit = "gradient"
 
     c.phases = ConfigDict()

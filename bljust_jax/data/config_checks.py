@@ -5,7 +5,7 @@ from typing import Any
 
 from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError, nearest
-from bljust_jax.data import frame_labels, sources, streams
+from bljust_jax.data import frame_labels, held_back, sources, streams
 from bljust_jax.data.augment import chain
 
 
@@ -15,6 +15,7 @@ def check(config: Any) -> None:
     _check_fields_of_streams(data)
     config_schema.check(config)
     chain.check(data)
+    held_back.check(data)
     if len(data.unlabelled_buckets) > 1 and tuple(data.unlabelled_buckets) != tuple(data.buckets):
         raise UserError("config.data.unlabelled_buckets must be empty (data.buckets) or one length")
     if data.frame_labels:

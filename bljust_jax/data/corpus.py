@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import bucket_lengths, frame_labels, split_checks, streams, summary
+from bljust_jax.data import bucket_lengths, frame_labels, held_back, split_checks, streams, summary
 from bljust_jax.data.augment import chain, waveform
 from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import Bucket, bucket_table
@@ -369,8 +369,10 @@ def load_corpus(
     """
     bad, described = Quarantine(data.max_bad_fraction), streams.labelled_streams(data)
     opened = streams.open_training_sources(described.values(), data.root)
+    apart, opened = held_back.separate(data, opened)
     audio = streams.unique_utterances(opened.values())
     found = {name: bad.sift(name, opened[s.uris["train"]]) for name, s in described.items()}
+    dev = data, bad, apart
     skipped = {name: Counter() for name in (*described, UNLABELLED)}
     made, notes = {}, []
     for name, stream in described.items():
@@ -381,13 +383,13 @@ def load_corpus(
     if data.overfit:
         found = streams.overfit_splits(found, described, data.overfit, bad)
     else:
-        parts = streams.unlabelled_audio(audio, data, seed, bad, skipped[UNLABELLED])
+        parts = streams.unlabelled_audio(audio, data, seed, bad, skipped[UNLABELLED], apart)
         notes += summary.unlabelled_parts(parts)
         kept = list(itertools.chain.from_iterable(parts.values()))
         found[UNLABELLED] = streams.require_any(kept, skipped[UNLABELLED], "config.data.unlabelled")
         for split, (name, stream) in itertools.product(("dev", "test"), described.items()):
             part = streams.split_name(split, name)
-            found[part], skipped[part] = open_split(part, stream.uris[split], stream, data, bad)
+            found[part], skipped[part] = open_split(part, stream.uris[split], stream, *dev)
     others = (u for name, part in found.items() if name != UNLABELLED for u in part)
     in_order = functools.partial(streams.in_order, audio, data)
     labels = frame_labels.load(data, found[UNLABELLED], others, in_order)

@@ -94,9 +94,11 @@ def labelled_subset(
     """Utterances of data.labelled_speakers speakers (0: all), data.labelled_fraction of them.
 
     Both are the first of a permutation by seed: a smaller subset is part of a larger one, and
-    neither depends on the order of the source. `source` names it in messages.
+    neither depends on the order of the source; data.labelled_draw, unless it is -1, replaces the
+    seed. `source` names it in messages.
     """
-    rng = np.random.default_rng([seed, zlib.crc32(b"labelled")])
+    draw = seed if data.labelled_draw < 0 else data.labelled_draw
+    rng = np.random.default_rng([draw, zlib.crc32(b"labelled")])
     speakers = rng.permutation(sorted({u.speaker for u in utterances})).tolist()
     if data.labelled_speakers > len(speakers):
         wanted = f"{data.labelled_speakers} of {len(speakers)} speakers"

@@ -9,9 +9,10 @@ import numpy as np
 
 from bljust_jax.common import timeout
 from bljust_jax.common.errors import UserError
-from bljust_jax.data import normalise
+from bljust_jax.data import held_back, normalise
 from bljust_jax.data.buckets import Bucket, evaluation_batches
 from bljust_jax.data.filters import describe_skipped, keep_if
+from bljust_jax.data.held_back import HeldBack
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source, read_audio
 from bljust_jax.data.streams import Stream, labelled_streams, stream_of, with_labels
@@ -213,21 +214,31 @@ def load_splits(
     utterances, skipped = {}, {}
     for name, uri in uris.items():
         stream = streams[stream_of(name, streams)]
-        utterances[name], skipped[name] = open_split(name, uri, stream, data, quarantined)
+        tuned = data.held_back_speakers and (name, uri) == ("dev", data.dev)
+        apart = held_back.of_data(data) if tuned else None
+        utterances[name], skipped[name] = open_split(name, uri, stream, data, quarantined, apart)
     return Splits(data, multiple, tokenizers, utterances, skipped, quarantined)
 
 
 def open_split(
-    split: str, uri: str, stream: Stream, data: Any, quarantined: Quarantine
+    split: str,
+    uri: str,
+    stream: Stream,
+    data: Any,
+    quarantined: Quarantine,
+    apart: HeldBack | None = None,
 ) -> tuple[list[Utterance], Counter]:
-    """(utterances to score, {reason: number of those skipped}) of a stream's split; none for "".
+    """(utterances to score, {reason: number of those skipped}) of a stream's split; none for "";
+    of the speakers of `apart` alone if it is given.
 
     Raises UserError if all texts of the split, or of one of the sources that it joins, are blank.
     """
     skipped: Counter = Counter()
     if not uri:
         return [], skipped
-    utterances = quarantined.sift(split, with_labels(open_source(uri, data.root), stream.field))
+    opened = open_source(uri, data.root)
+    opened = apart.scored(opened, uri) if apart else opened
+    utterances = quarantined.sift(split, with_labels(opened, stream.field))
     if data.max_seconds:
         reason = f"longer than config.data.max_seconds={data.max_seconds:g}, so not scored"
         utterances = keep_if(utterances, skipped, reason, lambda u: u.duration <= data.max_seconds)

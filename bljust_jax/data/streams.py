@@ -22,6 +22,7 @@ from bljust_jax.data.filters import (
     of_usable_length,
     subset_of_hours,
 )
+from bljust_jax.data.held_back import HeldBack
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import Utterance, open_source
 from bljust_jax.data.tokenizer import Tokenizer, make_tokenizer
@@ -117,7 +118,12 @@ def _audio_of(u: Utterance) -> tuple[str, float, float, str]:
 
 
 def unlabelled_audio(
-    train: list[Utterance], data: Any, seed: int, quarantined: Quarantine, skipped: Counter
+    train: list[Utterance],
+    data: Any,
+    seed: int,
+    quarantined: Quarantine,
+    skipped: Counter,
+    apart: HeldBack | None = None,
 ) -> dict[str, list[Utterance]]:
     """{field: its utterances} of the unlabelled stream: those of data.unlabelled, after those of
     data.train unless data.unlabelled_with_train is False; of data.train alone without the former.
@@ -125,11 +131,12 @@ def unlabelled_audio(
     train: unique utterances of data.train, whose audio appears once. `skipped` counts utterances
     of other lengths than wanted, and those beyond data.unlabelled_hours, which limits
     data.unlabelled, or data.train alone. With data.unlabelled_cut, audio longer than
-    data.max_seconds is in pieces.
+    data.max_seconds is in pieces. apart: speakers that are left out.
     """
     found = {"data.train": train}
     if data.unlabelled:
         more = open_source(data.unlabelled, data.root)
+        more = apart.training(more) if apart else more
         known = {_audio_of(u) for u in train} if data.unlabelled_with_train else set()
         found = {"data.unlabelled": [u for u in more if _audio_of(u) not in known]}
         if data.unlabelled_with_train:

@@ -11,7 +11,8 @@ from bljust_jax.recipes import Facts
 
 LENGTHS = ("explore", "joint", "finetune", "pretrain", "supervised")
 INTERVALS = ("eval_every", "save_every", "log_every")
-UNITS = {"gradient": "encoder gradients", "epoch": "epochs", "minute": "minutes", "hour": "hours"}
+UNITS = {"gradient": "encoder gradients", "epoch": "epochs", "tflop": "TFLOP"}
+UNITS |= {"minute": "minutes", "hour": "hours"}
 SECONDS = {"minute": 60.0, "hour": 3600.0}  # units that depend on the machine
 MOST_EVALUATION = 0.5  # share of the time that evaluations may take
 
@@ -86,8 +87,13 @@ def _shortened(steps: float, unit: str) -> float:
 def length(config: Any, facts: Facts) -> float:
     """Length of the run as configured, in gradients of the encoder (one per loss and step), or for
     `config.budget_unit="epoch"` in passes of the labelled data, those of phases that read
-    unlabelled audio alone included."""
-    phases = recipes.load(config.recipe)(config, facts).phases
+    unlabelled audio alone included; for "tflop" in 1e12 FLOPs of encoder, heads and passes for
+    labels, forward 1, backward 2."""
+    recipe = recipes.load(config.recipe)(config, facts)
+    phases = recipe.phases
+    if config.budget_unit == "tflop":
+        of_step = recipes.step_flops(config, facts, recipe.objectives)
+        return sum(phase.steps * of_step(phase.losses) for phase in phases) / 1e12
     if config.budget_unit == "gradient":
         return float(sum(phase.steps * len(phase.losses) for phase in phases))
     epoch = max(n for name, n in facts.steps_per_epoch.items() if name != "unlabelled")

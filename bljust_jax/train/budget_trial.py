@@ -41,7 +41,7 @@ def check(config: Any) -> None:
     if budget.is_time(config) and jax.process_count() > 1:
         raise UserError(
             f"config.budget_unit={config.budget_unit} is for one process: with several, give"
-            " config.budget in units of gradient or epoch"
+            " config.budget in units of gradient, epoch or tflop"
         )
 
 

@@ -32,7 +32,7 @@ def compile_config(config: Any) -> dict[str, Any]:
     if budget.is_time(config):
         raise UserError(
             f"config.budget_unit={config.budget_unit}: a run measures its schedule, which its"
-            " programs depend on: give config.budget in units of gradient or epoch"
+            " programs depend on: give config.budget in units of gradient, epoch or tflop"
         )
     enable_compile_cache(config.compile_cache)
     mesh = make_mesh(**config.mesh)

@@ -181,6 +181,14 @@ def test_labelled_subsets_are_nested_and_depend_on_the_seed(folder):
     assert len(corpus.utterances("unlabelled")) == 40
 
 
+def test_the_draw_of_labels_is_apart_from_the_seed_of_the_run(folder):
+    def ids(**changes):
+        return [u.id for u in load(folder, labelled_speakers=2, **changes).utterances("labelled")]
+
+    assert ids(labelled_draw=1, seed=0) == ids(labelled_draw=1, seed=5) == ids(seed=1)
+    assert ids(labelled_draw=0, seed=1) == ids(seed=0) != ids(labelled_draw=1)
+
+
 def test_unlabelled_audio_is_added_to_that_of_training(folder):
     entries = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     few, more = write(folder, "few", entries[:30]), write(folder, "more", entries[20:])

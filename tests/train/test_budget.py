@@ -60,6 +60,20 @@ def test_epochs_are_passes_of_the_labelled_data():
     )
 
 
+@pytest.mark.parametrize("method", ["supervised", "ptft", "bljust", "alternating"])
+def test_a_budget_in_tflop_is_that_of_encoder_and_heads(method):
+    """Whatever the shares of the phases: to half a step of each."""
+    config = quickstart.get_config(method)
+    config.phases.explore *= 3
+    facts = shipped.facts(config)
+    config.update(budget=2.0, budget_unit="tflop")
+    made, lines = budget.scale(config, facts)
+    assert "config.budget=2 TFLOP: lengths" in lines[0]
+    spent = sum(row.total for row in table(made, facts)) / 1e12
+    assert spent == pytest.approx(2.0, rel=0.01)
+    assert spent == pytest.approx(budget.length(made, facts), rel=1e-6)
+
+
 def test_without_a_budget_a_config_is_itself():
     config = quickstart.get_config()
     assert budget.scale(config, shipped.facts(config)) == (config, [])
@@ -135,12 +149,12 @@ def test_a_time_that_evaluations_fill_is_refused():
 def test_a_time_is_for_one_process_and_for_a_run(monkeypatch):
     config = quickstart_of(2.0, "hour")
     budget_trial.check(config)
-    with pytest.raises(UserError, match=r"a run measures its schedule, .* gradient or epoch"):
+    with pytest.raises(UserError, match=r"a run measures its schedule, .* or tflop"):
         compile_only.compile_config(config)
     with pytest.raises(ValueError, match="depends on the machine"):
         budget.scale(config, shipped.facts(config))
     monkeypatch.setattr(budget_trial.jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"budget_unit=hour is for one process: .* or epoch"):
+    with pytest.raises(UserError, match=r"budget_unit=hour is for one process: .* or tflop"):
         budget_trial.check(config)
     config.budget_unit = "epoch"
     budget_trial.check(config)

@@ -25,6 +25,7 @@ def _is_pair(value: Sequence[Any], low: float) -> bool:
 AT_LEAST_1 = Range("1 or above", lambda x: 1 <= x < inf)
 AT_LEAST_0 = Range("0 or above", lambda x: 0 <= x < inf)
 SEED = Range("from 0 to 2147483647", lambda x: 0 <= x < 2**31)
+OPTIONAL_SEED = Range("-1 (config.seed), or from 0 to 2147483647", lambda x: -1 <= x < 2**31)
 ABOVE_0 = Range("above 0", lambda x: 0 < x < inf)
 ABOVE_0_TO_1 = Range("above 0 and at most 1", lambda x: 0 < x <= 1)
 FROM_0_TO_1 = Range("from 0 to 1", lambda x: 0 <= x <= 1)

@@ -11,7 +11,7 @@ METHODS = {
     "m2asr": ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage", "supervised"),
 }
 UNIT = ("step", "epoch")
-BUDGET_UNIT = ("gradient", "epoch", "minute", "hour")
+BUDGET_UNIT = ("gradient", "epoch", "tflop", "minute", "hour")
 WARMUP_UNIT = ("step", "share", "hour")
 PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 

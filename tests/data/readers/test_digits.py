@@ -91,6 +91,23 @@ def test_strings_hold_each_digit_twice_with_its_words(tmp_path_factory, counts):
     assert uses == dict.fromkeys((u.id for u in single.values()), 2)
 
 
+def test_strings_of_another_range_hold_each_digit_twice(tmp_path):
+    uri = corpus(tmp_path, (20, 9))
+    found = open_source(f"{uri}/strings-3-5")
+    sizes = [len(u.text.split()) for u in found]
+    assert set(sizes) == {3, 4, 5}
+    assert sum(sizes) == 2 * 29
+    assert max(len(u.text.split()) for u in open_source(f"{uri}/strings")) > 5
+    few = open_source(f"{uri}/strings-1-1")
+    assert sorted(u.text for u in few) == sorted(2 * [u.text for u in open_source(uri)])
+
+
+@pytest.mark.parametrize("name", ["strings-3-4", "strings-0-3", "strings-5-3"])
+def test_a_range_that_leaves_digits_over_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=f"{name}: name strings-LEAST-MOST with MOST of 2 LEAST"):
+        open_source(f"{corpus(tmp_path)}/{name}")
+
+
 @pytest.mark.parametrize("count", range(3, 25))
 def test_lengths_of_all_kinds_occur_and_nothing_is_left_over(count):
     named = [Utterance(f"{n:02d}", "", 0.0, 1.0, "", "", "") for n in range(count)]
