@@ -1,16 +1,53 @@
-"""Rematerialisation policies of encoder blocks (gradient checkpointing): memory against time."""
+"""Rematerialisation (gradient checkpointing) of encoder blocks: the values that the backward pass
+keeps, and those that it computes again."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Shaped
+
+# The values that "names" keeps: results of products and convolutions, sums along the residual
+# path, and two numbers per row of a norm. What lies between them is elementwise.
+NAMES = (
+    "convolution",  # of a front end, before norm and activation
+    "qkv",  # queries, keys and values, one product
+    "attention_weights",  # where plain XLA computes attention
+    "attention_context",  # weighted sum of values, input of the output map
+    "ff_up",  # first map of a feed-forward, input of its activation
+    "glu",  # input of the gated linear unit
+    "depthwise",  # output of the depthwise convolution
+    "residual",  # x + branch
+    "norm_mean",
+    "norm_rstd",  # 1 / standard deviation
+)
+# Primitives whose results "names" keeps too, as their statistics have no name: cuDNN attention.
+_KERNELS = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper")
+
+_named = jax.checkpoint_policies.save_only_these_names(*NAMES)
+
+
+def _save_named(primitive: Any, *args: Any, **params: Any) -> Any:
+    return primitive.name in _KERNELS or _named(primitive, *args, **params)
+
 
 # "none" stores all activations; "full" stores the block's input and recomputes the rest; "dots"
-# also stores the results of products with weights, the most expensive to recompute
+# also stores the results of products with weights; "names" stores the values of `NAMES`
 POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": _save_named,
 }
+
+
+def keep(x: Shaped[Array, "..."], name: str) -> Shaped[Array, "..."]:
+    """x, kept for the backward pass under the policy "names". Raises ValueError for a name that is
+    not in `NAMES`."""
+    if name not in NAMES:
+        raise ValueError(f"{name!r} is not one of {', '.join(NAMES)}")
+    return checkpoint_name(x, name)
 
 
 def wrap(function: Callable, policy: str, unrolled: bool = True) -> Callable:

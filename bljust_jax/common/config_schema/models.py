@@ -36,7 +36,7 @@ ALL_ENCODERS = {
 TRANSFORMERS = {
     "dim": Field(int, "width of the blocks", r.AT_LEAST_1),
     "layers": Field(int, "number of blocks", r.AT_LEAST_1),
-    "remat": Field(str, "recomputation in the backward pass", ("none", "dots", "full")),
+    "remat": Field(str, "recomputation in the backward pass", ("none", "names", "dots", "full")),
 }
 CONFORMER = {
     "kernel": Field(int, "frames of the depthwise convolution, odd", r.AT_LEAST_1),
