@@ -59,6 +59,7 @@ CHIPS = {
     "v5e-256": Chips("v5e:16x16", 256, DEVICES["v5e"]),
     "2 x v5e-16": Chips("v5e:4x4", 32, DEVICES["v5e"], slices=2),
     "v6e-8": Chips("v6e:2x4", 8, DEVICES["v6e"]),
+    "1 x H200": Chips("1x1x1", 1, DEVICES["h200"], target=H200),
     "8 x H200": Chips("1x1x8", 8, DEVICES["h200"], target=H200),
 }
 

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 import jax
 
 from bljust_jax import recipes
+from bljust_jax.benchmarks import step_ahead, traffic
 from bljust_jax.benchmarks.chips import CHIPS, ctc_implementation, devices
+from bljust_jax.benchmarks.hlo import BYTES
+from bljust_jax.benchmarks.step_ahead import Lowered, StepRow
 from bljust_jax.bilevel.types import Phase, Recipe, TrainState
 from bljust_jax.common import shipped_configs
 from bljust_jax.common.errors import UserError
@@ -100,46 +103,75 @@ class Figures(NamedTuple):
     temporaries: int  # bytes
     collectives: dict[str, list[int]]  # {kind: [occurrences in the program, bytes of results]}
     seconds: float  # CPU time of compiling
+    bytes: float = 0  # read and written by the kernels of a run, by `traffic`
+    kernels: int = 0
 
 
-def compile_row(row: Row, level: str) -> Figures:
-    """Compile a row's step at an optimisation level; UserError if it does not fit the device."""
+def compile_row(row: Row | StepRow, level: str) -> Figures:
+    """Figures of a row's step; UserError if it does not fit the device."""
+    figures, _ = compile_text(row, level)
+    if figures.peak > figures.memory:
+        need, have = figures.peak / GIB, figures.memory / GIB
+        raise UserError(f"{row.name}: does not fit: {need:.1f} GiB of {have:.0f} GiB per device")
+    return figures
+
+
+def compile_text(
+    row: Row | StepRow, level: str, fields: dict[str, Any] | None = None
+) -> tuple[Figures, str]:
+    """(figures, text) of a row's step compiled at an optimisation level, with more config fields;
+    UserError if the compiler finds that it does not fit."""
     if level:
         jax.config.update("jax_optimization_level", level)
-    config, recipe = make_recipe(row)
-    mesh = make_mesh(row)
-    phase = next(p for p in recipe.phases if p.name == row.phase)
     began = time.process_time()
+    make = step_ahead.lower if isinstance(row, StepRow) else lower_row
     try:
-        lowered, state, buckets = lower_step(config, recipe, phase, mesh)
-        program = lowered.compile()
+        made = make(row, fields or {})
+        program = made.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{row.name}: does not fit: {reason}") from error
-    memory = program.memory_analysis()
-    compute = dict(flops.FRESH)
-    flops.count(compute, recipe, phase, {s: (b.batch_size, b.seconds) for s, b in buckets.items()})
+    seconds = time.process_time() - began
+    memory, text = program.memory_analysis(), program.as_text()
+    moved = traffic.count(text)
     figures = Figures(
         name=row.name,
         level=level,
-        mesh=" x ".join(f"{name} {n}" for name, n in mesh.shape.items() if n > 1),
-        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
-        rows={s: f"{b.batch_size} x {b.seconds:g} s" for s, b in buckets.items()},
-        audio=3600 * compute["audio_hours"] / batch_devices(mesh),
-        flops=compute["flops"] / mesh.size,
+        mesh=" x ".join(f"{name} {n}" for name, n in made.mesh.shape.items() if n > 1),
+        parameters=made.parameters,
+        rows=made.rows,
+        audio=made.audio,
+        flops=made.flops,
         peak=memory.peak_memory_in_bytes,
         memory=CHIPS[row.chips].memory,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        collectives=collectives(program.as_text()),
-        seconds=time.process_time() - began,
+        collectives=collectives(text),
+        seconds=seconds,
+        bytes=moved.bytes,
+        kernels=moved.kernels,
     )
-    if figures.peak > figures.memory:
-        need, have = figures.peak / GIB, figures.memory / GIB
-        raise UserError(f"{row.name}: does not fit: {need:.1f} GiB of {have:.0f} GiB per device")
-    return figures
+    return figures, text
+
+
+def lower_row(row: Row, fields: dict[str, Any]) -> Lowered:
+    """The step of a row of shipped configs."""
+    config, recipe = make_recipe(row, fields)
+    mesh = make_mesh(row)
+    phase = next(p for p in recipe.phases if p.name == row.phase)
+    lowered, state, buckets = lower_step(config, recipe, phase, mesh)
+    compute = dict(flops.FRESH)
+    flops.count(compute, recipe, phase, {s: (b.batch_size, b.seconds) for s, b in buckets.items()})
+    return Lowered(
+        lowered,
+        mesh,
+        sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
+        {s: f"{b.batch_size} x {b.seconds:g} s" for s, b in buckets.items()},
+        3600 * compute["audio_hours"] / batch_devices(mesh),
+        compute["flops"] / mesh.size,
+    )
 
 
 def lower_step(
@@ -171,9 +203,9 @@ def lower_step(
     return lowered, system.state, buckets
 
 
-def make_recipe(row: Row) -> tuple[Any, Recipe]:
+def make_recipe(row: Row, fields: dict[str, Any] | None = None) -> tuple[Any, Recipe]:
     """(config, recipe) of a row, with a vocabulary size and steps per epoch that a run would
-    have."""
+    have, and more config fields."""
     from bljust_jax.data.streams import labelled_streams
 
     file, _, variants = row.config.partition(":")
@@ -181,6 +213,7 @@ def make_recipe(row: Row) -> tuple[Any, Recipe]:
     module = importlib.import_module(f"configs.{file.removesuffix('.py')}")
     config = module.get_config(variants)
     config.ctc.implementation = ctc_implementation(CHIPS[row.chips])
+    step_ahead.set_fields(config, fields or {})
     sizes = {
         name: VOCAB_SIZE if stream.text.units == "characters" else stream.text.vocab_size + 1
         for name, stream in labelled_streams(config.data).items()
@@ -212,7 +245,6 @@ def largest_buckets(config: Any, names: Sequence[str], multiple: int) -> dict[st
 
 
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}  # else 4
 
 
 def collectives(text: str) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Peak FLOP/s and memory of devices by vendor specification: MFU, and the plan of a run."""
+"""FLOP/s, bandwidth and memory of devices by vendor specification: MFU, and the plan of a run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +19,21 @@ FLOPS = {
     "NVIDIA H100 80GB HBM3": H100,
     "NVIDIA A100-SXM4-40GB": A100,
     "NVIDIA A100-SXM4-80GB": A100,
+}
+
+# By `device_kind`: bytes per second of the device's memory.
+BANDWIDTH = {
+    "TPU v4": 1.23e12,
+    "TPU v5 lite": 0.82e12,
+    "TPU v5e": 0.82e12,
+    "TPU v5": 2.77e12,
+    "TPU v5p": 2.77e12,
+    "TPU v6 lite": 1.64e12,
+    "TPU v6e": 1.64e12,
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA H100 80GB HBM3": 3.35e12,
+    "NVIDIA A100-SXM4-40GB": 1.56e12,
+    "NVIDIA A100-SXM4-80GB": 2.04e12,
 }
 
 

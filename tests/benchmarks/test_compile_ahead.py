@@ -28,6 +28,8 @@ def figures(row, **changes):
         temporaries=aot.GIB,
         collectives={"all-gather": [12, 3 * aot.MIB], "all-reduce": [7, aot.MIB // 2]},
         seconds=201.4,
+        bytes=2.24e11,
+        kernels=6088,
     )
     return found._replace(**changes)
 
@@ -63,8 +65,15 @@ def test_every_recipe_encoder_and_generation_has_a_row(monkeypatch):
         "2 x v5e",
         "8 x H200",
     }
-    names = [row.name for row in compile_ahead.ROWS + compile_ahead.NIGHTLY]
+    names = [row.name for row in aot.ALL]
     assert len(set(names)) == len(names)
+
+
+def test_rows_without_counted_bytes_stay_in_the_table():
+    old = figures(compile_ahead.ROWS[0])._asdict() | {"date": "2026-11-27", "jax": "0.12"}
+    for name in ("bytes", "kernels"):
+        del old[name]
+    assert "| - | - | 12 all-gather" in aot.table_line(old)
 
 
 def test_a_gpu_needs_the_plugin_of_jax(monkeypatch):
@@ -99,6 +108,7 @@ def test_figures_are_kept_beside_those_of_other_rows(tmp_path):
     assert less.startswith(f"| {second.name} | O0 | ")
     assert "6.00 / 16 GiB" in less
     assert "12 all-gather, 3.0 MiB; 7 all-reduce, 0.5 MiB" in one
+    assert "| 1.00 GiB | 2.50 TFLOP | 3 ms | 224.0 GB | 6,088 | " in one
     columns = {row.count("|") for row in page.splitlines() if row.startswith("|")}
     assert len(columns) == 1
 
