@@ -182,6 +182,10 @@ def conformer() -> ConfigDict:
     c.subsampling_factor = 0  # 4 or 8; 0 = that of the subsampling
     c.norm = "layer"  # of the convolution module; or "batch": the paper's and Parakeet's
     c.window = 0  # frames that attention covers, half on either side; 0 = all
+    # of attention: "relative", as Transformer-XL and Parakeet; "rope", rotary, with less memory
+    # traffic
+    c.positions = "relative"
+    c.attention = "auto"  # what computes it: xla, cudnn (NVIDIA GPUs), splash (TPUs)
     c.ff_mult = 4  # feed-forward width over dim
     c.dropout = 0.1
     c.dtype = "float32"  # of the arithmetic; parameters are float32

@@ -96,6 +96,7 @@ def model(**fields):
     c.dtype = "bfloat16"  # of the arithmetic; parameters are float32
     c.scan_unroll = 1  # layers per iteration of the scan over layers
     c.remat = "full"  # the backward pass recomputes whole blocks
+    c.attention = "auto"  # what computes attention: xla, cudnn (NVIDIA GPUs), splash (TPUs)
     c.hf_compat = False  # group norm counts padded frames, as transformers' does
     c.update(**fields)
     return c

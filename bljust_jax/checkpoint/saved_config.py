@@ -56,11 +56,16 @@ ADDED: dict[str, Any] = {
 }
 # {recipe: {field: its default}} of fields that other recipes lack in a group that all have.
 ADDED_TO = {"m2asr": {"phases.supervised": 0.0}}
+# {encoder: {field: its default}} of fields of config.model that other encoders lack.
+ADDED_TO_ENCODER = {
+    "conformer": {"model.positions": "relative", "model.attention": "auto"},
+    "wav2vec2": {"model.attention": "auto"},
+}
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The nested fields of a config.json, with those of `ADDED` and of `ADDED_TO` that a group of
-    it lacks. Raises UserError for a damaged file."""
+    """The nested fields of a config.json, with those of `ADDED`, `ADDED_TO` and
+    `ADDED_TO_ENCODER` that a group of it lacks. Raises UserError for a damaged file."""
     try:
         config = files.read_json(path)
         if not isinstance(config, dict):
@@ -69,7 +74,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged, or of another version: {one_line(error)}") from error
     data = config.get("data")
     unlabelled = data.get("unlabelled", "") if isinstance(data, dict) else ""
-    for field, default in _added(config.get("recipe", ""), unlabelled).items():
+    for field, default in _added(config, unlabelled).items():
         *groups, name = field.split(".")
         node = config
         for group in groups:
@@ -82,10 +87,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 def added_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """{field: default} of the fields of `new` that `old` lacks, both flat ({"model.dim": 256}).
 
-    The default is that of `ADDED` or `ADDED_TO`, else the value in `new`. Fields of a data stream
-    that `old` lacks are excluded: a new stream is another config.
+    The default is that of `ADDED`, `ADDED_TO` or `ADDED_TO_ENCODER`, else the value in `new`.
+    Fields of a data stream that `old` lacks are excluded: a new stream is another config.
     """
-    known = _added(new.get("recipe", ""), old.get("data.unlabelled", ""))
+    known = _added(new, old.get("data.unlabelled", ""))
     return {
         field: known.get(field, value)
         for field, value in new.items()
@@ -93,10 +98,12 @@ def added_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _added(recipe: Any, unlabelled: Any) -> dict[str, Any]:
-    """{field: default} of a recipe and a value of data.unlabelled, which replaced the audio of
-    data.train before data.unlabelled_with_train was a field."""
-    return ADDED | ADDED_TO.get(recipe, {}) | {"data.unlabelled_with_train": not unlabelled}
+def _added(config: dict[str, Any], unlabelled: Any) -> dict[str, Any]:
+    """{field: default} for the recipe and encoder of a config, and a value of data.unlabelled,
+    which replaced the audio of data.train before data.unlabelled_with_train was a field."""
+    own = ADDED_TO.get(config.get("recipe", ""), {})
+    own = own | ADDED_TO_ENCODER.get(str(config.get("encoder", "conformer")), {})
+    return ADDED | own | {"data.unlabelled_with_train": not unlabelled}
 
 
 def _is_of_new_stream(field: str, old: dict[str, Any]) -> bool:

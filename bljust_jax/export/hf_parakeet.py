@@ -32,7 +32,7 @@ FIELDS = {
 FIXED = {"hidden_act": "silu", "subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2}
 UNUSED = ("dropout_positions", "attention_dropout", "activation_dropout", "layerdrop")
 # Fields of a Conformer that equals a Parakeet.
-KIND = {"subsampling": "parakeet", "norm": "batch"}
+KIND = {"subsampling": "parakeet", "norm": "batch", "positions": "relative"}
 
 MODULES = {
     "ctc_head": "ctc_head",
@@ -288,6 +288,7 @@ def fits(config: Any) -> list[str]:
         ("model.subsampling", model.subsampling, "parakeet"),
         ("model.norm", model.norm, "batch"),
         ("model.window", model.window, 0),
+        ("model.positions", model.positions, "relative"),
         ("ctc.context", config.ctc.context, "full"),
     )
     reasons = [f"{name} {value}, not {known}" for name, value, known in wanted if value != known]

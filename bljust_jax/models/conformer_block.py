@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bljust_jax.common.shapes import Frames, Mask
-from bljust_jax.models.attention import RelativeAttention
+from bljust_jax.models.attention import Attention
 from bljust_jax.models.layers import Dense
 from bljust_jax.models.norms import BatchNorm, LayerNorm, Stats, at_least_float32
 
@@ -128,9 +128,9 @@ class ConvModule(nn.Module):
 class ConformerBlock(nn.Module):
     """x + FF/2, + attention, + convolution, + FF/2, LayerNorm; each branch normalised at its input.
 
-    Dropout, with rng "dropout", acts on each branch before it is added; `window` is attention's.
-    Returns the statistics of BatchNorm, None if none are given. Source: Gulati
-    et al., Conformer, Interspeech 2020, equation 1.
+    Dropout, with rng "dropout", acts on each branch before it is added; `window`, `positions` and
+    the form `attention` are those of `Attention`. Returns the statistics of BatchNorm, None if none
+    are given. Source: Gulati et al., Conformer, Interspeech 2020, equation 1.
     """
 
     heads: int
@@ -139,6 +139,8 @@ class ConformerBlock(nn.Module):
     dropout: float = 0.0
     window: int = 0
     dtype: Any = jnp.float32
+    positions: str = "relative"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -157,7 +159,9 @@ class ConformerBlock(nn.Module):
 
         feed_forward = partial(FeedForward, self.expansion, self.dtype)
         x = x + 0.5 * drop(feed_forward(name="ff1")(norm("ff1_norm")(x)))
-        attention = RelativeAttention(self.heads, self.window, self.dtype, name="attention")
+        attention = Attention(
+            self.heads, self.window, self.dtype, self.positions, self.attention, name="attention"
+        )
         x = x + drop(attention(norm("attention_norm")(x), valid, causal))
         convolution = ConvModule(self.taps, self.dtype, name="conv")
         branch, stats = convolution(norm("conv_norm")(x), valid, causal, train, stats)

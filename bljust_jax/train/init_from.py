@@ -31,6 +31,7 @@ BEST = "best"
 # Fields of config.model that change training or speed, not the function of an encoder; and those
 # that change its function but fit any weights.
 TRAINING_ONLY = {"dropout", "layerdrop", "feature_grad_scale", "dtype", "remat", "scan_unroll"}
+TRAINING_ONLY |= {"attention"}  # the form that computes it
 FREE = ("model.window", "model.hf_compat")
 # Group of the config that sets the size of a head; the decoder's for the others.
 SIZES = {"ctc_head": "model", "wav2vec2_head": "wav2vec2", "cpc_head": "cpc"}
@@ -166,6 +167,8 @@ def _function(config: Mapping[str, Any]) -> dict[str, Any]:
     # wav2vec 2.0 reads waveforms
     for group in ("features", "model") if config["encoder"] != "wav2vec2" else ("model",):
         fields |= {f"{group}.{k}": v for k, v in config[group].items() if k not in TRAINING_ONLY}
+    if config["encoder"] == "conformer":  # exports of earlier versions lack it
+        fields.setdefault("model.positions", "relative")
     if not fields.get("model.subsampling_factor", 1):
         fields["model.subsampling_factor"] = FACTORS[fields["model.subsampling"]]
     return fields

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from bljust_jax.models.attention import RelativeAttention
+from bljust_jax.models.attention import Attention
 from bljust_jax.models.conformer_block import (
     ConformerBlock,
     ConvModule,
@@ -91,7 +91,7 @@ def test_a_block_adds_half_of_each_feed_forward_and_all_of_each_other_branch(alo
         own = {"params": params[alone]}
         y = LayerNorm().apply({"params": params[f"{alone}_norm"]}, x)
         branch = {
-            "attention": lambda: RelativeAttention(2).apply(own, y, valid),
+            "attention": lambda: Attention(2).apply(own, y, valid),
             "conv": lambda: ConvModule(3).apply(own, y, valid)[0],
         }.get(alone, lambda: FeedForward().apply(own, y))()
         share = 0.5 if alone.startswith("ff") else 1.0

@@ -36,6 +36,7 @@ ALL_ENCODERS = {
 TRANSFORMERS = {
     "dim": Field(int, "width of the blocks", r.AT_LEAST_1),
     "layers": Field(int, "number of blocks", r.AT_LEAST_1),
+    "attention": Field(str, "form that computes attention", ("auto", "xla", "cudnn", "splash")),
     "remat": Field(str, "recomputation in the backward pass", ("none", "names", "dots", "full")),
 }
 CONFORMER = {
@@ -45,6 +46,7 @@ CONFORMER = {
     "subsampling_factor": Field(int, "frames per output frame; 0: the kind's", (0, 4, 8)),
     "norm": Field(str, "norm of the convolution module", ("layer", "batch")),
     "window": Field(int, "frames that attention covers; 0: all", r.WINDOW),
+    "positions": Field(str, "positions of attention", ("relative", "rope")),
     "ff_mult": Field(int, "feed-forward width over dim", r.AT_LEAST_1),
 }
 WAV2VEC2 = {

@@ -12,6 +12,7 @@ from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Features, Lengths, Rng
 from bljust_jax.models import encoders, layers, remat
+from bljust_jax.models.attention import Task, choose
 from bljust_jax.models.conformer_block import ConformerBlock
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.models.norms import at_least_float32
@@ -49,6 +50,9 @@ class Conformer:
         are the stats
     window: frames that attention covers around each frame, half on either side; 0 covers all. A
         causal context takes the left half, and stored moments.
+    positions: of attention, "relative" (Transformer-XL) or "rope", which has no bias per pair of
+        frames
+    attention: form that computes it (`attention.choose`); changes no result but its rounding
     """
 
     dim: int
@@ -66,6 +70,8 @@ class Conformer:
     subsampling_factor: int = 0
     norm: str = "layer"
     window: int = 0
+    positions: str = "relative"
+    attention: str = "auto"
 
     def __post_init__(self):
         config_schema.check_model(self)
@@ -73,6 +79,11 @@ class Conformer:
             raise UserError(f"dim={self.dim} must be even and a multiple of heads={self.heads}")
         if self.kernel % 2 == 0:
             raise UserError(f"kernel={self.kernel} must be odd, as its taps are centred")
+        size, biased = self.dim // self.heads, self.positions == "relative"
+        if size % 2 and not biased:
+            raise UserError(f"positions='rope' needs heads of even width: dim/heads is {size}")
+        task = Task(size, jnp.dtype(self.dtype), biased, reach=self.window // 2)
+        choose(self.attention, task)
 
     @property
     def factor(self) -> int:
@@ -86,8 +97,10 @@ class Conformer:
 
     @property
     def block(self) -> ConformerBlock:
-        dtype, dropout = jnp.dtype(self.dtype), self.dropout
-        return ConformerBlock(self.heads, self.kernel, self.ff_mult, dropout, self.window, dtype)
+        return ConformerBlock(
+            *(self.heads, self.kernel, self.ff_mult, self.dropout, self.window),
+            *(jnp.dtype(self.dtype), self.positions, self.attention),
+        )
 
     @partial(jax.jit, static_argnums=0)
     def init(self, rng: Rng) -> tuple[dict[str, Any], dict[str, Any]]:
