@@ -23,6 +23,8 @@ def read_ctc_model(path: pathlib.Path) -> CtcModel:
         tokens, context = tuple(about["tokens"]), str(about["context"])
         config = ConfigDict({name: about[name] for name in ("encoder", "features", "model")})
         config.update({"specaugment": {}, "mask": {}})
+        if "attention" in config.model:
+            config.model.attention = "auto"  # the form that trained may need another device
         config.data = ConfigDict({"sample_rate": int(about["sample_rate"])})
         encoder = encoders.load(config.encoder)(config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -26,9 +26,6 @@ def frames_valid(frames: int, lengths: Tensor) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-# Features
-
-
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     """Triangles on the Slaney mel scale, each of area 1: [n_fft / 2 + 1, M]."""
     top = (
@@ -90,9 +87,6 @@ class Features(nn.Module):
         return torch.where(valid, (x - mean) / scale, 0.0)
 
 
-# Conformer
-
-
 class Subsampling(nn.Module):
     """3x3 convolutions of stride 2, ReLU, a linear map: `factor` feature frames become one."""
 
@@ -134,37 +128,52 @@ def allowed_keys(valid: Tensor, causal: bool, window: int) -> Tensor:
     return valid[:, None, :] & allowed.to(valid.device)
 
 
-class RelativeAttention(nn.Module):
-    """score[i, j] = ((q_i + u) . k_j + (q_i + v) . W r_{i-j}) / sqrt(D / H) (Transformer-XL)."""
+def sinusoids(steps: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Sines and cosines of step * 10000^(-2i/D), float64, [T, D / 2] each."""
+    angle = steps.double()[:, None] * 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
+    return angle.sin(), angle.cos()
 
-    def __init__(self, dim, heads):
+
+def rotated(x: Tensor) -> Tensor:  # [B, H, T, S], the halves of a head as pairs
+    sin, cos = (y.to(x) for y in sinusoids(torch.arange(x.shape[2]), x.shape[3]))
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+class Attention(nn.Module):
+    """With relative positions (Transformer-XL, section 3.3) or rotary ones (RoFormer)."""
+
+    def __init__(self, dim, heads, positions):
         super().__init__()
-        self.heads = heads
-        for name in ("query", "key", "value", "position"):
-            setattr(self, name, nn.Linear(dim, dim, bias=False))
-        self.content_bias = nn.Parameter(torch.zeros(heads, dim // heads))
-        self.position_bias = nn.Parameter(torch.zeros(heads, dim // heads))
+        self.heads, self.rope = heads, positions == "rope"
+        for name in ("query", "key", "value"):
+            setattr(self, name, nn.Linear(dim, dim, bias=self.rope and name != "value"))
+        if not self.rope:
+            self.position = nn.Linear(dim, dim, bias=False)
+            self.content_bias = nn.Parameter(torch.zeros(heads, dim // heads))
+            self.position_bias = nn.Parameter(torch.zeros(heads, dim // heads))
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
-        batch, frames, dim = x.shape
-
-        def split(x):
-            return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # [..., H, T, D / H]
-
-        distance = torch.arange(frames - 1, -frames, -1, dtype=torch.float64)
-        rates = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        angle = distance[:, None] * rates
-        sinusoids = torch.cat([angle.sin(), angle.cos()], dim=-1).to(x)
-        query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        position = split(self.position(sinusoids))
-        content = (query + self.content_bias[:, None]) @ key.mT
-        by_distance = (query + self.position_bias[:, None]) @ position.mT
-        t = torch.arange(frames, device=x.device)
-        row = (frames - 1 - t[:, None] + t[None, :]).expand(batch, self.heads, -1, -1)
-        scores = (content + by_distance.gather(-1, row)) * (dim // self.heads) ** -0.5
+        query, key, value = (self.split(f(x)) for f in (self.query, self.key, self.value))
+        if self.rope:
+            scores = rotated(query) @ rotated(key).mT
+        else:
+            scores = (query + self.content_bias[:, None]) @ key.mT + self.by_distance(query)
+        scores = scores * query.shape[-1] ** -0.5
         weights = scores.masked_fill(~allowed[:, None], -1e30).softmax(-1)
         return self.out((weights @ value).transpose(1, 2).flatten(2))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # [..., H, T, D / H]
+
+    def by_distance(self, query: Tensor) -> Tensor:
+        t = torch.arange(query.shape[2], device=query.device)
+        distance = torch.arange(len(t) - 1, -len(t), -1)
+        table = torch.cat(sinusoids(distance, self.position.in_features), -1).to(query)
+        scores = (query + self.position_bias[:, None]) @ self.split(self.position(table)).mT
+        row = (len(t) - 1 - t[:, None] + t[None, :]).expand(*query.shape[:2], -1, -1)
+        return scores.gather(-1, row)
 
 
 class FeedForward(nn.Module):
@@ -196,12 +205,12 @@ class ConvModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    def __init__(self, dim, heads, taps, expansion, norm):
+    def __init__(self, dim, heads, taps, expansion, norm, positions):
         super().__init__()
         for name in ("ff1_norm", "attention_norm", "conv_norm", "ff2_norm", "norm"):
             setattr(self, name, nn.LayerNorm(dim))
         self.ff1, self.ff2 = FeedForward(dim, expansion), FeedForward(dim, expansion)
-        self.attention = RelativeAttention(dim, heads)
+        self.attention = Attention(dim, heads, positions)
         self.conv = ConvModule(dim, taps, norm)
 
     def forward(self, x: Tensor, valid: Tensor, allowed: Tensor, causal: bool) -> Tensor:
@@ -213,10 +222,8 @@ class ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-    """Features [B, T, M] to frames [B, ceil(T / factor), D] (Gulati et al., 2020).
-
-    Attention scores of all pairs of frames are held, in a window too.
-    """
+    """Features [B, T, M] to frames [B, ceil(T / factor), D] (Gulati et al., 2020); scores of all
+    pairs of frames are held, in a window too."""
 
     def __init__(self, n_mels, causal, model):
         super().__init__()
@@ -225,8 +232,8 @@ class Conformer(nn.Module):
         factor = model.get("subsampling_factor") or (8 if separable else 4)
         self.frontend = Subsampling(n_mels, model["channels"], self.dim, factor, separable)
         shape = (self.dim, model["heads"], model["kernel"], model["ff_mult"])
-        norm = model.get("norm", "layer")
-        self.blocks = nn.ModuleList(ConformerBlock(*shape, norm) for _ in range(model["layers"]))
+        kinds = model.get("norm", "layer"), model.get("positions", "relative")
+        self.blocks = nn.ModuleList(ConformerBlock(*shape, *kinds) for _ in range(model["layers"]))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x, lengths = self.frontend(x, lengths)
@@ -235,9 +242,6 @@ class Conformer(nn.Module):
         for block in self.blocks:
             x = block(x, valid, allowed, self.causal)
         return torch.where(valid[..., None], x, 0.0), lengths
-
-
-# CNN-RNN
 
 
 class ResidualConvolutions(nn.Module):
@@ -319,9 +323,6 @@ class CnnRnn(nn.Module):
         if self.proj is not None:
             x = F.gelu(self.proj(x))
         return torch.where(valid[..., None], x, 0.0), lengths
-
-
-# The recognizer
 
 
 ENCODERS = {"conformer": Conformer, "cnn_rnn": CnnRnn}

@@ -102,6 +102,8 @@ def load_trained_run(
     try:
         config = ConfigDict(read_config(path))
         change(config)
+        if "attention" in config.model:
+            config.model.attention = "auto"  # the form that trained may need another device
         tokenizers = tokenizer_files.load(workdir, streams.labelled_streams(config.data))
         sizes = {stream: tokenizer.vocab_size for stream, tokenizer in tokenizers.items()}
         # phases are not used: any number of steps per epoch will do

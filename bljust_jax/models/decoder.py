@@ -19,7 +19,8 @@ from bljust_jax.common import config_schema
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Labels, Lengths, Mask, Rng
 from bljust_jax.models import heads, layers
-from bljust_jax.models.attention import MASKED_SCORE, relative_positions
+from bljust_jax.models.attention import MASKED_SCORE
+from bljust_jax.models.attention.relative import relative_positions
 from bljust_jax.models.conformer_block import FeedForward
 from bljust_jax.models.layers import Params
 from bljust_jax.models.norms import LayerNorm, at_least_float32

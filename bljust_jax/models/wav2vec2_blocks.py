@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bljust_jax.common.shapes import Frames, Lengths, Mask
-from bljust_jax.models.attention import MASKED_SCORE
+from bljust_jax.models.attention import MASKED_SCORE, attend, project
 from bljust_jax.models.layers import KERNEL, Dense
 from bljust_jax.models.norms import EPSILON, at_least_float32
 from bljust_jax.ops.log_mel import frame_count, valid_frames
@@ -163,44 +163,49 @@ class Positions(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(q k^T / sqrt(D / H)) v over valid keys, H heads; all four maps have a bias."""
+    """softmax(q k^T / sqrt(D / H)) v over valid keys, H heads; all four maps have a bias.
+
+    `form` is that of `attention.attend`. Dropout of the weights, which not every form offers, is
+    computed in plain XLA.
+    """
 
     heads: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x: Frames, valid: Mask, train: bool = False) -> Frames:
         dim = x.shape[-1]
-        size = dim // self.heads
-
-        def project(name: str) -> Array:
-            y = Dense(dim, dtype=self.dtype, name=name)(x)
-            return y.reshape(*x.shape[:-1], self.heads, size)
-
-        query, key, value = project("query") * size**-0.5, project("key"), project("value")
-        scores = at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", query, key))
-        scores = jnp.where(valid[:, None, None, :], scores, MASKED_SCORE)
-        weights = jax.nn.softmax(scores).astype(self.dtype)
-        weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
-        context = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-        return Dense(dim, dtype=self.dtype, name="out")(context)
+        query, key, value = project(x, self.heads, self.dtype, ("query", "key", "value"))
+        query = query * (dim // self.heads) ** -0.5
+        if train and self.dropout:
+            scores = at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", query, key))
+            scores = jnp.where(valid[:, None, None, :], scores, MASKED_SCORE)
+            weights = jax.nn.softmax(scores).astype(self.dtype)
+            weights = nn.Dropout(self.dropout, deterministic=False)(weights)
+            context = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        else:
+            context = attend(query, key, value, None, valid, form=self.form)
+        return Dense(dim, dtype=self.dtype, name="out")(context.reshape(x.shape))
 
 
 class TransformerBlock(nn.Module):
     """x + attention, x + feed-forward (GELU), each with a LayerNorm: of the branch's input if
     `stable`, else of the sum. Dropout, with rng "dropout", acts on each branch and on the attention
-    weights."""
+    weights; `attention` is the form of `SelfAttention`."""
 
     heads: int
     ff_dim: int
     stable: bool
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Frames, valid: Mask, train: bool = False) -> Frames:
-        attention = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")
+        options = self.dropout, self.dtype, self.attention
+        attention = SelfAttention(self.heads, *options, name="attention")
 
         def feed_forward(x: Array) -> Array:
             hidden = gelu(Dense(self.ff_dim, dtype=self.dtype, name="up")(x))

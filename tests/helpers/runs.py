@@ -37,6 +37,10 @@ def causal(c):
     c.ctc.context = "causal"
 
 
+def rope(c):
+    c.model.positions = "rope"
+
+
 def parakeet(c):
     c.model.update(subsampling="parakeet", norm="batch", heads=4)
     c.features.frontend = "nemo"

@@ -1,4 +1,4 @@
-"""Laws of the Conformer with batch norm and with a window of attention."""
+"""Laws of the Conformer with batch norm, a window of attention, and rotary positions."""
 
 import dataclasses
 import functools
@@ -14,7 +14,9 @@ from bljust_jax.models.encoders.conformer import Conformer
 LENGTHS = jnp.array([61, 34, 0])
 BATCH = Conformer(dim=16, layers=2, heads=2, kernel=5, n_mels=8, channels=4, norm="batch")
 WINDOW = dataclasses.replace(BATCH, norm="layer", window=4)
-MODELS = {"batch": BATCH, "window": WINDOW}
+ROPE = dataclasses.replace(WINDOW, window=0, positions="rope")
+MODELS = {"batch": BATCH, "window": WINDOW, "rope": ROPE}
+MODELS["rope_window"] = dataclasses.replace(ROPE, window=4)
 
 
 def features(frames, padding):
@@ -42,7 +44,7 @@ def encode(model, x, **how):
     return run(params, stats, x)
 
 
-@pytest.mark.daily("batch-train")
+@pytest.mark.daily("batch-train", "rope-causal")
 @pytest.mark.parametrize("how", [{"train": True}, {"context": "causal"}], ids=["train", "causal"])
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_never_matters_nan_included(name, how):
@@ -85,10 +87,12 @@ def test_batch_permutation_and_recomputation_agree():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moved, stats)
 
 
-def test_a_window_sees_as_far_as_its_blocks_and_no_further():
+@pytest.mark.daily("rope_window")
+@pytest.mark.parametrize("name", ["window", "rope_window"])
+def test_a_window_sees_as_far_as_its_blocks_and_no_further(name):
     """Two blocks of 2 frames of attention and 2 of convolution on either side: 8 output frames."""
-    params, _ = weights(WINDOW)
-    run = jax.jit(lambda params, x: WINDOW.apply(params, x, LENGTHS)[0])
+    params, _ = weights(MODELS[name])
+    run = jax.jit(lambda params, x: MODELS[name].apply(params, x, LENGTHS)[0])
     out = run(params, X)
     # feature frame 48 is in reach of frame 12 of the front end, that of output frames 4 and up
     changed = run(params, X.at[:, 48:].set(7.0))
@@ -105,6 +109,23 @@ def test_weights_serve_with_and_without_a_window():
     np.testing.assert_allclose(encode(wide, X)[0], encode(whole, X)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["window", "rope", "rope_window"])
+def test_a_causal_encoder_reads_no_future_frame(name):
+    """Frame t of the output depends on the feature frames up to 4 t + 3; all of them matter."""
+    params, _ = weights(MODELS[name])
+    run = jax.jit(lambda params, x: MODELS[name].apply(params, x, LENGTHS, context="causal")[0])
+    out, changed = run(params, X), run(params, X.at[:, 24:].set(7.0))
+    np.testing.assert_allclose(changed[:, :6], out[:, :6], atol=1e-6)
+    assert np.all(np.abs(changed[0, 6:] - out[0, 6:]).max(-1) > 1e-4)
+
+
+def test_rope_has_no_parameter_for_positions_and_needs_even_heads():
+    shapes = ROPE.shapes()["blocks"]["attention"]
+    assert sorted(shapes) == ["key", "out", "query", "value"]
+    with pytest.raises(UserError, match="heads of even width: dim/heads is 3"):
+        dataclasses.replace(ROPE, dim=18, heads=6)
+
+
 def test_flops_count_the_blocks_that_run_and_the_keys_in_the_window():
     whole = dataclasses.replace(WINDOW, window=0)
     front, one, two = (whole.flops(400, depth) for depth in (0, 1, 2))
@@ -112,6 +133,8 @@ def test_flops_count_the_blocks_that_run_and_the_keys_in_the_window():
     # 100 output frames; 5 keys of a window of 4 for 100, at 6 operations a key, channel and query
     assert two - WINDOW.flops(400) == 2 * 100 * 95 * 6 * 16
     assert WINDOW.flops(12) == whole.flops(12)
+    # rope has no position scores
+    assert whole.flops(400) - ROPE.flops(400) == 2 * 100 * 100 * 2 * 16
 
 
 def test_batch_norm_needs_its_moments_and_starts_at_0_and_1():

@@ -27,6 +27,7 @@ HUGGINGFACE = {
     "base-unigram": (runs.base, runs.pieces("unigram", 32), "Wav2Vec2ForCTC"),
 }
 MODULES = {"bfloat16": runs.bfloat16, "causal": runs.causal, "cnn_rnn": runs.cnn_rnn}
+MODULES |= {"rope": runs.rope}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,29 +7,27 @@ import importlib
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Frames, Mask
-from bljust_jax.models.attention import relative, rope, xla
+from bljust_jax.models.attention import platform, relative, rope, xla
 from bljust_jax.models.attention.task import Task
 from bljust_jax.models.attention.xla import MASKED_SCORE
 from bljust_jax.models.layers import KERNEL, Dense
 
 __all__ = ["MASKED_SCORE", "Attention", "Task", "attend", "choose", "project"]
 
-# All but "auto" are modules of this folder with `attend`, `limit` and DETERMINISTIC.
+# All but "auto" are modules of this folder with `attend`, `available`, `limit` and DETERMINISTIC.
 FORMS = ("auto", "xla", "cudnn", "splash")
 # The rule of "auto": per platform the first of these forms that supports the task and gives the
 # same bits each time, as exact resume needs.
 AUTO = {"gpu": ("cudnn", "xla"), "tpu": ("splash", "xla")}
 
 
-def choose(form: str, task: Task, platform: str | None = None) -> str:
-    """The form that computes `task`: `form` itself, or the choice of "auto" for a platform, by
-    default `jax.default_backend()`; to compile ahead of time for another platform, name the form.
+def choose(form: str, task: Task) -> str:
+    """The form that computes `task`: `form` itself, or the choice of "auto" for `platform()`.
 
     Raises UserError for a named form that does not support the task.
     """
@@ -37,9 +35,12 @@ def choose(form: str, task: Task, platform: str | None = None) -> str:
         if limit := _module(form).limit(task):
             raise UserError(f"attention={form!r} {limit}: set 'auto' or 'xla'")
         return form
-    preferred = AUTO.get(platform or jax.default_backend(), ("xla",))
-    modules = {name: _module(name) for name in preferred}
-    return next(n for n, m in modules.items() if m.DETERMINISTIC and not m.limit(task))
+    modules = {name: _module(name) for name in AUTO.get(platform.platform(), ("xla",))}
+    return next(
+        name
+        for name, module in modules.items()
+        if module.DETERMINISTIC and module.available() and not module.limit(task)
+    )
 
 
 def _module(form: str) -> Any:

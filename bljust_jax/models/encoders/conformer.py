@@ -193,8 +193,8 @@ class Conformer:
 
         `subsampling_flops` + L (2 t ((4 e + 7) d^2 + k d) + 6 t s d), with t output frames,
         e = ff_mult and s = min(t, window + 1) keys per query; 6 t s d are content scores, position
-        scores and weighted sum of attention; L = `depth` if given. A backward pass costs twice as
-        much.
+        scores and weighted sum of attention, 4 t s d without position scores (rope); L = `depth` if
+        given. A backward pass costs twice as much.
         """
         d, separable = self.dim, self.subsampling == "parakeet"
         depth = self.layers if depth is None else depth
@@ -202,7 +202,8 @@ class Conformer:
             frames, self.n_mels, self.channels, d, self.factor, separable
         )
         keys = min(t, 2 * (self.window // 2) + 1) if self.window else t
-        frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + 6 * keys * d
+        scores = 4 if self.positions == "rope" else 6
+        frame = 2 * ((4 * self.ff_mult + 7) * d**2 + self.kernel * d) + scores * keys * d
         return float(subsampling + depth * t * frame)
 
 

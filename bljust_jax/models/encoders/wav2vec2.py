@@ -16,6 +16,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Frames, Lengths, Rng
 from bljust_jax.models import audio_features, encoders, layers, remat
 from bljust_jax.models import wav2vec2_blocks as parts
+from bljust_jax.models.attention import Task, choose
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.ops.log_mel import FULL_SCALE, Counts, frame_count, masked_moments, valid_frames
@@ -53,6 +54,7 @@ class Wav2Vec2:
     remat: rematerialisation policy (`remat.POLICIES`)
     hf_compat: the "group" norm includes padded frames, as in transformers, so that the output
         depends on padding
+    attention: form that computes it (`attention.choose`); changes no result but its rounding
     """
 
     dim: int
@@ -74,6 +76,7 @@ class Wav2Vec2:
     scan_unroll: int = 1
     remat: str = "none"
     hf_compat: bool = False
+    attention: str = "auto"
 
     def __post_init__(self):
         config_schema.check_model(self)
@@ -82,6 +85,7 @@ class Wav2Vec2:
                 raise UserError(f"dim={self.dim} must be a multiple of {name}={number}")
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
             raise UserError("conv_dim, conv_kernel and conv_stride must have as many entries each")
+        choose(self.attention, Task(self.dim // self.heads, jnp.dtype(self.dtype), biased=False))
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -92,7 +96,8 @@ class Wav2Vec2:
             *shapes, self.conv_bias, self.feat_norm, self.hf_compat, dtype=dtype
         )
         block = parts.TransformerBlock(
-            self.heads, self.ff_dim, self.stable_layer_norm, self.dropout, dtype
+            *(self.heads, self.ff_dim, self.stable_layer_norm, self.dropout, dtype),
+            self.attention,
         )
         return {
             "frontend": waveform,
