@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Frames, Mask
+from bljust_jax.models import remat
 from bljust_jax.models.attention import platform, relative, rope, xla
 from bljust_jax.models.attention.task import Task
 from bljust_jax.models.attention.xla import MASKED_SCORE
@@ -92,7 +93,7 @@ def project(x: Frames, heads: int, dtype: Any, biases: tuple[str, ...]) -> list[
     maps = [_Linear(dim, name in biases, name=name)(dim) for name in names]
     # on an axis of their own, as `tensor` splits the last one
     kernel = jnp.stack([kernel.astype(dtype) for kernel, _ in maps], axis=1)
-    product = jnp.einsum("btd,dne->btne", x.astype(dtype), kernel)
+    product = remat.keep(jnp.einsum("btd,dne->btne", x.astype(dtype), kernel), "qkv")
     parts = [product[:, :, n] for n in range(3)]
     for n, (_, bias) in enumerate(maps):
         if bias is not None:

@@ -92,5 +92,6 @@ def _kernel(frames: int, heads: int, task: Task, interpret: bool) -> Any:
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name="attention_context",  # of `remat.NAMES`
         interpret=interpret,
     )

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.common.shapes import Mask
+from bljust_jax.models import remat
 from bljust_jax.models.attention.relative import skew
 from bljust_jax.models.attention.task import Task
 from bljust_jax.models.norms import at_least_float32
@@ -48,7 +49,8 @@ def _forward(query, key, value, bias, mask):
     scores = at_least_float32(scores if bias is None else scores + bias)
     weights = jax.nn.softmax(jnp.where(mask, scores, MASKED_SCORE))
     weights = jnp.where(mask, weights, 0.0).astype(value.dtype)
-    out = jnp.einsum("bhqk,bkhs->bqhs", weights, value)
+    weights = remat.keep(weights, "attention_weights")
+    out = remat.keep(jnp.einsum("bhqk,bkhs->bqhs", weights, value), "attention_context")
     biased = None if bias is None else ()
     return out, (query, key, value, weights, out, biased)
 
