@@ -45,6 +45,7 @@ CONFIGS = {
     "bljust": lambda: quickstart.get_config("smoke"),
     # batch norm, NeMo's features, attention to a window
     "parakeet": lambda: windowed(quickstart.get_config("parakeet,smoke")),
+    "rope": lambda: rotary(quickstart.get_config("smoke")),
     "wav2vec2_just": lambda: wav2vec2_just.get_config("smoke"),
     "lstm": lambda: librispeech.get_config("lstm,smoke"),
     "birq": lambda: birq.get_config("smoke"),
@@ -121,6 +122,11 @@ def linear(config):
 
 def windowed(config):
     config.model.window = 4
+    return config
+
+
+def rotary(config):
+    config.model.positions = "rope"
     return config
 
 
