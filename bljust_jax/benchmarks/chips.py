@@ -4,13 +4,18 @@ libtpu describes TPUs. XLA:GPU compiles from the `target_config` of an NVIDIA GP
 device and without autotuning.
 """
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.models.attention.platform import compile_for
 from bljust_jax.monitoring.peak_flops import DEVICES, Device
 from bljust_jax.ops.ctc import pallas_gpu
 
@@ -85,3 +90,25 @@ def ctc_implementation(chips: Chips) -> str:
     if not chips.target:
         return "pallas_tpu"
     return "pallas_gpu" if jax.__version_info__ >= pallas_gpu.SINCE else "one_scan"
+
+
+@contextlib.contextmanager
+def absent(chips: Chips) -> Iterator[None]:
+    """Programs traced inside are for such chips, which this machine lacks.
+
+    jax asks the present GPU whether it has cuDNN attention and lets no other answer be given. Here,
+    and nowhere in training, its three questions are answered for the chip: cuDNN of the
+    `target_config`, on Hopper. The kernels are not compiled by cuDNN then, as their plans are made
+    on the device.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(compile_for("gpu" if chips.target else "tpu"))
+        if chips.target:
+            answers = {
+                "check_cudnn_version": lambda: 91000,
+                "check_compute_capability": lambda least: float(least) <= 9.0,
+                "is_cuda_compute_capability_equal": lambda other: float(other) == 9.0,
+            }
+            for name, answer in answers.items():
+                stack.enter_context(mock.patch.object(fused_attention_stablehlo, name, answer))
+        yield
