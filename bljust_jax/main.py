@@ -53,6 +53,7 @@ from ml_collections import ConfigDict, config_flags
 
 from bljust_jax.common import config_schema, shipped_configs
 from bljust_jax.common.cli import DONE, PREEMPTED, run_to_exit_code
+from bljust_jax.common.config_schema.training import PSEUDO
 from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.common.files import expand_user
 from bljust_jax.data import bucket_lengths, config_checks
@@ -82,16 +83,24 @@ flags.DEFINE_integer(
 
 def with_chosen_loss(load: Callable[[str], Any]) -> Callable[[str], Any]:
     """`load` of a config, which also adds the fields of the loss that the config or the command
-    line names as config.ssl (`config_schema.with_loss_fields`), for `--config.LOSS.field=value`."""
+    line names as config.ssl (`config_schema.with_loss_fields`), for `--config.LOSS.field=value`;
+    of pseudo-labels for a config.method that has them."""
 
     def load_with_loss(given: str) -> Any:
         config = load(given)
         if config is None:
             return config
-        named = [a.partition("=")[2] for a in sys.argv if a.startswith("--config.ssl=")]
-        return config_schema.with_loss_fields(config, [config.get("ssl", ""), *named][-1])
+        if _last_named("method", config) in PSEUDO:
+            config = config_schema.with_loss_fields(config, "pseudo_label")
+        return config_schema.with_loss_fields(config, _last_named("ssl", config))
 
     return load_with_loss
+
+
+def _last_named(field: str, config: Any) -> str:
+    """The last `--config.FIELD=value` of the command line, else the field of the config."""
+    named = [a.partition("=")[2] for a in sys.argv if a.startswith(f"--config.{field}=")]
+    return [config.get(field, ""), *named][-1]
 
 
 PARSER = FLAGS["config"].parser

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from configs.defaults import schedule
 
 Variant = Callable[[ConfigDict], None]
-METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating")
+METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating", "mpl")
 FIRST, LAST = ("lstm", "lstm_paper", "gru", "parakeet"), ("smoke", "overfit")
 
 
@@ -41,7 +41,7 @@ def set_all_lr(c: ConfigDict, peak: float, warmup: int) -> None:
         c.lr[name] = schedule("constant", peak, warmup)
     c.lr.explore.update(warmup=0.25, warmup_unit="share")
     c.lr.finetune = schedule("cosine", peak, 0)
-    for name in ("supervised", "ptft_supervised"):
+    for name in ("supervised", "ptft_supervised", "pseudo"):
         c.lr[name] = schedule("cosine", peak, warmup)
     c.lr.heads = 1.0
 
@@ -177,7 +177,7 @@ def lstm(c: ConfigDict) -> None:
     # in the joint phase one optimizer trains the encoder, at beta. Shapes and warm-up: ours
     for name in ("explore", "pretrain"):
         c.lr[name] = schedule("constant", 1e-3, 1000)
-    for name in ("joint", "ptft_supervised", "turn_ctc", "turn_ssl"):
+    for name in ("joint", "ptft_supervised", "turn_ctc", "turn_ssl", "pseudo"):
         c.lr[name] = schedule("cosine", 1e-4, 1000)
 
 

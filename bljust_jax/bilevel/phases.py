@@ -6,6 +6,7 @@ weighted_sum   the same, at a constant penalty
 ptft           pretrain: lower | supervised: upper, half of the FLOPs each
 supervised     supervised: upper
 alternating    explore: lower | turns of the lower and the upper loss | finetune: upper
+mpl            supervised: upper | joint: upper > pseudo-labels, at a constant weight
 
 The losses differ in FLOPs per step: CPC on windows encodes 2 to 3 times the audio, and streams have
 batches of their own.
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from bljust_jax.bilevel.schedules import LearningRate, penalty_schedule, warmup_steps
 from bljust_jax.bilevel.types import Phase
+from bljust_jax.common.config_schema.training import PSEUDO
 from bljust_jax.common.errors import UserError
 
 
@@ -28,16 +30,21 @@ def make_phases(
     lower: str,
     heads: tuple[str, ...],
     flops: Callable[[frozenset[str]], float],
+    budget: float | None = None,
 ) -> tuple[Phase, ...]:
     """The phases of `config.method` over two losses, by name.
 
     flops: active losses -> mean FLOPs of a step
+    budget: FLOPs of the run, which the methods of `PSEUDO` need: those of `bljust_flops` over the
+        losses of BL-JUST
 
     An epoch is one pass over the labelled plan, in exploration over the unlabelled one. The groups
     in `heads` have the learning rate of the encoder times `rates.heads` of the phase.
     """
     totals: dict[str, int] = {}
-    table = _table(config, steps_per_epoch, _Cost.of(flops, upper, lower))
+    cost = _Cost.of(flops, upper, lower)
+    pseudo = config.method in PSEUDO
+    table = _pseudo_table(config, budget, cost) if pseudo else _table(config, steps_per_epoch, cost)
     for name, steps in table:
         totals[name] = totals.get(name, 0) + steps
     levels = {"joint": ((upper,), (lower,))}
@@ -46,7 +53,7 @@ def make_phases(
 
     def phase(name: str, steps: int) -> Phase:
         weights = one if len(levels[name]) == 1 else penalised(config, steps_per_epoch["labelled"])
-        rate = config.lr[name]
+        rate = config.lr.pseudo if pseudo and name != "supervised" else config.lr[name]
         if config.method == "ptft" and name == "supervised":  # before the field: that of supervised
             rate = config.lr.get("ptft_supervised", rate)
         return one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name], rate)
@@ -66,18 +73,49 @@ class _Cost(NamedTuple):
         return cls(*(flops(frozenset(losses)) for losses in ((upper,), (lower,), (upper, lower))))
 
 
-def _table(config: Any, steps_per_epoch: Mapping[str, int], cost: _Cost) -> list[tuple[str, int]]:
-    """(name, steps) of each phase of `config.method`, with the FLOPs of BL-JUST's phases."""
+def _lengths(config: Any, steps_per_epoch: Mapping[str, int]) -> tuple[int, int, int]:
+    """Steps of BL-JUST's phases: explore, joint, finetune."""
     length = config.phases
     labelled = steps_per_epoch["labelled"]
     unlabelled = labelled if config.share_forward else steps_per_epoch["unlabelled"]
     unit, unit_ssl = (1, 1) if length.unit == "step" else (labelled, unlabelled)
-    explore, joint, finetune = (
+    return (
         round(length.explore * unit_ssl),
         round(length.joint * unit),
         round(length.finetune * unit),
     )
-    budget = explore * cost.lower + joint * cost.both + finetune * cost.upper
+
+
+def bljust_flops(
+    config: Any,
+    steps_per_epoch: Mapping[str, int],
+    upper: str,
+    lower: str,
+    flops: Callable[[frozenset[str]], float],
+) -> float:
+    """FLOPs of a run of method bljust over these losses: the budget of every method."""
+    return _budget(_lengths(config, steps_per_epoch), _Cost.of(flops, upper, lower))
+
+
+def _budget(lengths: tuple[int, int, int], cost: _Cost) -> float:
+    explore, joint, finetune = lengths
+    return explore * cost.lower + joint * cost.both + finetune * cost.upper
+
+
+def _pseudo_table(config: Any, budget: float | None, cost: _Cost) -> list[tuple[str, int]]:
+    """(name, steps) of each phase of a method of `PSEUDO`: the share `config.pseudo_label.start` of
+    the FLOPs on labels alone, the rest on both losses."""
+    if budget is None:
+        raise ValueError(f"method {config.method} needs the FLOPs of a run")
+    start = round(config.pseudo_label.start * budget / cost.upper)
+    return [("supervised", start), ("joint", round((budget - start * cost.upper) / cost.both))]
+
+
+def _table(config: Any, steps_per_epoch: Mapping[str, int], cost: _Cost) -> list[tuple[str, int]]:
+    """(name, steps) of each phase of `config.method`, with the FLOPs of BL-JUST's phases."""
+    length, labelled = config.phases, steps_per_epoch["labelled"]
+    lengths = explore, joint, finetune = _lengths(config, steps_per_epoch)
+    budget = _budget(lengths, cost)
     if config.method in ("bljust", "weighted_sum"):
         rounds = 1 if length.explore_when == "once" else max(1, round(joint / labelled))
         return _rounds([("explore", explore), ("joint", joint)], rounds) + [("finetune", finetune)]
@@ -137,9 +175,11 @@ def one(k: Any) -> tuple[Any, ...]:
 
 def penalised(config: Any, steps_per_epoch: int) -> Callable[[Any], tuple[Any, ...]]:
     """k -> (1, gamma_k): the penalty rises with the steps of its phases, by `slope` per step or per
-    epoch, of which fractions count; constant for `weighted_sum`."""
+    epoch, of which fractions count; constant for `weighted_sum` and the methods of `PSEUDO`."""
     if config.method == "weighted_sum":
         return lambda k: (1.0, config.penalty.constant)
+    if config.method in PSEUDO:
+        return lambda k: (1.0, config.pseudo_label.weight)
     p = config.penalty
     gamma = penalty_schedule(p.start, p.slope, p.cap)
     per = penalty_unit(config, steps_per_epoch)

@@ -213,6 +213,7 @@ class Recipe:
     borrow: Mapping[str, str] = field(default_factory=dict)
     # {name in frozen: how the step moves it}
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # log lines at the start of a run
 
     @property
     def losses(self) -> frozenset[str]:

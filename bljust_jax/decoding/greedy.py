@@ -1,4 +1,4 @@
-"""Greedy CTC decoding: best path on the device, collapse to labels on the host."""
+"""Greedy CTC decoding: best path on the device, collapse to labels on the host or the device."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,3 +26,16 @@ def collapse(path: Int[np.ndarray, "t"] | Sequence[int], blank: int = 0) -> list
     """
     merged = (int(k) for k, _ in itertools.groupby(path))
     return [k for k in merged if k not in (blank, PADDING)]
+
+
+def collapse_rows(
+    path: Int[Array, "b t"], room: int, blank: int = 0
+) -> tuple[Int[Array, "b u"], Int[Array, "b"]]:
+    """`collapse` of each row of `best_path`, on the device: (labels int32 `[B, room]`, 0 after
+    their end; their number `[B]`, above `room` where some were left off)."""
+    before = jnp.pad(path, ((0, 0), (1, 0)), constant_values=PADDING)[:, :-1]
+    kept = (path != before) & (path != blank) & (path != PADDING)
+    place = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, room)
+    rows = jnp.arange(path.shape[0])[:, None]
+    labels = jnp.zeros((path.shape[0], room), jnp.int32).at[rows, place].set(path, mode="drop")
+    return labels, jnp.sum(kept, axis=1, dtype=jnp.int32)

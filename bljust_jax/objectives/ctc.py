@@ -65,6 +65,13 @@ class Ctc(EncoderObjective):
     def logits(self, params: Any, output: Frames) -> Logits:
         return heads.apply(params[self.head], output)
 
+    def predict(self, params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
+        """(logits [B, T, K], lengths [B]) of the audio of a batch, without augmentation or
+        dropout."""
+        audio = batch["audio"], batch["audio_lengths"]
+        encoded = self.encoder.encode_audio(params, stats, *audio, context=self.context)
+        return self.logits(params, encoded.output), encoded.lengths
+
     def apply(self, params, extras, batch, rng):
         data = batch[self.stream]
         encoded = self.encode_augmented(params, extras, data, self.context, *jax.random.split(rng))

@@ -9,7 +9,9 @@ ICASSP 2024 (arXiv 2401.06980) and the journal version with its three phases (ar
     finetune  encoder, ctc_head             tau    grad f
 
 f is CTC on the labelled stream, g the loss `config.ssl` (CPC; wav2vec 2.0 in Wav2Vec2-JUST) on the
-unlabelled one. The baselines are other phase tables with the same objectives (`bilevel/phases.py`).
+unlabelled one. The baselines are other phase tables with the same objectives (`bilevel/phases.py`);
+in semi-supervised ones (`PSEUDO`) the lower loss is CTC with pseudo-labels instead
+(`objectives/pseudo_label.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from bljust_jax import objectives
 from bljust_jax.bilevel import phases
 from bljust_jax.bilevel.levels import combine_levels
 from bljust_jax.bilevel.types import Recipe
+from bljust_jax.common.config_schema import losses as config_losses
+from bljust_jax.common.config_schema.training import PSEUDO
 from bljust_jax.common.errors import UserError
 from bljust_jax.models import encoders
+from bljust_jax.objectives import pseudo_label
 from bljust_jax.objectives.shared_forward import SharedForward
 from bljust_jax.recipes import Facts, assemble, head_owners, step_flops
 from bljust_jax.tasks import recognition
@@ -33,22 +38,30 @@ def build(config: Any, facts: Facts) -> Recipe:
     upper, task = recognition.build(config, encoder, labels, suited=facts.measure)
     lower = objectives.load(config.ssl)(config, encoder)
     both = (upper, lower)
-    names, heads = (upper.name, lower.name), tuple(head_owners(both))
-    system = both
+    system, budget, warnings = both, None, ()
     if config.share_forward:
         check_shareable(config, lower)
         system = (SharedForward(parts=both),)
+    if config.method in PSEUDO:
+        about = config, facts.steps_per_epoch, upper.name, lower.name
+        budget = phases.bljust_flops(*about, step_flops(config, facts, system))
+        config = config_losses.complete(config, "pseudo_label", pseudo_label.FIELDS)
+        lower = pseudo_label.build_teacher(config, upper, facts.steps_per_epoch["unlabelled"])
+        system = both = (upper, lower)
+        warnings = pseudo_label.warnings(config)
+    names, heads = (upper.name, lower.name), tuple(head_owners(both))
     return assemble(
         config,
         encoder,
         system,
         heads=both,
         phases=phases.make_phases(
-            config, facts.steps_per_epoch, *names, heads, step_flops(config, facts, system)
+            config, facts.steps_per_epoch, *names, heads, step_flops(config, facts, system), budget
         ),
         combiner=combine_levels(),
         tasks=(task,),
         gradients=config.gradients,
+        warnings=warnings,
     )
 
 
@@ -66,6 +79,7 @@ def check_shareable(config: Any, lower: objectives.EncoderObjective) -> None:
         (masks == 0, "CPC reads unmasked features: set specaugment's numbers of masks to 0"),
         (not data.unlabelled, "both levels read data.train: data.unlabelled must be empty"),
         (whole, "both levels read data.train: all of it must be labelled"),
+        (config.method not in PSEUDO, f"method {config.method} has two passes"),
     ):
         if not met:
             raise UserError(f"config.share_forward=True: {reason}")

@@ -1,6 +1,5 @@
 """Speech recognition by CTC on an encoder: its objective, and the logits that are decoded."""
 
-from functools import partial
 from typing import Any
 
 from bljust_jax.bilevel.types import Task
@@ -43,13 +42,6 @@ def build(
     )
     measure = config.data.measure if single else config.data.streams[stream].measure
     measure = suited if measure == "auto" else measure
-    name, recognise = "" if single else stream, partial(predict, objective)
-    losses = {objective.name: objective.nats}
-    return objective, Task(name, stream, measure, objective.head, recognise, losses=losses)
-
-
-def predict(objective: ctc.Ctc, params: Any, stats: Any, batch: Any) -> tuple[Any, Any]:
-    """(logits [B, T, K], lengths [B]) of the audio of a batch, without augmentation or dropout."""
-    audio = batch["audio"], batch["audio_lengths"]
-    encoded = objective.encoder.encode_audio(params, stats, *audio, context=objective.context)
-    return objective.logits(params, encoded.output), encoded.lengths
+    name, losses = "" if single else stream, {objective.name: objective.nats}
+    task = Task(name, stream, measure, objective.head, objective.predict, losses=losses)
+    return objective, task

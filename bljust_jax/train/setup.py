@@ -294,4 +294,5 @@ def describe(system: System, corpus: Corpus) -> list[str]:
         *corpus.summary(),
         *corpus.infeasible(recipe.frames, recognised),
         "parameters: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()),
+        *(f"warning: {line}" for line in recipe.warnings),
     ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.decoding.greedy import best_path, collapse
+from bljust_jax.decoding.greedy import best_path, collapse, collapse_rows
 
 
 @pytest.mark.parametrize("blank", [0, 1])
@@ -37,3 +37,16 @@ def test_collapsed_best_path_is_the_most_probable_labelling_of_a_confident_latti
     path = [0, 2, 2, 0, 2, 1, 1, 0]
     logits = 5.0 * jax.nn.one_hot(jnp.array([path]), 3)
     assert collapse(np.asarray(best_path(logits, jnp.array([8])))[0]) == [2, 2, 1]
+
+
+@pytest.mark.parametrize("room", [6, 2])
+def test_collapse_on_the_device_is_that_of_the_host(room):
+    """Every path of five frames over three classes, with padding; more labels than fit are counted
+    and left off."""
+    paths = np.array([(*p, -1) for p in itertools.product(range(3), repeat=5)], np.int32)
+    labels, counts = jax.jit(collapse_rows, static_argnums=1)(jnp.asarray(paths), room)
+    assert labels.dtype == counts.dtype == jnp.int32
+    for path, row, count in zip(paths, np.asarray(labels), counts, strict=True):
+        expected = collapse(path)
+        assert count == len(expected)
+        assert row.tolist() == (expected + [0] * room)[:room]

@@ -34,6 +34,7 @@ DAILY = pytest.mark.daily(
     "birq-*",
     "best_rq-best_rq",
     "m2asr-st*",
+    "mpl-pseudo_label",
     "hubert-hubert",
     "data2vec-data2vec",
 )

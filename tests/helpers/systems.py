@@ -28,7 +28,7 @@ SMALL = {
     "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 1, "channels": 4, "latent_dim": 16, "units": 8},
 }
 # Objectives that no value of config.ssl names: of recipes, and parts of others.
-NO_SSL = {"ctc", "birq", "cross_entropy", "shared_forward", "masked_frames"}
+NO_SSL = {"ctc", "birq", "cross_entropy", "shared_forward", "masked_frames", "pseudo_label"}
 
 
 def with_loss(loss):
@@ -50,12 +50,15 @@ CONFIGS = {
     "lstm": lambda: librispeech.get_config("lstm,smoke"),
     "birq": lambda: birq.get_config("smoke"),
     "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
+    "mpl": lambda: quickstart.get_config("mpl,smoke"),
     "hubert": lambda: with_loss("hubert"),
     "data2vec": lambda: with_loss("data2vec"),
     # nightly: each on an encoder that masks itself, and on one of other blocks
     "hubert_wav2vec2": lambda: choose_loss(wav2vec2_just.get_config("smoke"), "hubert"),
     "data2vec_wav2vec2": lambda: choose_loss(wav2vec2_just.get_config("smoke"), "data2vec"),
     "data2vec_lstm": lambda: choose_loss(librispeech.get_config("lstm,smoke"), "data2vec"),
+    "mpl_wav2vec2": lambda: wav2vec2_just.get_config("mpl,smoke"),
+    "mpl_lstm": lambda: librispeech.get_config("lstm,mpl,smoke"),
     "m2asr": lambda: m2asr.get_config("digits,smoke"),
     "m2asr_linear": lambda: linear(m2asr.get_config("digits,linear,smoke")),
 }

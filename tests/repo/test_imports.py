@@ -36,7 +36,7 @@ ALLOWED = {
     "ops": JAX | {"common", "parallel"},
     "bilevel": LOOP | {"common", "parallel"},
     "models": JAX | {"common", "parallel", "ops", "flax"},
-    "objectives": JAX | {"common", "ops", "bilevel", "models"},
+    "objectives": JAX | {"common", "decoding", "ops", "bilevel", "models"},
     "export": JAX | {
         *("common", "ops", "models", "data", "decoding"),
         *("safetensors", "sentencepiece", "torch", "transformers", "ml_collections"),

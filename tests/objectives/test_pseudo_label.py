@@ -1,0 +1,215 @@
+"""Pseudo-labels: labels as `evaluate` makes them, a teacher without gradient, weight 0."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bljust_jax import recipes
+from bljust_jax.bilevel import step
+from bljust_jax.bilevel.optimizer import group_of_parameters
+from bljust_jax.bilevel.types import Extras, Weights
+from bljust_jax.common import trees
+from bljust_jax.decoding import greedy
+from bljust_jax.inference.decode_split import greedy_decoder
+from bljust_jax.objectives import pseudo_label
+from tests.helpers import systems, toy
+
+KEY = jax.random.key(5)
+ENCODERS = pytest.mark.parametrize(
+    "system",
+    ["mpl", pytest.param("mpl_lstm", marks=pytest.mark.slow)]
+    + [pytest.param("mpl_wav2vec2", marks=pytest.mark.slow)],
+)
+
+
+@functools.cache
+def bound(system="mpl"):
+    """(recipe, objective, parameters, extras with a teacher that differs, batch)."""
+    recipe = systems.build(system)
+    # room for a label per frame of any encoder
+    objective = dataclasses.replace(recipe.objectives[1], labels_per_second=100)
+    draw = jax.jit(recipe.init)
+    params, frozen, stats = draw(jax.random.key(0))
+    other, _, _ = draw(jax.random.key(1))
+    # heads far from 0, so that greedy paths vary
+    teacher = {key: other[part] for key, part in objective.parts.items()}
+    teacher["teacher_ctc_head"] = jax.tree.map(lambda x: 30 * x, teacher["teacher_ctc_head"])
+    scale = dict.fromkeys(recipe.losses, 1.0)
+    extras = Extras(jnp.int32(0), frozen | teacher, stats, params, scale)
+    return recipe, objective, params, extras, systems.make_batch()
+
+
+def teacher_params(objective, extras):
+    return {part: extras.frozen[key] for key, part in objective.parts.items()}
+
+
+@ENCODERS
+def test_labels_are_the_hypotheses_of_evaluate(system):
+    recipe, objective, params, extras, batch = bound(system)
+    found = jax.jit(objective.teach)(params, extras, batch)
+    weights = Weights(teacher_params(objective, extras), extras.stats)
+    (task,) = recipe.tasks
+    decode = greedy_decoder(dataclasses.replace(task, losses={}))
+    paths = np.asarray(jax.jit(decode)(weights, batch)["path"])
+    counts = np.asarray(found.label_lengths)
+    assert counts[0] > 3, "too short a text to compare"
+    for row, path in enumerate(paths):
+        labels = greedy.collapse(path)
+        assert list(np.asarray(found.labels)[row, : counts[row]]) == labels
+        assert counts[row] == len(labels)
+    assert counts[1] == 0, "a row without audio"
+
+
+def test_confidence_is_the_geometric_mean_at_the_frames_of_labels():
+    _, objective, params, extras, batch = bound()
+    found = objective.teach(params, extras, batch)
+    logits, frames = objective.ctc.predict(teacher_params(objective, extras), extras.stats, batch)
+    for row, length in enumerate(np.asarray(frames)):
+        probabilities = np.asarray(jax.nn.softmax(logits[row, :length]), np.float64)
+        best = probabilities.max(-1)[probabilities.argmax(-1) > 0]
+        expected = np.exp(np.log(best).mean()) if len(best) else 0.0
+        np.testing.assert_allclose(found.confidence[row], expected, rtol=1e-5)
+
+
+@ENCODERS
+def test_loss_is_that_of_ctc_with_these_labels(system):
+    """Value, weight and gradient: so no gradient passes through the labels."""
+    _, objective, params, extras, batch = bound(system)
+    found = objective.teach(params, extras, batch)
+    labelled = {**batch, "labels": found.labels, "label_lengths": found.label_lengths}
+    extras = extras._replace(scale=dict.fromkeys(extras.scale, 0.5))
+
+    def pseudo(params):
+        return objective.apply(params, extras, {"unlabelled": batch}, KEY)[0]["pseudo_label"]
+
+    def supervised(params):
+        return objective.ctc.apply(params, extras, {"labelled": labelled}, KEY)[0]["ctc"]
+
+    (one, weight), grads = jax.jit(jax.value_and_grad(pseudo, has_aux=True))(params)
+    (other, same), expected = jax.jit(jax.value_and_grad(supervised, has_aux=True))(params)
+    np.testing.assert_allclose((one, weight), (other, same), rtol=1e-6)
+    # the scale of a loss applies to the head as well, which both losses own
+    expected["ctc_head"] = jax.tree.map(lambda g: 0.5 * g, expected["ctc_head"])
+    systems.assert_close_leaf_by_leaf(grads, expected, 1e-5)
+
+
+def test_no_gradient_reaches_the_teacher():
+    _, objective, params, extras, batch = bound()
+
+    def loss(params, frozen):
+        given = extras._replace(frozen=frozen)
+        return objective.apply(params, given, {"unlabelled": batch}, KEY)[0]["pseudo_label"][0]
+
+    own, teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, extras.frozen)
+    assert float(trees.norm(own)) > 0
+    assert not any(np.any(x) for x in jax.tree.leaves(teacher))
+
+
+def metrics_of(objective, params, extras, batch):
+    """({metric: sum / weight}, weight of the loss)."""
+    losses, aux = objective.apply(params, extras, {"unlabelled": batch}, KEY)
+    means = {k: float(s) / max(float(w), 1e-9) for k, (s, w) in aux.metrics.items()}
+    return means, float(losses["pseudo_label"][1])
+
+
+def test_rows_without_labels_or_with_too_many_are_masked_and_counted():
+    _, objective, params, extras, batch = bound()
+    found = objective.teach(params, extras, batch)
+    counts, seconds = np.asarray(found.label_lengths), np.asarray(batch["audio_lengths"]) / 16000
+    rate = float(np.sort(counts / np.maximum(seconds, 1e-9))[-2]) + 1e-3  # one row is denser
+    narrow = dataclasses.replace(objective, labels_per_second=rate)
+    means, weight = metrics_of(narrow, params, extras, batch)
+    densest = np.argmax(counts / np.maximum(seconds, 1e-9))
+    assert weight == counts.sum() - counts[densest]
+    assert means["pseudo_label/masked"] == pytest.approx(1 / 3)  # one of four rows has no audio
+    assert means["pseudo_label/empty"] == 0
+    # a blank that always wins
+    head = extras.frozen["teacher_ctc_head"]
+    blank = {**head, "bias": head["bias"].at[0].set(1e4)}
+    extras = extras._replace(frozen=extras.frozen | {"teacher_ctc_head": blank})
+    means, weight = metrics_of(objective, params, extras, batch)
+    assert weight == 0
+    assert means["pseudo_label/empty"] == 1
+    assert means["pseudo_label/masked"] == means["pseudo_label/confidence"] == 0
+
+
+def test_half_life_of_the_teacher():
+    config = systems.config_for("mpl")
+    recipe = recipes.load("bljust")(config, systems.FACTS)
+    epoch = systems.FACTS.steps_per_epoch["unlabelled"]
+    assert recipe.objectives[1].decay ** epoch == pytest.approx(0.5)
+    with config.unlocked():
+        config.pseudo_label = {"half_life": 7}
+    recipe = recipes.load("bljust")(config, systems.FACTS)
+    assert recipe.objectives[1].decay ** 7 == pytest.approx(0.5)
+    assert {t.decay(3) for t in recipe.teachers.values()} == {recipe.objectives[1].decay}
+
+
+@functools.cache
+def joint_program(system="mpl"):
+    """(state, step) of SGD in one program of two phases: step 0 is supervised, steps 1 and 2 have
+    the pseudo-labels at weights 0 and 1."""
+    recipe = recipes.load("bljust")(systems.undisturbed(system), systems.FACTS)
+    supervised, joint = recipe.phases
+    weights = jnp.array([0.0, 1.0])
+    phases = (
+        dataclasses.replace(supervised, steps=1),
+        dataclasses.replace(joint, steps=2, weights=lambda k: (1.0, weights[k])),
+    )
+    recipe = dataclasses.replace(recipe, phases=phases)
+    optimizer = toy.sgd(recipe.combiner, 1.0)
+    state = systems.begin(recipe, optimizer)
+    groups = group_of_parameters(state.params, recipe.groups)
+    return state, jax.jit(step.make_train_step(recipe, phases, optimizer, groups, 0))
+
+
+def test_weight_zero_is_supervised_training_bit_for_bit():
+    """In one program; at weight 1 the pseudo-labels change the parameters."""
+    state, train_step = joint_program()
+    after = [
+        train_step(state._replace(step=jnp.int32(now)), systems.two_streams())[0].params
+        for now in range(3)
+    ]
+    supervised, zero, one = map(jax.tree.leaves, after)
+    for a, b in zip(supervised, zero, strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(zero, one, strict=True))
+
+
+def test_the_teacher_follows_the_student_after_the_supervised_phase():
+    state, train_step = joint_program()
+    decay = recipes.load("bljust")(systems.undisturbed("mpl"), systems.FACTS).objectives[1].decay
+    expected, batch = None, systems.two_streams()
+    for now in range(3):
+        student = jax.tree.map(np.asarray, state.params)
+        state, _ = train_step(state, batch)
+        if now == 0:
+            continue
+        for key, part in (("teacher_encoder", "encoder"), ("teacher_ctc_head", "ctc_head")):
+            own = student[part] if now == 1 else expected[part]
+            moved = jax.tree.map(lambda t, s: decay * t + (1 - decay) * s, own, student[part])
+            for a, b in zip(*map(jax.tree.leaves, (state.frozen[key], moved)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+        expected = {
+            part: jax.tree.map(np.asarray, state.frozen[key])
+            for key, part in (("teacher_encoder", "encoder"), ("teacher_ctc_head", "ctc_head"))
+        }
+
+
+def test_cost_has_the_pass_of_the_teacher():
+    _, objective, *_ = bound()
+    assert objective.cost({"pseudo_label"}, 2.0) == objective.ctc.cost({"ctc"}, 2.0) * 4 / 3
+    expected = objective.ctc.head_cost({"ctc"}, 2.0) * 4 / 3
+    assert objective.head_cost({"pseudo_label"}, 2.0) == expected
+
+
+def test_batch_norm_is_warned_of():
+    config = systems.config_for("mpl")
+    assert pseudo_label.warnings(config) == ()
+    config.model.norm = "batch"
+    (line,) = pseudo_label.warnings(config)
+    assert "2110.04948" in line
