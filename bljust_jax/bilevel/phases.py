@@ -30,7 +30,7 @@ def make_phases(
     lower: str,
     heads: tuple[str, ...],
     flops: Callable[[frozenset[str]], float],
-    budget: float | None = None,
+    budget: float | int | None = None,
 ) -> tuple[Phase, ...]:
     """The phases of `config.method` over two losses, by name.
 
@@ -92,17 +92,17 @@ def bljust_flops(
     upper: str,
     lower: str,
     flops: Callable[[frozenset[str]], float],
-) -> float:
+) -> float | int:
     """FLOPs of a run of method bljust over these losses: the budget of every method."""
     return _budget(_lengths(config, steps_per_epoch), _Cost.of(flops, upper, lower))
 
 
-def _budget(lengths: tuple[int, int, int], cost: _Cost) -> float:
+def _budget(lengths: tuple[int, int, int], cost: _Cost) -> float | int:
     explore, joint, finetune = lengths
     return explore * cost.lower + joint * cost.both + finetune * cost.upper
 
 
-def _pseudo_table(config: Any, budget: float | None, cost: _Cost) -> list[tuple[str, int]]:
+def _pseudo_table(config: Any, budget: float | int | None, cost: _Cost) -> list[tuple[str, int]]:
     """(name, steps) of each phase of a method of `PSEUDO`: the share `config.pseudo_label.start` of
     the FLOPs on labels alone, the rest on both losses."""
     if budget is None:

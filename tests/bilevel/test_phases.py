@@ -192,3 +192,30 @@ def test_each_phase_has_its_own_rate():
         phase = one_of(name, method=method, **{f"lr.{name}": rate})
         assert float(phase.lr["encoder"](3)) == pytest.approx(0.1 + n, rel=1e-6)
         assert phase.moments == "keep"
+
+
+def make_pseudo(method, budget, costs, **fields):
+    """costs: FLOPs of a step with ctc, with pseudo-labels, with both."""
+    c = config(method=method)
+    c.pseudo_label = {"start": 0.4, "weight": 0.6, **fields}
+    losses = "ctc", "pseudo_label"
+    flops = {frozenset({name}): costs[n] for n, name in enumerate(losses)}
+    flops[frozenset(losses)] = costs[2]
+    return phases.make_phases(c, EPOCHS, *losses, ("ctc_head",), flops.get, budget)
+
+
+def test_pseudo_labels_follow_a_supervised_start_in_the_flops_of_the_run():
+    """0.4 of 100 FLOPs on labels at 1 per step, the rest at 2.5; a constant weight, one rate."""
+    made = make_pseudo("mpl", 100, (1, 1.5, 2.5))
+    assert lengths(made) == [("supervised", 40), ("joint", 24)]
+    assert [p.levels for p in made] == [(("ctc",),), (("ctc",), ("pseudo_label",))]
+    assert [made[1].weights(k) for k in (0, 23)] == [(1.0, 0.6)] * 2
+    rates = defaults.base().lr
+    assert [p.lr["encoder"].peak for p in made] == [rates.supervised.peak, rates.pseudo.peak]
+    with pytest.raises(ValueError, match="needs the FLOPs of a run"):
+        make_pseudo("mpl", None, (1, 1.5, 2.5))
+
+
+def test_the_budget_is_that_of_method_bljust():
+    flops = {frozenset({"ctc"}): 1, frozenset({"cpc"}): 3, frozenset({"ctc", "cpc"}): 4}
+    assert phases.bljust_flops(config(), EPOCHS, "ctc", "cpc", flops.get) == 49

@@ -82,7 +82,7 @@ def test_a_number_out_of_range_is_named(module, field, value, said):
 def test_each_field_of_each_config_has_a_row_and_each_row_a_field():
     described = set()
     configs = {f"{m.__name__}:{variant}": m.get_config(variant) for m, variant in CONFIGS}
-    configs |= {loss: with_loss(loss) for loss in SELECTABLE}
+    configs |= {loss: with_loss(loss) for loss in (*SELECTABLE, "pseudo_label")}
     for where, config in configs.items():
         for name, value, row in config_schema.rows(config):
             assert row is not None, f"{where}: no row for {name}"

@@ -19,6 +19,7 @@ from bljust_jax.objectives import pseudo_label
 from tests.helpers import systems, toy
 
 KEY = jax.random.key(5)
+OWN = frozenset({"pseudo_label"})
 ENCODERS = pytest.mark.parametrize(
     "system",
     ["mpl", pytest.param("mpl_lstm", marks=pytest.mark.slow)]
@@ -202,9 +203,9 @@ def test_the_teacher_follows_the_student_after_the_supervised_phase():
 
 def test_cost_has_the_pass_of_the_teacher():
     _, objective, *_ = bound()
-    assert objective.cost({"pseudo_label"}, 2.0) == objective.ctc.cost({"ctc"}, 2.0) * 4 / 3
-    expected = objective.ctc.head_cost({"ctc"}, 2.0) * 4 / 3
-    assert objective.head_cost({"pseudo_label"}, 2.0) == expected
+    assert objective.cost(OWN, 2.0) == objective.ctc.cost(OWN, 2.0) * 4 / 3
+    expected = objective.ctc.head_cost(OWN, 2.0) * 4 / 3
+    assert objective.head_cost(OWN, 2.0) == expected
 
 
 def test_batch_norm_is_warned_of():
