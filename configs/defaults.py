@@ -18,7 +18,7 @@ def base() -> ConfigDict:
     """All fields with BL-JUST's defaults."""
     c = ConfigDict()
     c.recipe = "bljust"  # module of bljust_jax/recipes: bljust | birq | m2asr
-    # of equal compute: bljust | ptft | supervised | weighted_sum | alternating | mpl
+    # of equal compute: bljust | ptft | supervised | weighted_sum | alternating | mpl | slimipl
     c.method = "bljust"
     c.encoder = "conformer"  # module of bljust_jax/models/encoders; its fields are c.model
     c.ssl = "cpc"  # module of bljust_jax/objectives, the lower level; its fields are c.<ssl>

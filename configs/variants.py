@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from configs.defaults import schedule
 
 Variant = Callable[[ConfigDict], None]
-METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating", "mpl")
+METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating", "mpl", "slimipl")
 FIRST, LAST = ("lstm", "lstm_paper", "gru", "parakeet"), ("smoke", "overfit")
 
 
@@ -187,8 +187,15 @@ def gru(c: ConfigDict) -> None:
     c.model.update(kind="gru", units=512, proj=2048)
 
 
+def slimipl(c: ConfigDict) -> None:
+    """Variant `slimipl`: with its number of time masks in SpecAugment, of 50 frames there."""
+    c.method = "slimipl"
+    c.specaugment.time_masks = 10
+
+
 COMMON: dict[str, Variant] = {
     **{name: method(name) for name in METHODS},
+    "slimipl": slimipl,
     "parakeet": parakeet,
     "lstm": lstm,
     "gru": gru,

@@ -190,7 +190,8 @@ def _gradient_if(
     def skip(state, *operands):
         del operands
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, aux.metrics))
-        return zeros[0], Aux(zeros[1], {name: state.stats[name] for name in aux.stats})
+        arrays = state.stats | state.frozen
+        return zeros[0], Aux(zeros[1], {name: arrays[name] for name in aux.stats})
 
     return jax.lax.cond(active, take, skip, state, *operands)
 

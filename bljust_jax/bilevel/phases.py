@@ -7,6 +7,7 @@ ptft           pretrain: lower | supervised: upper, half of the FLOPs each
 supervised     supervised: upper
 alternating    explore: lower | turns of the lower and the upper loss | finetune: upper
 mpl            supervised: upper | joint: upper > pseudo-labels, at a constant weight
+slimipl        supervised: upper | turns of 1 step: upper, `ratio` steps: pseudo-labels
 
 The losses differ in FLOPs per step: CPC on windows encodes 2 to 3 times the audio, and streams have
 batches of their own.
@@ -14,6 +15,7 @@ batches of their own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -48,7 +50,7 @@ def make_phases(
     for name, steps in table:
         totals[name] = totals.get(name, 0) + steps
     levels = {"joint": ((upper,), (lower,))}
-    levels |= dict.fromkeys(("explore", "pretrain", "turn_ssl"), ((lower,),))
+    levels |= dict.fromkeys(("explore", "pretrain", "turn_ssl", "turn_pseudo"), ((lower,),))
     levels |= dict.fromkeys(("finetune", "supervised", "turn_ctc"), ((upper,),))
 
     def phase(name: str, steps: int) -> Phase:
@@ -56,7 +58,8 @@ def make_phases(
         rate = config.lr.pseudo if pseudo and name != "supervised" else config.lr[name]
         if config.method == "ptft" and name == "supervised":  # before the field: that of supervised
             rate = config.lr.get("ptft_supervised", rate)
-        return one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name], rate)
+        made = one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name], rate)
+        return dataclasses.replace(made, turn=pseudo and name.startswith("turn"))
 
     return tuple(phase(name, steps) for name, steps in table if steps > 0)
 
@@ -108,7 +111,12 @@ def _pseudo_table(config: Any, budget: float | int | None, cost: _Cost) -> list[
     if budget is None:
         raise ValueError(f"method {config.method} needs the FLOPs of a run")
     start = round(config.pseudo_label.start * budget / cost.upper)
-    return [("supervised", start), ("joint", round((budget - start * cost.upper) / cost.both))]
+    rest = budget - start * cost.upper
+    if config.method == "slimipl":
+        turn = [("turn_ctc", 1), ("turn_pseudo", config.pseudo_label.ratio)]
+        turns = max(1, round(rest / (cost.upper + config.pseudo_label.ratio * cost.lower)))
+        return [("supervised", start), *turns * turn]
+    return [("supervised", start), ("joint", round(rest / cost.both))]
 
 
 def _table(config: Any, steps_per_epoch: Mapping[str, int], cost: _Cost) -> list[tuple[str, int]]:

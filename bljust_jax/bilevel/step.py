@@ -95,6 +95,8 @@ def make_train_step(
         grads, level_weights, metrics, new_stats = take_gradients(
             facts, now, taught, batch, lambda name: stream_key(seed, name, state.step)
         )
+        moved = {name: new_stats.pop(name) for name in [*new_stats] if name in state.frozen}
+        teachers |= moved
         new, combiner_state, updates, ok = apply_gradients(
             optimizer, now, state, grads, level_weights, new_stats, teachers
         )

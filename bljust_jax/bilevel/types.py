@@ -67,7 +67,7 @@ class Extras(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """Metrics and updated statistics of an objective."""
+    """Metrics and updated arrays of an objective: statistics, and frozen arrays by name."""
 
     metrics: Means
     stats: dict
@@ -125,6 +125,8 @@ class Phase:
     combine: tuple[str, ...] = ()
     # {loss: weight} within a level of "sum"; 1 for losses that are not named
     inner: Mapping[str, float] = field(default_factory=dict)
+    # one of many short phases that take turns: no window of metrics ends with it
+    turn: bool = False
 
     @property
     def losses(self) -> frozenset[str]:
@@ -214,6 +216,10 @@ class Recipe:
     # {name in frozen: how the step moves it}
     teachers: Mapping[str, Teacher] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # log lines at the start of a run
+    # order of the unlabelled batches of phases without labelled ones (`data/replay.Replay`), and
+    # the frozen array of what is kept of them, which no other run can start from
+    replay: Any = None
+    cache: str = ""
 
     @property
     def losses(self) -> frozenset[str]:

@@ -23,6 +23,7 @@ from bljust_jax.data.batch_plan import Item, Plan, shares
 from bljust_jax.data.buckets import Bucket, bucket_table
 from bljust_jax.data.frame_labels import FrameLabels
 from bljust_jax.data.quarantine import Quarantine
+from bljust_jax.data.replay import Replay
 from bljust_jax.data.scripts import measure_of
 from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Batch, Splits, empty_batch, fill_row, open_split
@@ -63,6 +64,8 @@ class Corpus(Splits):
         super().__init__(*parts)
         data, self._seed, self._notes = self._data, seed, list(notes)
         self.frame_labels, self._augment = frame_labels, chain.Chain(data, seed)
+        # order of the unlabelled batches of steps without labelled ones; None: that of the plan
+        self.replay: Replay | None = None
         self._labels = {name: self._count_labels(name) for name in self.streams}
         sizes = [hours(self.utterances(name)) for name in self.streams]
         parts = shares(sizes, data.temperature) * len(sizes) * data.batch_seconds
@@ -168,8 +171,16 @@ class Corpus(Splits):
 
         The step takes the driver's n-th batch, n the number of earlier steps with this driver.
         Every other stream takes its own batches of the driver's bucket, by the driver's count, or
-        batch n if it has one bucket.
+        batch n if it has one bucket. With `replay` the unlabelled stream as driver takes the batch
+        of the n-th draw.
         """
+        leader, n, needed = self._count(segments, step)
+        if self.replay and leader == UNLABELLED:
+            n = self.replay[n].batch
+        return self._draws(leader, n, needed)
+
+    def _count(self, segments: Sequence[Segment], step: int) -> tuple[str, int, tuple[str, ...]]:
+        """(driver of a step, number of earlier steps with this driver, streams)."""
         n = 0
         for segment in segments:
             if segment.start <= step < segment.start + segment.length:
@@ -180,9 +191,13 @@ class Corpus(Splits):
         for earlier in segments:
             if self.driver(earlier.streams) == leader:
                 n += min(max(step - earlier.start, 0), earlier.length)
+        return leader, n, segment.streams
+
+    def _draws(self, leader: str, n: int, needed: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """`draws` of the driver's n-th batch."""
         k = self.plans[leader].bucket_of(n)
         m = self.plans[leader].count(k, n)
-        return {s: (0, n) if self._has_one_bucket(s, leader) else (k, m) for s in segment.streams}
+        return {s: (0, n) if self._has_one_bucket(s, leader) else (k, m) for s in needed}
 
     def _has_one_bucket(self, stream: str, leader: str) -> bool:
         """Whether a stream has a single bucket, used with every bucket of the leader."""
@@ -220,7 +235,10 @@ class Corpus(Splits):
         labelled, found = stream in self.streams, self.frame_labels
         frames = found.room(bucket.seconds) if found and stream == UNLABELLED else 0
         rate = self._data.sample_rate
-        return empty_batch(bucket, rows, rate, labelled=labelled, frame_labels=frames)
+        made = empty_batch(bucket, rows, rate, labelled=labelled, frame_labels=frames)
+        if self.replay and stream == UNLABELLED:  # of the whole batch, the same in every row
+            made |= {key: np.zeros(rows, np.int32) for key in ("cache_slot", "cache_fresh")}
+        return made
 
     def with_frame_labels(self, batch: Batch, members: Sequence[Utterance]) -> Batch:
         """A batch of `eval_batches` with its frame labels, if the corpus has some."""
@@ -229,17 +247,20 @@ class Corpus(Splits):
 
     def shape_at(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, float]]:
         """{stream: (rows, seconds per row)} of a step, padding included; reads no audio."""
-        buckets = {s: self.plans[s].buckets[k] for s, (k, _) in self.draws(segments, step).items()}
+        return self._shape(self.draws(segments, step))
+
+    def _shape(self, draws: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, float]]:
+        buckets = {s: self.plans[s].buckets[k] for s, (k, _) in draws.items()}
         return {stream: (b.batch_size, b.seconds) for stream, b in buckets.items()}
 
     def mix(self, needed: Sequence[str]) -> list[tuple[float, dict[str, tuple[int, float]]]]:
         """(share of the steps, {stream: (rows, seconds per row)}) of the batch shapes of steps that
         read these streams: those of an epoch of the driver, of `MIX_STEPS` of its steps if it has
         more. Reads no audio."""
-        epoch = self.plans[self.driver(needed)].batches_per_epoch
-        segments = [Segment(0, epoch, tuple(needed))]
+        leader = self.driver(needed)
+        epoch = self.plans[leader].batches_per_epoch
         steps = np.unique(np.linspace(0, epoch - 1, min(epoch, MIX_STEPS), dtype=np.int64))
-        shapes = [self.shape_at(segments, int(step)) for step in steps]
+        shapes = [self._shape(self._draws(leader, int(step), needed)) for step in steps]
         counts = Counter(tuple(sorted(shape.items())) for shape in shapes)
         return [(count / len(shapes), dict(shape)) for shape, count in counts.items()]
 
@@ -258,7 +279,13 @@ class Corpus(Splits):
 
         def load_step(step: int) -> dict[str, _Loaded]:
             draws = self.draws(segments, step).items()
-            return {stream: self._train_batch(stream, k, m, shard) for stream, (k, m) in draws}
+            loaded = {stream: self._train_batch(stream, k, m, shard) for stream, (k, m) in draws}
+            leader, n, _ = self._count(segments, step)
+            if self.replay and leader == UNLABELLED:
+                _, slot, fresh = self.replay[n]
+                loaded[UNLABELLED].batch["cache_slot"][:] = slot
+                loaded[UNLABELLED].batch["cache_fresh"][:] = fresh
+            return loaded
 
         def admit(loaded: dict[str, _Loaded]) -> dict[str, Batch]:
             return {stream: self._quarantine_bad(stream, made) for stream, made in loaded.items()}

@@ -118,9 +118,10 @@ def load_trained_run(
 
 def load_frozen(run: TrainedRun) -> Any:
     """The frozen arrays of the run's checkpoint, such as codebooks, without those borrowed from
-    another run; {} if its recipe has none."""
+    another run and those of its position in the data; {} if its recipe has none."""
     _, frozen, _ = _abstract(run.recipe, run.mesh)
-    frozen = {name: tree for name, tree in frozen.items() if name not in run.recipe.borrow}
+    others = {*run.recipe.borrow, run.recipe.cache}
+    frozen = {name: tree for name, tree in frozen.items() if name not in others}
     if not frozen:
         return {}
     opened = contextlib.closing(Checkpoints(run.workdir, read_only=True))

@@ -32,12 +32,14 @@ class Facts(NamedTuple):
     steps_per_epoch: steps per pass of each stream's plan
     mix: streams read together -> the mix of their batch shapes; None: `assumed_mix`
     measure: the error rate that suits the texts to score (`scripts.measure_of`), of one task
+    buckets: {stream: bucket table}; None: `assumed_tables`
     """
 
     vocab_sizes: Mapping[str, int]
     steps_per_epoch: Mapping[str, int]
     mix: Callable[[tuple[str, ...]], Mix] | None = None
     measure: str = "wer"
+    buckets: Mapping[str, tuple[Bucket, ...]] | None = None
 
 
 def assumed_mix(config: Any, streams: tuple[str, ...], audio: Mapping[str, float] = {}) -> Mix:
@@ -124,7 +126,7 @@ def load(name: str) -> Callable[[Any, Facts], Recipe]:
     return built
 
 
-LOWER_ALONE = ("explore", "pretrain", "turn_ssl")  # phases that read unlabelled audio alone
+LOWER_ALONE = ("explore", "pretrain", "turn_ssl", "turn_pseudo")  # unlabelled audio alone
 
 
 def steps_of_hours(config: Any, facts: Facts, phase: str, hours: float) -> float:

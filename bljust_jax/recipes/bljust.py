@@ -25,10 +25,12 @@ from bljust_jax.bilevel.types import Recipe
 from bljust_jax.common.config_schema import losses as config_losses
 from bljust_jax.common.config_schema.training import PSEUDO
 from bljust_jax.common.errors import UserError
+from bljust_jax.data.buckets import Bucket
+from bljust_jax.data.replay import Replay
 from bljust_jax.models import encoders
 from bljust_jax.objectives import pseudo_label
 from bljust_jax.objectives.shared_forward import SharedForward
-from bljust_jax.recipes import Facts, assemble, head_owners, step_flops
+from bljust_jax.recipes import Facts, assemble, assumed_tables, head_owners, step_flops
 from bljust_jax.tasks import recognition
 
 
@@ -46,23 +48,39 @@ def build(config: Any, facts: Facts) -> Recipe:
         about = config, facts.steps_per_epoch, upper.name, lower.name
         budget = phases.bljust_flops(*about, step_flops(config, facts, system))
         config = config_losses.complete(config, "pseudo_label", pseudo_label.FIELDS)
-        lower = pseudo_label.build_teacher(config, upper, facts.steps_per_epoch["unlabelled"])
+        shapes = [(b.batch_size, b.seconds) for b in unlabelled_buckets(config, facts)]
+        lower = pseudo_label.build_loss(config, upper, about[1]["unlabelled"], shapes)
         system = both = (upper, lower)
         warnings = pseudo_label.warnings(config)
     names, heads = (upper.name, lower.name), tuple(head_owners(both))
+    table = phases.make_phases(
+        config, facts.steps_per_epoch, *names, heads, step_flops(config, facts, system), budget
+    )
+    order = {}
+    if isinstance(lower, pseudo_label.CachedPseudoLabel):
+        steps = sum(phase.steps for phase in table if lower.name in phase.losses)
+        lower = lower.sized_for(steps)
+        system = both = (upper, lower)
+        replay = Replay(lower.slots, float(lower.replace), steps, config.seed)
+        order = {"replay": replay, "cache": lower.cache}
     return assemble(
         config,
         encoder,
         system,
         heads=both,
-        phases=phases.make_phases(
-            config, facts.steps_per_epoch, *names, heads, step_flops(config, facts, system), budget
-        ),
+        phases=table,
         combiner=combine_levels(),
         tasks=(task,),
         gradients=config.gradients,
         warnings=warnings,
+        **order,
     )
+
+
+def unlabelled_buckets(config: Any, facts: Facts) -> tuple[Bucket, ...]:
+    """The bucket table of the unlabelled stream."""
+    tables = facts.buckets or assumed_tables(config, ("unlabelled",))
+    return tables["unlabelled"]
 
 
 def check_shareable(config: Any, lower: objectives.EncoderObjective) -> None:

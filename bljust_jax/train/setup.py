@@ -250,6 +250,7 @@ def recipe_of_data(config: Any, facts: recipes.Facts, corpus: Corpus) -> Recipe:
         classes, field = getattr(objective, "frame_classes", (0, ""))
         if classes:
             corpus.frame_labels.check_classes(classes, field)
+    corpus.replay = recipe.replay
     return recipe
 
 
@@ -260,6 +261,7 @@ def corpus_facts(corpus: Corpus) -> recipes.Facts:
         steps_per_epoch={name: plan.batches_per_epoch for name, plan in corpus.plans.items()},
         mix=corpus.mix,
         measure=corpus.suited_measure,
+        buckets={name: tuple(plan.buckets) for name, plan in corpus.plans.items()},
     )
 
 

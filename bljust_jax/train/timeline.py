@@ -42,8 +42,12 @@ class Timeline:
     def ends_window(self, steps: int, every: int) -> bool:
         """Whether a window of metrics ends after `steps` steps: where a phase ends, and at the
         multiples of `every` that are at least every / 2 from both ends of the phase. So no window
-        covers two phases, and none is short but in a short phase."""
-        segment = self.segments[self._index(steps - 1)]
+        covers two phases, and none is short but in a short phase. In turns (`Phase.turn`): at the
+        multiples of `every`, and where the last turn ends."""
+        index = self._index(steps - 1)
+        segment = self.segments[index]
+        if self._phases[index].turn and steps not in self.ends:
+            return steps % every == 0
         since, left = steps - segment.start, segment.start + segment.length - steps
         return left == 0 or (steps % every == 0 and 2 * min(since, left) >= every)
 

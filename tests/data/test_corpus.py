@@ -9,6 +9,7 @@ import pytest
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.corpus import Segment
+from bljust_jax.data.replay import Replay
 from bljust_jax.data.sources import read_audio
 from bljust_jax.data.tokenizer import CharTokenizer
 from tests.helpers import corpora
@@ -55,6 +56,37 @@ def test_resumed_batches_equal_the_rest_for_any_number_of_threads(folder, thread
         assert len(tail) == len(whole) - start
         for a, b in zip(whole[start:], tail, strict=True):
             assert_equal(a, b)
+
+
+def test_a_replay_reads_batches_of_the_plan_again(folder):
+    """Steps on unlabelled audio alone have the batch of their draw, with its flags, bit for bit;
+    steps with labelled audio and the mix of shapes are those without."""
+    alone = [Segment(0, 9, ("unlabelled",))]
+    plan = list(load(folder).train_batches(alone, 0))
+    turns = [Segment(0, 3, ("unlabelled",)), Segment(3, 2, ("labelled",))]
+    turns += [Segment(5, 5, ("unlabelled",))]
+    plain, corpus = load(folder), load(folder, multiple=2)
+    corpus.replay = Replay(2, 0.4, 8, seed=1)
+    draws = [corpus.replay[n] for n in range(8)]
+    assert max(draw.batch for draw in draws) < 9
+    assert len({draw.batch for draw in draws}) < 8
+    read = list(corpus.train_batches(turns, 0))
+    for step, draw in zip((0, 1, 2, 5, 6, 7, 8, 9), draws, strict=True):
+        batch = dict(read[step]["unlabelled"])
+        assert set(batch.pop("cache_slot")) == {draw.slot}
+        assert set(batch.pop("cache_fresh")) == {int(draw.fresh)}
+        rows = len(batch["ids"])
+        expected = {key: array[:rows] for key, array in plan[draw.batch]["unlabelled"].items()}
+        assert_equal({"unlabelled": batch}, {"unlabelled": expected})
+        assert corpus.shape_at(turns, step)["unlabelled"][0] == rows
+    for step in (3, 4):
+        assert set(read[step]) == {"labelled"}
+    assert corpus.mix(("unlabelled",)) == load(folder, multiple=2).mix(("unlabelled",))
+    for a, b in zip(read[7:], corpus.train_batches(turns, 7), strict=True):
+        assert_equal(a, b)
+    empty = corpus.empty_batches({"unlabelled": 0})["unlabelled"]
+    assert set(empty) == set(read[0]["unlabelled"])
+    assert set(plain.empty_batches({"unlabelled": 0})["unlabelled"]) < set(empty)
 
 
 def test_shards_concatenate_to_the_whole(folder):

@@ -51,6 +51,7 @@ CONFIGS = {
     "birq": lambda: birq.get_config("smoke"),
     "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
     "mpl": lambda: quickstart.get_config("mpl,smoke"),
+    "slimipl": lambda: quickstart.get_config("slimipl,smoke"),
     "hubert": lambda: with_loss("hubert"),
     "data2vec": lambda: with_loss("data2vec"),
     # nightly: each on an encoder that masks itself, and on one of other blocks
@@ -173,6 +174,8 @@ def make_batch(rows=ROWS, seconds=SECONDS, seed=0):
         "ids": rng.integers(0, 2**32, rows, dtype=np.uint32),
         "frame_labels": rng.integers(0, 100, (rows, round(seconds * FRAME_RATE))).astype(np.int32),
         "frame_label_lengths": (lengths * FRAME_RATE // RATE).astype(np.int32),
+        "cache_slot": np.zeros(rows, np.int32),
+        "cache_fresh": np.ones(rows, np.int32),
     }
     return jax.tree.map(jnp.asarray, stream)
 

@@ -13,6 +13,7 @@ from bljust_jax.bilevel import step
 from bljust_jax.bilevel.optimizer import group_of_parameters
 from bljust_jax.bilevel.types import Extras, Weights
 from bljust_jax.common import trees
+from bljust_jax.common.errors import UserError
 from bljust_jax.decoding import greedy
 from bljust_jax.inference.decode_split import greedy_decoder
 from bljust_jax.objectives import pseudo_label
@@ -51,7 +52,7 @@ def teacher_params(objective, extras):
 @ENCODERS
 def test_labels_are_the_hypotheses_of_evaluate(system):
     recipe, objective, params, extras, batch = bound(system)
-    found = jax.jit(objective.teach)(params, extras, batch)
+    found, *_ = jax.jit(objective.teach)(params, extras, batch)
     weights = Weights(teacher_params(objective, extras), extras.stats)
     (task,) = recipe.tasks
     decode = greedy_decoder(dataclasses.replace(task, losses={}))
@@ -67,7 +68,7 @@ def test_labels_are_the_hypotheses_of_evaluate(system):
 
 def test_confidence_is_the_geometric_mean_at_the_frames_of_labels():
     _, objective, params, extras, batch = bound()
-    found = objective.teach(params, extras, batch)
+    found, *_ = objective.teach(params, extras, batch)
     logits, frames = objective.ctc.predict(teacher_params(objective, extras), extras.stats, batch)
     for row, length in enumerate(np.asarray(frames)):
         probabilities = np.asarray(jax.nn.softmax(logits[row, :length]), np.float64)
@@ -80,7 +81,7 @@ def test_confidence_is_the_geometric_mean_at_the_frames_of_labels():
 def test_loss_is_that_of_ctc_with_these_labels(system):
     """Value, weight and gradient: so no gradient passes through the labels."""
     _, objective, params, extras, batch = bound(system)
-    found = objective.teach(params, extras, batch)
+    found, *_ = objective.teach(params, extras, batch)
     labelled = {**batch, "labels": found.labels, "label_lengths": found.label_lengths}
     extras = extras._replace(scale=dict.fromkeys(extras.scale, 0.5))
 
@@ -119,7 +120,7 @@ def metrics_of(objective, params, extras, batch):
 
 def test_rows_without_labels_or_with_too_many_are_masked_and_counted():
     _, objective, params, extras, batch = bound()
-    found = objective.teach(params, extras, batch)
+    found, *_ = objective.teach(params, extras, batch)
     counts, seconds = np.asarray(found.label_lengths), np.asarray(batch["audio_lengths"]) / 16000
     rate = float(np.sort(counts / np.maximum(seconds, 1e-9))[-2]) + 1e-3  # one row is denser
     narrow = dataclasses.replace(objective, labels_per_second=rate)
@@ -214,3 +215,133 @@ def test_batch_norm_is_warned_of():
     config.model.norm = "batch"
     (line,) = pseudo_label.warnings(config)
     assert "2110.04948" in line
+
+
+# The cache of slimIPL
+
+
+@functools.cache
+def cached():
+    """(objective, parameters, extras with a head far from 0, batch)."""
+    recipe = systems.build("slimipl")
+    objective = recipe.objectives[1]
+    params, frozen, stats = jax.jit(recipe.init)(jax.random.key(1))
+    params = {**params, "ctc_head": jax.tree.map(lambda x: 30 * x, params["ctc_head"])}
+    scale = dict.fromkeys(recipe.losses, 1.0)
+    extras = Extras(jnp.int32(0), frozen, stats, params, scale)
+    return objective, params, extras, systems.make_batch()
+
+
+def drawn(batch, slot, fresh):
+    rows = len(batch["ids"])
+    flags = {"cache_slot": slot, "cache_fresh": int(fresh)}
+    return batch | {key: jnp.full(rows, value, jnp.int32) for key, value in flags.items()}
+
+
+def test_a_fresh_batch_is_labelled_by_the_student_and_its_labels_are_drawn_again():
+    """Another batch in another slot leaves them; later parameters do not label anew."""
+    objective, params, extras, batch = cached()
+    teach = jax.jit(objective.teach)
+    extras = extras._replace(step=jnp.int32(3))
+    first, moved, metrics = teach(params, extras, drawn(batch, 1, fresh=True))
+    student = jax.jit(objective.recognise)(params, extras.stats, batch)
+    for a, b in zip(first, student, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(first.label_lengths[0]) > 3
+    assert float(metrics["pseudo_label/age"][0]) == 0
+    other = jax.tree.map(lambda x: x[::-1], batch)
+    extras = extras._replace(frozen=extras.frozen | moved, step=jnp.int32(4))
+    second, moved, _ = teach(params, extras, drawn(other, 0, fresh=True))
+    assert not np.array_equal(second.labels, first.labels)
+    extras = extras._replace(frozen=extras.frozen | moved, step=jnp.int32(9))
+    later = jax.tree.map(lambda x: -x, params)
+    again, moved, metrics = teach(later, extras, drawn(batch, 1, fresh=False))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(metrics["pseudo_label/age"][0]) == 6
+    for a, b in zip(*map(jax.tree.leaves, (moved, extras.frozen)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_cache_fits_the_batches_of_every_bucket():
+    """Rows times room of the largest, in the smallest kind of integer that has the classes."""
+    config = systems.config_for("slimipl")
+    upper = systems.build("slimipl").objectives[0]
+    with config.unlocked():
+        config.pseudo_label = {"cache": 7, "replace": 0.1, "half_life": 0}
+    shapes = [(40, 1.0), (8, 4.0), (3, 8.0)]
+    made = pseudo_label.build_loss(config, upper, 1, shapes)
+    frames = upper.encoder.frames
+    room = {s: min(frames(16000 * s), int(25 * s)) for s in (1, 4, 8)}
+    assert (made.rows, made.space) == (40, max(40 * room[1], 8 * room[4], 3 * room[8]))
+    _, frozen = made.init(None)
+    assert frozen["pseudo_label_cache"]["labels"].shape == (7, made.space)
+    assert frozen["pseudo_label_cache"]["labels"].dtype == jnp.int16
+    config.accumulate = 2
+    with pytest.raises(UserError, match="keeps labels of whole batches"):
+        pseudo_label.build_loss(config, upper, 1, shapes)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "slots"), [(0, 10**6, 100), (0, 1000, 10), (0, 5, 1), (1000, 5, 1000)]
+)
+def test_a_short_run_has_a_small_cache(given, steps, slots):
+    objective = dataclasses.replace(cached()[0], slots=given, replace=0.1)
+    assert objective.sized_for(steps).slots == slots
+
+
+def test_cost_of_the_cache_is_that_of_its_fresh_batches():
+    objective, *_ = cached()
+    expected = objective.ctc.cost(OWN, 2.0) * (1 + 0.1 / 3)
+    assert objective.cost(OWN, 2.0) == pytest.approx(expected)
+
+
+@functools.cache
+def turns():
+    """(recipe, state, {phase name: step}) of SGD: a supervised step, then turns."""
+    recipe = recipes.load("bljust")(systems.undisturbed("slimipl"), systems.FACTS)
+    optimizer = toy.sgd(recipe.combiner, 1.0)
+    state = systems.begin(recipe, optimizer)
+    groups = group_of_parameters(state.params, recipe.groups)
+    steps = {
+        phase.name: jax.jit(step.make_train_step(recipe, (phase,), optimizer, groups, 0))
+        for phase in recipe.phases[:3]
+    }
+    return recipe, state, steps
+
+
+def test_a_turn_on_labels_reads_no_cache_and_one_on_pseudo_labels_fills_it():
+    recipe, state, steps = turns()
+    start = recipe.phases[0].steps
+    batch = systems.two_streams()
+    state = state._replace(step=jnp.int32(start))
+    filled = jax.tree.map(lambda x: x + 1, state.frozen)
+    on_labels = [
+        steps["turn_ctc"](state._replace(frozen=f), batch)[0] for f in (filled, state.frozen)
+    ]
+    for a, b in zip(*(jax.tree.leaves(s.params) for s in on_labels), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert int(on_labels[0].frozen["pseudo_label_cache"]["labels"][0, 0]) == 1
+    fresh = {"unlabelled": drawn(batch["unlabelled"], 2, fresh=True)}
+    after, means = steps["turn_pseudo"](state._replace(step=jnp.int32(start + 1)), fresh)
+    assert float(means["pseudo_label/age"][1]) == 1
+    _, moved, _ = recipe.objectives[1].teach(
+        state.params,
+        Extras(jnp.int32(0), state.frozen, state.stats, state.ema, {}),
+        fresh["unlabelled"],
+    )
+    np.testing.assert_array_equal(
+        after.frozen["pseudo_label_cache"]["label_lengths"],
+        moved["pseudo_label_cache"]["label_lengths"],
+    )
+
+
+def test_turns_have_the_published_ratio_and_the_order_of_the_data():
+    recipe, *_ = turns()
+    names = [(p.name, p.steps) for p in recipe.phases]
+    assert names[1:5] == [("turn_ctc", 1), ("turn_pseudo", 4)] * 2
+    assert all(p.turn for p in recipe.phases[1:])
+    assert not recipe.phases[0].turn
+    assert recipe.replay.steps == sum(n for name, n in names if name == "turn_pseudo")
+    assert recipe.replay.size == recipe.objectives[1].slots
+    assert recipe.cache == "pseudo_label_cache"
