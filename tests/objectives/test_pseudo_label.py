@@ -224,8 +224,9 @@ def test_batch_norm_is_warned_of():
 def cached():
     """(objective, parameters, extras with a head far from 0, batch)."""
     recipe = systems.build("slimipl")
-    objective = recipe.objectives[1]
-    params, frozen, stats = jax.jit(recipe.init)(jax.random.key(1))
+    objective = dataclasses.replace(recipe.objectives[1], slots=3)
+    params, _, stats = jax.jit(recipe.init)(jax.random.key(1))
+    _, frozen = objective.init(None)
     params = {**params, "ctc_head": jax.tree.map(lambda x: 30 * x, params["ctc_head"])}
     scale = dict.fromkeys(recipe.losses, 1.0)
     extras = Extras(jnp.int32(0), frozen, stats, params, scale)
@@ -322,7 +323,7 @@ def test_a_turn_on_labels_reads_no_cache_and_one_on_pseudo_labels_fills_it():
     for a, b in zip(*(jax.tree.leaves(s.params) for s in on_labels), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert int(on_labels[0].frozen["pseudo_label_cache"]["labels"][0, 0]) == 1
-    fresh = {"unlabelled": drawn(batch["unlabelled"], 2, fresh=True)}
+    fresh = {"unlabelled": drawn(batch["unlabelled"], 0, fresh=True)}
     after, means = steps["turn_pseudo"](state._replace(step=jnp.int32(start + 1)), fresh)
     assert float(means["pseudo_label/age"][1]) == 1
     _, moved, _ = recipe.objectives[1].teach(
