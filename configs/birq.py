@@ -190,6 +190,14 @@ def get_config(arg=None):
     c = variants.apply_variants(c, arg, VARIANTS)
     for name in ("ssl", "cpc", "penalty", "gradients", "share_forward"):  # of BL-JUST only
         del c[name]
-    for name in ("explore", "joint", "ptft_supervised", "turn_ctc", "turn_ssl", "pseudo"):
+    for name in (
+        "explore",
+        "joint",
+        "ptft_supervised",
+        "turn_ctc",
+        "turn_ssl",
+        "pseudo",
+        "masked_cpc",
+    ):
         del c.lr[name]
     return c

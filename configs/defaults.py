@@ -4,11 +4,11 @@
 Values without a source are ours; configs/librispeech.py marks those of BL-JUST's papers and script.
 
 Rates. Each method has fields of its own for the phases in which CTC trains the encoder: `lr.joint`
-(bljust, weighted_sum), `lr.ptft_supervised`, `lr.supervised`, `lr.turn_ctc` with `lr.turn_ssl`, and
-`lr.pseudo` after the supervised start of methods with pseudo-labels. All decay, and one grid tunes
-each on dev: a third of the default peak, the default, three times it, at one seed; `lr.explore`,
-`lr.pretrain` and `lr.finetune` stay. An encoder that a self-supervised phase has trained starts
-from 3e-4 by default in every method, one from scratch from 1e-3.
+(bljust, weighted_sum), `lr.ptft_supervised`, `lr.supervised`, `lr.turn_ctc` with `lr.turn_ssl`,
+`lr.pseudo` after the supervised start of mpl and slimipl, `lr.masked_cpc`. All decay, and one grid
+tunes each on dev: a third of the default peak, the default, three times it, at one seed;
+`lr.explore`, `lr.pretrain` and `lr.finetune` stay. An encoder that a self-supervised phase has
+trained starts from 3e-4 by default in every method, one from scratch from 1e-3.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,8 @@ def base() -> ConfigDict:
     """All fields with BL-JUST's defaults."""
     c = ConfigDict()
     c.recipe = "bljust"  # module of bljust_jax/recipes: bljust | birq | m2asr
-    # of equal compute: bljust | ptft | supervised | weighted_sum | alternating | mpl | slimipl
+    # of equal compute: bljust | ptft | supervised | weighted_sum | alternating | mpl | slimipl |
+    # noisy_student | masked_cpc_ctc
     c.method = "bljust"
     c.encoder = "conformer"  # module of bljust_jax/models/encoders; its fields are c.model
     c.ssl = "cpc"  # module of bljust_jax/objectives, the lower level; its fields are c.<ssl>
@@ -287,7 +288,8 @@ def training(c: ConfigDict) -> None:
     c.lr.ptft_supervised = schedule("cosine", 3e-4, 1000)  # method ptft, second half
     c.lr.turn_ctc = schedule("cosine", 3e-4, 1000)  # method alternating
     c.lr.turn_ssl = schedule("cosine", 3e-4, 1000)  # method alternating
-    c.lr.pseudo = schedule("cosine", 3e-4, 1000)  # pseudo-labels, after lr.supervised
+    c.lr.pseudo = schedule("cosine", 3e-4, 1000)  # methods mpl, slimipl, after lr.supervised
+    c.lr.masked_cpc = schedule("cosine", 1e-3, 1000)  # method masked_cpc_ctc, both losses
     c.lr.heads = 1.0  # learning rate of new heads over that of the encoder and of init_parts
 
     c.optim = ConfigDict()  # AdamW

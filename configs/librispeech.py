@@ -88,7 +88,7 @@ def rates(c, lower, upper):
     and of phases with the upper level."""
     for name in ("explore", "pretrain", "turn_ssl"):
         c.lr[name] = defaults.schedule("constant", lower, 0)
-    for name in ("joint", "ptft_supervised", "turn_ctc", "supervised", "pseudo"):
+    for name in ("joint", "ptft_supervised", "turn_ctc", "supervised", "pseudo", "masked_cpc"):
         c.lr[name] = defaults.schedule("constant", upper, 0)
     c.lr.heads = 1.0
 
@@ -173,6 +173,7 @@ def get_config(arg=None):
     # encoder is pre-trained, and the grid of configs/defaults.py around it: 1e-4, 3e-4, 9e-4
     for name in ("joint", "ptft_supervised", "turn_ctc", "turn_ssl", "pseudo"):
         c.lr[name] = defaults.schedule("cosine", 3e-4, 2000)
+    c.lr.masked_cpc = defaults.schedule("cosine", 1e-3, 2000)  # from scratch
     c.lr.finetune = defaults.schedule("linear", 1e-5, 0)  # tau: the script; shape: ours
     c.lr.supervised = defaults.schedule("cosine", 1e-3, 2000)  # ours, from scratch
     c.lr.pretrain = defaults.schedule("constant", 1e-3, 2000)  # as rho

@@ -331,6 +331,6 @@ def get_config(arg=None):
     c = variants.apply_variants(c, arg, VARIANTS)
     for name in ("gradients", "share_forward"):  # of BL-JUST only
         del c[name]
-    for name in ("ptft_supervised", "turn_ctc", "turn_ssl", "pseudo"):
+    for name in ("ptft_supervised", "turn_ctc", "turn_ssl", "pseudo", "masked_cpc"):
         del c.lr[name]
     return c

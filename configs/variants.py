@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from configs.defaults import schedule
 
 Variant = Callable[[ConfigDict], None]
-METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating", "mpl", "slimipl")
+METHODS = ("bljust", "ptft", "supervised", "weighted_sum", "alternating")
+METHODS += ("mpl", "slimipl", "noisy_student", "masked_cpc_ctc")
 FIRST, LAST = ("lstm", "lstm_paper", "gru", "parakeet"), ("smoke", "overfit")
 
 
@@ -41,7 +42,7 @@ def set_all_lr(c: ConfigDict, peak: float, warmup: int) -> None:
         c.lr[name] = schedule("constant", peak, warmup)
     c.lr.explore.update(warmup=0.25, warmup_unit="share")
     c.lr.finetune = schedule("cosine", peak, 0)
-    for name in ("supervised", "ptft_supervised", "pseudo"):
+    for name in ("supervised", "ptft_supervised", "pseudo", "masked_cpc"):
         c.lr[name] = schedule("cosine", peak, warmup)
     c.lr.heads = 1.0
 
@@ -177,7 +178,8 @@ def lstm(c: ConfigDict) -> None:
     # in the joint phase one optimizer trains the encoder, at beta. Shapes and warm-up: ours
     for name in ("explore", "pretrain"):
         c.lr[name] = schedule("constant", 1e-3, 1000)
-    for name in ("joint", "ptft_supervised", "turn_ctc", "turn_ssl", "pseudo"):
+    names = ("joint", "ptft_supervised", "turn_ctc", "turn_ssl", "pseudo", "masked_cpc")
+    for name in names:
         c.lr[name] = schedule("cosine", 1e-4, 1000)
 
 
@@ -193,9 +195,20 @@ def slimipl(c: ConfigDict) -> None:
     c.specaugment.time_masks = 10
 
 
+def hybrid(c: ConfigDict) -> None:
+    """Variant `hybrid`: CTC and an attention decoder as the supervised level, with any method
+    without pseudo-labels. ESPnet's Conformer recipes: CTC weight 0.3, 6 decoder layers; ours: 2
+    layers, and CTC is scored (`hybrid.decode`)."""
+    c.hybrid = ConfigDict({"ctc_weight": 0.3, "decode": "ctc"})
+    dim = c.model.get("dim", 256)
+    c.decoder = ConfigDict({"kind": "attention", "dim": dim, "layers": 2, "heads": 4, "ff_mult": 4})
+    c.decoder.update(dropout=0.1, smoothing=0.1, beam=4, alpha=0.6, max_ratio=1.0, max_extra=10)
+
+
 COMMON: dict[str, Variant] = {
     **{name: method(name) for name in METHODS},
     "slimipl": slimipl,
+    "hybrid": hybrid,
     "parakeet": parakeet,
     "lstm": lstm,
     "gru": gru,

@@ -190,7 +190,8 @@ def get_config(arg=None):
     # one optimizer trains both levels, at the encoder's rate of the joint phase
     # ours, after wav2vec 2.0's fine-tuning: warm-up, hold, decay; the same for all methods, and the
     # grid of configs/defaults.py around it: 1e-5, 3e-5, 9e-5
-    for name in ("joint", "supervised", "ptft_supervised", "turn_ctc", "turn_ssl", "pseudo"):
+    names = ("joint", "supervised", "ptft_supervised", "turn_ctc", "turn_ssl", "pseudo")
+    for name in (*names, "masked_cpc"):
         c.lr[name] = defaults.schedule("hold", 3e-5, 500)
     c.lr.finetune = defaults.schedule("linear", 1e-5, 0)  # ours
     c.lr.pretrain = defaults.schedule("constant", 3e-5, 500)  # ours

@@ -8,6 +8,8 @@ supervised     supervised: upper
 alternating    explore: lower | turns of the lower and the upper loss | finetune: upper
 mpl            supervised: upper | joint: upper > pseudo-labels, at a constant weight
 slimipl        supervised: upper | turns of 1 step: upper, `ratio` steps: pseudo-labels
+noisy_student  supervised: upper | rounds, each anew: upper > pseudo-labels, at a constant weight
+masked_cpc_ctc turns of one step: lower, upper
 
 The losses differ in FLOPs per step: CPC on windows encodes 2 to 3 times the audio, and streams have
 batches of their own.
@@ -28,38 +30,41 @@ from bljust_jax.common.errors import UserError
 def make_phases(
     config: Any,
     steps_per_epoch: Mapping[str, int],
-    upper: str,
+    upper: tuple[str, ...],
     lower: str,
     heads: tuple[str, ...],
     flops: Callable[[frozenset[str]], float],
     budget: float | int | None = None,
 ) -> tuple[Phase, ...]:
-    """The phases of `config.method` over two losses, by name.
+    """The phases of `config.method` over the losses of the upper level and the lower one, by name.
 
     flops: active losses -> mean FLOPs of a step
-    budget: FLOPs of the run, which the methods of `PSEUDO` need: those of `bljust_flops` over the
-        losses of BL-JUST
+    budget: FLOPs of the run, those of `bljust_flops` over the losses of BL-JUST, for the methods
+        that have another lower loss
 
     An epoch is one pass over the labelled plan, in exploration over the unlabelled one. The groups
     in `heads` have the learning rate of the encoder times `rates.heads` of the phase.
     """
     totals: dict[str, int] = {}
     cost = _Cost.of(flops, upper, lower)
-    pseudo = config.method in PSEUDO
-    table = _pseudo_table(config, budget, cost) if pseudo else _table(config, steps_per_epoch, cost)
+    if budget is None:
+        table = _table(config, steps_per_epoch, cost)
+    else:
+        table = _table_of_peer(config, budget, cost)
     for name, steps in table:
         totals[name] = totals.get(name, 0) + steps
-    levels = {"joint": ((upper,), (lower,))}
+    levels = {"joint": (upper, (lower,))}
     levels |= dict.fromkeys(("explore", "pretrain", "turn_ssl", "turn_pseudo"), ((lower,),))
-    levels |= dict.fromkeys(("finetune", "supervised", "turn_ctc"), ((upper,),))
+    levels |= dict.fromkeys(("finetune", "supervised", "turn_ctc"), (upper,))
+
+    levels |= {name: levels["joint"] for name, _ in table if name.startswith("round_")}
 
     def phase(name: str, steps: int) -> Phase:
         weights = one if len(levels[name]) == 1 else penalised(config, steps_per_epoch["labelled"])
-        rate = config.lr.pseudo if pseudo and name != "supervised" else config.lr[name]
-        if config.method == "ptft" and name == "supervised":  # before the field: that of supervised
-            rate = config.lr.get("ptft_supervised", rate)
+        rate = _rate(config, name)
         made = one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name], rate)
-        return dataclasses.replace(made, turn=pseudo and name.startswith("turn"))
+        turn = config.method in ("slimipl", "masked_cpc_ctc") and name.startswith("turn")
+        return dataclasses.replace(made, turn=turn, anew=name.startswith("round_"))
 
     return tuple(phase(name, steps) for name, steps in table if steps > 0)
 
@@ -72,8 +77,10 @@ class _Cost(NamedTuple):
     both: float
 
     @classmethod
-    def of(cls, flops: Callable[[frozenset[str]], float], upper: str, lower: str) -> _Cost:
-        return cls(*(flops(frozenset(losses)) for losses in ((upper,), (lower,), (upper, lower))))
+    def of(
+        cls, flops: Callable[[frozenset[str]], float], upper: tuple[str, ...], lower: str
+    ) -> _Cost:
+        return cls(*(flops(frozenset(losses)) for losses in (upper, (lower,), (*upper, lower))))
 
 
 def _lengths(config: Any, steps_per_epoch: Mapping[str, int]) -> tuple[int, int, int]:
@@ -92,7 +99,7 @@ def _lengths(config: Any, steps_per_epoch: Mapping[str, int]) -> tuple[int, int,
 def bljust_flops(
     config: Any,
     steps_per_epoch: Mapping[str, int],
-    upper: str,
+    upper: tuple[str, ...],
     lower: str,
     flops: Callable[[frozenset[str]], float],
 ) -> float | int:
@@ -105,17 +112,37 @@ def _budget(lengths: tuple[int, int, int], cost: _Cost) -> float | int:
     return explore * cost.lower + joint * cost.both + finetune * cost.upper
 
 
-def _pseudo_table(config: Any, budget: float | int | None, cost: _Cost) -> list[tuple[str, int]]:
-    """(name, steps) of each phase of a method of `PSEUDO`: the share `config.pseudo_label.start` of
-    the FLOPs on labels alone, the rest on both losses."""
-    if budget is None:
-        raise ValueError(f"method {config.method} needs the FLOPs of a run")
-    start = round(config.pseudo_label.start * budget / cost.upper)
+def _rate(config: Any, name: str) -> Any:
+    """The learning rate of a phase of `config.method`."""
+    if config.method == "ptft" and name == "supervised":  # before the field: that of supervised
+        return config.lr.get("ptft_supervised", config.lr.supervised)
+    if config.method == "masked_cpc_ctc":
+        return config.lr.masked_cpc
+    if name.startswith("round_"):  # from scratch
+        return config.lr.supervised
+    return config.lr.pseudo if config.method in PSEUDO and name != "supervised" else config.lr[name]
+
+
+# Share of the FLOPs on labels alone before the pseudo-labels: ours
+START = {"mpl": 0.5, "slimipl": 0.3, "noisy_student": 0.3}
+
+
+def _table_of_peer(config: Any, budget: float | int, cost: _Cost) -> list[tuple[str, int]]:
+    """(name, steps) of each phase of a method with another lower loss than BL-JUST's, with its
+    FLOPs: for pseudo-labels the share `config.pseudo_label.start` on labels alone first."""
+    if config.method == "masked_cpc_ctc":
+        turns = max(1, round(budget / (cost.lower + cost.upper)))
+        return turns * [("turn_ssl", 1), ("turn_ctc", 1)]
+    own = config.pseudo_label
+    start = round((own.start or START[config.method]) * budget / cost.upper)
     rest = budget - start * cost.upper
     if config.method == "slimipl":
-        turn = [("turn_ctc", 1), ("turn_pseudo", config.pseudo_label.ratio)]
-        turns = max(1, round(rest / (cost.upper + config.pseudo_label.ratio * cost.lower)))
+        turn = [("turn_ctc", 1), ("turn_pseudo", own.ratio)]
+        turns = max(1, round(rest / (cost.upper + own.ratio * cost.lower)))
         return [("supervised", start), *turns * turn]
+    if config.method == "noisy_student":
+        steps = round(rest / cost.both / own.rounds)
+        return [("supervised", start), *((f"round_{n + 1}", steps) for n in range(own.rounds))]
     return [("supervised", start), ("joint", round(rest / cost.both))]
 
 

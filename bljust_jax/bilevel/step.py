@@ -113,7 +113,7 @@ def move_teachers(recipe: Recipe, now: InForce, state: TrainState) -> dict[str, 
     moved = {}
     for name, teacher in recipe.teachers.items():
         active = now.is_active(frozenset({teacher.loss}))
-        if active is False:
+        if active is False or teacher.decay is None:
             continue
         k = active_steps(recipe.phases, (teacher.loss,), state.step)
         decay = jnp.where(k == 0, 0, jnp.asarray(teacher.decay(k), jnp.float32))

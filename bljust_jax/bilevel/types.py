@@ -45,12 +45,13 @@ class Teacher(NamedTuple):
     """An average of parameters that computes the targets of a loss, one of `TrainState.frozen`.
 
     Before step k of the loss (from 0) it is d t + (1 - d) params[part], d = decay(k), and
-    params[part] itself at k = 0, as in the initial state; no gradient reaches it.
+    params[part] itself at k = 0, as in the initial state; no gradient reaches it. Without a decay
+    it stays until a phase starts anew (`Phase.anew`).
     """
 
     loss: str
     part: str
-    decay: Callable[[Any], Any]
+    decay: Callable[[Any], Any] | None
 
 
 class Extras(NamedTuple):
@@ -127,6 +128,9 @@ class Phase:
     inner: Mapping[str, float] = field(default_factory=dict)
     # one of many short phases that take turns: no window of metrics ends with it
     turn: bool = False
+    # at its first step all teachers become the EMA parameters, and parameters, EMA and optimizer
+    # state those of a new run
+    anew: bool = False
 
     @property
     def losses(self) -> frozenset[str]:

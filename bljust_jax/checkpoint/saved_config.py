@@ -12,7 +12,7 @@ from bljust_jax.common import files
 from bljust_jax.common.errors import UserError, one_line
 
 SCHEDULES = ("explore", "joint", "finetune", "supervised", "pretrain")
-SCHEDULES += ("ptft_supervised", "turn_ctc", "turn_ssl", "pseudo")
+SCHEDULES += ("ptft_supervised", "turn_ctc", "turn_ssl", "pseudo", "masked_cpc")
 # {field: its default} of fields added since checkpoint format 2, such as {"model.rope": False}.
 ADDED: dict[str, Any] = {
     "ema_share": 0.0,

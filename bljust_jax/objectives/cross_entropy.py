@@ -12,6 +12,7 @@ from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.types import Aux
 from bljust_jax.common.shapes import Labels, Lengths
 from bljust_jax.models.decoder import Decoder
+from bljust_jax.models.encoders import Encoded
 from bljust_jax.objectives import EncoderObjective, nameless
 from bljust_jax.ops.log_mel import valid_frames
 
@@ -60,20 +61,24 @@ class CrossEntropy(EncoderObjective):
         return self.decoder.apply(params[self.head], *inputs, **options)
 
     def apply(self, params, extras, batch, rng):
-        data, name = batch[self.stream], self.name
+        data = batch[self.stream]
         *keys, decoder_rng = jax.random.split(rng, 3)
         encoded = self.encode_augmented(params, extras, data, self.context, *keys)
-        lengths = encoded.lengths
+        losses, aux = self.apply_encoded(params, extras, data, encoded, decoder_rng)
+        return losses, aux._replace(stats=encoded.stats)
+
+    def apply_encoded(self, params, extras, data, encoded: Encoded, rng):
+        name, lengths = self.name, encoded.lengths
         output = scale_gradient(encoded.output, extras.scale[name])
         has_audio = (data["audio_lengths"] > 0) & (lengths > 0)
         inputs, targets, counts = teacher_forcing(data["labels"], data["label_lengths"], has_audio)
-        logits = self.decode(params, output, lengths, inputs, counts, train=True, rng=decoder_rng)
+        logits = self.decode(params, output, lengths, inputs, counts, train=True, rng=rng)
         real = valid_frames(targets.shape[1], counts)
         nats = jnp.where(real, smoothed_nats(logits, targets, self.smoothing), 0.0)
         right = jnp.where(real, jnp.argmax(logits, axis=-1) == targets, False)
         weight = jnp.sum(counts, dtype=jnp.float32)
         metrics = {f"{name}/accuracy": (jnp.sum(right, dtype=jnp.float32), weight)}
-        return {name: (jnp.sum(nats), weight)}, Aux(metrics, encoded.stats)
+        return {name: (jnp.sum(nats), weight)}, Aux(metrics, {})
 
 
 def teacher_forcing(

@@ -1,8 +1,10 @@
 """Pseudo-labels: CTC on unlabelled audio, with the greedy hypotheses of a teacher as its labels.
 
 The teacher is an average of the student (momentum pseudo-labelling: Higuchi, Moritz, Le Roux, Hori,
-Interspeech 2021, arXiv 2106.08922), or the student itself, whose labels a cache keeps (slimIPL:
-Likhomanenko, Xu, Kahn, Synnaeve, Collobert, Interspeech 2021, arXiv 2010.11524).
+Interspeech 2021, arXiv 2106.08922); or the student itself, whose labels a cache keeps (slimIPL:
+Likhomanenko, Xu, Kahn, Synnaeve, Collobert, Interspeech 2021, arXiv 2010.11524); or a trained model
+whose successor starts anew (noisy student: Park, Zhang, Jia, Han, Chiu, Li, Wu, Le, Interspeech
+2020, arXiv 2005.09629).
 """
 
 import dataclasses
@@ -26,7 +28,9 @@ from bljust_jax.objectives.ctc import Ctc
 from bljust_jax.ops.ctc import blank_share
 
 FIELDS = {
-    "start": Field(float, "share of the FLOPs that trains on labels alone first", r.SHARE, 0.3),
+    "start": Field(
+        float, "share of the FLOPs on labels alone first; 0: that of the method", r.BELOW_1, 0.0
+    ),
     "weight": Field(float, "weight of the pseudo-labels against the labels", r.ABOVE_0, 1.0),
     "half_life": Field(
         int, "steps that halve a parameter's share in the teacher; 0: an epoch", r.AT_LEAST_0, 0
@@ -35,6 +39,10 @@ FIELDS = {
         int, "batches whose labels are kept; 0: 100, less in short runs", r.AT_LEAST_0, 0
     ),
     "replace": Field(float, "probability that a drawn batch is replaced", r.ABOVE_0_TO_1, 0.1),
+    "rounds": Field(int, "students trained anew, method noisy_student", r.AT_LEAST_1, 2),
+    "min_confidence": Field(
+        float, "least confidence of labels in use, method noisy_student", r.FROM_0_TO_1, 0.9
+    ),
     "ratio": Field(int, "steps on pseudo-labels per step on labels", r.AT_LEAST_1, 4),
 }
 
@@ -59,7 +67,9 @@ class PseudoLabel(EncoderObjective):
     """CTC on `stream` with the labels that the teacher recognises in it: nats per label.
 
     ctc: the supervised objective, whose head and settings both teacher and student use
-    decay: of the teacher, per step of this loss; it starts as the student of that time
+    decay: of the teacher, per step of this loss; it starts as the student of that time. None: it
+        stays until a phase starts anew
+    min_confidence: rows below it are masked out
     labels_per_second: room for labels; rows with more are masked out
 
     The teacher reads the audio of the batch in evaluation mode, without SpecAugment or dropout: its
@@ -74,8 +84,9 @@ class PseudoLabel(EncoderObjective):
 
     name: str = "pseudo_label"
     ctc: Ctc
-    decay: float | int
+    decay: float | int | None
     labels_per_second: float | int
+    min_confidence: float | int = 0.0
 
     @property
     def head_owners(self) -> dict[str, frozenset[str]]:
@@ -88,8 +99,8 @@ class PseudoLabel(EncoderObjective):
 
     @property
     def teachers(self) -> dict[str, Teacher]:
-        decay = self.decay
-        return {key: Teacher(self.name, part, lambda k: decay) for key, part in self.parts.items()}
+        decay = None if self.decay is None else lambda k: self.decay
+        return {key: Teacher(self.name, part, decay) for key, part in self.parts.items()}
 
     def init(self, rng: Any) -> tuple[dict, dict]:
         del rng
@@ -138,6 +149,7 @@ class PseudoLabel(EncoderObjective):
         data, name = batch[self.stream], self.name
         found, moved, metrics = self.teach(params, extras, data)
         used = (found.label_lengths > 0) & (found.label_lengths <= self.most_labels(data))
+        used &= found.confidence >= self.min_confidence
         counts = jnp.where(used, found.label_lengths, 0)
         keys = jax.random.split(rng)
         encoded = self.encode_augmented(params, extras, data, self.ctc.context, *keys)
@@ -178,7 +190,7 @@ class CachedPseudoLabel(PseudoLabel):
     Metric: `<name>/age`, steps of this loss since the labels of the batch were made.
     """
 
-    decay: float | int = 0.0
+    decay: float | int | None = None
     slots: int
     rows: int
     space: int
@@ -254,15 +266,17 @@ def build_loss(
     own = config.pseudo_label
     fields = {"encoder": ctc.encoder, "sample_rate": config.data.sample_rate, "ctc": ctc}
     fields["labels_per_second"] = config.data.labels_per_second
-    if config.method != "slimipl":
+    if config.method == "mpl":
         half_life = own.half_life or steps_per_epoch
         return PseudoLabel(**fields, decay=0.5 ** (1 / half_life))
+    if config.method == "noisy_student":
+        return PseudoLabel(**fields, decay=None, min_confidence=own.min_confidence)
     if config.accumulate > 1:
         raise UserError(
             f"config.accumulate={config.accumulate}: method slimipl keeps labels of whole batches; "
             "set accumulate=1 and lower config.data.unlabelled_batch_seconds"
         )
-    plain = PseudoLabel(**fields, decay=0.0)
+    plain = PseudoLabel(**fields, decay=None)
     space = max(n * plain.room(round(seconds * plain.sample_rate)) for n, seconds in shapes)
     rows = max(n for n, _ in shapes)
     sizes = {"slots": own.cache, "rows": rows, "space": space, "replace": own.replace}

@@ -28,31 +28,41 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.data.buckets import Bucket
 from bljust_jax.data.replay import Replay
 from bljust_jax.models import encoders
+from bljust_jax.objectives import hybrid as hybrid_loss
 from bljust_jax.objectives import pseudo_label
 from bljust_jax.objectives.shared_forward import SharedForward
 from bljust_jax.recipes import Facts, assemble, assumed_tables, head_owners, step_flops
-from bljust_jax.tasks import recognition
+from bljust_jax.tasks import hybrid, recognition
 
 
 def build(config: Any, facts: Facts) -> Recipe:
     encoder = encoders.load(config.encoder)(config)
     labels = facts.vocab_sizes["labelled"]
-    upper, task = recognition.build(config, encoder, labels, suited=facts.measure)
+    if "hybrid" in config:
+        config = config_losses.complete(config, "hybrid", hybrid_loss.FIELDS)
+        check_hybrid(config)
+        upper, task = hybrid.build(config, encoder, labels, suited=facts.measure)
+    else:
+        upper, task = recognition.build(config, encoder, labels, suited=facts.measure)
     lower = objectives.load(config.ssl)(config, encoder)
     both = (upper, lower)
     system, budget, warnings = both, None, ()
     if config.share_forward:
         check_shareable(config, lower)
         system = (SharedForward(parts=both),)
-    if config.method in PSEUDO:
-        about = config, facts.steps_per_epoch, upper.name, lower.name
+    if config.method in (*PSEUDO, "masked_cpc_ctc"):
+        about = config, facts.steps_per_epoch, upper.losses, lower.name
         budget = phases.bljust_flops(*about, step_flops(config, facts, system))
+    if config.method in PSEUDO:
         config = config_losses.complete(config, "pseudo_label", pseudo_label.FIELDS)
         shapes = [(b.batch_size, b.seconds) for b in unlabelled_buckets(config, facts)]
         lower = pseudo_label.build_loss(config, upper, about[1]["unlabelled"], shapes)
         system = both = (upper, lower)
         warnings = pseudo_label.warnings(config)
-    names, heads = (upper.name, lower.name), tuple(head_owners(both))
+    elif config.method == "masked_cpc_ctc":
+        lower = objectives.load("masked_cpc")(config, encoder)
+        system = both = (upper, lower)
+    names, heads = (upper.losses, lower.name), tuple(head_owners(both))
     table = phases.make_phases(
         config, facts.steps_per_epoch, *names, heads, step_flops(config, facts, system), budget
     )
@@ -77,6 +87,16 @@ def build(config: Any, facts: Facts) -> Recipe:
     )
 
 
+def check_hybrid(config: Any) -> None:
+    """Raise UserError for what goes without an attention decoder alone."""
+    if config.share_forward:
+        raise UserError("config.share_forward=True: the pass of CTC and attention is augmented")
+    if config.method in PSEUDO:
+        raise UserError(
+            f"config.method={config.method!r} makes labels for CTC: leave out the variant hybrid"
+        )
+
+
 def unlabelled_buckets(config: Any, facts: Facts) -> tuple[Bucket, ...]:
     """The bucket table of the unlabelled stream."""
     tables = facts.buckets or assumed_tables(config, ("unlabelled",))
@@ -97,7 +117,10 @@ def check_shareable(config: Any, lower: objectives.EncoderObjective) -> None:
         (masks == 0, "CPC reads unmasked features: set specaugment's numbers of masks to 0"),
         (not data.unlabelled, "both levels read data.train: data.unlabelled must be empty"),
         (whole, "both levels read data.train: all of it must be labelled"),
-        (config.method not in PSEUDO, f"method {config.method} has two passes"),
+        (
+            config.method not in (*PSEUDO, "masked_cpc_ctc"),
+            f"method {config.method} has two passes",
+        ),
     ):
         if not met:
             raise UserError(f"config.share_forward=True: {reason}")

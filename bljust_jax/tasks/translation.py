@@ -24,12 +24,21 @@ def build(
     """
     if config.decoder.kind == "linear":
         return recognition.build(config, encoder, vocab_size, stream)
+    objective = attention(config, encoder, vocab_size, stream, name=stream)
+    measure, search = config.data.streams[stream].measure, searcher(config, objective)
+    return objective, Task(stream, stream, measure, objective.head, translate=search)
+
+
+def attention(
+    config: Any, encoder: Encoder, vocab_size: int, stream: str, *, name: str
+) -> CrossEntropy:
+    """The loss of the attention decoder of `config.decoder` on `stream`."""
     c = config.decoder
-    fields = {name: c[name] for name in ("dim", "layers", "heads", "ff_mult", "dropout")}
+    fields = {key: c[key] for key in ("dim", "layers", "heads", "ff_mult", "dropout")}
     fields |= {"vocab_size": vocab_size, "memory_dim": encoder.dim, "dtype": config.model.dtype}
-    objective = CrossEntropy(
+    return CrossEntropy(
         encoder=encoder,
-        name=stream,
+        name=name,
         stream=stream,
         sample_rate=config.data.sample_rate,
         decoder=Decoder(**fields),
@@ -37,9 +46,13 @@ def build(
         context=config.ctc.context,
         labels_per_second=config.data.labels_per_second,
     )
+
+
+def searcher(config: Any, objective: CrossEntropy) -> Any:
+    """`Task.translate` of an attention decoder, with the limits of `config.decoder`."""
+    c = config.decoder
     limits = {"alpha": c.alpha, "max_ratio": c.max_ratio, "max_extra": c.max_extra}
-    measure, search = config.data.streams[stream].measure, partial(translate, objective, limits)
-    return objective, Task(stream, stream, measure, objective.head, translate=search)
+    return partial(translate, objective, limits)
 
 
 def translate(

@@ -47,6 +47,23 @@ def make_state(
     return state._replace(stats=state.stats | new), lines
 
 
+def start_anew(
+    config: Any, recipe: Recipe, optimizer: Any, corpus: Corpus, state: TrainState
+) -> TrainState:
+    """The state of a phase that starts anew (`Phase.anew`): all teachers are the EMA parameters,
+    which trained so far; parameters, their EMA and optimizer state are drawn by another seed, or
+    come from `config.init_from` again. Step, feature statistics and other frozen arrays stay."""
+    config = config.copy_and_resolve_references()
+    config.seed = (config.seed + int(state.step)) % 2**31
+    fresh = step.compute_init_state(recipe, optimizer, config.seed)
+    if config.init_from:
+        source = init_from.open_source(config, fresh)
+        fresh, _ = init_from.take(source, config, recipe, corpus.tokenizers, fresh)
+    taught = {name: state.ema[teacher.part] for name, teacher in recipe.teachers.items()}
+    stats = fresh.stats | {k: v for k, v in state.stats.items() if k != "encoder"}
+    return fresh._replace(step=state.step, frozen={**state.frozen, **taught}, stats=stats)
+
+
 def in_one_shape(
     batches: Iterable[dict[str, np.ndarray]], rows: int, samples: int
 ) -> Iterator[dict[str, np.ndarray]]:

@@ -80,6 +80,8 @@ def train(run: TrainingRun) -> dict | None:
         phase = timeline.phase_at(now)
         if phase.moments == "reset" and timeline.starts_phase(now):
             run.reset_moments()
+        if phase.anew and timeline.starts_phase(now):
+            run.start_anew()
         with clock.on("input"):
             batch = next(run.batches)
 

@@ -159,6 +159,13 @@ class TrainingRun:
         """Replace the optimizer state by a fresh one."""
         self.state = self.state._replace(opt_state=self._init_optimizer(self.state.params))
 
+    def start_anew(self) -> None:
+        """Replace the state by that of a phase that starts anew (`initial_state.start_anew`)."""
+        parts = self.config, self.recipe, self.system.optimizer, self.corpus
+        made = initial_state.start_anew(*parts, self.state)
+        self.state = jax.device_put(made, self.system.shardings)
+        self.progress.log("the averaged parameters teach; the parameters start anew")
+
     def _restore_or_initialise(self, options: RunOptions) -> list[str]:
         """Set `state`, `best` (weights of the best dev score), `meta` and `restored` (step of the
         checkpoint, None for a new run): from the newest valid checkpoint, else a fresh state.

@@ -37,7 +37,7 @@ def make(costs=(1, 1, 2), **changes):
     both = 1 if c.share_forward else costs[2]
     flops = {frozenset({"ctc"}): costs[0], frozenset({"cpc"}): costs[1]}
     flops[frozenset({"ctc", "cpc"})] = both
-    return phases.make_phases(c, EPOCHS, "ctc", "cpc", HEADS, flops.get)
+    return phases.make_phases(c, EPOCHS, ("ctc",), "cpc", HEADS, flops.get)
 
 
 def lengths(made):
@@ -180,7 +180,7 @@ def test_fine_tuning_after_pre_training_has_a_rate_of_its_own():
     assert one_of("supervised", method="supervised", **rates).lr["encoder"](2) == 0.1
     before = config(method="ptft", **{"lr.supervised": other})  # a run older than the field
     del before.lr.ptft_supervised
-    made = phases.make_phases(before, EPOCHS, "ctc", "cpc", HEADS, lambda losses: len(losses))
+    made = phases.make_phases(before, EPOCHS, ("ctc",), "cpc", HEADS, lambda losses: len(losses))
     assert made[-1].lr["encoder"](2) == 0.1
 
 
@@ -201,7 +201,7 @@ def make_pseudo(method, budget, costs, **fields):
     losses = "ctc", "pseudo_label"
     flops = {frozenset({name}): costs[n] for n, name in enumerate(losses)}
     flops[frozenset(losses)] = costs[2]
-    return phases.make_phases(c, EPOCHS, *losses, ("ctc_head",), flops.get, budget)
+    return phases.make_phases(c, EPOCHS, losses[:1], losses[1], ("ctc_head",), flops.get, budget)
 
 
 def test_pseudo_labels_follow_a_supervised_start_in_the_flops_of_the_run():
@@ -212,10 +212,36 @@ def test_pseudo_labels_follow_a_supervised_start_in_the_flops_of_the_run():
     assert [made[1].weights(k) for k in (0, 23)] == [(1.0, 0.6)] * 2
     rates = defaults.base().lr
     assert [p.lr["encoder"].peak for p in made] == [rates.supervised.peak, rates.pseudo.peak]
-    with pytest.raises(ValueError, match="needs the FLOPs of a run"):
-        make_pseudo("mpl", None, (1, 1.5, 2.5))
+    # without a share of its own, that of the method
+    assert lengths(make_pseudo("mpl", 100, (1, 1.5, 2.5), start=0.0))[0] == ("supervised", 50)
+
+
+def test_slimipl_takes_turns_and_noisy_student_rounds():
+    """0.4 of 100 FLOPs on labels; turns of 1 + 4 x 1.5; two rounds of 12 at 2.5."""
+    made = make_pseudo("slimipl", 100, (1, 1.5, 2.5), ratio=4)
+    turns = [("turn_ctc", 1), ("turn_pseudo", 4)]
+    assert lengths(made) == [("supervised", 40), *9 * turns]
+    assert [p.levels for p in made[1:3]] == [(("ctc",),), (("pseudo_label",),)]
+    assert [p.turn for p in made[:3]] == [False, True, True]
+    assert not any(p.anew for p in made)
+    assert made[-1].lr["encoder"].steps == 36, "one schedule over all turns"
+    made = make_pseudo("noisy_student", 100, (1, 1.5, 2.5), rounds=2)
+    assert lengths(made) == [("supervised", 40), ("round_1", 12), ("round_2", 12)]
+    assert [p.anew for p in made] == [False, True, True]
+    assert [p.weights(0) for p in made] == [(1.0,), (1.0, 0.6), (1.0, 0.6)]
+    peak = defaults.base().lr.supervised.peak
+    assert {p.lr["encoder"].peak for p in made} == {peak}, "each from scratch"
+
+
+def test_masked_cpc_and_ctc_alternate_step_by_step():
+    flops = {frozenset({"ctc"}): 1, frozenset({"cpc"}): 3, frozenset({"ctc", "cpc"}): 4}
+    about = config(method="masked_cpc_ctc"), EPOCHS, ("ctc",), "cpc", HEADS, flops.get
+    made = phases.make_phases(*about, 40)
+    assert lengths(made) == 10 * [("turn_ssl", 1), ("turn_ctc", 1)]
+    assert all(p.turn for p in made)
+    assert made[0].lr["encoder"].peak == defaults.base().lr.masked_cpc.peak
 
 
 def test_the_budget_is_that_of_method_bljust():
     flops = {frozenset({"ctc"}): 1, frozenset({"cpc"}): 3, frozenset({"ctc", "cpc"}): 4}
-    assert phases.bljust_flops(config(), EPOCHS, "ctc", "cpc", flops.get) == 49
+    assert phases.bljust_flops(config(), EPOCHS, ("ctc",), "cpc", flops.get) == 49

@@ -35,6 +35,8 @@ DAILY = pytest.mark.daily(
     "best_rq-best_rq",
     "m2asr-st*",
     "mpl-pseudo_label",
+    "masked_cpc-masked_cpc",
+    "hybrid-ctc+attention",
     "hubert-hubert",
     "data2vec-data2vec",
 )

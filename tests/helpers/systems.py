@@ -28,7 +28,15 @@ SMALL = {
     "cnn_rnn": {"cnn_layers": 1, "rnn_layers": 1, "channels": 4, "latent_dim": 16, "units": 8},
 }
 # Objectives that no value of config.ssl names: of recipes, and parts of others.
-NO_SSL = {"ctc", "birq", "cross_entropy", "shared_forward", "masked_frames", "pseudo_label"}
+NO_SSL = {
+    "ctc",
+    "birq",
+    "cross_entropy",
+    "shared_forward",
+    "masked_frames",
+    "pseudo_label",
+    "hybrid",
+}
 
 
 def with_loss(loss):
@@ -52,6 +60,11 @@ CONFIGS = {
     "best_rq": lambda: librispeech.get_config("best_rq,smoke"),
     "mpl": lambda: quickstart.get_config("mpl,smoke"),
     "slimipl": lambda: quickstart.get_config("slimipl,smoke"),
+    "noisy_student": lambda: quickstart.get_config("noisy_student,smoke"),
+    "hybrid": lambda: quickstart.get_config("hybrid,smoke"),
+    "masked_cpc": lambda: with_loss("masked_cpc"),
+    "masked_cpc_wav2vec2": lambda: choose_loss(wav2vec2_just.get_config("smoke"), "masked_cpc"),
+    "masked_cpc_lstm": lambda: choose_loss(librispeech.get_config("lstm,smoke"), "masked_cpc"),
     "hubert": lambda: with_loss("hubert"),
     "data2vec": lambda: with_loss("data2vec"),
     # nightly: each on an encoder that masks itself, and on one of other blocks

@@ -6,12 +6,13 @@ from bljust_jax.common.config_schema import ranges as r
 from bljust_jax.common.config_schema.field import Field
 
 METHODS = {
-    "bljust": ("bljust", "ptft", "supervised", "weighted_sum", "alternating", "mpl", "slimipl"),
+    "bljust": ("bljust", "ptft", "supervised", "weighted_sum", "alternating")
+    + ("mpl", "slimipl", "noisy_student", "masked_cpc_ctc"),
     "birq": ("birq", "best_rq", "relabel", "supervised"),
     "m2asr": ("vs", "vc", "vm_uas", "vm_usa", "joint", "two_stage", "supervised"),
 }
 # those of recipe bljust whose lower loss is CTC with pseudo-labels, set by `config.pseudo_label`
-PSEUDO = ("mpl", "slimipl")
+PSEUDO = ("mpl", "slimipl", "noisy_student")
 UNIT = ("step", "epoch")
 BUDGET_UNIT = ("gradient", "epoch", "tflop", "minute", "hour")
 WARMUP_UNIT = ("step", "share", "hour")
