@@ -12,7 +12,8 @@ splits below are relative to `root`.
 Variants. Sizes `S`, `M` (default), `L`: Conformer encoders of 16 x 144, 16 x 256 and 17 x 512
 (blocks x width; Gulati et al. 2020). The papers use about 8 blocks of width 512:
 `--config.model.dim=512 --config.model.layers=8 --config.model.heads=8`. Methods: `bljust`
-(default), `ptft`, `supervised`, `weighted_sum`, `alternating`, at equal FLOPs. Data:
+(default), `ptft`, `supervised`, `weighted_sum`, `alternating`, `mpl`, `slimipl`, `noisy_student`,
+`masked_cpc_ctc`, at equal FLOPs, and `hybrid` (docs/method.md has sources and settings). Data:
 `h960` labels all 960 h; `rest860` removes the labelled 100 h from the lower level's audio. Lower
 level: `chunked` (CPC as published), `best_rq`. Encoders: `lstm` and `gru`, the two networks of
 LSTM-JUST. As published: `script`, the authors' public script; `lstm_paper`, LSTM-JUST's rates.

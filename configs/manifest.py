@@ -10,7 +10,8 @@ Method: BL-JUST, configs/librispeech.py. A manifest has one JSON object per line
 
 Variants: `sentences` (the default: a few hours of read speech, 1 M parameters), `digits` (isolated
 words: words of one speaker are joined into strings for training), every method (`bljust`, `ptft`,
-`supervised`, `weighted_sum`, `alternating`) and encoder (`parakeet`, `lstm`, `gru`), for example
+`supervised`, `weighted_sum`, `alternating`, `mpl`, `slimipl`, `noisy_student`, `masked_cpc_ctc`,
+`hybrid`; docs/method.md has sources) and encoder (`parakeet`, `lstm`, `gru`), for example
 `configs/manifest.py:digits,ptft`.
 
 Cost: `digits` 9.6 TFLOP, 9 to 13 minutes on two CPU cores; `sentences` a quarter of an hour.
