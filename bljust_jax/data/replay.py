@@ -26,7 +26,7 @@ class Draw(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """The draws of `steps` steps.
+    """An endless sequence of draws.
 
     size: slots; the first batches of the plan fill them. Each draw takes a slot, uniformly; with
     probability `replace` the next batch of the plan takes the place of the drawn one after it.
@@ -34,26 +34,26 @@ class Replay:
 
     size: int
     replace: float
-    steps: int
     seed: int
 
     def __getitem__(self, n: int) -> Draw:
         """The draw of step n = 0, 1, ..."""
-        batches, slots, fresh = self._draws
+        batches, slots, fresh = _first_draws(self, 1 << max(n.bit_length(), 12))
         return Draw(int(batches[n]), int(slots[n]), bool(fresh[n]))
 
-    @functools.cached_property
-    def _draws(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(batch, slot, whether fresh) of each step."""
-        rng = np.random.default_rng([self.seed, 0x5EED])
-        slots = rng.integers(self.size, size=self.steps)
-        replaced = rng.random(self.steps) < self.replace
-        held, unseen = np.arange(self.size), np.ones(self.size, bool)
-        batches, fresh = np.empty(self.steps, np.int64), np.empty(self.steps, bool)
-        following = self.size
-        for n, slot in enumerate(slots):
-            batches[n], fresh[n] = held[slot], unseen[slot]
-            unseen[slot] = replaced[n]
-            if replaced[n]:
-                held[slot], following = following, following + 1
-        return batches, slots, fresh
+
+@functools.lru_cache(maxsize=64)
+def _first_draws(replay: Replay, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(batch, slot, whether fresh) of the first steps, the same for any number of them."""
+    of_slots, of_changes = (np.random.default_rng([replay.seed, part]) for part in range(2))
+    slots = of_slots.integers(replay.size, size=steps)
+    replaced = of_changes.random(steps) < replay.replace
+    held, unseen = np.arange(replay.size), np.ones(replay.size, bool)
+    batches, fresh = np.empty(steps, np.int64), np.empty(steps, bool)
+    following = replay.size
+    for n, slot in enumerate(slots):
+        batches[n], fresh[n] = held[slot], unseen[slot]
+        unseen[slot] = replaced[n]
+        if replaced[n]:
+            held[slot], following = following, following + 1
+    return batches, slots, fresh

@@ -71,7 +71,7 @@ def build(config: Any, facts: Facts) -> Recipe:
         steps = sum(phase.steps for phase in table if lower.name in phase.losses)
         lower = lower.sized_for(steps)
         system = both = (upper, lower)
-        replay = Replay(lower.slots, float(lower.replace), steps, config.seed)
+        replay = Replay(lower.slots, float(lower.replace), config.seed)
         order = {"replay": replay, "cache": lower.cache}
     return assemble(
         config,

@@ -92,6 +92,7 @@ def measure(
     """
     console.log("config.budget is a time: measuring steps of each phase and an evaluation")
     recipe = build_recipe(config, facts)
+    corpus.replay = recipe.replay
     system, timeline = make_system(config, recipe, mesh), Timeline(recipe)
     programs = RunPrograms(config, system, timeline, corpus, console.log, clock)
     firsts: dict[str, tuple[Phase, int]] = {}

@@ -16,8 +16,8 @@ from bljust_jax.train import budget
 from bljust_jax.train.compile_pool import Job
 from bljust_jax.train.program_memory import memory_needed
 from bljust_jax.train.run_programs import RunPrograms
-from bljust_jax.train.setup import corpus_facts, load_data
-from bljust_jax.train.system import build_recipe, make_system, seed_of
+from bljust_jax.train.setup import corpus_facts, load_data, recipe_of_data
+from bljust_jax.train.system import make_system, seed_of
 from bljust_jax.train.timeline import Timeline
 
 
@@ -40,7 +40,7 @@ def compile_config(config: Any) -> dict[str, Any]:
         corpus = load_data(config, mesh)
         facts = corpus_facts(corpus)
         config, _ = budget.scale(config, facts)
-        recipe = build_recipe(config, facts)
+        recipe = recipe_of_data(config, facts, corpus)
         system = make_system(config, recipe, mesh)
         programs = RunPrograms(config, system, Timeline(recipe), corpus, log, Clock())
         log(programs.plan.describe())

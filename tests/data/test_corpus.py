@@ -66,7 +66,7 @@ def test_a_replay_reads_batches_of_the_plan_again(folder):
     turns = [Segment(0, 3, ("unlabelled",)), Segment(3, 2, ("labelled",))]
     turns += [Segment(5, 5, ("unlabelled",))]
     plain, corpus = load(folder), load(folder, multiple=2)
-    corpus.replay = Replay(2, 0.4, 8, seed=1)
+    corpus.replay = Replay(2, 0.4, seed=1)
     draws = [corpus.replay[n] for n in range(8)]
     assert max(draw.batch for draw in draws) < 9
     assert len({draw.batch for draw in draws}) < 8

@@ -11,7 +11,7 @@ from bljust_jax.data.replay import Replay
 
 def test_each_draw_is_of_the_batch_that_its_slot_holds():
     """A slot keeps its batch until it changes to the next new one; a batch is fresh once."""
-    replay = Replay(size=5, replace=0.3, steps=400, seed=3)
+    replay = Replay(size=5, replace=0.3, seed=3)
     draws = [replay[n] for n in range(400)]
     held, seen, following = dict(enumerate(range(5))), set(), itertools.count(5)
     for draw in draws:
@@ -31,7 +31,7 @@ def test_each_draw_is_of_the_batch_that_its_slot_holds():
 
 def test_rates_of_slots_and_of_fresh_batches():
     steps, size, replace = 40_000, 20, 0.1
-    replay = Replay(size, replace, steps, seed=0)
+    replay = Replay(size, replace, seed=0)
     slots = np.bincount([replay[n].slot for n in range(steps)], minlength=size)
     assert slots == pytest.approx(steps / size, rel=0.1)
     fresh = np.mean([replay[n].fresh for n in range(steps)])
@@ -42,8 +42,11 @@ def test_rates_of_slots_and_of_fresh_batches():
 
 
 def test_it_is_a_function_of_seed_and_step():
-    one, same, other = (Replay(4, 0.5, 50, seed) for seed in (1, 1, 2))
+    one, same, other = (Replay(4, 0.5, seed) for seed in (1, 1, 2))
     assert [one[n] for n in (40, 3)] == [same[n] for n in (40, 3)]
     assert [one[n] for n in range(50)] != [other[n] for n in range(50)]
-    always = Replay(1, 1.0, 10, 0)
+    late = 3 * 2**12  # beyond the draws that a short run computes
+    assert Replay(4, 0.5, 1)[late] == one[late]
+    assert Replay(4, 0.5, 1)[7] == one[7]
+    always = Replay(1, 1.0, 0)
     assert [always[n] for n in range(10)] == [(n, 0, True) for n in range(10)]
