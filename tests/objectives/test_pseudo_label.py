@@ -139,6 +139,17 @@ def test_rows_without_labels_or_with_too_many_are_masked_and_counted():
     assert means["pseudo_label/masked"] == means["pseudo_label/confidence"] == 0
 
 
+def test_rows_below_the_confidence_are_masked():
+    _, objective, params, extras, batch = bound()
+    found, *_ = objective.teach(params, extras, batch)
+    counts, confidence = np.asarray(found.label_lengths), np.asarray(found.confidence)
+    least = float(np.sort(confidence)[-2])  # two rows of three
+    strict = dataclasses.replace(objective, min_confidence=least)
+    means, weight = metrics_of(strict, params, extras, batch)
+    assert weight == counts[confidence >= least].sum()
+    assert means["pseudo_label/masked"] == pytest.approx(1 / 3)
+
+
 def test_half_life_of_the_teacher():
     config = systems.config_for("mpl")
     recipe = recipes.load("bljust")(config, systems.FACTS)
