@@ -56,7 +56,6 @@ def make_phases(
     levels = {"joint": (upper, (lower,))}
     levels |= dict.fromkeys(("explore", "pretrain", "turn_ssl", "turn_pseudo"), ((lower,),))
     levels |= dict.fromkeys(("finetune", "supervised", "turn_ctc"), (upper,))
-
     levels |= {name: levels["joint"] for name, _ in table if name.startswith("round_")}
 
     def phase(name: str, steps: int) -> Phase:
