@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ def make_state(
 
 
 def start_anew(
-    config: Any, recipe: Recipe, optimizer: Any, corpus: Corpus, state: TrainState
+    config: Any, recipe: Recipe, optimizer: Any, tokenizers: Mapping[str, Any], state: TrainState
 ) -> TrainState:
     """The state of a phase that starts anew (`Phase.anew`): all teachers are the EMA parameters,
     which trained so far; parameters, their EMA and optimizer state are drawn by another seed, or
@@ -58,7 +58,7 @@ def start_anew(
     fresh = step.compute_init_state(recipe, optimizer, config.seed)
     if config.init_from:
         source = init_from.open_source(config, fresh)
-        fresh, _ = init_from.take(source, config, recipe, corpus.tokenizers, fresh)
+        fresh, _ = init_from.take(source, config, recipe, tokenizers, fresh)
     taught = {name: state.ema[teacher.part] for name, teacher in recipe.teachers.items()}
     stats = fresh.stats | {k: v for k, v in state.stats.items() if k != "encoder"}
     return fresh._replace(step=state.step, frozen={**state.frozen, **taught}, stats=stats)

@@ -161,7 +161,7 @@ class TrainingRun:
 
     def start_anew(self) -> None:
         """Replace the state by that of a phase that starts anew (`initial_state.start_anew`)."""
-        parts = self.config, self.recipe, self.system.optimizer, self.corpus
+        parts = self.config, self.recipe, self.system.optimizer, self.corpus.tokenizers
         made = initial_state.start_anew(*parts, self.state)
         self.state = jax.device_put(made, self.system.shardings)
         self.progress.log("the averaged parameters teach; the parameters start anew")

@@ -24,7 +24,7 @@ def test_teachers_are_the_averages_and_the_student_is_another_draw():
     moments = jax.tree.map(lambda x: x + 1, state.opt_state)
     before = state._replace(step=jnp.int32(7), ema=ema, stats=stats, opt_state=moments)
     after, again = (
-        initial_state.start_anew(config, recipe, optimizer, None, before) for _ in range(2)
+        initial_state.start_anew(config, recipe, optimizer, {}, before) for _ in range(2)
     )
     assert int(after.step) == 7
     for key, teacher in recipe.teachers.items():
