@@ -27,10 +27,11 @@ def compiled(mesh, positions, causal=False, window=0):
 
     x = jax.ShapeDtypeStruct((BATCH, FRAMES, DIM), jnp.bfloat16, sharding=rows)
     valid = jax.ShapeDtypeStruct((BATCH, FRAMES), bool, sharding=rows)
+    small = jnp.zeros((1, 1, DIM)), jnp.ones((1, 1), bool)
+    shapes = jax.eval_shape(Attention(HEADS, positions=positions).init, jax.random.key(0), *small)
+    place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=copies)  # noqa: E731
+    params = jax.tree.map(place, shapes["params"])
     with jax.set_mesh(mesh), compile_for("tpu"):
-        shapes = jax.eval_shape(attention.init, jax.random.key(0), x, valid)["params"]
-        place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=copies)  # noqa: E731
-        params = jax.tree.map(place, shapes)
         lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, x, valid)
         return lowered.compile().as_text()
 

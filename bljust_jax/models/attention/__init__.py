@@ -94,11 +94,12 @@ def project(x: Frames, heads: int, dtype: Any, biases: tuple[str, ...]) -> list[
     # on an axis of their own, as `tensor` splits the last one
     kernel = jnp.stack([kernel.astype(dtype) for kernel, _ in maps], axis=1)
     product = remat.keep(jnp.einsum("btd,dne->btne", x.astype(dtype), kernel), "qkv")
-    parts = [product[:, :, n] for n in range(3)]
-    for n, (_, bias) in enumerate(maps):
-        if bias is not None:
-            parts[n] = parts[n] + bias.astype(dtype)[None, None]
-    return [part.reshape(*x.shape[:-1], heads, dim // heads) for part in parts]
+    parts = []
+    for part, (_, bias) in zip(jnp.split(product, 3, axis=2), maps, strict=True):
+        part = part.reshape(x.shape)
+        part = part if bias is None else part + bias.astype(dtype)[None, None]
+        parts.append(part.reshape(*x.shape[:-1], heads, dim // heads))
+    return parts
 
 
 class Attention(nn.Module):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.common.shapes import Mask
@@ -44,11 +45,16 @@ def masked_attention(
 
 
 def _forward(query, key, value, bias, mask):
-    mask = mask[:, None]
     scores = jnp.einsum("bqhs,bkhs->bhqk", query, key)
     scores = at_least_float32(scores if bias is None else scores + bias)
-    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED_SCORE))
-    weights = jnp.where(mask, weights, 0.0).astype(value.dtype)
+    # In a scan over layers, jax computes what does not depend on the layer before the loop: the
+    # mask and both constants, each as large as the scores, which every layer would read. The
+    # barrier makes them depend on it.
+    constants = jnp.asarray(MASKED_SCORE, scores.dtype), jnp.zeros((), scores.dtype)
+    mask, low, zero, _ = lax.optimization_barrier((mask, *constants, query[:1, :1, :1, :1]))
+    mask = mask[:, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, low))
+    weights = jnp.where(mask, weights, zero).astype(value.dtype)
     weights = remat.keep(weights, "attention_weights")
     out = remat.keep(jnp.einsum("bhqk,bkhs->bqhs", weights, value), "attention_context")
     biased = None if bias is None else ()
