@@ -115,7 +115,8 @@ def test_it_neither_collapses_nor_starves_nor_freezes(name, saved, tmp_path):
     for start, end in zip(ends, list(ends)[1:], strict=False):
         phase = run.timeline.phase_at(end - 1)
         paths = [p for p, group in groups.items() if group.owners & phase.losses]
-        decay = 0.0 if phase.moments == "reset" else config.optim.b2 ** (end - start)
+        fresh = phase.moments == "reset" or phase.anew
+        decay = 0.0 if fresh else config.optim.b2 ** (end - start)
         still = frozen_parts(saved[start], saved[end], paths, decay)
         assert set(still) <= without_gradient(config), f"phase {phase.name}"
         trained |= set(paths) - set(still)
