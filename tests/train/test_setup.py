@@ -79,6 +79,18 @@ def test_windows_divide_phases_and_none_is_short(every):
         assert min(every / 2, lengths[phase]) <= size <= min(1.5 * every, lengths[phase])
 
 
+def test_windows_of_turns_end_at_multiples_and_with_the_last_turn():
+    """17 steps of one phase, then 20 turns of 1 and 4: no row per turn."""
+    recipe = build("bljust")
+    first, second, third = (dataclasses.replace(p, turn=True) for p in recipe.phases)
+    turns = [dataclasses.replace(p, steps=n) for p, n in ((second, 1), (third, 4))]
+    phases = (dataclasses.replace(first, steps=17, turn=False), *20 * turns)
+    timeline = Timeline(dataclasses.replace(recipe, phases=phases))
+    ends = [n for n in range(1, timeline.total + 1) if timeline.ends_window(n, 10)]
+    assert ends == [10, 17, *range(20, 111, 10), 113, 117]
+    assert set(timeline.ends) == {17, 113, 117}
+
+
 def test_run_metadata_survive_json():
     meta = RunMeta("digest", quarantined=[{"id": "a"}], window={"loss": [1.0, 2.0]})
     assert RunMeta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
