@@ -39,9 +39,9 @@ FIELDS = {
         int, "batches whose labels are kept; 0: 100, less in short runs", r.AT_LEAST_0, 0
     ),
     "replace": Field(float, "probability that a drawn batch is replaced", r.ABOVE_0_TO_1, 0.1),
-    "rounds": Field(int, "students trained anew, method noisy_student", r.AT_LEAST_1, 2),
+    "rounds": Field(int, "students trained anew, method noisy_student", r.AT_LEAST_1, 1),
     "min_confidence": Field(
-        float, "least confidence of labels in use, method noisy_student", r.FROM_0_TO_1, 0.9
+        float, "least confidence of labels in use, method noisy_student", r.FROM_0_TO_1, 0.7
     ),
     "ratio": Field(int, "steps on pseudo-labels per step on labels", r.AT_LEAST_1, 4),
 }
