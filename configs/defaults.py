@@ -48,6 +48,9 @@ def data() -> ConfigDict:
     # covost:ROOT/SRC_TGT/SPLIT, ami:ROOT/ihm/SPLIT (or sdm), yodas:ROOT/en000[/SHARD],
     # tfds:DIR/SPLIT (made by bljust_jax.prepare), synthetic:NAME/SPLIT; join several with +
     c.train = ""  # labelled audio
+    # weights of the sources that data.train joins with +, in their order: their shares of the hours
+    # of an epoch, with utterances repeated or skipped; () = all audio once
+    c.mix = ()
     c.unlabelled = ""  # more audio for the lower level
     c.unlabelled_with_train = True  # it reads all audio of data.train too; without more, always
     # labels per frame for the loss hubert: files, or folders of *.km, joined by +; one line per

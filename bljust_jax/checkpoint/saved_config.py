@@ -31,6 +31,7 @@ ADDED: dict[str, Any] = {
     "data.min_spellable": 0.5,
     "data.train_sample": 0,
     "data.num_buckets": 0,
+    "data.mix": [],
     "data.program_hours": 40.0,
     "data.frame_labels": "",
     "data.frame_label_rate": 50.0,

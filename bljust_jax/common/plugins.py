@@ -26,5 +26,10 @@ def load(package: str, name: str, function: str, field: str) -> Any:
     return found
 
 
+def find(package: str, name: str, function: str) -> Any | None:
+    """`function` of the module PACKAGE.NAME, None if it has none."""
+    return getattr(_module(package, name), function, None)
+
+
 def _module(package: str, name: str) -> Any:
     return importlib.import_module(f"{package}.{name}")

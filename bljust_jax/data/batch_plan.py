@@ -7,14 +7,16 @@ the data is thus arithmetic on the step, and any batch can be computed without t
 import collections
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import epoch_shares
 from bljust_jax.data.buckets import Bucket
 from bljust_jax.data.filters import describe_skipped
+from bljust_jax.data.item_draws import ItemDraws, Speakers, ranks
 
 SLACK = 1e-6  # seconds: sums of durations are rounded
 
@@ -26,16 +28,6 @@ class Item(NamedTuple):
     members: tuple[int, ...]
     speed: float
     key: int
-
-
-def shares(hours: Sequence[float], temperature: float) -> np.ndarray:
-    """Temperature sampling: p_i = hours_i ^ (1/T) / sum_j hours_j ^ (1/T), [N], sum 1.
-
-    T = 1 is proportional to size; a higher T is more even; T = 0 stands for its limit, 1/N each.
-    """
-    sizes = np.asarray(hours, np.float64)
-    weights = (sizes / sizes.max()) ** (1 / temperature) if temperature else np.ones(len(sizes))
-    return weights / weights.sum()
 
 
 class Plan:
@@ -50,22 +42,24 @@ class Plan:
     crop: longer utterances go into the last bucket, for the loader to crop; else they are skipped.
     temperature: an epoch holds as much audio as there is, divided among the languages by `shares`:
     utterances are repeated or skipped, other ones per epoch.
+    sources, weights: that of each utterance, and {source: weight}; an epoch holds as much audio as
+    there is, divided among the sources by their weights in the same way. None: all audio once.
 
-    With balance 0 and temperature 1 each utterance is in exactly one item per epoch (`items`). The
-    bucket of an item is the first with seconds >= sum(durations) / speed + (n - 1) * max_gap and
-    max_labels >= the labels of its texts joined by spaces; an utterance that fits only as recorded
-    keeps speed 1. The last batch of a bucket is filled by repeating items; later epochs, whose
-    draws differ, drop or repeat items to keep epoch 0's number of batches. A bucket without items
-    in epoch 0 never occurs in the plan's own order; `nth_batch_of_bucket` takes items of the next
-    shorter bucket, or with `crop` of the next longer.
+    With balance 0, temperature 1 and no weights each utterance is in exactly one item per epoch
+    (`items`). The bucket of an item is the first with seconds >= sum(durations) / speed + (n - 1) *
+    max_gap and max_labels >= the labels of its texts joined by spaces; an utterance that fits only
+    as recorded keeps speed 1. The last batch of a bucket is filled by repeating items; later
+    epochs, whose draws differ, drop or repeat items to keep epoch 0's number of batches. A bucket
+    without items in epoch 0 never occurs in the plan's own order; `nth_batch_of_bucket` takes items
+    of the next shorter bucket, or with `crop` of the next longer.
 
     Raises UserError if no utterance fits. `excluded` lists (index, reason).
     """
 
     def __init__(
         self,
-        durations: Sequence[float],
-        labels: Sequence[int] | None,
+        durations: Sequence[float] | np.ndarray,
+        labels: Sequence[int] | np.ndarray | None,
         speakers: Sequence[str],
         texts: Sequence[str],
         ids: Sequence[str],
@@ -80,6 +74,8 @@ class Plan:
         crop: bool = False,
         languages: Sequence[str] = (),
         temperature: float = 1.0,
+        sources: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
     ):
         if list(buckets) != sorted(buckets, key=lambda b: (b.seconds, b.max_labels)) or not buckets:
             raise UserError("data.buckets must be lengths in seconds in ascending order")
@@ -87,15 +83,23 @@ class Plan:
             raise UserError(f"data.join {join} and data.speed {speed} must be (low, high), low > 0")
         self.seed, self.crop, self.max_gap = seed, crop, max_gap
         self._join, self._join_share, self._speed = join, join_share, speed
-        self._balance = balance
-        self._ids = ids
+        self._ids, self._size = ids, len(ids)
+        drawing = {"join": join, "join_share": join_share, "max_gap": max_gap}
+        drawing |= {"balance": balance, "speed": speed, "crop": crop}
         self._durations = np.asarray(durations, np.float64)
         self._labels = np.zeros(len(ids), np.int64) if labels is None else np.asarray(labels)
         self._labelled = labels is not None
         self._set_buckets(buckets)
         self.excluded = self._exclude()
-        self._speakers = self._group(speakers, texts)
-        self.languages = self._language_sizes(languages, temperature) if temperature != 1 else {}
+        groups = Speakers.of(self._kept(), ranks(speakers), ranks(texts))
+        self._draws = ItemDraws(groups, self._durations, self._labels, **drawing)
+        groups = (self._kept(), self._durations)
+        self.languages, self.sources = {}, {}
+        if temperature != 1:
+            names = ranks(languages), languages
+            self.languages = epoch_shares.languages(*groups, *names, temperature)
+        if weights:
+            self.sources = epoch_shares.sources(*groups, ranks(sources), sources, weights)
         # Buckets led by another plan advance at rates of their own, each in an epoch of its own.
         self._epochs = functools.lru_cache(len(buckets) + 2)(self._make_epoch)
         self._orders = functools.lru_cache(3)(self._make_order)
@@ -204,102 +208,34 @@ class Plan:
             (int(i), f"more than {last.max_labels} labels") for i in np.flatnonzero(dense & ~long)
         ]
 
-    def _group(self, speakers: Sequence[str], texts: Sequence[str]) -> list["_Speaker"]:
-        """Utterances by speaker, and by text within a speaker, sorted by name."""
-        excluded = {i for i, _ in self.excluded}
-        groups: dict[str, dict[str, list[int]]] = {}
-        for i, (speaker, text) in enumerate(zip(speakers, texts, strict=True)):
-            if i not in excluded:
-                groups.setdefault(speaker, {}).setdefault(text, []).append(i)
-        made = []
-        for _, by_text in sorted(groups.items()):
-            runs = [by_text[text] for text in sorted(by_text)]
-            sizes = np.array([len(run) for run in runs])
-            utterances = np.array([i for run in runs for i in run])
-            made.append(_Speaker(utterances, np.cumsum(sizes) - sizes, sizes))
-        return made
-
-    def _language_sizes(
-        self, languages: Sequence[str], temperature: float
-    ) -> dict[str, "_Language"]:
-        """Utterances of each language, and their number per epoch."""
-        excluded = {i for i, _ in self.excluded}
-        members: dict[str, list[int]] = {}
-        for i, language in enumerate(languages):
-            if i not in excluded:
-                members.setdefault(language, []).append(i)
-        names = sorted(members)
-        if not names:
-            return {}
-        seconds = np.array([self._durations[members[name]].sum() for name in names])
-        factors = shares(seconds.tolist(), temperature) * seconds.sum() / seconds
-        return {
-            name: _Language(np.array(members[name]), max(1, round(factor * len(members[name]))))
-            for name, factor in zip(names, factors, strict=True)
-        }
+    def _kept(self) -> np.ndarray:
+        """Utterances that are not excluded, in order."""
+        kept = np.ones(self._size, bool)
+        kept[[i for i, _ in self.excluded]] = False
+        return np.flatnonzero(kept).astype(np.int32)
 
     def _repeats(self, epoch: int) -> np.ndarray:
-        """Times that an epoch holds each utterance, [N]: equal within a language, or 1 apart."""
-        rng = np.random.default_rng([self.seed, epoch, 3])
-        times = np.full(len(self._ids), 0 if self.languages else 1)
-        for utterances, wanted in self.languages.values():
-            whole, rest = divmod(wanted, len(utterances))
-            times[utterances] = whole
-            times[rng.permutation(utterances)[:rest]] += 1
-        return times
+        """Times that an epoch holds each utterance, [N]."""
+        if self.sources:
+            return epoch_shares.repeats_of_sources(self.sources, self._durations, self.seed, epoch)
+        if self.languages:
+            return epoch_shares.repeats_of_languages(self.languages, self._size, self.seed, epoch)
+        return np.ones(self._size, np.int64)
+
+    def hours_of_sources(self) -> dict[str, tuple[float, float]]:
+        """{source: (hours of it in epoch 0, hours that it has)} with weights; {} without."""
+        if not self.sources:
+            return {}
+        seconds = self._repeats(0) * self._durations
+        return {
+            name: (float(seconds[found.utterances].sum()) / 3600, found.seconds / 3600)
+            for name, found in self.sources.items()
+        }
 
     def _make_items(self, epoch: int) -> "_Items":
         """Permute each speaker's utterances and cut them into items of one or several."""
         rng = np.random.default_rng([self.seed, epoch, 0])
-        times = self._repeats(epoch)
-        durations, labels = self._durations.tolist(), self._labels.tolist()
-        members: list[int] = []
-        starts: list[int] = []
-        speeds: list[float] = []
-        for speaker in self._speakers:
-            order, wanted, drawn = self._draw(speaker, times, rng)
-            position = piece = 0
-            while position < len(order):
-                joined, factor = order[position : position + wanted[piece]], drawn[piece]
-                fit = self._count_fitting(joined, factor, durations, labels)
-                if fit == 0:  # fits only as recorded, or is cropped
-                    fit, factor = 1, factor if self.crop else 1.0
-                starts.append(len(members))
-                speeds.append(factor)
-                members += joined[:fit]
-                position += fit
-                piece += 1
-        return self._bucket_items(
-            np.array(members, int), np.array(starts, int), np.array(speeds, float)
-        )
-
-    def _draw(
-        self, speaker: "_Speaker", times: np.ndarray, rng: np.random.Generator
-    ) -> tuple[list[int], list[int], list[float]]:
-        """A speaker's utterances in random order, wanted sizes of the items, and their speeds."""
-        order = rng.permutation(np.repeat(speaker.utterances, times[speaker.utterances]))
-        n = len(order)
-        if self._balance:
-            text = rng.integers(len(speaker.sizes), size=n)
-            uniform = speaker.utterances[speaker.starts[text] + rng.integers(speaker.sizes[text])]
-            order = np.where(rng.random(n) < self._balance, uniform, order)
-        low, high = self._join
-        joined = rng.random(n) < self._join_share
-        wanted = np.where(joined, rng.integers(low, high + 1, size=n), 1)
-        drawn = np.round(rng.uniform(*self._speed, size=n), 2).clip(*self._speed)
-        return order.tolist(), wanted.tolist(), drawn.tolist()
-
-    def _count_fitting(
-        self, members: list[int], speed: float, durations: list[float], labels: list[int]
-    ) -> int:
-        """Number of the first members that fit the last bucket together."""
-        seconds, length = -self.max_gap, -1
-        for n, i in enumerate(members):
-            seconds += durations[i] / speed + self.max_gap
-            length += labels[i] + 1
-            if seconds > self._limit[0] or length > self._limit[1]:
-                return n
-        return len(members)
+        return self._bucket_items(*self._draws.draw(rng, self._repeats(epoch), self._limit))
 
     def _bucket_items(
         self, members: np.ndarray, starts: np.ndarray, speeds: np.ndarray
@@ -311,7 +247,7 @@ class Plan:
         seconds, labels = self._sizes(items)
         by_seconds = self._seconds.searchsorted(seconds)
         first = np.maximum(by_seconds, self._max_labels.searchsorted(labels))
-        return items._replace(buckets=np.minimum(first, len(self.buckets) - 1))
+        return items._replace(buckets=np.minimum(first, len(self.buckets) - 1).astype(np.int16))
 
     def _sizes(self, items: "_Items") -> tuple[np.ndarray, np.ndarray]:
         """(seconds [N], labels [N]) of items, gaps and spaces between joined ones included."""
@@ -362,21 +298,6 @@ class Plan:
         members = tuple(items.members[items.starts[i] : items.starts[i + 1]].tolist())
         key = zlib.crc32("+".join(self._ids[member] for member in members).encode())
         return Item(members, float(items.speeds[i]), key)
-
-
-class _Speaker(NamedTuple):
-    """Utterance indices ordered by text; the first position and the number of each text."""
-
-    utterances: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
-
-
-class _Language(NamedTuple):
-    """Utterance indices, and their number per epoch."""
-
-    utterances: np.ndarray
-    wanted: int
 
 
 class _Items(NamedTuple):

@@ -38,6 +38,10 @@ def check(config: Any) -> None:
                     sources.check(uri)
     if data.unlabelled:
         sources.check(data.unlabelled)
+    if data.mix and data.streams:
+        cure = "shares of streams are set by config.data.temperature"
+        raise UserError(f"config.data.mix is of the sources of config.data.train; {cure}")
+    streams.weights(data)
 
 
 NAME = re.compile(

@@ -5,9 +5,7 @@ A batch is a function of (config, seed, step), for any number of threads, hosts 
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import math
 import zlib
 from collections import Counter
@@ -19,31 +17,26 @@ import numpy as np
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import bucket_lengths, frame_labels, held_back, split_checks, streams, summary
 from bljust_jax.data.augment import chain, waveform
-from bljust_jax.data.batch_plan import Item, Plan, shares
+from bljust_jax.data.batch_plan import Item, Plan
 from bljust_jax.data.buckets import Bucket, bucket_table
+from bljust_jax.data.epoch_shares import shares
+from bljust_jax.data.fingerprint import digest_of
 from bljust_jax.data.frame_labels import FrameLabels
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.replay import Replay
 from bljust_jax.data.scripts import measure_of
-from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Batch, Splits, empty_batch, fill_row, open_split
+from bljust_jax.data.step_draws import Segment, StepDraws
 from bljust_jax.data.streams import UNLABELLED
+from bljust_jax.data.strings import Strings
 from bljust_jax.data.tokenizer import Tokenizer
+from bljust_jax.data.utterances import Utterance, concatenated, hours
 
 GAP = (0.02, 0.15)  # seconds between joined utterances
 GAIN_DB = (-3.0, 3.0)  # of each joined utterance
-MIX_STEPS = 2000  # steps that `Corpus.mix` looks at
 
 
-class Segment(NamedTuple):
-    """Steps start..start + length - 1, and the names of the streams that they read."""
-
-    start: int
-    length: int
-    streams: tuple[str, ...]
-
-
-class Corpus(Splits):
+class Corpus(StepDraws, Splits):
     """Streams for training, and splits for evaluation; made by `load_corpus`.
 
     plans: {stream: Plan}, the labelled ones sorted by name, then "unlabelled". A batch has the
@@ -99,31 +92,29 @@ class Corpus(Splits):
 
     def _count_labels(self, stream: str) -> np.ndarray:
         """Number of labels, and of labels equal to the one before, per utterance: [2, N]."""
-        encode = self.tokenizers[stream].encode
-        encoded = (encode(u.text or "") for u in self._utterances[stream])
-        counts = [(len(ids), np.sum(ids[1:] == ids[:-1])) for ids in encoded]
-        return np.array(counts, np.int64).T
+        return self.tokenizers[stream].count_labels(self.references(stream))
 
     def _plan(self, stream: str, batch_seconds: float) -> Plan:
         data, utterances = self._data, self._utterances[stream]
         paired = stream in self.streams
-        lengths = tuple(data.unlabelled_buckets or data.buckets)
-        if paired:
-            lengths = self.streams[stream].buckets
+        alone = tuple(data.unlabelled_buckets or data.buckets)
+        lengths = self.streams[stream].buckets if paired else alone
         multiple = data.rows_multiple * self._multiple
         table = bucket_table(lengths, batch_seconds, data.labels_per_second, multiple)
         join = tuple(data.join if paired else data.unlabelled_join)
         share = float(data.join_share if paired else data.unlabelled_join_share)
-        # speaker names are unique within one source, and several streams have several sources
-        speakers = [f"{u.lang}/{u.speaker}" if data.streams else u.speaker for u in utterances]
+        speakers, languages = utterances.speakers, utterances.column("lang")
+        if data.streams:  # names are unique within one source, and several streams have several
+            pairs = zip(languages, speakers, strict=True)
+            speakers = Strings.of(f"{language}/{speaker}" for language, speaker in pairs)
         if share > 0 and join[1] > 1:
-            self._notes += streams.check_joinable(stream, share, speakers)
+            self._notes += streams.check_joinable(stream, share, speakers.ranks())
         return Plan(
-            [u.duration for u in utterances],
-            self._labels[stream][0].tolist() if paired else None,
+            utterances.durations,
+            self._labels[stream][0] if paired else None,
             speakers,
-            self.references(stream) if paired else [""] * len(utterances),
-            [u.id for u in utterances],
+            self.references(stream) if paired else Strings.blank(len(utterances)),
+            utterances.ids,
             table,
             zlib.crc32(f"{self._seed}/{stream}".encode()),
             join=join,
@@ -132,8 +123,10 @@ class Corpus(Splits):
             balance=float(data.balance if paired else 0.0),
             speed=tuple(data.speed),
             crop=not paired,
-            languages=[u.lang for u in utterances],
+            languages=languages,
             temperature=1.0 if paired else float(data.unlabelled_temperature),
+            sources=utterances.column("part"),
+            weights=streams.weights(data) if paired else {},
         )
 
     def digest(self) -> str:
@@ -145,63 +138,17 @@ class Corpus(Splits):
         """
         facts: list[Any] = [tokenizer.to_json() for tokenizer in self.tokenizers.values()]
         for stream, plan in self.plans.items():
-            utterances = [(u.id, u.duration) for u in self._utterances[stream]]
+            own = self._utterances[stream]
+            utterances = zip(own.ids, own.durations.tolist(), strict=True)
             table = [dataclasses.astuple(bucket) for bucket in plan.buckets]
             facts.append([stream, utterances, table, plan.seed])
             if self._data.streams and stream in self.streams:
                 facts.append(self.references(stream))
         if self.frame_labels:
             facts.append(self.frame_labels.digest())
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return digest_of(facts)
 
     # Training
-
-    def driver(self, needed: Sequence[str]) -> str:
-        """The stream whose plan decides the bucket of a step that reads the streams `needed`.
-
-        It is the labelled one with the most batches per epoch, the first by name of several, or
-        else the unlabelled one.
-        """
-        labelled = [name for name in self.streams if name in needed]
-        batches = {name: self.plans[name].batches_per_epoch for name in labelled}
-        return max(labelled, key=lambda name: batches[name], default=UNLABELLED)
-
-    def draws(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, int]]:
-        """{stream: (bucket, batch number within the bucket)} of a step.
-
-        The step takes the driver's n-th batch, n the number of earlier steps with this driver.
-        Every other stream takes its own batches of the driver's bucket, by the driver's count, or
-        batch n if it has one bucket. With `replay` the unlabelled stream as driver takes the batch
-        of the n-th draw.
-        """
-        leader, n, needed = self._count(segments, step)
-        if self.replay and leader == UNLABELLED:
-            n = self.replay[n].batch
-        return self._draws(leader, n, needed)
-
-    def _count(self, segments: Sequence[Segment], step: int) -> tuple[str, int, tuple[str, ...]]:
-        """(driver of a step, number of earlier steps with this driver, streams)."""
-        n = 0
-        for segment in segments:
-            if segment.start <= step < segment.start + segment.length:
-                break
-        else:
-            raise ValueError(f"step {step} is in no segment")
-        leader = self.driver(segment.streams)
-        for earlier in segments:
-            if self.driver(earlier.streams) == leader:
-                n += min(max(step - earlier.start, 0), earlier.length)
-        return leader, n, segment.streams
-
-    def _draws(self, leader: str, n: int, needed: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """`draws` of the driver's n-th batch."""
-        k = self.plans[leader].bucket_of(n)
-        m = self.plans[leader].count(k, n)
-        return {s: (0, n) if self._has_one_bucket(s, leader) else (k, m) for s in needed}
-
-    def _has_one_bucket(self, stream: str, leader: str) -> bool:
-        """Whether a stream has a single bucket, used with every bucket of the leader."""
-        return stream != leader and len(self.plans[stream].buckets) == 1
 
     def utterances_at(self, segments: Sequence[Segment], step: int) -> list[str]:
         """ "id (file:line)" of each utterance in the batches of a step, by stream and row."""
@@ -212,16 +159,6 @@ class Corpus(Splits):
             for i in item.members
         ]
         return list(dict.fromkeys(f"{u.id} ({u.line or u.path})" for u in read))
-
-    def buckets_in_use(self, needed: Sequence[str]) -> list[int]:
-        """Buckets of the steps that read these streams, the largest last."""
-        counts = self.plans[self.driver(needed)].counts
-        return [k for k, count in enumerate(counts) if count]
-
-    def step_buckets(self, needed: Sequence[str], k: int) -> dict[str, int]:
-        """{stream: bucket} of a step that reads these streams, in the driver's bucket k."""
-        leader = self.driver(needed)
-        return {s: 0 if self._has_one_bucket(s, leader) else k for s in needed}
 
     def empty_batches(
         self, buckets: Mapping[str, int], *, shard: tuple[int, int] = (0, 1)
@@ -244,25 +181,6 @@ class Corpus(Splits):
         """A batch of `eval_batches` with its frame labels, if the corpus has some."""
         found = self.frame_labels
         return found.added_to(batch, members, self._data.sample_rate) if found else batch
-
-    def shape_at(self, segments: Sequence[Segment], step: int) -> dict[str, tuple[int, float]]:
-        """{stream: (rows, seconds per row)} of a step, padding included; reads no audio."""
-        return self._shape(self.draws(segments, step))
-
-    def _shape(self, draws: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, float]]:
-        buckets = {s: self.plans[s].buckets[k] for s, (k, _) in draws.items()}
-        return {stream: (b.batch_size, b.seconds) for stream, b in buckets.items()}
-
-    def mix(self, needed: Sequence[str]) -> list[tuple[float, dict[str, tuple[int, float]]]]:
-        """(share of the steps, {stream: (rows, seconds per row)}) of the batch shapes of steps that
-        read these streams: those of an epoch of the driver, of `MIX_STEPS` of its steps if it has
-        more. Reads no audio."""
-        leader = self.driver(needed)
-        epoch = self.plans[leader].batches_per_epoch
-        steps = np.unique(np.linspace(0, epoch - 1, min(epoch, MIX_STEPS), dtype=np.int64))
-        shapes = [self._shape(self._draws(leader, int(step), needed)) for step in steps]
-        counts = Counter(tuple(sorted(shape.items())) for shape in shapes)
-        return [(count / len(shapes), dict(shape)) for shape, count in counts.items()]
 
     def train_batches(
         self, segments: Sequence[Segment], start: int, *, shard: tuple[int, int] = (0, 1)
@@ -412,7 +330,7 @@ def load_corpus(
     else:
         parts = streams.unlabelled_audio(audio, data, seed, bad, skipped[UNLABELLED], apart)
         notes += summary.unlabelled_parts(parts)
-        kept = list(itertools.chain.from_iterable(parts.values()))
+        kept = concatenated(list(parts.values()))
         found[UNLABELLED] = streams.require_any(kept, skipped[UNLABELLED], "config.data.unlabelled")
         for split, (name, stream) in itertools.product(("dev", "test"), described.items()):
             part = streams.split_name(split, name)

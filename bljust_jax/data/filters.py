@@ -2,36 +2,43 @@
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance
+from bljust_jax.data.strings import Strings
+from bljust_jax.data.utterances import Utterance, Utterances, concatenated
 
 
-def keep_if(
-    utterances: list[Utterance], skipped: Counter, reason: str, condition: Callable
-) -> list[Utterance]:
-    """The utterances that meet a condition; the others are counted in `skipped` under `reason`."""
-    kept = [u for u in utterances if condition(u)]
-    if len(kept) < len(utterances):
-        skipped[reason] += len(utterances) - len(kept)
-    return kept
+def keep(
+    utterances: Utterances, skipped: Counter, reason: str, mask: Bool[np.ndarray, "n"]
+) -> Utterances:
+    """The utterances of a mask [N]; the others are counted in `skipped` under `reason`."""
+    if mask.all():
+        return utterances
+    skipped[reason] += len(utterances) - int(mask.sum())
+    return utterances.select(mask)
 
 
-def of_usable_length(utterances: list[Utterance], data: Any, skipped: Counter) -> list[Utterance]:
-    """Utterances of data.min_seconds to data.max_seconds (0: no limit)."""
-    low, high = data.min_seconds, data.max_seconds or math.inf
-    short = f"shorter than {low:g} s (config.data.min_seconds)"
-    long = f"longer than {high:g} s (config.data.max_seconds)"
-    kept = keep_if(utterances, skipped, short, lambda u: u.duration >= low)
-    return keep_if(kept, skipped, long, lambda u: u.duration <= high)
+def long_enough(utterances: Utterances, data: Any, skipped: Counter) -> Utterances:
+    """Utterances of at least data.min_seconds."""
+    reason = f"shorter than {data.min_seconds:g} s (config.data.min_seconds)"
+    return keep(utterances, skipped, reason, utterances.durations >= data.min_seconds)
+
+
+def short_enough(utterances: Utterances, data: Any, skipped: Counter) -> Utterances:
+    """Utterances of at most data.max_seconds (0: no limit)."""
+    high = data.max_seconds or math.inf
+    reason = f"longer than {high:g} s (config.data.max_seconds)"
+    return keep(utterances, skipped, reason, utterances.durations <= high)
 
 
 PIECE = "#piece"  # in the id of a piece, before its number
@@ -51,36 +58,55 @@ def cut_into_pieces(u: Utterance, longest: float) -> list[Utterance]:
     return made
 
 
+def in_pieces(utterances: Utterances, over: float, longest: float) -> Utterances:
+    """The utterances, in place of those longer than `over` their pieces of at most `longest`
+    seconds."""
+    long = utterances.durations > over
+    if not long.any():
+        return utterances
+    cut = [cut_into_pieces(u, longest) for u in utterances.select(long)]
+    numbers = np.ones(len(utterances), np.int64)
+    numbers[long] = [len(pieces) for pieces in cut]
+    rows = np.repeat(np.where(long, -1, np.arange(len(utterances))), numbers)
+    rows[rows < 0] = len(utterances) + np.arange(sum(map(len, cut)))
+    pieces = Utterances.of(itertools.chain.from_iterable(cut))
+    return concatenated([utterances, pieces]).select(rows)
+
+
 def subset_of_hours(
-    utterances: list[Utterance],
+    utterances: Sequence[Utterance],
     hours: float,
     seed: int,
     skipped: Counter,
     source: str = "config.data.unlabelled",
-) -> list[Utterance]:
+) -> Utterances:
     """At least `hours` of the utterances (0: all), by one utterance at most more.
 
     They are the first in the order of a hash of (seed, id): the subset depends neither on the order
     of the source nor on the number of hosts, and fewer hours are part of more. `source` names it in
     the UserError for a source of fewer hours.
     """
+    found = Utterances.of(utterances)
     if not hours:
-        return utterances
-    total = sum(u.duration for u in utterances) / 3600
+        return found
+    total = sum(found.durations.tolist()) / 3600
     if hours > total:
         wanted = f"{hours:g} h of the {in_hours(3600 * total, '.4g')} of {source}"
         raise UserError(f"config.data.unlabelled_hours: {wanted}; lower it, or set it to 0: all")
-
-    def order(u: Utterance) -> tuple[bytes, str, float]:
-        drawn = hashlib.blake2b(f"{seed}/{u.id}".encode(), digest_size=8).digest()
-        return drawn, u.path, u.offset
-
-    ordered = sorted(utterances, key=order)
-    spent = np.cumsum([u.duration for u in ordered])
+    drawn = (
+        hashlib.blake2b(f"{seed}/{identity}".encode(), digest_size=8).digest()
+        for identity in found.ids
+    )
+    drawn = np.frombuffer(b"".join(drawn), ">u8")
+    offsets = found.column("offset")
+    order = np.argsort(drawn, kind="stable")
+    if np.any(np.diff(drawn[order]) == 0):  # ids that occur several times
+        order = np.lexsort((offsets, Strings.of(found.paths()).ranks(), drawn))
+    spent = np.cumsum(found.durations[order])
     number = int(np.searchsorted(spent, hours * 3600)) + 1
-    chosen = {(u.id, u.path, u.offset) for u in ordered[:number]}
-    reason = f"beyond config.data.unlabelled_hours={hours:g}"
-    return keep_if(utterances, skipped, reason, lambda u: (u.id, u.path, u.offset) in chosen)
+    mask = np.zeros(len(found), bool)
+    mask[order[:number]] = True
+    return keep(found, skipped, f"beyond config.data.unlabelled_hours={hours:g}", mask)
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:
@@ -89,22 +115,26 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
 
 
 def labelled_subset(
-    utterances: list[Utterance], data: Any, seed: int, source: str = "config.data.train"
-) -> list[Utterance]:
+    utterances: Sequence[Utterance], data: Any, seed: int, source: str = "config.data.train"
+) -> Utterances:
     """Utterances of data.labelled_speakers speakers (0: all), data.labelled_fraction of them.
 
     Both are the first of a permutation by seed: a smaller subset is part of a larger one, and
     neither depends on the order of the source; data.labelled_draw, unless it is -1, replaces the
     seed. `source` names it in messages.
     """
+    found = Utterances.of(utterances)
+    if not data.labelled_speakers and data.labelled_fraction >= 1:
+        return found
     draw = seed if data.labelled_draw < 0 else data.labelled_draw
     rng = np.random.default_rng([draw, zlib.crc32(b"labelled")])
-    speakers = rng.permutation(sorted({u.speaker for u in utterances})).tolist()
-    if data.labelled_speakers > len(speakers):
-        wanted = f"{data.labelled_speakers} of {len(speakers)} speakers"
+    ranks = found.speakers.ranks()
+    count = int(ranks.max(initial=-1)) + 1
+    chosen = rng.permutation(count)
+    if data.labelled_speakers > count:
+        wanted = f"{data.labelled_speakers} of {count} speakers"
         raise UserError(f"config.data.labelled_speakers: {wanted} of {source}; lower it")
-    chosen_speakers = set(speakers[: data.labelled_speakers or None])
-    utterances = [u for u in utterances if u.speaker in chosen_speakers]
-    ids = rng.permutation(sorted(u.id for u in utterances)).tolist()
-    chosen = set(ids[: math.ceil(data.labelled_fraction * len(ids))])
-    return [u for u in utterances if u.id in chosen]
+    if data.labelled_speakers:
+        found = found.select(np.isin(ranks, chosen[: data.labelled_speakers]))
+    order = rng.permutation(np.argsort(found.ids.ranks(), kind="stable"))
+    return found.select(np.sort(order[: math.ceil(data.labelled_fraction * len(found))]))

@@ -4,13 +4,14 @@ Settings are tuned on them, so that the dev set of a comparison is scored once.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, open_source
+from bljust_jax.data.sources import open_source
+from bljust_jax.data.utterances import Utterance, Utterances
 
 
 class HeldBack(NamedTuple):
@@ -19,25 +20,30 @@ class HeldBack(NamedTuple):
     chosen: frozenset[str]
     speakers: frozenset[str]
 
-    def training(self, utterances: Iterable[Utterance]) -> list[Utterance]:
+    def training(self, utterances: Sequence[Utterance]) -> Utterances:
         """The utterances of the other speakers."""
-        return [u for u in utterances if u.speaker not in self.chosen]
+        found = Utterances.of(utterances)
+        return found.select(~self._are_chosen(found))
 
-    def scored(self, utterances: Iterable[Utterance], uri: str) -> list[Utterance]:
+    def _are_chosen(self, utterances: Utterances) -> np.ndarray:
+        held = (speaker in self.chosen for speaker in utterances.speakers)
+        return np.fromiter(held, bool, len(utterances))
+
+    def scored(self, utterances: Sequence[Utterance], uri: str) -> Utterances:
         """The utterances of config.data.dev by the speakers held back.
 
         UserError for a speaker of dev who is not of config.data.train: dev then has audio that is
         kept for the reported score. UserError if no utterance is left.
         """
-        found = list(utterances)
-        other = sorted({u.speaker for u in found} - self.speakers)
+        found = Utterances.of(utterances)
+        other = sorted(set(found.speakers) - self.speakers)
         if other:
             raise UserError(
                 f"config.data.dev={uri}: speaker {other[0]!r} is not of config.data.train, and"
                 " config.data.held_back_speakers scores speakers of it alone: name the same"
                 " recordings in config.data.dev"
             )
-        kept = [u for u in found if u.speaker in self.chosen]
+        kept = found.select(self._are_chosen(found))
         if not kept:
             names = ", ".join(sorted(self.chosen)[:5])
             raise UserError(f"config.data.dev={uri}: no utterance of a speaker held back ({names})")
@@ -55,7 +61,7 @@ def check(data: Any) -> None:
         raise UserError(f"{field} is for tuning: clear config.data.test, which is for reports")
 
 
-def choose(data: Any, opened: Mapping[str, list[Utterance]]) -> HeldBack | None:
+def choose(data: Any, opened: Mapping[str, Utterances]) -> HeldBack | None:
     """The speakers held back, None without any; opened: {URI: utterances} of config.data.train.
 
     They are the first of a permutation by `data.held_back_draw`. UserError if none remains.
@@ -63,7 +69,7 @@ def choose(data: Any, opened: Mapping[str, list[Utterance]]) -> HeldBack | None:
     count = data.held_back_speakers
     if not count:
         return None
-    names = sorted({u.speaker for source in opened.values() for u in source})
+    names = sorted({name for source in opened.values() for name in source.speakers})
     if count >= len(names):
         raise UserError(
             f"config.data.held_back_speakers={count}: config.data.train has {len(names)} speakers,"
@@ -74,8 +80,8 @@ def choose(data: Any, opened: Mapping[str, list[Utterance]]) -> HeldBack | None:
 
 
 def separate(
-    data: Any, opened: Mapping[str, list[Utterance]]
-) -> tuple[HeldBack | None, dict[str, list[Utterance]]]:
+    data: Any, opened: Mapping[str, Utterances]
+) -> tuple[HeldBack | None, dict[str, Utterances]]:
     """(`choose`, the sources without the speakers held back)."""
     apart = choose(data, opened)
     return apart, {uri: apart.training(us) if apart else us for uri, us in opened.items()}

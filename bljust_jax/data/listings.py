@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import pathlib
+import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -81,24 +82,53 @@ def spelt(path: str) -> str:
     return next((spelling for spelling in spellings if os.path.lexists(spelling)), path)
 
 
-def find_audio(
-    named: str, folders: Sequence[str | os.PathLike], root: str, where: str, cure: str = ""
-) -> str:
-    """The path of an audio file that a list names, relative to the first of `folders` that has it.
+class Finder:
+    """Finds audio files that a list names, relative to the first of `folders` that has it.
 
-    Raises UserError, naming the nearest file, if none has it or if it lies outside `root`.
+    A folder is compared with the `root` once; only files that are links are resolved on their own.
     """
-    if not named or "\0" in named:
-        raise UserError(f"{where}: names no audio file: {named!r}; write its path, or remove it")
-    for folder in folders:
-        path = spelt(os.path.join(folder, named))
-        if os.path.isfile(path):
-            return inside(path, root, where)
-    path = os.path.join(folders[0], named)
-    inside(path, root, where)
-    kind = "is a folder" if os.path.isdir(path) else "no such file"
-    cure = cure or f"correct the path, relative to {folders[0]}"
-    raise UserError(f"{where}: {kind}: {path!r}{_near_file(path)}; {cure}")
+
+    def __init__(self, folders: Sequence[str | os.PathLike], root: str):
+        self._folders, self._root = [os.fspath(folder) for folder in folders], root
+        self._resolved: dict[str, str] = {}
+
+    def regular(self, path: str) -> str:
+        """The path of a regular file in a folder within the root, with links resolved; "" for other
+        paths, of which `inside` decides."""
+        folder, slash, name = path.rpartition("/")
+        found = self._resolved.get(folder)
+        if found is None:
+            found = os.path.realpath(folder) if slash and folder else ""
+            root = os.path.realpath(self._root) if self._root else found
+            if not found or os.path.commonpath([found, root]) != root:
+                found = ""
+            self._resolved[folder] = found
+        if not found or "\0" in name:
+            return ""
+        try:
+            mode = os.lstat(f"{found}/{name}").st_mode
+        except OSError:
+            return ""
+        return f"{found}/{name}" if stat.S_ISREG(mode) else ""
+
+    def find(self, named: str, where: str, cure: str = "") -> str:
+        """The path of an audio file. Raises UserError, naming the nearest file, if no folder has it
+        or if it lies outside the root."""
+        if not named or "\0" in named:
+            problem = f"{where}: names no audio file: {named!r}"
+            raise UserError(f"{problem}; write its path, or remove it")
+        path = os.path.join(self._folders[0], named)
+        if self._root and (found := self.regular(path)):
+            return found
+        for folder in self._folders:
+            path = spelt(os.path.join(folder, named))
+            if os.path.isfile(path):
+                return inside(path, self._root, where)
+        path = os.path.join(self._folders[0], named)
+        inside(path, self._root, where)
+        kind = "is a folder" if os.path.isdir(path) else "no such file"
+        cure = cure or f"correct the path, relative to {self._folders[0]}"
+        raise UserError(f"{where}: {kind}: {path!r}{_near_file(path)}; {cure}")
 
 
 def _near_file(path: str) -> str:
@@ -162,16 +192,25 @@ def text_of(text: str | None) -> str | None:
     return nfc(text.strip()) or None if text else None
 
 
-def report_unlabelled(utterances: Sequence[Utterance], what: str) -> list[Utterance]:
-    """The utterances; logs how many have no text, and where the first is declared, if others
-    have one."""
-    bare = [u for u in utterances if u.text is None]
-    if bare and len(bare) < len(utterances):
+def each_reported(utterances: Iterable[Utterance], what: str) -> Iterator[Utterance]:
+    """The utterances; logs at the end how many have no text, and where the first is declared, if
+    others have one."""
+    total, bare, first = 0, 0, ""
+    for u in utterances:
+        total += 1
+        if u.text is None:
+            bare, first = bare + 1, first or u.line or u.path
+        yield u
+    if 0 < bare < total:
         logging.warning(
             "%s: %d of %d utterances have no text, the first at %s: the supervised loss skips them",
-            *(what, len(bare), len(utterances), bare[0].line or bare[0].path),
+            *(what, bare, total, first),
         )
-    return list(utterances)
+
+
+def report_unlabelled(utterances: Sequence[Utterance], what: str) -> list[Utterance]:
+    """The utterances, as `each_reported`."""
+    return list(each_reported(utterances, what))
 
 
 def keyed_lines(path: pathlib.Path, usage: str, least: int = 2) -> Lines:

@@ -60,7 +60,10 @@ def invisible(text: str) -> str:
     White space stays. So does a zero-width joiner or non-joiner between two letters of a script
     that shapes them by it, Arabic or Indic. The Arabic signs that enclose numbers are visible.
     """
-    if text.isascii() and text.isprintable():
+    seen = text.replace("\n", "")
+    if seen.isascii() and seen.isprintable():
+        return text
+    if all(map(is_visible, set(text))):
         return text
     return "".join(c for i, c in enumerate(text) if is_visible(c) or _joins(text, i))
 
@@ -101,11 +104,7 @@ def make(names: Sequence[str]) -> Normaliser:
     a hamza on an alef), so the result is a fixed point. A lone surrogate becomes U+FFFD. Raises
     UserError for an unknown name.
     """
-    for name in names:
-        if name not in NORMALISERS:
-            near = nearest(name, sorted(NORMALISERS))
-            raise UserError(f"config.data.text.normalise: there is no {name!r}{near}")
-    steps = [NORMALISERS[name] for name in names]
+    steps = _steps(names)
 
     def normalise(text: str) -> str:
         text, before = _SURROGATE.sub("\ufffd", text), None
@@ -118,3 +117,49 @@ def make(names: Sequence[str]) -> Normaliser:
         return text
 
     return normalise
+
+
+def _steps(names: Sequence[str]) -> list[Normaliser]:
+    for name in names:
+        if name not in NORMALISERS:
+            near = nearest(name, sorted(NORMALISERS))
+            raise UserError(f"config.data.text.normalise: there is no {name!r}{near}")
+    return [NORMALISERS[name] for name in names]
+
+
+def make_for_lines(names: Sequence[str]) -> Callable[[Sequence[str]], list[str]]:
+    """As `make`, for many texts at a time: they pass all steps as the lines of one text.
+
+    No step looks across a newline, so that each line is what `make` gives. Texts that hold a
+    newline are normalised one by one.
+    """
+    steps, normalise = _steps(names), make(names)
+
+    def normalise_all(texts: Sequence[str]) -> list[str]:
+        text, before = "\n".join(texts), None
+        if text.count("\n") >= len(texts):
+            return [normalise(text) for text in texts]
+        if not text.isascii():
+            text = _SURROGATE.sub("\ufffd", text)
+        while text != before:
+            before = text
+            text = unicodedata.normalize("NFC", text)
+            for step in steps:
+                text = unicodedata.normalize("NFC", step(text))
+            if _is_loose(text):
+                text = "\n".join(" ".join(line.split()) for line in text.split("\n"))
+        return text.split("\n")
+
+    return normalise_all
+
+
+def _is_loose(lines: str) -> bool:
+    """Whether a line has spaces at an end, two in a row, or white space of another kind."""
+    if lines[:1] == " " or lines[-1:] == " ":
+        return True
+    others = _ASCII_SPACES if lines.isascii() else _OTHER_SPACES
+    return any(space in lines for space in ("  ", " \n", "\n ", *others))
+
+
+_OTHER_SPACES = [c for c in map(chr, range(0x10000)) if c.isspace() and c not in " \n"]
+_ASCII_SPACES = [c for c in _OTHER_SPACES if c.isascii()]

@@ -2,10 +2,11 @@
 
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance, write_json_lines
+from bljust_jax.data.sources import write_json_lines
+from bljust_jax.data.utterances import Utterance, Utterances
 
 
 class Quarantine:
@@ -30,13 +31,20 @@ class Quarantine:
         """Number of quarantined utterances of a split."""
         return sum(split in entry["splits"] for entry in self)
 
-    def sift(self, split: str, utterances: Sequence[Utterance]) -> list[Utterance]:
+    def sift(self, split: str, utterances: Sequence[Utterance]) -> Utterances:
         """Open a split: returns its utterances without a known fault and lists the others."""
-        self._sizes[split] = len(utterances)
-        for u in utterances:
-            if u.fault:
+        return self.sift_parts(split, {"": Utterances.of(utterances)})[""]
+
+    def sift_parts(self, split: str, parts: Mapping[str, Utterances]) -> dict[str, Utterances]:
+        """`sift` of a split that has several parts."""
+        self._sizes[split] = sum(map(len, parts.values()))
+        found = {}
+        for name, part in parts.items():
+            faulty = part.faulty
+            for u in part.select(faulty):
                 self.add(split, u, u.fault)
-        return [u for u in utterances if not u.fault]
+            found[name] = part.select(~faulty) if faulty.any() else part
+        return found
 
     def add(self, split: str, u: Utterance, reason: str) -> None:
         """List an utterance of an open split; log a warning if it is new.

@@ -12,7 +12,7 @@ import pathlib
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,43 +23,25 @@ from jaxtyping import Float, Int16
 from bljust_jax.common import plugins
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user, write_text
-from bljust_jax.data import containers, uri_names
+from bljust_jax.data import containers, source_index, uri_names
 from bljust_jax.data.byte_ranges import ByteRange
 from bljust_jax.data.containers import Mono, Sound, blocks, open_sound
+from bljust_jax.data.utterances import (
+    Utterance,
+    Utterances,
+    concatenated,
+    first_repeated,
+)
 
 READERS = "bljust_jax.data.readers"
 # Formats with sample-exact seeking; Opus, Vorbis and MP3 are decoded whole and sliced.
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "NIST", "CAF"})
 # Cache of decoded lossy files, 9 hours at 16 kHz: a core decodes only 400 times real time.
 DECODED_BYTES = 1 << 30
+AT_ONCE = 1 << 14  # utterances of an iterator whose headers are read together
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Utterance:
-    """A segment of one audio file, with its labels.
-
-    id: unique in a corpus; path: absolute; offset, duration: seconds; text: None if unlabelled;
-    line: "file:line" that declared it, for messages; part: the one of several joined sources that
-    it comes from, "" for a single source; fetch: returns the encoded file, for audio in a shard or
-    made on demand (`path` is then a name, unique per utterance); fault: the reason why the audio is
-    known to be unusable, or ""; translation: the text in another language, or None.
-    """
-
-    id: str
-    path: str
-    offset: float
-    duration: float
-    text: str | None
-    lang: str
-    speaker: str
-    line: str = ""
-    part: str = ""
-    fetch: Callable[[], bytes] | None = None
-    fault: str = ""
-    translation: str | None = None
-
-
-def open_source(uri: str, root: str = "") -> list[Utterance]:
+def open_source(uri: str, root: str = "") -> Utterances:
     """The utterances of a URI: `*.jsonl` (a manifest), `scheme:REST`, or several joined by "+".
 
     A scheme is the name of a module in `bljust_jax/data/readers` with `read(rest, root)`; `root` is
@@ -69,26 +51,30 @@ def open_source(uri: str, root: str = "") -> list[Utterance]:
     Raises UserError for an unknown scheme, an empty corpus or an id that occurs twice.
     """
     utterances = read_source(uri, root)
-    seen: dict[str, Utterance] = {}
-    for u in utterances:
-        first = seen.setdefault(u.id, u)
-        if first is not u:
-            raise UserError(
-                f"{u.line or u.path}: id {u.id!r} was used before, at {first.line or first.path};"
-                ' ids must be unique in a corpus: remove one, or give each an "id"'
-            )
+    rows = first_repeated(utterances.ids)
+    if rows:
+        first, u = (utterances[row] for row in rows)
+        raise UserError(
+            f"{u.line or u.path}: id {u.id!r} was used before, at {first.line or first.path};"
+            ' ids must be unique in a corpus: remove one, or give each an "id"'
+        )
     return utterances
 
 
-def read_source(uri: str, root: str = "") -> list[Utterance]:
+def read_source(uri: str, root: str = "") -> Utterances:
     """As `open_source`, with ids as they are: the same one may occur several times."""
     check(uri)
     root, uris = expand_user(root), _parts(uri)
-    utterances = []
-    for part, name in zip(uris, _part_names(uris), strict=True):
-        found = _read_part(part, root)
-        utterances += [dataclasses.replace(u, part=name) for u in found] if name else found
-    return utterances
+    parts = [_read_part(part, root) for part in uris]
+    names = _part_names(uris)
+    return concatenated(
+        [part.with_part(name) if name else part for part, name in zip(parts, names, strict=True)]
+    )
+
+
+def part_names(uri: str) -> list[str]:
+    """The names of the sources that a URI joins, `part` of their utterances; [""] for one."""
+    return _part_names(_parts(uri))
 
 
 def _part_names(uris: Sequence[str]) -> list[str]:
@@ -173,9 +159,12 @@ def _locate(uri: str) -> tuple[str, str]:
     return scheme, rest
 
 
-def _read_part(uri: str, root: str) -> list[Utterance]:
+def _read_part(uri: str, root: str) -> Utterances:
     scheme, rest = _locate(uri)
-    found = plugins.load(READERS, scheme, "read", "scheme")(expand_user(rest), root)
+    read = plugins.load(READERS, scheme, "read", "scheme")
+    listing, rest = plugins.find(READERS, scheme, "listing"), expand_user(rest)
+    files = listing(rest, root) if listing else []
+    found = source_index.open_indexed(uri, root, files, lambda: read(rest, root))
     if not found:
         raise UserError(f"{uri}: no utterance found: it is empty; name a source that holds some")
     return found
@@ -217,6 +206,15 @@ def with_durations(utterances: Sequence[Utterance], *, bounded: bool = False) ->
         lengths = dict(zip(files, pool.map(_length, files.values()), strict=True))
     pairs = zip(utterances, chosen, strict=True)
     return [_bounded(u, lengths[u.path]) if needed else u for u, needed in pairs]
+
+
+def each_with_duration(
+    utterances: Iterable[Utterance], *, bounded: bool = False
+) -> Iterator[Utterance]:
+    """`with_durations` of an iterator, some at a time."""
+    rest = iter(utterances)
+    while some := list(itertools.islice(rest, AT_ONCE)):
+        yield from with_durations(some, bounded=bounded)
 
 
 def _length(u: Utterance) -> containers.Length | str:
@@ -374,8 +372,3 @@ def encode_audio(samples: Int16[np.ndarray, "s"], sample_rate: int, container: s
     file = io.BytesIO()
     soundfile.write(file, samples, sample_rate, format=container, subtype="PCM_16")
     return file.getvalue()
-
-
-def hours(utterances: Iterable[Utterance]) -> float:
-    """Total duration in hours."""
-    return sum(u.duration for u in utterances) / 3600

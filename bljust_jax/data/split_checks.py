@@ -1,11 +1,14 @@
 """Checks of the splits to score: texts that the labels can spell, and no overlap with training."""
 
+import os
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import Utterance
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import UNLABELLED, stream_of
+from bljust_jax.data.utterances import Utterance, Utterances
 
 SHOWN = 3  # examples in a message
 WIDTH = 60  # characters of each
@@ -39,7 +42,7 @@ def describe(splits: Splits) -> list[str]:
             lines.append(f"{split}: texts that cannot be spelt: {_shown(missed)}")
         own = splits.utterances(split)
         known = splits.utterances(stream_of(split, splits.streams))
-        audio = {_audio(u) for u in known}
+        audio = _shared_audio({_audio(u) for u in own}, known)
         repeated = [u.id for u in own if _audio(u) in audio]
         if repeated:
             size = f"{len(repeated)} of {len(own)}"
@@ -64,9 +67,20 @@ def _audio(u: Utterance) -> tuple[str, float]:
     return u.path, u.offset
 
 
-def _speakers(utterances: Sequence[Utterance]) -> set[str]:
+def _shared_audio(wanted: set[tuple[str, float]], known: Utterances) -> set[tuple[str, float]]:
+    """The audio that known utterances have, too."""
+    folders = {os.path.dirname(path) for path, _ in wanted}
+    column = known.column("folder")
+    there = [folder in folders for folder in column.names] + ["" in folders]
+    near = known.select(np.array(there, bool)[column.codes])
+    return wanted.intersection(zip(near.paths(), near.column("offset").tolist(), strict=True))
+
+
+def _speakers(utterances: Utterances) -> set[str]:
     """Names of speakers; an utterance without one is named after itself."""
-    return {u.speaker for u in utterances if u.speaker != u.id}
+    found = utterances.column("speaker")
+    used = np.unique(found.codes)
+    return set(found.names.take(used[used >= 0]))
 
 
 def _shown(texts: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ from bljust_jax.common import timeout
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import held_back, normalise
 from bljust_jax.data.buckets import Bucket, evaluation_batches
-from bljust_jax.data.filters import describe_skipped, keep_if
+from bljust_jax.data.filters import describe_skipped, keep
 from bljust_jax.data.held_back import HeldBack
 from bljust_jax.data.quarantine import Quarantine
-from bljust_jax.data.sources import Utterance, open_source, read_audio
+from bljust_jax.data.sources import open_source, read_audio
 from bljust_jax.data.streams import Stream, labelled_streams, stream_of, with_labels
-from bljust_jax.data.tokenizer import Tokenizer
+from bljust_jax.data.strings import Strings
+from bljust_jax.data.tokenizer import Tokenizer, normalised
+from bljust_jax.data.utterances import Utterance, Utterances
 
 Batch = dict[str, np.ndarray]
 
@@ -36,14 +38,16 @@ class Splits:
         data: Any,
         multiple: int,
         tokenizers: Mapping[str, Tokenizer],
-        utterances: dict[str, list[Utterance]],
+        utterances: Mapping[str, Sequence[Utterance]],
         skipped: dict[str, Counter],
         quarantined: Quarantine,
     ):
         self.streams, self.tokenizers = labelled_streams(data), dict(tokenizers)
         self.quarantined, self.skipped = quarantined, skipped
-        self._data, self._multiple, self._utterances = data, multiple, utterances
-        self._added: dict[str, tuple[str, list[Utterance]]] = {}
+        self._data, self._multiple = data, multiple
+        self._utterances = {name: Utterances.of(part) for name, part in utterances.items()}
+        self._added: dict[str, tuple[str, Utterances]] = {}
+        self._references: dict[str, Strings] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -61,12 +65,13 @@ class Splits:
         """The splits in the order of loading."""
         return tuple(self._utterances)
 
-    def add(self, split: str, stream: str, utterances: list[Utterance]) -> None:
+    def add(self, split: str, stream: str, utterances: Sequence[Utterance]) -> None:
         """Add a split of a stream's training data, to score what is learned by heart. `names` omits
         it, and corrupt audio of it is quarantined as the stream's."""
-        self._added[split] = (stream, utterances)
+        self._added[split] = (stream, Utterances.of(utterances))
+        self._references.pop(split, None)
 
-    def utterances(self, split: str) -> list[Utterance]:
+    def utterances(self, split: str) -> Utterances:
         """The utterances of a split in the order of their source; UserError for an unknown name."""
         if split in self._added:
             return self._added[split][1]
@@ -74,10 +79,12 @@ class Splits:
             raise UserError(f"no split {split!r}; there are {', '.join(self._utterances)}")
         return self._utterances[split]
 
-    def references(self, split: str) -> list[str]:
+    def references(self, split: str) -> Strings:
         """Normalised texts of `utterances(split)`, "" for an utterance without a text."""
-        normalise = self.tokenizer_of(split).normalise
-        return [normalise(u.text or "") for u in self.utterances(split)]
+        if split not in self._references:
+            texts = self.utterances(split).texts
+            self._references[split] = self.tokenizer_of(split).normalise_all(texts)
+        return self._references[split]
 
     def parts(self, split: str) -> dict[str, list[int]]:
         """{name: indices into `utterances(split)`} of the sources that a split joins by "+".
@@ -85,9 +92,9 @@ class Splits:
         The names are those of `open_source`; {} for a split of one source.
         """
         found: dict[str, list[int]] = {}
-        for i, u in enumerate(self.utterances(split)):
-            if u.part:
-                found.setdefault(u.part, []).append(i)
+        for i, part in enumerate(self.utterances(split).column("part")):
+            if part:
+                found.setdefault(part, []).append(i)
         return found
 
     def eval_buckets(self, split: str) -> list[Bucket]:
@@ -96,7 +103,7 @@ class Splits:
 
     def _evaluation_batches(self, split: str) -> list[tuple[Bucket, list[int]]]:
         data, seconds = self._data, self.streams[stream_of(split, self.streams)].buckets
-        durations = [u.duration for u in self.utterances(split)]
+        durations = self.utterances(split).durations.tolist()
         sizes = data.eval_batch_seconds, self._multiple, data.labels_per_second
         return evaluation_batches(durations, seconds, *sizes)
 
@@ -227,7 +234,7 @@ def open_split(
     data: Any,
     quarantined: Quarantine,
     apart: HeldBack | None = None,
-) -> tuple[list[Utterance], Counter]:
+) -> tuple[Utterances, Counter]:
     """(utterances to score, {reason: number of those skipped}) of a stream's split; none for "";
     of the speakers of `apart` alone if it is given.
 
@@ -235,13 +242,13 @@ def open_split(
     """
     skipped: Counter = Counter()
     if not uri:
-        return [], skipped
+        return Utterances.of([]), skipped
     opened = open_source(uri, data.root)
     opened = apart.scored(opened, uri) if apart else opened
     utterances = quarantined.sift(split, with_labels(opened, stream.field))
     if data.max_seconds:
         reason = f"longer than config.data.max_seconds={data.max_seconds:g}, so not scored"
-        utterances = keep_if(utterances, skipped, reason, lambda u: u.duration <= data.max_seconds)
+        utterances = keep(utterances, skipped, reason, utterances.durations <= data.max_seconds)
     if not utterances:
         where = f"{stream.where}.{split.removesuffix(f'/{stream.name}')}"
         raise UserError(f"{where}: {uri}: no utterance is left: {describe_skipped(skipped)}")
@@ -249,14 +256,13 @@ def open_split(
     return utterances, skipped
 
 
-def _require_texts(uri: str, utterances: list[Utterance], stream: Stream) -> None:
+def _require_texts(uri: str, utterances: Utterances, stream: Stream) -> None:
     """UserError if no utterance of a source that a split joins has a text."""
-    spell = normalise.make(stream.text.normalise)
-    first: dict[str, Utterance] = {}
-    for u in utterances:
-        first.setdefault(u.part, u)
-    with_text = {u.part for u in utterances if spell(u.text or "")}
+    spelt = normalised(utterances.texts, normalise.make_for_lines(stream.text.normalise))
+    parts = utterances.column("part")
+    first = {parts[i]: i for i in np.unique(parts.ranks(), return_index=True)[1].tolist()}
+    with_text = set(parts.take(~spelt.empty))
     for part in first.keys() - with_text:
-        u, where = first[part], f"{part} in {uri}" if part else uri
+        u, where = utterances[first[part]], f"{part} in {uri}" if part else uri
         problem = f"no utterance of {where} has a {stream.field} to score"
         raise UserError(f'{u.line or uri}: {problem}; give each its "{stream.field}"')

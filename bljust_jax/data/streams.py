@@ -6,26 +6,28 @@ translations, are the `text` of its utterances.
 """
 
 import contextlib
-import dataclasses
-import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import normalise
 from bljust_jax.data.filters import (
-    cut_into_pieces,
     describe_skipped,
-    keep_if,
+    in_pieces,
+    keep,
     labelled_subset,
-    of_usable_length,
+    long_enough,
+    short_enough,
     subset_of_hours,
 )
 from bljust_jax.data.held_back import HeldBack
 from bljust_jax.data.quarantine import Quarantine
-from bljust_jax.data.sources import Utterance, open_source
-from bljust_jax.data.tokenizer import Tokenizer, make_tokenizer
+from bljust_jax.data.sources import open_source, part_names
+from bljust_jax.data.tokenizer import Tokenizer, make_tokenizer, normalised
+from bljust_jax.data.utterances import Utterance, Utterances, among, concatenated, unique
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 FIELDS = ("text", "translation")
@@ -90,16 +92,15 @@ def error_prefix(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
-def with_labels(utterances: Iterable[Utterance], field: str) -> list[Utterance]:
+def with_labels(utterances: Sequence[Utterance], field: str) -> Utterances:
     """The utterances with a stream's labels as their `text`: `text` itself, or `translation`."""
-    if field == "text":
-        return list(utterances)
-    return [dataclasses.replace(u, text=u.translation) for u in utterances]
+    found = Utterances.of(utterances)
+    return found if field == "text" else found.with_translation_as_text()
 
 
-def open_training_sources(streams: Iterable[Stream], root: str) -> dict[str, list[Utterance]]:
+def open_training_sources(streams: Iterable[Stream], root: str) -> dict[str, Utterances]:
     """{URI: its utterances} of the streams' training data, each URI read once."""
-    opened: dict[str, list[Utterance]] = {}
+    opened: dict[str, Utterances] = {}
     for stream in streams:
         uri = stream.uris["train"]
         if uri not in opened:
@@ -108,23 +109,20 @@ def open_training_sources(streams: Iterable[Stream], root: str) -> dict[str, lis
     return opened
 
 
-def unique_utterances(sources: Iterable[list[Utterance]]) -> list[Utterance]:
+def unique_utterances(sources: Iterable[Sequence[Utterance]]) -> Utterances:
     """The utterances of several sources; those of the same audio and id appear once."""
-    return list({_audio_of(u): u for source in sources for u in source}.values())
-
-
-def _audio_of(u: Utterance) -> tuple[str, float, float, str]:
-    return u.path, u.offset, u.duration, u.id
+    found = [Utterances.of(source) for source in sources]
+    return unique(concatenated(found)) if len(found) > 1 else found[0]
 
 
 def unlabelled_audio(
-    train: list[Utterance],
+    train: Sequence[Utterance],
     data: Any,
     seed: int,
     quarantined: Quarantine,
     skipped: Counter,
     apart: HeldBack | None = None,
-) -> dict[str, list[Utterance]]:
+) -> dict[str, Utterances]:
     """{field: its utterances} of the unlabelled stream: those of data.unlabelled, after those of
     data.train unless data.unlabelled_with_train is False; of data.train alone without the former.
 
@@ -133,47 +131,58 @@ def unlabelled_audio(
     data.unlabelled, or data.train alone. With data.unlabelled_cut, audio longer than
     data.max_seconds is in pieces. apart: speakers that are left out.
     """
+    train = Utterances.of(train)
     found = {"data.train": train}
     if data.unlabelled:
         more = open_source(data.unlabelled, data.root)
         more = apart.training(more) if apart else more
-        known = {_audio_of(u) for u in train} if data.unlabelled_with_train else set()
-        found = {"data.unlabelled": [u for u in more if _audio_of(u) not in known]}
         if data.unlabelled_with_train:
-            found = {"data.train": train, **found}
+            found["data.unlabelled"] = more.select(~among(more, train))
+        else:
+            found = {"data.unlabelled": more}
     if data.unlabelled_cut and data.max_seconds and not data.frame_labels:
-        found = {field: _in_pieces(part, data) for field, part in found.items()}
-    whole = quarantined.sift(UNLABELLED, list(itertools.chain.from_iterable(found.values())))
-    usable = {id(u) for u in of_usable_length(whole, data, skipped)}
-    found = {field: [u for u in part if id(u) in usable] for field, part in found.items()}
+        last = float((data.unlabelled_buckets or data.buckets)[-1])
+        over = float(data.max_seconds)
+        found = {field: in_pieces(part, over, min(over, last)) for field, part in found.items()}
+    found = quarantined.sift_parts(UNLABELLED, found)
+    for limit in (long_enough, short_enough):
+        found = {field: limit(part, data, skipped) for field, part in found.items()}
     last = list(found)[-1]
     hours, source = float(data.unlabelled_hours), f"config.{last}"
     return {**found, last: subset_of_hours(found[last], hours, seed, skipped, source)}
 
 
-def _in_pieces(utterances: Iterable[Utterance], data: Any) -> list[Utterance]:
-    """The utterances, those longer than data.max_seconds in pieces that fit the last bucket."""
-    last = (data.unlabelled_buckets or data.buckets)[-1]
-    longest = min(float(data.max_seconds), float(last))
-    parts = (
-        cut_into_pieces(u, longest) if u.duration > data.max_seconds else [u] for u in utterances
-    )
-    return list(itertools.chain.from_iterable(parts))
-
-
-def in_order(train: list[Utterance], data: Any) -> list[Utterance]:
+def in_order(train: Sequence[Utterance], data: Any) -> Utterances:
     """All utterances of the sources of the unlabelled stream in their order: those of data.train,
     if it reads them, then those of data.unlabelled."""
+    train = Utterances.of(train)
     if not data.unlabelled:
         return train
     more = open_source(data.unlabelled, data.root)
-    return [*train, *more] if data.unlabelled_with_train else more
+    return concatenated([train, more]) if data.unlabelled_with_train else more
 
 
-def check_joinable(stream: str, share: float, speakers: list[str]) -> list[str]:
+def weights(data: Any) -> dict[str, float]:
+    """{source of data.train: its weight in data.mix}; {} for all audio once.
+
+    Raises UserError for another number of weights than of sources.
+    """
+    if not data.mix or data.overfit:
+        return {}
+    names = part_names(data.train)
+    if len(names) != len(data.mix) or len(names) < 2:
+        listed = ", ".join(name or data.train for name in names)
+        raise UserError(
+            f"config.data.mix has {len(data.mix)} weights for {len(names)} sources of"
+            f" config.data.train, {listed}: give one for each source that + joins, or none"
+        )
+    return dict(zip(names, map(float, data.mix), strict=True))
+
+
+def check_joinable(stream: str, share: float, speakers: np.ndarray) -> list[str]:
     """Joined utterances are of one speaker: a line for the summary, or UserError with a share of 1,
-    if no two utterances share a speaker; speakers: that of each."""
-    if len(set(speakers)) < max(1, len(speakers)):
+    if no two utterances share a speaker; speakers: a number for that of each, [N]."""
+    if len(np.unique(speakers)) < max(1, len(speakers)):
         return []
     problem = "strings cannot be joined: no two utterances share a speaker"
     if share >= 1:
@@ -186,12 +195,12 @@ def check_joinable(stream: str, share: float, speakers: list[str]) -> list[str]:
 
 def label(
     stream: Stream,
-    source: list[Utterance],
+    source: Sequence[Utterance],
     data: Any,
     seed: int,
     tokenizer: Tokenizer | None,
     skipped: Counter,
-) -> tuple[list[Utterance], Tokenizer]:
+) -> tuple[Utterances, Tokenizer]:
     """(training utterances of a stream with their labels as `text`, tokenizer).
 
     Without a tokenizer one is learned from their texts. `skipped` counts the other utterances by
@@ -199,15 +208,15 @@ def label(
     space that joins texts.
     """
     where = f"{stream.where}.train"
-    spell = normalise.make(stream.text.normalise)
     found = with_labels(source, stream.field)
-    found = keep_if(found, skipped, f"without a {stream.field}", lambda u: spell(u.text or ""))
-    found = require_any(of_usable_length(found, data, skipped), skipped, where)
+    spelt = normalised(found.texts, normalise.make_for_lines(stream.text.normalise))
+    found = keep(found, skipped, f"without a {stream.field}", ~spelt.empty)
+    found = short_enough(long_enough(found, data, skipped), data, skipped)
+    found = require_any(found, skipped, where)
     found = labelled_subset(found, data, seed, where)
     joins = data.join_share > 0 and data.join[1] > 1
     if tokenizer is None:
-        texts = (u.text or "" for u in found)
-        tokenizer = make_tokenizer(stream.text, texts, joined=joins, where=stream.where)
+        tokenizer = make_tokenizer(stream.text, found.texts, joined=joins, where=stream.where)
     found = require_any(_encodable(found, tokenizer, skipped), skipped, where)
     if joins and not tokenizer.covers(f"{found[0].text} {found[0].text}"):
         lacks = f"which the tokenizer of {stream.name} lacks"
@@ -215,44 +224,43 @@ def label(
     return found, tokenizer
 
 
-def _encodable(
-    utterances: list[Utterance], tokenizer: Tokenizer, skipped: Counter
-) -> list[Utterance]:
+def _encodable(utterances: Utterances, tokenizer: Tokenizer, skipped: Counter) -> Utterances:
     """Utterances whose texts have a label for every character."""
-    unknown = list(tokenizer.uncovered(u.text or "" for u in utterances))
+    unknown = list(tokenizer.uncovered(utterances.texts))
     if not unknown:
         return utterances
     listed = ", ".join(map(repr, unknown[:LISTED])) + (", ..." if len(unknown) > LISTED else "")
     reason = f"with unknown characters: {listed}"
-    return keep_if(utterances, skipped, reason, lambda u: tokenizer.covers(u.text or ""))
+    covered = map(tokenizer.covers, utterances.texts)
+    return keep(utterances, skipped, reason, np.fromiter(covered, bool, len(utterances)))
 
 
 def require_any(
-    utterances: list[Utterance], skipped: Mapping[str, int], where: str
-) -> list[Utterance]:
+    utterances: Sequence[Utterance], skipped: Mapping[str, int], where: str
+) -> Utterances:
     """The utterances; UserError if there are none, with the reasons."""
     if not utterances:
         reasons = describe_skipped(skipped)
         raise UserError(f"{where}: no utterance is left to train on: {reasons}")
-    return utterances
+    return Utterances.of(utterances)
 
 
 def overfit_splits(
-    found: Mapping[str, list[Utterance]],
+    found: Mapping[str, Sequence[Utterance]],
     streams: Mapping[str, Stream],
     most: int,
     quarantined: Quarantine,
-) -> dict[str, list[Utterance]]:
+) -> dict[str, Utterances]:
     """Streams and splits for `data.overfit`: the first `most` labelled utterances of each stream
     are its training data, its dev split, and the unlabelled audio."""
     kept = {}
     for name, stream in streams.items():
-        last = stream.buckets[-1]
-        short = [u for u in found[name] if u.duration <= last]
-        long = {f"longer than {last:g} s": len(found[name]) - len(short)}
+        last, own = stream.buckets[-1], Utterances.of(found[name])
+        short = own.select(own.durations <= last)
+        long = {f"longer than {last:g} s": len(own) - len(short)}
         kept[name] = require_any(short[:most], long, f"{stream.where}.train")
     dev = {split_name("dev", name): kept[name] for name in kept}
-    test: dict[str, list[Utterance]] = {split_name("test", name): [] for name in kept}
+    test = {split_name("test", name): Utterances.of([]) for name in kept}
     opened = {UNLABELLED: unique_utterances(kept.values()), **dev}
     opened = {part: quarantined.sift(part, utterances) for part, utterances in opened.items()}
     return kept | opened | test

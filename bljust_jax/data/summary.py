@@ -13,10 +13,10 @@ from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.buckets import Bucket
 from bljust_jax.data.filters import PIECE
 from bljust_jax.data.scripts import alphabet
-from bljust_jax.data.sources import Utterance, hours
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import LABELLED, UNLABELLED, stream_of
 from bljust_jax.data.tokenizer import coverage
+from bljust_jax.data.utterances import Utterance, Utterances, hours
 
 MARK = re.compile(r"<\w+>|\[\w+\]")  # what transcribers write for a noise or an unknown word
 SHOWN = 5  # labels that a line names
@@ -40,15 +40,21 @@ def sizes(splits: Splits) -> list[str]:
 
 def speakers(utterances: Sequence[Utterance]) -> str:
     """Number of speakers; sources that name none give each utterance its id as speaker."""
-    if all(u.speaker == u.id for u in utterances):
+    found = Utterances.of(utterances)
+    if not found.named_speakers.any():
         return "speakers not named"
-    return f"{len({u.speaker for u in utterances})} speakers"
+    return f"{found.speakers.ranks().max() + 1} speakers"
 
 
 def unlabelled_parts(parts: Mapping[str, Sequence[Utterance]]) -> list[str]:
     """Hours of the unlabelled stream from each field that it reads, if there are several; number of
     utterances that are cut."""
-    cut = sum(u.id.endswith(f"{PIECE}0") for found in parts.values() for u in found)
+    last = f"{PIECE}0"
+    cut = 0
+    for found in parts.values():
+        for ids in Utterances.of(found).ids.chunks():
+            if last in "\n".join(ids):
+                cut += sum(identity.endswith(last) for identity in ids)
     lines = [f"unlabelled: {cut} utterances longer than data.max_seconds, in pieces"] if cut else []
     if len(parts) < 2:
         return lines
@@ -72,11 +78,13 @@ def infeasible(
     """
     lines = []
     for stream, counts in labels.items():
-        utterances, spans = splits.utterances(stream), counts.sum(axis=0).tolist()
-        lengths = [frames(round(u.duration * sample_rate)) for u in utterances]
-        short = [i for i, (t, n) in enumerate(zip(lengths, spans, strict=True)) if t < n]
+        utterances, spans = splits.utterances(stream), counts.sum(axis=0)
+        samples = np.rint(utterances.durations * sample_rate).astype(np.int64)
+        known, places = np.unique(samples, return_inverse=True)
+        lengths = np.array([frames(count) for count in known.tolist()], np.int64)[places]
+        short = np.flatnonzero(lengths < spans).tolist()
         if short:
-            u, t, n = utterances[short[0]], lengths[short[0]], spans[short[0]]
+            u, t, n = utterances[short[0]], int(lengths[short[0]]), int(spans[short[0]])
             lines.append(
                 f"{stream}: {len(short)} of {len(utterances)} utterances have fewer frames than"
                 f" CTC needs for their {splits.tokenizers[stream].unit}s and add nothing to it,"
@@ -100,6 +108,9 @@ def plans(plans: Mapping[str, Plan]) -> list[str]:
             lines.append(f"{stream}: {batches} batches per epoch of {shape}")
         read = [b for b, batches in zip(plan.buckets, plan.counts, strict=True) if batches]
         lines += uneven_batches(stream, read)
+        for name, (read, there) in plan.hours_of_sources().items():
+            own = f"source {name!r}, which has {in_hours(3600 * there)}"
+            lines.append(f"{stream}: an epoch has {in_hours(3600 * read)} of {own}")
         for name, (utterances, wanted) in plan.languages.items():
             own = f"language {name!r}, which has {len(utterances)}"
             lines.append(f"{stream}: an epoch has {wanted} utterances of {own}")
@@ -153,7 +164,8 @@ def doubtful_labels(symbols: Iterable[str], references: Sequence[str]) -> list[s
     if hidden:
         cure = "add invisible to data.text.normalise to remove them"
         lines.append(f"labels that cannot be seen: {_listed(hidden)}; {cure}")
-    marks = Counter(m for t in references for m in MARK.findall(t) if m[0] in characters)
+    marked = references if {"<", "["} & set(characters) else []
+    marks = Counter(m for t in marked for m in MARK.findall(t) if m[0] in characters)
     if marks:
         shown = [f"{mark} x {n}" for mark, n in marks.most_common()]
         cure = "their characters are labels: remove them from the texts, or the utterances"

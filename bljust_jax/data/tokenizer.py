@@ -8,17 +8,19 @@ import abc
 import collections
 import hashlib
 import io
+import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int32, Int64
 
 from bljust_jax.common import files
 from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data import normalise as spelling
+from bljust_jax.data.strings import Builder, Strings, character_counts
 
 UNITS = ("characters", "unigram", "bpe")
 SPACE = "\u2581"  # the space inside pieces; in a text it counts as a space
@@ -48,6 +50,16 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def normalise(self, text: str) -> str:
         """The text in the spelling of training and scoring, a fixed point (`data/normalise.py`)."""
+
+    def normalise_all(self, texts: Iterable[str | None]) -> Strings:
+        """`normalise` of each text, "" for None."""
+        return normalised(texts, lambda chunk: [self.normalise(text) for text in chunk])
+
+    def count_labels(self, texts: Iterable[str]) -> Int64[np.ndarray, "2 n"]:
+        """Number of labels, and of labels equal to the one before, of normalised texts."""
+        encoded = map(self.encode, texts)
+        counts = [(len(ids), int(np.sum(ids[1:] == ids[:-1]))) for ids in encoded]
+        return np.array(counts, np.int64).reshape(-1, 2).T
 
     @abc.abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, "u"]:
@@ -101,8 +113,25 @@ class CharTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "u"]) -> str:
         return "".join(self.symbols[i - 1] for i in _labels(ids, self.vocab_size))
 
+    def normalise_all(self, texts: Iterable[str | None]) -> Strings:
+        return normalised(texts, spelling.make_for_lines(self.steps))
+
+    def count_labels(self, texts: Iterable[str]) -> Int64[np.ndarray, "2 n"]:
+        counts = [np.zeros((2, 0), np.int64)]
+        for chunk in Strings.of(texts).chunks():
+            lengths = np.fromiter(map(len, chunk), np.int64, len(chunk))
+            text = "".join(chunk)
+            if not self._ids.keys() >= set(text):
+                return super().count_labels(texts)  # names the text
+            points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+            counts.append(np.stack([lengths, _repeats(points, lengths)]))
+        return np.concatenate(counts, axis=1)
+
     def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
-        counts = collections.Counter(c for text in texts for c in self.normalise(text))
+        normal = self.normalise_all(texts)
+        if self._ids.keys() >= character_counts(normal).keys():
+            return {}
+        counts = collections.Counter(c for text in normal for c in text)
         return {c: n for c, n in counts.most_common() if c not in self._ids}
 
     def to_json(self) -> dict:
@@ -147,6 +176,17 @@ class PieceTokenizer(Tokenizer):
         labels = _labels(ids, self.vocab_size)
         return self._pieces.decode([self._numbers[i - 1] for i in labels])
 
+    def count_labels(self, texts: Iterable[str]) -> Int64[np.ndarray, "2 n"]:
+        counts = [np.zeros((2, 0), np.int64)]
+        for chunk in Strings.of(texts).chunks():
+            numbers = self._pieces.encode(chunk)
+            lengths = np.fromiter(map(len, numbers), np.int64, len(chunk))
+            ids = self._ids[np.fromiter(itertools.chain.from_iterable(numbers), np.int32)]
+            if not ids.all():
+                return super().count_labels(texts)  # names the text
+            counts.append(np.stack([lengths, _repeats(ids, lengths)]))
+        return np.concatenate(counts, axis=1)
+
     def uncovered(self, texts: Iterable[str]) -> dict[str, int]:
         counts: collections.Counter[str] = collections.Counter()
         for text in map(self.normalise, texts):
@@ -168,6 +208,26 @@ class PieceTokenizer(Tokenizer):
             file.write(self.model)
         files.write_text(folder / "tokenizer.vocab", table)
         super().save(folder)
+
+
+def normalised(
+    texts: Iterable[str | None], normalise_all: Callable[[list[str]], list[str]]
+) -> Strings:
+    """Texts that pass a function of several texts, "" for None."""
+    made = Builder()
+    for chunk in Strings.of(texts).chunks():
+        made.extend(normalise_all([text or "" for text in chunk]))
+    return made.finish()
+
+
+def _repeats(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Number of ids equal to the one before in each run of `lengths` [N]: [N]."""
+    ends = np.cumsum(lengths)
+    same = np.zeros(len(ids) + 1, np.int64)
+    same[1:-1] = ids[1:] == ids[:-1]
+    same[ends - lengths] = 0  # the one before is of another run
+    before = np.append(0, np.cumsum(same))
+    return before[ends] - before[ends - lengths]
 
 
 def make_tokenizer(
@@ -207,7 +267,8 @@ def learn_characters(
 ) -> CharTokenizer:
     """Tokenizer of the characters of the normalised texts; `joined` adds the space."""
     symbols = set(" ") if joined else set()
-    return CharTokenizer(sorted(symbols.union(*map(spelling.make(steps), texts))), steps)
+    found = character_counts(normalised(texts, spelling.make_for_lines(steps)))
+    return CharTokenizer(sorted(symbols.union(found)), steps)
 
 
 def learn_pieces(

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from bljust_jax.data.sources import Utterance
 from bljust_jax.data.splits import Splits
 from bljust_jax.data.streams import split_name
 
@@ -18,20 +17,15 @@ def add(splits: Splits, count: int) -> None:
     """
     for stream in splits.streams:
         dev = split_name("dev", stream)
-        found: list[Utterance] = []
+        found = splits.utterances(stream)
         number = min(count, len(splits.utterances(dev)))
-        if number:
-            lengths = sorted(bucket.seconds for bucket in splits.eval_buckets(dev))
-            spans = _spans(splits.streams[stream].buckets, lengths)
-            known = [
-                u
-                for u, text in zip(
-                    splits.utterances(stream), splits.references(stream), strict=True
-                )
-                if text and any(low < u.duration <= high for low, high in spans)
-            ]
-            chosen = np.linspace(0, len(known) - 1, min(number, len(known))).round().astype(int)
-            found = [known[i] for i in dict.fromkeys(chosen.tolist())]
+        lengths = sorted(bucket.seconds for bucket in splits.eval_buckets(dev)) if number else []
+        known = np.zeros(len(found), bool)
+        for low, high in _spans(splits.streams[stream].buckets, lengths):
+            known |= (found.durations > low) & (found.durations <= high)
+        known = np.flatnonzero(known & ~splits.references(stream).empty)
+        chosen = np.linspace(0, len(known) - 1, min(number, len(known))).round().astype(int)
+        found = found.select(known[np.unique(chosen)])
         splits.add(split_name(NAME, stream), stream, found)
 
 

@@ -20,7 +20,7 @@ from bljust_jax.common import console, files
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import train_sample
 from bljust_jax.data.corpus import Corpus, Segment
-from bljust_jax.data.sources import hours
+from bljust_jax.data.utterances import hours
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring.goodput import Clock
 from bljust_jax.parallel.mesh import put_batch

@@ -17,11 +17,12 @@ from bljust_jax import recipes
 from bljust_jax.bilevel.types import Recipe
 from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError, nearest, one_line
-from bljust_jax.data.batch_plan import shares
+from bljust_jax.data.epoch_shares import shares
 from bljust_jax.data.published_hours import published_hours
-from bljust_jax.data.sources import hours, open_source
+from bljust_jax.data.sources import open_source
 from bljust_jax.data.streams import LABELLED, UNLABELLED
 from bljust_jax.data.summary import uneven_batches
+from bljust_jax.data.utterances import hours
 from bljust_jax.monitoring import peak_flops
 from bljust_jax.reporting.text import table
 from bljust_jax.train import budget, phase_table

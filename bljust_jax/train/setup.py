@@ -20,7 +20,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
 from bljust_jax.data import config_checks, train_sample
 from bljust_jax.data.corpus import Corpus, load_corpus
-from bljust_jax.data.sources import hours
+from bljust_jax.data.utterances import hours
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import flops, goodput, metrics, peak_flops, profiler
 from bljust_jax.monitoring.codebook_collapse import CollapseAlarm
@@ -290,6 +290,9 @@ def sizes(system: System, corpus: Corpus) -> dict[str, str]:
         found[f"{stream} audio"] = f"{length}, {len(utterances):,} utterances"
         audio, padded = corpus.plans[stream].audio
         found[f"{stream} epoch"] = f"{in_hours(audio)}, {1 - audio / padded:.1%} padding"
+        for name, (read, there) in corpus.plans[stream].hours_of_sources().items():
+            share = f"{in_hours(3600 * read)} of the {in_hours(3600 * there)} of it"
+            found[f"{stream} epoch, {name}"] = share
     for stream, units in corpus.tokenizers.items():
         found[f"labels, {stream}"] = f"{units.vocab_size - 1} {units.unit}s and the blank"
     return found

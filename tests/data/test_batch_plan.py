@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.batch_plan import Plan, shares
+from bljust_jax.data.batch_plan import Plan
 from bljust_jax.data.buckets import Bucket, bucket_table, evaluation_batches
+from bljust_jax.data.epoch_shares import shares
 
 TABLE = (Bucket(1.0, 6, 12), Bucket(2.0, 3, 24), Bucket(4.0, 2, 48))
 

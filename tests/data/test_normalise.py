@@ -112,3 +112,13 @@ def test_an_unknown_step_is_one_line_with_the_nearest_name(name, near):
 
 def test_all_steps_are_in_some_chain():
     assert set(itertools.chain(*CHAINS)) == set(normalise.NORMALISERS)
+
+
+LINES = st.lists(st.text(max_size=8) | st.text(TRICKY + " \n\r\x1c", max_size=8), max_size=6)
+
+
+@settings(deadline=None, max_examples=80)
+@given(LINES)
+def test_many_texts_are_normalised_as_each_alone(texts):
+    for names in CHAINS:
+        assert normalise.make_for_lines(names)(texts) == [spell(text, *names) for text in texts]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from bljust_jax.common.errors import UserError
+from bljust_jax.data import strings
 from bljust_jax.data.tokenizer import (
     RESERVED,
     SHOWN,
@@ -60,6 +61,27 @@ def test_ids_are_the_outputs_of_the_head(made, units):
     for wrong in (tokenizer.vocab_size, -1):
         with pytest.raises(ValueError, match=rf"0\.\.{tokenizer.vocab_size - 1}"):
             tokenizer.decode([wrong])
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("size", [2, 1 << 15])
+@settings(deadline=None, max_examples=30)
+@given(texts=st.lists(st.text("zerotwnf ZR\u0646", max_size=8) | st.none(), max_size=7))
+def test_many_texts_are_counted_as_each_alone(made, units, size, texts):
+    tokenizer = made[units]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strings, "CHUNK", size)
+        normal = tokenizer.normalise_all(texts)
+        assert normal == [tokenizer.normalise(text or "") for text in texts]
+        encoded = [tokenizer.encode(text) for text in normal]
+        counts = [(len(ids), int(np.sum(ids[1:] == ids[:-1]))) for ids in encoded]
+        assert tokenizer.count_labels(normal).T.tolist() == [list(pair) for pair in counts]
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_a_text_without_labels_is_named_among_many(made, units):
+    with pytest.raises(UserError, match="no id for 'q' of 'one q'"):
+        made[units].count_labels(["one", "one q", "two"])
 
 
 @pytest.mark.parametrize("units", UNITS)

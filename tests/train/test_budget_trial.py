@@ -7,7 +7,7 @@ import pytest
 from bljust_jax import recipes
 from bljust_jax.checkpoint.manager import Checkpoints
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.sources import hours
+from bljust_jax.data.utterances import hours
 from bljust_jax.inference import scoring
 from bljust_jax.monitoring import metrics
 from bljust_jax.parallel.mesh import make_mesh

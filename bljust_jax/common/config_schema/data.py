@@ -24,6 +24,7 @@ DATA = {
     "held_back_speakers": Field(int, "speakers of train that are scored as dev", r.AT_LEAST_0),
     "held_back_draw": Field(int, "seed of the draw of speakers held back", r.SEED),
     "overfit": Field(int, "number of utterances to train and score on; 0: all", r.AT_LEAST_0),
+    "mix": Field(tuple, "weights of the sources of data.train; empty: all audio once", r.WEIGHTS),
     "join": Field(tuple, "utterances of one speaker joined into one item", r.JOIN),
     "join_share": Field(float, "share of items that are joined utterances", r.FROM_0_TO_1),
     "balance": Field(float, "share of draws that are uniform over distinct texts", r.FROM_0_TO_1),

@@ -47,6 +47,7 @@ LENGTHS = Range(
     "ascending lengths in seconds, such as (4.0, 8.0)", lambda x: len(x) > 0 and is_ascending(x)
 )
 LENGTHS_OR_EMPTY = Range("ascending lengths in seconds, or empty", is_ascending)
+WEIGHTS = Range("weights above 0, such as (2.0, 1.0), or empty", lambda x: _finite(x, 0.0))
 JOIN = Range(
     "(least, most) utterances, such as (2, 5); (1, 1) is never",
     lambda x: _is_pair(x, 0.0) and all(isinstance(n, int) for n in x),

@@ -46,6 +46,12 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     return report_unlabelled(with_durations(found), f"commonvoice:{rest}")
 
 
+def listing(rest: str, root: str = "") -> list[pathlib.Path]:
+    """The file that declares the utterances."""
+    path = pathlib.Path(root, rest.removesuffix(".tsv")).absolute()
+    return [path.with_name(f"{path.name}.tsv")]
+
+
 def _locate(rest: str, root: str) -> tuple[pathlib.Path, pathlib.Path]:
     """(table of the split, folder of the clips)"""
     path = pathlib.Path(root, rest.removesuffix(".tsv")).absolute()

@@ -11,7 +11,7 @@ import pathlib
 import re
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.listings import find_audio, report_unlabelled, text_of
+from bljust_jax.data.listings import Finder, report_unlabelled, text_of
 from bljust_jax.data.sources import Utterance, inside, read_lines, require, with_durations
 
 
@@ -31,18 +31,25 @@ def read(rest: str, root: str = "") -> list[Utterance]:
         raise UserError(f"{table}: is empty; its first line names the folder of the audio")
     limit = root or str(table.parent)
     folder = _folder(lines[0], table.parent, limit)
-    texts = _texts(path, len(lines) - 1, table)
+    texts, audio = _texts(path, len(lines) - 1, table), Finder((folder,), limit)
     found, seen = [], {}
     for (where, line), (text, place) in zip(lines[1:], texts, strict=True):
         named = _path(line, where)
         first = seen.setdefault(named, where)
         if first != where:
             raise UserError(f"{where}: {named!r} is in {first}, too; remove one")
-        audio = find_audio(named, (folder,), limit, where)
+        file = audio.find(named, where)
         identity = str(pathlib.PurePosixPath(named).with_suffix(""))
         place = place or where
-        found.append(Utterance(identity, audio, 0.0, 0.0, text_of(text), "", identity, place))
+        found.append(Utterance(identity, file, 0.0, 0.0, text_of(text), "", identity, place))
     return report_unlabelled(with_durations(found), f"fairseq:{rest}")
+
+
+def listing(rest: str, root: str = "") -> list[pathlib.Path]:
+    """The files that declare the utterances."""
+    path = pathlib.Path(root, rest.removesuffix(".tsv")).absolute()
+    files = (path.with_name(f"{path.name}{suffix}") for suffix in (".tsv", ".wrd", ".ltr"))
+    return [file for file in files if file.is_file()]
 
 
 def _folder(line: tuple[str, str], beside: pathlib.Path, limit: str) -> pathlib.Path:

@@ -13,7 +13,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.listings import AUDIO, UNDECODED, report_unlabelled, text_of
@@ -29,7 +29,7 @@ _TIMED = re.compile(r"\d+\s+\d+\s+\S+")
 Texts = dict[str, tuple[str, str]]  # {recording: (text, "file:line")}
 
 
-def read(rest: str, root: str = "") -> list[Utterance]:
+def read(rest: str, root: str = "") -> Iterable[Utterance]:
     """The recordings of a folder (`rest`, relative to a given `root`) and of those in it, by name.
 
     id: the path within DIR without extension; no speaker is assumed. A recording without a text is

@@ -20,7 +20,7 @@ from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.common.files import visible
 from bljust_jax.data import columnar
 from bljust_jax.data.listings import (
-    find_audio,
+    Finder,
     match_columns,
     report_unlabelled,
     text_of,
@@ -161,7 +161,7 @@ def _row(
     elif blob.fetch is None:
         folder = os.path.dirname(path)
         limit = root or folder
-        fields["path"] = find_audio(blob.path, (folder, root or folder), limit, where)
+        fields["path"] = Finder((folder, root or folder), limit).find(blob.path, where)
     return fields
 
 

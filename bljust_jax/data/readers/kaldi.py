@@ -15,8 +15,8 @@ from typing import NamedTuple
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.listings import (
     AUDIO,
+    Finder,
     Lines,
-    find_audio,
     keyed_lines,
     report_unlabelled,
     text_of,
@@ -53,11 +53,10 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     texts = _labels(folder / "text", segments, "UTTERANCE TEXT", least=1)
     speakers = _labels(folder / "utt2spk", segments, "UTTERANCE SPEAKER")
     langs = _labels(folder / "utt2lang", segments, "UTTERANCE LANGUAGE")
-    paths = {}
+    paths, audio = {}, Finder((folder, root or folder), root or str(folder))
     for name in dict.fromkeys(segment.recording for segment in segments.values()):
         named, where = recordings[name]
-        file = _file(named, where)
-        paths[name] = find_audio(file, (folder, root or folder), root or str(folder), where)
+        paths[name] = audio.find(_file(named, where), where)
     found = []
     for identity, segment in segments.items():
         if speakers and identity not in speakers:
@@ -69,6 +68,13 @@ def read(rest: str, root: str = "") -> list[Utterance]:
         place = (path, segment.offset, segment.duration)
         found.append(Utterance(identity, *place, text_of(text), lang, speaker, where))
     return report_unlabelled(with_durations(found, bounded=True), f"kaldi:{rest}")
+
+
+def listing(rest: str, root: str = "") -> list[pathlib.Path]:
+    """The files that declare the utterances."""
+    folder = pathlib.Path(root, rest).absolute()
+    files = ("wav.scp", "segments", "text", "utt2spk", "utt2lang")
+    return [folder / name for name in files if (folder / name).is_file()]
 
 
 def _segments(folder: pathlib.Path, recordings: Lines) -> dict[str, _Segment]:

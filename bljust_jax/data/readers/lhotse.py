@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.data.listings import LONGEST, find_audio, report_unlabelled, text_of
+from bljust_jax.data.listings import LONGEST, Finder, report_unlabelled, text_of
 from bljust_jax.data.sources import Utterance, require, with_durations
 
 TOLERANCE = 1e-3  # seconds by which a supervision may differ from its cut
@@ -30,13 +30,18 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     """
     path = pathlib.Path(root, rest).absolute()
     require(path, f"lhotse:{rest}", "name a file of cuts, *.jsonl.gz or *.jsonl", "file")
-    folders, limit = (str(path.parent), root or str(path.parent)), root or str(path.parent)
+    parent = str(path.parent)
+    audio = Finder((parent, root or parent), root or parent)
     found: list[Utterance] = []
     for where, line in _lines(path):
         cut = _cut(line, where)
-        audio = find_audio(_file(cut, where), folders, limit, where)
-        found += _utterances(cut, audio, where)
+        found += _utterances(cut, audio.find(_file(cut, where), where), where)
     return report_unlabelled(with_durations(found, bounded=True), f"lhotse:{rest}")
+
+
+def listing(rest: str, root: str = "") -> list[pathlib.Path]:
+    """The file that declares the utterances."""
+    return [pathlib.Path(root, rest).absolute()]
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:

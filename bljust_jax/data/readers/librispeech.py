@@ -25,6 +25,13 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     return with_durations(found)
 
 
+def listing(rest: str, root: str = "") -> list[pathlib.Path]:
+    """The split's folder, those of its chapters, and their transcripts."""
+    split = pathlib.Path(root, rest).absolute()
+    transcripts = visible(split.glob("*/*/*.trans.txt"))
+    return [split, *(file for path in transcripts for file in (path.parent, path))]
+
+
 def _utterance(
     line: str, where: str, folder: pathlib.Path, recordings: set[str], root: str
 ) -> Utterance:

@@ -4,17 +4,18 @@ import difflib
 import json
 import logging
 import os
+from collections.abc import Iterator
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user
-from bljust_jax.data.listings import LONGEST, spelt
-from bljust_jax.data.sources import Utterance, inside, nfc, read_lines, with_durations
+from bljust_jax.data.listings import LONGEST, Finder, spelt
+from bljust_jax.data.sources import Utterance, each_with_duration, inside, nfc, read_lines
 
 # names that other toolkits give the transcript
 SYNONYMS = ("sentence", "transcript", "transcription", "normalized_text", "utterance")
 
 
-def read(rest: str, root: str = "") -> list[Utterance]:
+def read(rest: str, root: str = "") -> Iterator[Utterance]:
     """The utterances of the manifest at path `rest`, in its order.
 
     Fields: audio_filepath; optional duration (by default the rest of the file), offset, text,
@@ -24,32 +25,47 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     """
     rest = expand_user(rest)
     folder = os.path.realpath(os.path.dirname(os.path.abspath(rest)))
-    root = root or folder
-    entries = [(parse(line, where), where) for where, line in read_lines(rest)]
-    _warn_of_synonyms([entry for entry, _ in entries], rest)
-    return with_durations([_utterance(entry, where, folder, root) for entry, where in entries])
+    audio = Finder([folder], root or folder)
+    found = (
+        _utterance(entry, where, folder, audio, root or folder) for entry, where in _entries(rest)
+    )
+    return each_with_duration(found)
 
 
-def _warn_of_synonyms(entries: list[dict], path: str) -> None:
-    """Log that texts have a field of another name, by which they are not found."""
-    without = [entry for entry in entries if "text" not in entry]
-    counts = {name: sum(name in entry for entry in without) for name in SYNONYMS}
+def listing(rest: str, root: str = "") -> list[str]:
+    """The file that declares the utterances."""
+    return [os.path.abspath(expand_user(rest))]
+
+
+def _entries(path: str) -> Iterator[tuple[dict, str]]:
+    """(object, "file:line") of each line; logs at the end that texts have a field of another name,
+    by which they are not found."""
+    counts, total = dict.fromkeys(SYNONYMS, 0), 0
+    for where, line in read_lines(path):
+        entry = parse(line, where)
+        total += 1
+        if "text" not in entry:
+            for name in SYNONYMS:
+                counts[name] += name in entry
+        yield entry, where
     name = max(counts, key=lambda name: counts[name])
     if counts[name]:
         logging.warning(
             '%s: %d of %d lines have no "text" but a "%s": rename that field to train and score'
             " on it",
-            *(path, counts[name], len(entries), name),
+            *(path, counts[name], total, name),
         )
 
 
-def _utterance(entry: dict, where: str, folder: str, root: str) -> Utterance:
+def _utterance(entry: dict, where: str, folder: str, audio: Finder, root: str) -> Utterance:
     """The utterance of one line."""
-    named = entry["audio_filepath"]
-    path = inside(spelt(os.path.join(folder, os.fsdecode(named.encode()))), root, where)
-    if not os.path.isfile(path):
-        cure = "correct audio_filepath, relative to the manifest's folder"
-        raise UserError(f"{where}: no such file: {path!r}; {cure}")
+    named = os.path.join(folder, os.fsdecode(entry["audio_filepath"].encode()))
+    path = audio.regular(named)
+    if not path:
+        path = inside(spelt(named), root, where)
+        if not os.path.isfile(path):
+            cure = "correct audio_filepath, relative to the manifest's folder"
+            raise UserError(f"{where}: no such file: {path!r}; {cure}")
     return Utterance(path=path, line=where, **fields(entry, where))
 
 

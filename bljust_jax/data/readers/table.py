@@ -6,6 +6,7 @@ in a table without a header by number: `table:FILE.csv?audio=1&text=3`.
 """
 
 import csv
+import itertools
 import os
 import pathlib
 import urllib.parse
@@ -15,13 +16,13 @@ from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.data.listings import (
     AUDIO,
     COLUMNS,
-    find_audio,
+    Finder,
+    each_reported,
     match_columns,
-    report_unlabelled,
     text_of,
     times,
 )
-from bljust_jax.data.sources import Utterance, read_lines, require, with_durations
+from bljust_jax.data.sources import Utterance, each_with_duration, read_lines, require
 
 DELIMITERS = "\t,;|"
 # Texts in tables of these delimiters hold quotes as ordinary characters; no row has several lines.
@@ -31,7 +32,7 @@ _KNOWN = frozenset(name for names in COLUMNS.values() for name in names)
 Row = tuple[list[str], str]  # (fields, "file:line")
 
 
-def read(rest: str, root: str = "") -> list[Utterance]:
+def read(rest: str, root: str = "") -> Iterator[Utterance]:
     """The utterances of a table (`rest`, relative to a given `root`), in its order.
 
     Columns: audio, a path relative to the table or to the `root`; optional text, translation, id
@@ -44,7 +45,12 @@ def read(rest: str, root: str = "") -> list[Utterance]:
     return read_rows(path, chosen, root, f"table:{rest}")
 
 
-def read_rows(path: str, chosen: Mapping[str, str], root: str, what: str) -> list[Utterance]:
+def listing(rest: str, root: str = "") -> list[str]:
+    """The file that declares the utterances."""
+    return [_options(str(pathlib.Path(root, rest).absolute()), f"table:{rest}")[0]]
+
+
+def read_rows(path: str, chosen: Mapping[str, str], root: str, what: str) -> Iterator[Utterance]:
     """`read` of the file at `path`; chosen: {field: column}; what: the source, for the log."""
     rows = _rows(path, chosen)
     first = next(rows, None)
@@ -52,11 +58,11 @@ def read_rows(path: str, chosen: Mapping[str, str], root: str, what: str) -> lis
         raise UserError(f"{path}: is empty; write a header and one row per utterance")
     fields, where = first
     places, header = _columns(fields, where, chosen)
-    folder = os.path.dirname(path)
-    folders, limit = (folder, root or folder), root or folder
-    found = [] if header else [_utterance(first, len(fields), places, folders, limit)]
-    found += [_utterance(row, len(fields), places, folders, limit) for row in rows]
-    return report_unlabelled(with_durations(found, bounded="end" in places), what)
+    folder, width = os.path.dirname(path), len(fields)
+    audio = Finder((folder, root or folder), root or folder)
+    rows = rows if header else itertools.chain([first], rows)
+    found = (_utterance(row, width, places, audio) for row in rows)
+    return each_reported(each_with_duration(found, bounded="end" in places), what)
 
 
 def _options(path: str, what: str) -> tuple[str, dict[str, str]]:
@@ -155,9 +161,7 @@ def _columns(
     return {"audio": audio[0], "text": 1 - audio[0]}, False
 
 
-def _utterance(
-    row: Row, width: int, places: Mapping[str, int], folders: Sequence[str], limit: str
-) -> Utterance:
+def _utterance(row: Row, width: int, places: Mapping[str, int], audio: Finder) -> Utterance:
     fields, where = row
     if len(fields) != width:
         counts = f"has {len(fields)} fields where the first line has {width}"
@@ -165,10 +169,12 @@ def _utterance(
         raise UserError(f"{where}: {counts}; {cure}, or correct the row")
     values = {field: fields[place].strip() for field, place in places.items()}
     named = values["audio"]
-    path = find_audio(named, folders, limit, where)
+    path = audio.find(named, where)
     offset, duration = times(values, where)
-    stem = str(pathlib.PurePath(named).with_suffix(""))
-    identity = values.get("id") or (f"{stem}@{offset:.10g}" if offset else stem)
+    identity = values.get("id") or ""
+    if not identity:
+        stem = str(pathlib.PurePath(named).with_suffix(""))
+        identity = f"{stem}@{offset:.10g}" if offset else stem
     return Utterance(
         id=identity,
         path=path,
