@@ -1,10 +1,4 @@
-"""python -m bljust_jax.benchmarks.corpus_size [--rows N ...] [--folder DIR] [--json FILE]
-
-Generate tables of N rows that name a few audio files, and measure in fresh processes what a run
-does before its first step: read the table and write its index; open the corpus from the index, with
-the plan of the first epoch; plan the second epoch; load the first batch. Seconds of CPU (wall) and
-peak memory are printed per table. The default is 50,000, 500,000 and 5,000,000 rows.
-"""
+"""Benchmark of opening large corpora: time and memory by the number of utterances."""
 
 import argparse
 import json
@@ -25,6 +19,13 @@ from bljust_jax.common.console import log
 from bljust_jax.common.files import replacing, write_text
 from configs import defaults
 
+USAGE = """python -m bljust_jax.benchmarks.corpus_size [--rows N ...] [--folder DIR] [--json FILE]
+
+Generate tables of N rows that name a few audio files, and measure in fresh processes what a run
+does before its first step: read the table and write its index; open the index; open the corpus,
+with the plan of the first epoch; plan the second epoch; load the first batch. Prints CPU seconds
+(seconds) and peak memory per table.
+"""
 RATE = 16000
 FILES, SECONDS = 20, 16.0
 SPEAKER = 100  # utterances of each
@@ -139,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(__doc__)
+    p = cli.Parser(USAGE)
     p.add_argument("--rows", type=int, nargs="+", default=[50_000, 500_000, 5_000_000])
     p.option("--folder", "", "where to write the tables; default: a temporary folder")
     p.option("--json", pathlib.Path, metavar="FILE")

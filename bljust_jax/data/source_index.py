@@ -7,13 +7,11 @@ size and time of change of all listed files are those of the time of reading; a 
 older index is made again. Every checksum is compared when it is opened.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bljust_jax.common.errors import one_line
-from bljust_jax.common.files import expand_user
+from bljust_jax.common.files import expand_user, replacing
 from bljust_jax.data.strings import Coded, Strings
 from bljust_jax.data.utterances import KINDS, Utterance, Utterances
 
@@ -118,18 +116,8 @@ def _write(found: Utterances, stamp: str, path: pathlib.Path) -> None:
     batch = pyarrow.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
     key = json.dumps({"stamp": stamp, "faults": _faults(found), "crc32": _checksum(columns)})
     schema = batch.schema.with_metadata({_KEY: key.encode()})
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with pyarrow.ipc.new_file(file, schema) as writer:
-                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
-        raise
+    with replacing(path) as file, pyarrow.ipc.new_file(file, schema) as writer:
+        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
 def _load(

@@ -22,7 +22,7 @@ def corpus(tmp_path_factory):
 
 
 def test_bad_audio_is_listed_and_skipped(tmp_path, corpus):
-    utterances = open_source(str(corpus / "train.jsonl"))
+    utterances = list(open_source(str(corpus / "train.jsonl")))
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
     utterances[5] = dataclasses.replace(utterances[5], path=str(broken))

@@ -99,7 +99,7 @@ def test_real_recordings_give_the_same_bits(speech, tmp_path, name):
 
 
 def test_threads_read_one_folder(corpus, prepared):
-    stored = open_source(f"tfds:{corpus}/shards/train") * 4
+    stored = list(open_source(f"tfds:{corpus}/shards/train")) * 4
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda u: read_audio(u, RATE), stored))
     for u, audio in zip(stored, found, strict=True):
