@@ -20,7 +20,7 @@ VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest
 AOT_PY := JAX_PLATFORMS=cpu .venv-aot/bin/python
 AOT := $(AOT_PY) -m bljust_jax.aot --rows "$(ROWS)" --level "$(LEVEL)"
-.PHONY: help setup quickstart first-hour test mutants lint nightly gpu aot aot-smoke aot-cuda aot-kernels peers faults bench bench-gpu clean docs
+.PHONY: help setup quickstart first-hour test mutants lint nightly gpu aot aot-smoke aot-cuda aot-kernels peers faults compare-smoke bench bench-gpu clean docs
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 setup: $(STAMP) ## make the environment in .venv and nothing else
@@ -70,6 +70,8 @@ peers: ## compare with torch and transformers in another environment (TRANSFORME
 	JAX_PLATFORMS=cpu .venv-peers/bin/python -m pytest -n 2 -m "not slow" tests/peers $(ARGS)
 faults: setup ## inject faults: kills, lost hosts, bad files; print the figures of results/reliability.md
 	$(PYTEST) -s tests/faults tests/parallel/test_cluster.py tests/checkpoint/test_manager.py $(ARGS)
+compare-smoke: setup ## compare two methods on synthetic speech by bljust compare: a minute
+	JAX_PLATFORMS=cpu $(PY) -m bljust_jax.compare --smoke --runs $(RUNS)/compare $(ARGS)
 bench: setup ## measure CTC against optax and torch, the joint step against its parts, reading of audio
 	$(PY) -m bljust_jax.bench ctc step input $(ARGS)
 bench-gpu: ## measure CTC and the joint step on this machine's GPU, into results/bench; installs nothing

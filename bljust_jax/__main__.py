@@ -20,7 +20,7 @@ COMMANDS = {
     "transcribe": ("transcribe", "audio files to text with word times"),
     "report": ("report", "write report.md and plots of a run"),
     "export": ("export_checkpoint", "write a run for transformers or PyTorch"),
-    "compare": ("report", "runs side by side: a table and a plot"),
+    "compare": ("compare", "methods by a grid of runs of equal compute; or runs side by side"),
     "bench": ("bench", "measure speed against public peers"),
     "compile-ahead": ("aot", "compile training steps for devices that are not here"),
     "ngram": ("ngram", "estimate an n-gram language model"),

@@ -47,12 +47,16 @@ ALLOWED = {
     "recipes": LOOP | BELOW_RECIPES | {"ml_collections", "data"},
     "reporting": JAX | {
         *("common", "data", "decoding", "ops", "bilevel", "monitoring", "matplotlib", "jiwer"),
+        "scipy",
     },
     "inference": JAX | COMMAND | {
         *("parallel", "data", "decoding", "ops", "bilevel", "models", "export", "checkpoint"),
         *("recipes", "jiwer", "sacrebleu", "soundfile", "soxr"),
     },
     "train": LOOP | BELOW_TRAIN | {"ml_collections"},
+    "comparison": HOST | {
+        *("common", "data", "checkpoint", "monitoring", "reporting", "train", "main"),
+    },
     "benchmarks": LOOP | BELOW_TRAIN | {
         *("train", "torch", "transformers", "configs", "soundfile", "ml_collections"),
     },
@@ -67,6 +71,8 @@ LAZY = {
     "benchmarks": {"data", "soundfile", "torch", "transformers"},
     "export": {"torch", "transformers", "sentencepiece", "safetensors"},
     "inference": {"jiwer", "sacrebleu", "soxr"},
+    "reporting": {"scipy"},
+    "comparison": {"main"},
 }
 
 

@@ -9,13 +9,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bljust_jax.common.files import replacing
+from bljust_jax.reporting.plots import grid
 from bljust_jax.reporting.plots.curves import CURVES, compute_figure
 from bljust_jax.reporting.plots.objectives import OBJECTIVES
 from bljust_jax.reporting.plots.series import MEASURES, Row, Span, cosine_keys, score_name
 from bljust_jax.reporting.plots.speech import SPEECH
 from bljust_jax.reporting.plots.style import STYLE
 
-__all__ = ["MEASURES", "Picture", "Row", "Span", "compare", "cosine_keys", "draw", "score_name"]
+__all__ = ["MEASURES", "Picture", "Row", "Span", "compare", "cosine_keys", "draw", "save_grid"]
+__all__ += ["score_name"]
 
 OVER_STEPS = CURVES | OBJECTIVES
 ORDER = (
@@ -57,6 +59,13 @@ def compare(path: pathlib.Path, runs: Mapping[str, Sequence[Row]], measure: str)
     rows}. Returns whether any run has it; otherwise nothing is written."""
     with matplotlib.rc_context(STYLE):
         return _save(compute_figure(runs, measure), path)
+
+
+def save_grid(path: pathlib.Path, kind: str, *given: object) -> bool:
+    """Draw the picture `kind` of a comparison (a function of `grid`) into `path`. Returns whether
+    there are data for it; otherwise nothing is written."""
+    with matplotlib.rc_context(STYLE):
+        return _save(getattr(grid, kind)(*given), path)
 
 
 def _save(figure: Figure | None, path: pathlib.Path) -> bool:
