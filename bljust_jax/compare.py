@@ -18,10 +18,10 @@ import shutil
 import sys
 from typing import Any
 
-from bljust_jax import report
 from bljust_jax.common import cli, console, shipped_configs
 from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.errors import UserError
+from bljust_jax.reporting import comparison
 
 SMOKE = "smoke"
 
@@ -50,7 +50,7 @@ def body(args: argparse.Namespace) -> None:
     if not grids:
         if args.tune or args.collect:
             raise UserError("--tune and --collect are for a grid: name GRID.py")
-        report.body(argparse.Namespace(runs=args.what, model=None, out=args.out, json=args.json))
+        print("\n".join(comparison.present(args.what, args.out, as_list=args.json)))
         return
     if len(args.what) > 1:
         raise UserError(f"{grids[0]} is a grid: name it alone")

@@ -6,15 +6,11 @@ in the parent folder of the runs). Exit 2: a mistake, in one line.
 """
 
 import argparse
-import json
-import os
 import pathlib
 import sys
 
 from bljust_jax.common import cli
-from bljust_jax.common.errors import UserError
-from bljust_jax.reporting import comparison, page
-from bljust_jax.reporting.run_files import RunFiles, as_json, read_run_files
+from bljust_jax.reporting import comparison
 
 
 def parser() -> cli.Parser:
@@ -28,23 +24,7 @@ def parser() -> cli.Parser:
 
 def body(args: argparse.Namespace) -> None:
     folders = [*args.runs, *([args.model] if args.model else [])]
-    if not folders:
-        raise UserError("required: RUN, or several to compare")
-    runs = [read_run_files(folder) for folder in folders]
-    lines, written = _one(runs[0], args.out) if len(runs) == 1 else _several(runs, args.out)
-    print(json.dumps([as_json(run) for run in runs]) if args.json else "\n".join(lines))
-    print(f"written: {written}", file=sys.stderr)
-
-
-def _one(run: RunFiles, out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
-    if out is not None:
-        raise UserError("--out is for the comparison of several runs; name two or more")
-    return page.summary(run), page.write(run.folder)
-
-
-def _several(runs: list[RunFiles], out: pathlib.Path | None) -> tuple[list[str], pathlib.Path]:
-    common = pathlib.Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
-    return comparison.write(runs, out or common / "comparison")
+    print("\n".join(comparison.present(folders, args.out, as_list=args.json)))
 
 
 main = cli.command(parser, body)

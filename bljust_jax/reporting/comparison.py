@@ -1,13 +1,45 @@
 """Compare runs: one table of scores and costs, one picture of error rate over compute."""
 
+import json
+import os
 import pathlib
 from collections.abc import Sequence
 
+from bljust_jax.common import console
+from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
-from bljust_jax.reporting import plots
+from bljust_jax.reporting import page, plots
 from bljust_jax.reporting.answers import differences
-from bljust_jax.reporting.run_files import RunFiles, costs, score_order
+from bljust_jax.reporting.run_files import (
+    RunFiles,
+    as_json,
+    costs,
+    read_run_files,
+    score_order,
+)
 from bljust_jax.reporting.text import narrow_table, number, rate
+
+
+def present(
+    folders: Sequence[pathlib.Path], out: pathlib.Path | None, *, as_list: bool = False
+) -> list[str]:
+    """Write the report of one run, or the comparison of several into `out` (default: comparison/ in
+    their parent folder); returns the lines to print, one line of JSON if `as_list`.
+
+    UserError without a folder, for one that is no run, and for `out` with one run.
+    """
+    if not folders:
+        raise UserError("required: RUN, or several to compare")
+    runs = [read_run_files(folder) for folder in folders]
+    if len(runs) == 1:
+        if out is not None:
+            raise UserError("--out is for the comparison of several runs; name two or more")
+        lines, written = page.summary(runs[0]), page.write(runs[0].folder)
+    else:
+        common = pathlib.Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+        lines, written = write(runs, out or common / "comparison")
+    console.log(f"written: {written}")
+    return [json.dumps([as_json(run) for run in runs])] if as_list else lines
 
 
 def write(runs: Sequence[RunFiles], out: pathlib.Path) -> tuple[list[str], pathlib.Path]:
