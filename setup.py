@@ -2,7 +2,9 @@
 
 from setuptools import find_packages, setup
 
+CONFIGS = {"bljust_jax.configs": "configs", "bljust_jax.configs.compare": "configs/compare"}
+
 setup(
-    packages=[*find_packages(include=["bljust_jax", "bljust_jax.*"]), "bljust_jax.configs"],
-    package_dir={"bljust_jax.configs": "configs"},
+    packages=[*find_packages(include=["bljust_jax", "bljust_jax.*"]), *CONFIGS],
+    package_dir=CONFIGS,
 )

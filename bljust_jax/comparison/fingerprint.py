@@ -7,6 +7,7 @@ from typing import Any
 
 from bljust_jax.checkpoint.saved_config import ADDED
 from bljust_jax.common import config_schema, shipped_configs
+from bljust_jax.common.config_schema.training import PSEUDO
 from bljust_jax.common.errors import UserError, nearest
 from bljust_jax.comparison import grid as grids
 from bljust_jax.comparison.grid import Grid, Run
@@ -19,6 +20,8 @@ def config_of(grid: Grid, run: Run) -> Any:
     """The config that the command of a run trains. UserError for an unknown field, variant or a
     value of another type."""
     config = shipped_configs.load(grids.config_flag(grid, run))
+    if config.method in PSEUDO:
+        config = config_schema.with_loss_fields(config, "pseudo_label")
     config = config_schema.with_loss_fields(config, run.fields.get("ssl", config.get("ssl", "")))
     for field, value in run.fields.items():
         *groups, name = field.split(".")

@@ -45,6 +45,9 @@ SPACE = {
     "alternating": together("turn_ctc", "turn_ssl", "finetune") | {"phases.turn": (200, 20, 50)},
     "bljust": together("joint", "finetune")
     | {f"{SHARES},penalty.cap,penalty.slope": shares(0.3, 0.1, 1.0)},
+    # start: share of the FLOPs on labels alone first; 0: that of the method
+    "slimipl": together("supervised", "pseudo") | {"pseudo_label.ratio": (4, 1, 10)},
+    "mpl": together("supervised", "pseudo") | {"pseudo_label.start": (0.0, 0.3, 0.6)},
 }
 
 

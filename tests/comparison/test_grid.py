@@ -6,10 +6,11 @@ import re
 import pytest
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.comparison import fingerprint
+from bljust_jax.comparison import fingerprint, table
 from bljust_jax.comparison import grid as grids
 from bljust_jax.data import corpus as corpora_of
-from tests.helpers import comparisons
+from bljust_jax.train import budget
+from tests.helpers import comparisons, shipped
 from tests.helpers.comparisons import SPACE, TUNE
 from tests.helpers.documents import ROOT
 
@@ -37,6 +38,21 @@ def test_each_run_of_a_shipped_grid_is_a_config_that_trains(path):
         assert config.eval_every >= 10**9
         assert config.stop.to_dict() == {"patience": 0, "perfect": 0}
         assert config.data.labelled_draw == run.draw
+
+
+@by_file
+def test_all_methods_of_a_shipped_grid_have_the_same_compute(path):
+    """With the phases of each trial and run, to less than the tolerance of the table."""
+    grid = grids.load(path)
+    made = {}
+    for run in every_run(grid):
+        if run.kind == "trial" or run.draw == grid.draws[0]:
+            config = fingerprint.config_of(grid, run)
+            facts = shipped.facts(config)
+            made[run.name] = budget.length(budget.scale(config, facts)[0], facts) / run.tflop
+    assert len(made) >= len(grid.methods)
+    off = {name: share for name, share in made.items() if abs(share - 1) > table.TOLERANCE}
+    assert not off
 
 
 @by_file
