@@ -1,5 +1,4 @@
-"""Pictures of a comparison of methods: forest plot of differences, WER per run, over compute and
-labels."""
+"""Pictures of a comparison of methods: forest plot of differences, WER over compute and labels."""
 
 from collections.abc import Mapping, Sequence
 
