@@ -74,8 +74,8 @@ compare-smoke: setup ## compare two methods on synthetic speech by bljust compar
 	JAX_PLATFORMS=cpu $(PY) -m bljust_jax.compare --smoke --runs $(RUNS)/compare $(ARGS)
 bench: setup ## measure CTC against optax and torch, the joint step against its parts, reading of audio
 	$(PY) -m bljust_jax.bench ctc step input $(ARGS)
-bench-gpu: ## measure CTC and the joint step on this machine's GPU, into results/bench; installs nothing
-	XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 $(PYTHON) -m bljust_jax.bench ctc step --json results/bench $(ARGS)
+bench-gpu: ## measure this machine's GPU into results/bench, item by item; resumes; installs nothing: ten minutes
+	XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 $(PYTHON) -m bljust_jax.bench device --json results/bench $(ARGS)
 clean: ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-* .hypothesis .ruff_cache build docs/reference
 	find bljust_jax configs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """python -m bljust_jax.bench {ctc,step,birq,moo,input,compile} ... [--json FILE] [--rounds N]
     [--shapes A,B,C,D ...]
+python -m bljust_jax.bench device [--items TEXT[,TEXT...]] [--list] [--again] [--json FILE]
 
 Measure this code against public peers, interleaved in one process, and print tables; ratios are
 those of the minima. Progress goes to stderr.
@@ -11,6 +12,10 @@ birq   a BiRQ step against a BEST-RQ step, with and without the gradient of its 
 moo    a step that weights several losses by MoDo or MGDA against one step per loss
 input  hours of FLAC audio decoded per second, and the share of a step that waits for it
 compile  CPU seconds to trace, lower and compile each part of the joint step
+device  ten minutes on a GPU, item by item: rates of copies and products, forms of attention against
+        float32, single layers, blocks, whole steps, XLA flags, peers, a trace. Each item is printed
+        and written as it ends; a run that was stopped goes on with the missing items. --items
+        chooses by name, --list prints the names, --again measures all anew.
 
 --json FILE writes all figures; of a folder it makes FILE/<device>.json. Shapes are UTTERANCES,
 FRAMES,LABELS,CLASSES of ctc, or ROWS,SECONDS,DIM,LAYERS of the others. Peers that are not
@@ -21,15 +26,14 @@ import argparse
 import importlib
 import json
 import pathlib
-import platform
 import re
 import sys
-from importlib import metadata
 from typing import Any
 
 import jax
 
-from bljust_jax.benchmarks import torch_peer
+from bljust_jax.benchmarks import device
+from bljust_jax.benchmarks.machine import machine
 from bljust_jax.common import cli
 from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.console import log
@@ -37,8 +41,7 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import write_text
 
 # Modules of `benchmarks`, imported on use: ctc needs no models, step no data.
-SUBJECTS = ("ctc", "step", "birq", "moo", "input", "compile")
-PACKAGES = ("jax", "jaxlib", "optax", "torch", "transformers")
+SUBJECTS = ("ctc", "step", "birq", "moo", "input", "compile", "device")
 
 
 def parser() -> cli.Parser:
@@ -48,6 +51,9 @@ def parser() -> cli.Parser:
     p.option("--rounds", 7, "timings of each", allowed=AT_LEAST_1)
     p.add_argument("--shapes", type=shape, nargs="+", help="default: by kind of device")
     p.option("--dtype", "float32", "not for ctc", choices=("float32", "bfloat16"))
+    p.option("--items", "", "of device, by parts of their names", metavar="TEXT[,TEXT...]")
+    p.option("--list", False, "print the items of device")
+    p.option("--again", False, "measure items of device that the file has, too")
     p.option("--data", "", "for input: config.data.train", metavar="URI")
     return p
 
@@ -60,8 +66,12 @@ def shape(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in numbers)
 
 
-def measure(args: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace) -> int:
     """Measure the subjects in order; print and write the figures after each."""
+    if "device" in args.subjects:
+        return measure_device(args)
+    if args.items or args.list or args.again:
+        raise UserError("--items, --list and --again belong to device")
     if args.shapes and len(args.subjects) > 1:
         raise UserError("--shapes differ between ctc and step: name one of them")
     results = {"machine": machine(), "rounds": args.rounds}
@@ -71,6 +81,18 @@ def measure(args: argparse.Namespace) -> None:
         print("\n".join(lines), flush=True)
         if args.json:
             write(args.json, results)
+    return cli.DONE
+
+
+def measure_device(args: argparse.Namespace) -> int:
+    """Measure items of the device in processes of their own; exit code 1 if one fails."""
+    if len(args.subjects) > 1:
+        raise UserError("device measures in processes of its own: name it alone")
+    items = device.choose(args.items)
+    if args.list:
+        print("\n".join(item.name for item in items))
+        return cli.DONE
+    return 1 if device.measure(items, args.json, again=args.again) else cli.DONE
 
 
 def measure_subject(subject: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -87,25 +109,6 @@ def measure_subject(subject: str, args: argparse.Namespace) -> tuple[dict[str, A
         shapes.append(found)
         lines += [*module.describe(found), ""]
     return {"shapes": shapes}, lines
-
-
-def machine() -> dict[str, Any]:
-    """Device, platform, threads, versions of Python and packages."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "threads": torch_peer.threads(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
-def version(package: str) -> str | None:
-    """The version of an installed package, else None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def write(path: pathlib.Path, results: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ Each is the whole step of training: log-mel of int16 audio, losses, gradients, c
 without dropout and SpecAugment, as the peer has neither.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from bljust_jax import recipes
-from bljust_jax.benchmarks import torch_peer
+from bljust_jax.benchmarks import cpu_rate, torch_peer, traffic
 from bljust_jax.benchmarks.interleave import MIB, interleave, ratios, table
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.types import Phase, Recipe
@@ -51,6 +52,12 @@ class Program(NamedTuple):
     gradients: int  # bytes of one tree of gradients
     flops: float  # of the encoder, forward and backward, by `Conformer.flops`
     parameters: int
+    audio: float = 0.0  # seconds read per step, all streams together
+    bytes: float = 0.0  # that its kernels read and write, by `traffic`
+    compile_s: float = 0.0
+
+
+EPOCH_HOURS = 960  # of LibriSpeech
 
 
 def make_config(shape: Shape, dtype: str, **fields: Any) -> Any:
@@ -112,7 +119,9 @@ def compile_phase(
     batch = put_batch({s: batch[s] for s in sorted(streams)}, system.mesh)
     with jax.set_mesh(system.mesh):
         operands = batch, seed_of(config)
+        began = time.perf_counter()
         program = jit_train_step(config, system, (phase,)).lower(state, *operands).compile()
+        compiling = time.perf_counter() - began
     leaves = jax.tree.leaves(state.params)
     shapes = {name: part["audio"].shape for name, part in batch.items()}
     compute = dict(flops.FRESH)
@@ -131,6 +140,9 @@ def compile_phase(
         gradients=sum(x.nbytes for x in leaves),
         flops=compute["flops"],
         parameters=sum(x.size for x in leaves),
+        audio=3600 * compute["audio_hours"],
+        bytes=traffic.count(program.as_text()).bytes,
+        compile_s=compiling,
     )
 
 
@@ -143,11 +155,13 @@ def time_programs(
 
 
 def report(programs: dict[str, Program], times: dict[str, dict], dtype: str) -> dict[str, dict]:
-    """Times, temporaries, gradients, FLOP/s and MFU of each program.
+    """Times, memory, throughput, FLOP/s and MFU of each program; on a CPU the FLOPs per CPU second,
+    and their share of those of a product of matrices in this run.
 
     RuntimeError if a step was skipped as not finite, because its time would mislead.
     """
     rows, peak = {}, peak_flops.flops([jax.devices()[0].device_kind], dtype)
+    product = cpu_rate.product_flops() if jax.default_backend() == "cpu" else 0.0
     for name, program in programs.items():
         skipped, _ = program.run()["train/skipped"]
         if float(skipped):
@@ -159,32 +173,61 @@ def report(programs: dict[str, Program], times: dict[str, dict], dtype: str) -> 
             "gflop_per_s": rate / 1e9,
             "mfu": rate / peak if peak else None,
             "parameters": program.parameters,
+            "gb": program.bytes / 1e9,
+            "compile_s": program.compile_s,
         }
+        rows[name] |= throughput(program.audio, times[name]["min_s"])
+        if product:
+            rate = program.flops / cpu_rate.cpu_seconds(program.run)
+            rows[name] |= {"gflop_per_cpu_s": rate / 1e9, "product_share": rate / product}
     return rows
 
 
+def throughput(audio: float, seconds: float) -> dict[str, float]:
+    """Seconds of audio per second, on the one device; hours for as much audio as LibriSpeech has,
+    960 h, of all streams together."""
+    return {
+        "audio_s_per_s": audio / seconds,
+        "epoch_hours": EPOCH_HOURS * seconds / audio if audio else 0.0,
+    }
+
+
+def make_peer(name: str, config: Any, batch: dict) -> tuple[Callable[[], float], int] | str:
+    """(a training step of a peer in `torch_peer.PEERS` on the labelled stream, number of its
+    parameters), or the reason why it cannot run."""
+    make, packages = torch_peer.PEERS[name]
+    if reason := torch_peer.absent(*packages) or torch_peer.no_compiler(name):
+        return reason
+    labelled = batch["labelled"]
+    features, _, _ = audio_features.make_features(config)(
+        labelled["audio"], labelled["audio_lengths"], keys=None, train=False
+    )
+    model = conformer.make_model(config)
+    return make(np.asarray(features), labelled["labels"], VOCAB_SIZE, model)
+
+
 def supervised(shape: Shape, dtype: str, n: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """A CTC step with Parakeet's subsampling against transformers' Parakeet of that size."""
+    """A CTC step with Parakeet's subsampling against steps of the peers, of that size."""
     config = make_config(shape, dtype, method="supervised", model__subsampling="parakeet")
     batch = make_batch(shape)
     programs = {"ours": compile_step(config, "supervised", batch, log)}
     runs = {name: p.run for name, p in programs.items()}
-    reason = torch_peer.absent("torch", "transformers")
-    if not reason:
-        labelled = batch["labelled"]
-        features, _, _ = audio_features.make_features(config)(
-            labelled["audio"], labelled["audio_lengths"], keys=None, train=False
-        )
-        log("building the peer")
-        runs["torch"], parameters = torch_peer.parakeet_step(
-            np.asarray(features), labelled["labels"], VOCAB_SIZE, conformer.make_model(config)
-        )
+    notes, parameters = [], {}
+    for name in torch_peer.PEERS:
+        log(f"building {name}")
+        made = make_peer(name, config, batch)
+        if isinstance(made, str):
+            notes.append(f"{name}: {made}")
+        else:
+            runs[name], parameters[name] = made
     times = interleave(runs, n, log)
     rows = report(programs, times, dtype)
-    if reason:
-        return {"rows": rows, "notes": [reason]}
-    rows["torch"] = times["torch"] | {"parameters": parameters}
-    return {"rows": rows, "notes": [], "over_torch": ratios(times, ["ours"], ["torch"])}
+    found: dict[str, Any] = {"rows": rows, "notes": notes}
+    for name, count in parameters.items():
+        rate = throughput(float(shape.rows * shape.seconds), times[name]["min_s"])
+        rows[name] = times[name] | {"parameters": count} | rate
+        found[f"over_{name.replace(' ', '_')}"] = ratios(times, ["ours"], [name])
+    return found
 
 
 def bilevel(shape: Shape, dtype: str, n: int, log: Callable[[str], None]) -> dict[str, Any]:
@@ -226,11 +269,13 @@ def measure(shape: Shape, *, dtype: str, rounds: int, log: Callable[[str], None]
 
 
 TITLES = {
-    "supervised": "CTC step, Parakeet subsampling, against transformers' Parakeet with torch",
+    "supervised": "CTC step, Parakeet subsampling, against peers with torch",
     "bilevel": "joint and shared steps against single ones",
 }
 VERDICTS = {
-    "over_torch": "time of ours / torch",
+    "over_torch": "time of ours / transformers' Parakeet, torch",
+    "over_torch_compiled": "time of ours / transformers' Parakeet, torch.compile",
+    "over_speechbrain": "time of ours / SpeechBrain's Conformer, torch",
     "joint_over_singles": "time of joint / (explore + finetune)",
     "shared_over_singles": "time of shared / (explore + finetune causal)",
 }
@@ -256,7 +301,11 @@ def describe_rows(
     """The title, the size in `result`, the table of `rows`, and {words: ratio} `compared`."""
     shape = Shape(**result["shape"])
     size = f"{shape.dim} x {shape.layers}, {shape.rows} x {shape.seconds} s, {result['dtype']}"
-    lines = [title, size, table([row_of(*row) for row in rows.items()])]
+    columns = time_of, cost_of
+    lines = [title, size]
+    for of in columns:
+        lines += [table([of(*row) for row in rows.items()]), ""]
+    lines.pop()
     for words, ratio in compared.items():
         by_flops = f"; {ratio['flops']:.3f} by FLOPs" if "flops" in ratio else ""
         verdict = f"{ratio['min']:.3f} by minima, {ratio['median']:.3f} by medians"
@@ -264,15 +313,25 @@ def describe_rows(
     return lines
 
 
-def row_of(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table."""
+def time_of(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table of times."""
+    cells = {"": name, "min s": row["min_s"], "median s": row["median_s"]}
+    cells |= {"audio s/s": row.get("audio_s_per_s"), "h for 960 h": row.get("epoch_hours")}
+    cells |= {"GFLOP/s": row.get("gflop_per_s"), "MFU": row.get("mfu")}
+    if jax.default_backend() == "cpu":
+        del cells["MFU"]
+        cells |= {"GFLOP/CPU s": row.get("gflop_per_cpu_s")}
+        cells |= {"of a product": row.get("product_share")}
+    return cells
+
+
+def cost_of(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table of costs."""
     return {
         "": name,
-        "min s": row["min_s"],
-        "median s": row["median_s"],
+        "GB": row.get("gb"),
         "temp MiB": row.get("temporary_mib"),
         "gradients MiB": row.get("gradients_mib"),
-        "GFLOP/s": row.get("gflop_per_s"),
-        "MFU": row.get("mfu"),
+        "compile s": row.get("compile_s"),
         "parameters": f"{row['parameters'] / 1e6:.1f} M",
     }

@@ -45,12 +45,16 @@ class Lowered(NamedTuple):
 
 
 SUPERVISED = (("method", "supervised"), ("model__subsampling", "parakeet"))
-FAST = (("model__subsampling", "parakeet"), ("model__channels", 256))
+# rotary positions, and separable convolutions of 256 channels by 8
+FAST = (("model__positions", "rope"), ("model__subsampling", "parakeet"), ("model__channels", 256))
+CUDNN = (("model__attention", "cudnn"),)
 STEP_ROWS = (
     StepRow("CTC step", "supervised", SUPERVISED),
     StepRow("joint step", "joint"),
-    StepRow("CTC step, fast front end", "supervised", SUPERVISED + FAST),
-    StepRow("joint step, fast front end", "joint", FAST),
+    StepRow("CTC step, cudnn", "supervised", SUPERVISED + CUDNN),
+    StepRow("joint step, cudnn", "joint", CUDNN),
+    StepRow("CTC step, rope, fast, cudnn", "supervised", SUPERVISED + FAST + CUDNN),
+    StepRow("joint step, rope, fast, cudnn", "joint", FAST + CUDNN),
     StepRow("blocks", ""),
 )
 
@@ -132,30 +136,38 @@ class Blocks(conformer.Conformer):
 
 def lower_blocks(row: StepRow, config: Any, mesh: jax.sharding.Mesh) -> Lowered:
     """Forward and backward pass of the blocks on latents at the frame rate of the config."""
+    b, seconds, *_ = row.shape
+    function, operands = blocks_of(config, row.shape)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(function).lower(*place(operands, mesh))
+    whole, features = conformer.make_model(config), seconds * RATE // config.features.hop
+    forward = whole.flops(features) - whole.flops(features, depth=0)
+    return Lowered(
+        lowered,
+        mesh,
+        sum(x.size for x in jax.tree.leaves(operands[0])),
+        {"latents": f"{b} x {seconds} s"},
+        float(b * seconds),
+        3 * b * forward,
+    )
+
+
+def blocks_of(config: Any, shape: Shape) -> tuple[Any, tuple]:
+    """(gradient of the blocks' parameters and input, its abstract operands: parameters, latents
+    [B, T, D], lengths [B], cotangent [B, T, D])."""
     whole = conformer.make_model(config)
     blocks = Blocks(**{name: getattr(whole, name) for name in whole.__dataclass_fields__})
     params = jax.eval_shape(whole.init, jax.random.key(0))[0]["blocks"]
-    b, seconds, dim, _ = row.shape
-    features = seconds * RATE // config.features.hop
-    latents = jax.ShapeDtypeStruct((b, whole.frames(features), dim), jnp.dtype(whole.dtype))
+    b, seconds, dim, _ = shape
+    frames = whole.frames(seconds * RATE // config.features.hop)
+    latents = jax.ShapeDtypeStruct((b, frames, dim), jnp.dtype(whole.dtype))
     lengths = jax.ShapeDtypeStruct((b,), jnp.int32)
 
     def loss(params, x, lengths, cotangent):
         found = blocks.apply({"frontend": {}, "blocks": params}, x, lengths, train=True)
         return jnp.sum(found[0] * cotangent)
 
-    with jax.set_mesh(mesh):
-        operands = place((params, latents, lengths, latents), mesh)
-        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(*operands)
-    forward = whole.flops(features) - whole.flops(features, depth=0)
-    return Lowered(
-        lowered,
-        mesh,
-        sum(x.size for x in jax.tree.leaves(params)),
-        {"latents": f"{b} x {seconds} s"},
-        b * seconds,
-        3 * b * forward,
-    )
+    return jax.grad(loss, (0, 1)), (params, latents, lengths, latents)
 
 
 def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:

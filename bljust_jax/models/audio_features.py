@@ -46,6 +46,7 @@ def make_features(config: Any):
     mel, normalise = make_log_mel(config), frontend(config).normalise
     masks = config.specaugment.to_dict()
 
+    @jax.named_scope("log_mel")
     def features(audio, lengths, *, keys=None, train, stats=None):
         x, lengths = mel(audio, lengths)
         x = normalise(x, lengths, None if stats is None else (stats["mean"], stats["std"]))

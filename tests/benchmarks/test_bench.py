@@ -187,9 +187,31 @@ def test_flops_a_second_and_a_skipped_step():
     assert row["gflop_per_s"] == 2.0
     assert row["temporary_mib"] == 3.0
     assert row["mfu"] is None  # no peak is known of a CPU
+    assert row["gflop_per_cpu_s"] > 0
+    assert row["product_share"] > 0
     broken, times = program(2.0, skipped=1.0)
     with pytest.raises(RuntimeError, match="not finite"):
         step.report({"ours": broken}, {"ours": times}, "float32")
+
+
+def test_hours_for_an_epoch_follow_from_the_audio_per_second():
+    """64 rows of 16 s in two streams per 0.374 s, on one H200: 960 h of audio in 0.175 h."""
+    made = program(0.374)[0]._replace(audio=2 * 64 * 16.0, bytes=8.83e11)
+    row = step.report({"ours": made}, {"ours": program(0.374)[1]}, "float32")["ours"]
+    assert row["audio_s_per_s"] == pytest.approx(5476, rel=1e-3)
+    assert row["epoch_hours"] == pytest.approx(0.1753, rel=1e-3)
+    assert row["gb"] == pytest.approx(883)
+
+
+def test_a_peer_that_cannot_run_has_a_line(monkeypatch):
+    monkeypatch.setattr(torch_peer.importlib.util, "find_spec", lambda name: None)
+    config = step.make_config(step.Shape(2, 1, 16, 1), "float32", method="supervised")
+    for name, other in (("torch compiled", "transformers"), ("speechbrain", "speechbrain")):
+        reason = step.make_peer(name, config, {})
+        assert reason == f"peer absent: torch, {other} not installed"
+    monkeypatch.setattr(torch_peer.shutil, "which", lambda name: None)
+    assert "needs a C++ compiler" in torch_peer.no_compiler("torch compiled")
+    assert not torch_peer.no_compiler("torch")
 
 
 def test_mfu_is_of_the_devices_peak(monkeypatch):

@@ -58,7 +58,8 @@ ALLOWED = {
         *("common", "data", "checkpoint", "monitoring", "reporting", "train", "main"),
     },
     "benchmarks": LOOP | BELOW_TRAIN | {
-        *("train", "torch", "transformers", "configs", "soundfile", "ml_collections"),
+        *("train", "torch", "transformers", "speechbrain"),
+        *("configs", "soundfile", "ml_collections"),
     },
 }  # fmt: skip
 COMMANDS = LOOP | COMMAND | set(ALLOWED)
@@ -68,7 +69,7 @@ LAZY = {
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"}
     | {"pyarrow", "pyroomacoustics"},
     "decoding": {"kenlm"},
-    "benchmarks": {"data", "soundfile", "torch", "transformers"},
+    "benchmarks": {"data", "soundfile", "speechbrain", "torch", "transformers"},
     "export": {"torch", "transformers", "sentencepiece", "safetensors"},
     "inference": {"jiwer", "sacrebleu", "soxr"},
     "reporting": {"scipy"},
