@@ -190,9 +190,10 @@ def gru(c: ConfigDict) -> None:
 
 
 def slimipl(c: ConfigDict) -> None:
-    """Variant `slimipl`: with its number of time masks in SpecAugment, of 50 frames there."""
+    """Variant `slimipl`: with its 10 time masks in SpecAugment, each at most 4 % of the utterance:
+    50 frames there, of 12.3 s on average."""
     c.method = "slimipl"
-    c.specaugment.time_masks = 10
+    c.specaugment.update(time_masks=10, max_time_share=0.04)
 
 
 def hybrid(c: ConfigDict) -> None:

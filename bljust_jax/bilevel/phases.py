@@ -123,7 +123,7 @@ def _rate(config: Any, name: str) -> Any:
 
 
 # Share of the FLOPs on labels alone before the pseudo-labels: ours
-START = {"mpl": 0.5, "slimipl": 0.3, "noisy_student": 0.3}
+START = {"mpl": 0.5, "slimipl": 0.5, "noisy_student": 0.3}
 
 
 def _table_of_peer(config: Any, budget: float | int, cost: _Cost) -> list[tuple[str, int]]:
