@@ -18,6 +18,7 @@ batches of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -62,9 +63,11 @@ def make_phases(
         weights = one if len(levels[name]) == 1 else penalised(config, steps_per_epoch["labelled"])
         rate = _rate(config, name)
         made = one_phase(config.lr, name, steps, levels[name], weights, heads, totals[name], rate)
-        turn = config.method in ("slimipl", "masked_cpc_ctc") and name.startswith("turn")
+        turn = turns and name.startswith("turn")
         return dataclasses.replace(made, turn=turn, anew=name.startswith("round_"))
 
+    turns = config.method in ("slimipl", "masked_cpc_ctc")
+    phase = functools.cache(phase) if turns else phase  # thousands of turns are two objects
     return tuple(phase(name, steps) for name, steps in table if steps > 0)
 
 

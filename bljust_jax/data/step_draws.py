@@ -1,7 +1,7 @@
 """Batches that a step reads: arithmetic on its number, from the plans of the streams."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,26 @@ class Segment(NamedTuple):
     streams: tuple[str, ...]
 
 
+class _Positions(NamedTuple):
+    """Segments in order of their starts, and for each its driver and the number of steps with that
+    driver before it: runs with turns have thousands of segments."""
+
+    segments: Sequence[Segment]
+    starts: np.ndarray
+    drivers: list[str]
+    before: np.ndarray
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], driver: Callable[..., str]) -> "_Positions":
+        found = {streams: driver(streams) for streams in {s.streams for s in segments}}
+        drivers = [found[s.streams] for s in segments]
+        before, counts = np.empty(len(segments), np.int64), Counter()
+        for i, segment in enumerate(segments):
+            before[i] = counts[drivers[i]]
+            counts[drivers[i]] += segment.length
+        return cls(segments, np.array([s.start for s in segments]), drivers, before)
+
+
 class StepDraws:
     """Positions of steps in the plans of a corpus.
 
@@ -31,6 +51,7 @@ class StepDraws:
     plans: dict[str, Plan]
     streams: Mapping[str, Any]
     replay: Replay | None
+    _positions: _Positions | None = None  # of the segments last seen
 
     def driver(self, needed: Sequence[str]) -> str:
         """The stream whose plan decides the bucket of a step that reads the streams `needed`.
@@ -57,17 +78,14 @@ class StepDraws:
 
     def _count(self, segments: Sequence[Segment], step: int) -> tuple[str, int, tuple[str, ...]]:
         """(driver of a step, number of earlier steps with this driver, streams)."""
-        n = 0
-        for segment in segments:
-            if segment.start <= step < segment.start + segment.length:
-                break
-        else:
+        positions = self._positions
+        if positions is None or positions.segments is not segments:
+            positions = self._positions = _Positions.of(segments, self.driver)
+        i = int(np.searchsorted(positions.starts, step, side="right")) - 1
+        if i < 0 or step >= segments[i].start + segments[i].length:
             raise ValueError(f"step {step} is in no segment")
-        leader = self.driver(segment.streams)
-        for earlier in segments:
-            if self.driver(earlier.streams) == leader:
-                n += min(max(step - earlier.start, 0), earlier.length)
-        return leader, n, segment.streams
+        n = int(positions.before[i]) + step - segments[i].start
+        return positions.drivers[i], n, segments[i].streams
 
     def _draws(self, leader: str, n: int, needed: Sequence[str]) -> dict[str, tuple[int, int]]:
         """`draws` of the driver's n-th batch."""

@@ -165,10 +165,11 @@ def assemble(
     for new ones.
     """
     pretrained = [head for head in head_owners(heads) if is_pretrained(config, head)]
-    fields["phases"] = tuple(
-        dataclasses.replace(p, lr={**p.lr, **dict.fromkeys(pretrained, p.lr["encoder"])})
-        for p in fields["phases"]
-    )
+    rated = {
+        id(p): dataclasses.replace(p, lr={**p.lr, **dict.fromkeys(pretrained, p.lr["encoder"])})
+        for p in {id(p): p for p in fields["phases"]}.values()
+    }
+    fields["phases"] = tuple(rated[id(p)] for p in fields["phases"])
 
     teachers = {k: t for o in heads for k, t in getattr(o, "teachers", {}).items()}
 

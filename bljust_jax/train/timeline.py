@@ -19,9 +19,10 @@ class Timeline:
 
     def __init__(self, recipe: Recipe):
         self._phases, self.segments, self.total = recipe.phases, [], 0
+        active = {i: recipe.active(p) for i, p in {id(p): p for p in recipe.phases}.items()}
+        read = {i: tuple(sorted({s for o in os for s in o.streams})) for i, os in active.items()}
         for phase in recipe.phases:
-            streams = {s for o in recipe.active(phase) for s in o.streams}
-            self.segments.append(Segment(self.total, phase.steps, tuple(sorted(streams))))
+            self.segments.append(Segment(self.total, phase.steps, read[id(phase)]))
             self.total += phase.steps
         rows = zip(self._phases, self.segments, strict=True)
         last = {phase.name: s.start + s.length for phase, s in rows}
