@@ -221,7 +221,8 @@ def _tail(config: Any, system: System, table: PhaseTable, batch: Tree) -> Part:
     def tail(state, grads, stats):
         now = table.at(state.step)
         levels = now.weights if len(grads.levels) == len(now.weights) else (jnp.float32(1),)
-        return apply_gradients(system.optimizer, now, state, grads, levels, stats, {})[0]
+        given = now, state, grads, levels, stats, {}
+        return apply_gradients(system.optimizer, system.groups, *given)[0]
 
     jitted = jax.jit(tail, donate_argnums=0, out_shardings=system.shardings)
     return Part(jitted, (system.state, grads, stats))

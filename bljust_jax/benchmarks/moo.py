@@ -19,6 +19,7 @@ from bljust_jax import recipes
 from bljust_jax.benchmarks import step
 from bljust_jax.benchmarks.interleave import MIB, ratios
 from bljust_jax.benchmarks.step import Shape
+from bljust_jax.bilevel.optimizer import Optimizer
 from bljust_jax.bilevel.types import Recipe
 from configs import m2asr
 
@@ -46,7 +47,7 @@ def make_program(config: Any, recipe: Recipe, batch: dict, *losses: str) -> step
     phase = next(p for p in recipe.phases if p.name == "joint")
     how = phase.combine[0] if len(losses) > 1 else "sum"
     phase = dataclasses.replace(phase, levels=(losses,), weights=lambda k: (1.0,), combine=(how,))
-    descent = optax.chain(recipe.combiner, optax.scale(-RATE))
+    descent = Optimizer(recipe.combiner, optax.with_extra_args_support(optax.scale(-RATE)))
     return step.compile_phase(config, recipe, phase, batch, descent)
 
 

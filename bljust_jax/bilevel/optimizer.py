@@ -10,7 +10,7 @@ for bit. No state here counts steps for a schedule.
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,27 @@ def group_of_parameters(params: Tree, groups: Sequence[Group]) -> Tree:
     return assigned
 
 
+class Optimizer(NamedTuple):
+    """`optax.chain(combiner, rule)` in two parts, so that a step can check the direction between
+    them: the combiner takes `levels.Grads` to one direction, the rule takes it to the update.
+    """
+
+    combiner: optax.GradientTransformationExtraArgs
+    rule: optax.GradientTransformationExtraArgs
+
+    def init(self, params: Tree) -> tuple[Any, Any]:
+        """(state of the combiner, state of the rule)."""
+        return self.combiner.init(params), self.rule.init(params)
+
+    def update(
+        self, grads: Any, state: tuple[Any, Any], params: Tree, **extra: Any
+    ) -> tuple[Tree, tuple[Any, Any]]:
+        """(update of the parameters, new state)."""
+        direction, combined = self.combiner.update(grads, state[0], params, **extra)
+        updates, moved = self.rule.update(direction, state[1], params, **extra)
+        return updates, (combined, moved)
+
+
 def make_optimizer(
     combiner: optax.GradientTransformationExtraArgs,
     groups: Sequence[Group],
@@ -50,7 +71,7 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.98,
     eps: float = 1e-8,
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """The whole chain: `update(grads, state, params, *, level_weights, lr, active)` with `grads` a
     `levels.Grads`.
 
@@ -65,7 +86,7 @@ def make_optimizer(
         if not group.owners:  # never active, so without moments
             return _gate(group.name, optax.with_extra_args_support(optax.identity()))
         adamw = optax.chain(
-            optax.clip_by_global_norm(group.clip),
+            _clip(group.clip),
             optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
             optax.add_decayed_weights(group.weight_decay, mask=decayed),
             _scale_by_lr(group.name),
@@ -75,7 +96,25 @@ def make_optimizer(
     def labels(params):
         return jax.tree.map(lambda g: g.name, group_of_parameters(params, groups))
 
-    return optax.chain(combiner, optax.partition({g.name: chain(g) for g in groups}, labels))
+    return Optimizer(combiner, optax.partition({g.name: chain(g) for g in groups}, labels))
+
+
+def sum_of_squares(tree: Tree) -> Any:
+    """Sum over the elements of all leaves, in their dtype."""
+    return sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))
+
+
+def _clip(largest: float | int) -> optax.GradientTransformation:
+    """The whole tree times min(1, largest / norm); not finite if the norm is not."""
+
+    def update(updates, state, params=None):
+        del params
+        norm = jnp.sqrt(sum_of_squares(updates))
+        # a barrier, or XLA:CPU adds up the sums of all leaves in the update of each
+        scale = jax.lax.optimization_barrier(jnp.where(norm < largest, 1, largest / norm))
+        return jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def _scale_by_lr(name: str) -> optax.GradientTransformationExtraArgs:
@@ -91,14 +130,15 @@ def _gate(name: str, inner: optax.GradientTransformationExtraArgs):
     group is -0.0, which added to any float changes no bit of it (0.0 would change -0.0)."""
 
     def update(updates, state, params=None, *, active, **extra):
-        def train(updates, state):
-            return inner.update(updates, state, params, active=active, **extra)
-
-        def idle(updates, state):
+        flag = active[name]
+        if flag is False:
             return jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates), state
-
-        if isinstance(active[name], bool):
-            return (train if active[name] else idle)(updates, state)
-        return jax.lax.cond(active[name], train, idle, updates, state)
+        updates, new = inner.update(updates, state, params, active=active, **extra)
+        if flag is True:
+            return updates, new
+        return (
+            jax.tree.map(lambda u: jnp.where(flag, u, -0.0), updates),
+            jax.tree.map(lambda n, old: jnp.where(flag, n, old), new, state),
+        )
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

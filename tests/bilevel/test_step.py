@@ -12,9 +12,10 @@ from bljust_jax.bilevel import step
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.levels import Grads, combine_levels
 from bljust_jax.bilevel.multi_objective import Conflict
-from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
+from bljust_jax.bilevel.optimizer import Optimizer, group_of_parameters, make_optimizer
 from bljust_jax.bilevel.rng import row_keys, stream_key
 from bljust_jax.bilevel.schedules import SHAPES, LearningRate, position
+from bljust_jax.bilevel.shared_phases import PhaseTable
 from bljust_jax.bilevel.types import Aux, Extras, Group, Recipe
 from bljust_jax.checkpoint.manager import Checkpoints
 from configs import defaults
@@ -124,6 +125,24 @@ def test_a_step_that_is_not_finite_changes_only_the_step_counter():
     assert bits(after._replace(step=state.step)) == bits(state)
     assert int(after.step) == int(state.step) + 1
     assert float(means["train/skipped"][0]) == 1.0
+
+
+@pytest.mark.parametrize("phases", [("explore",), ("explore", "finetune")])
+def test_a_gradient_of_an_idle_group_skips_no_step(phases):
+    """Neither where the program serves one phase nor where the group's activity is traced."""
+    phases = tuple(toy.phase(name, 5) for name in phases)
+    r, opt, groups, state = toy.start(phases)
+    now = PhaseTable(r, phases).at(state.step)
+    owned = {**jax.tree.map(jnp.zeros_like, state.params), "encoder": {"theta": None}}
+    owned["f_head"] = {"phi": jnp.full_like(state.params["f_head"]["phi"], jnp.nan)}
+    level = {"encoder": state.params["encoder"], "f_head": {"phi": None}, "g_head": {"psi": None}}
+    grads = Grads(owned, (level,))
+    after, _, _, ok = step.apply_gradients(
+        *(opt, groups, now, state, grads, (jnp.float32(1),), {}, {})
+    )
+    assert bool(ok)
+    assert bits(after.params["f_head"]) == bits(state.params["f_head"])
+    assert bits(after.params["encoder"]) != bits(state.params["encoder"])
 
 
 def test_ownership_on_the_raw_gradient():
@@ -238,7 +257,7 @@ def test_the_first_parameters_are_those_of_the_seed():
         r = toy.recipe([toy.phase("joint")])
         r = dataclasses.replace(r, init=lambda rng: (jax.random.uniform(rng), {}, {}))
         nothing = optax.with_extra_args_support(optax.identity())
-        return float(step.init_state(r, nothing, seed).params)
+        return float(step.init_state(r, Optimizer(nothing, nothing), seed).params)
 
     assert first(0) == first(0) != first(1)
 

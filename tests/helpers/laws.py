@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bljust_jax.bilevel import step
 from bljust_jax.bilevel.types import Extras
 from bljust_jax.common import trees
 from tests.helpers.systems import CONFIGS, build, config_for
@@ -87,7 +86,8 @@ def bind_objective(recipe_name, objective, **model):
         value, grads = jax.value_and_grad(loss)(params, extras, data)
         rate = 0.05 / (trees.norm(grads) + 1e-6)
         lowered = jax.tree.map(lambda p, g: p - rate * g, params, grads)
-        return Lowered(value, grads, step.is_finite(grads), trees.norm(grads["encoder"]), lowered)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(grads)]))
+        return Lowered(value, grads, finite, trees.norm(grads["encoder"]), lowered)
 
     lower, sums = jax.jit(lower), jax.jit(sums)
     return Bound(

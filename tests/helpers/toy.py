@@ -22,7 +22,7 @@ import optax
 from bljust_jax.bilevel import step
 from bljust_jax.bilevel.gradients import scale_gradient
 from bljust_jax.bilevel.levels import combine_levels
-from bljust_jax.bilevel.optimizer import group_of_parameters, make_optimizer
+from bljust_jax.bilevel.optimizer import Optimizer, group_of_parameters, make_optimizer
 from bljust_jax.bilevel.types import Aux, Group, Phase, Recipe, Task
 
 
@@ -132,9 +132,8 @@ def sgd(combiner, rate):
     def update(updates, state, params=None, **extra):
         return jax.tree.map(lambda u: -rate * u, updates), state
 
-    return optax.chain(
-        combiner, optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
-    )
+    rule = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    return Optimizer(combiner, rule)
 
 
 # Many objectives with known gradients. Objective n draws the shared parameters, two stacked layers
