@@ -81,6 +81,7 @@ class BestRq(EncoderObjective):
     """Cross-entropy of the anchor labels in masked frames, in nats per frame, mean of codebooks.
 
     entries: logits in memory at a time, of `quantizer.sum_over_frames`
+    dtype: of the head's products (`heads.apply`)
 
     Parameters params["best_rq_head"] = {"head": a linear map to the codes of all codebooks};
     `extras.frozen["best_rq"]` = {"projection", "codebook"}. The loss is a sum over masked frames
@@ -93,6 +94,7 @@ class BestRq(EncoderObjective):
     masking: Masking
     size: QuantizerSize
     entries: int = quantizer.ENTRIES
+    dtype: str = "float32"
 
     def init(self, rng: Any) -> tuple[dict, dict]:
         size = self.size
@@ -106,7 +108,7 @@ class BestRq(EncoderObjective):
         return super().head_cost(losses, seconds) + self.frames_of(seconds) * self.size.flops()
 
     def logits(self, params: Any, h: Frames) -> CodeScores:
-        return split_codebooks(heads.apply(params[self.head]["head"], h), self.size)
+        return split_codebooks(heads.apply(params[self.head]["head"], h, self.dtype), self.size)
 
     def apply(self, params, extras, batch, rng):
         data, frozen, name = batch[self.stream], extras.frozen[self.name], self.name
@@ -138,6 +140,7 @@ def build(config: Any, encoder: Encoder) -> BestRq:
         sample_rate=config.data.sample_rate,
         masking=Masking.of(config),
         size=QuantizerSize.of(config),
+        dtype=config.model.dtype,
     )
 
 

@@ -149,7 +149,7 @@ class BiRq:
 
     shared_head: one linear map "label_head" for both losses, else "enhanced_head" and "anchor_head"
     shared_codebook: the enhanced labels use the anchor's codebook, with a projection of their own
-    entries: as in `best_rq.BestRq`
+    entries, dtype: as in `best_rq.BestRq`
 
     `extras.frozen["birq"]` = {"anchor": {"projection", "codebook"}, "enhanced": the same, or the
     projection alone}. Each loss is a sum over masked frames, each frame the mean of its codebooks;
@@ -173,6 +173,7 @@ class BiRq:
     stream: str = "unlabelled"
     sample_rate: int = 16000
     entries: int = quantizer.ENTRIES
+    dtype: str = "float32"
     kind: None = None
 
     @property
@@ -241,7 +242,7 @@ class BiRq:
         """{loss: logits [B, F, C, V]}; cotangents are scaled before they reach shared arrays."""
 
         def logits(head, h):
-            return best_rq.split_codebooks(heads.apply(params[head], h), self.size)
+            return best_rq.split_codebooks(heads.apply(params[head], h, self.dtype), self.size)
 
         if "label_head" in self.head_owners:
             both = logits("label_head", hidden)
@@ -307,6 +308,7 @@ def build_levels(
         size=QuantizerSize.of(config),
         shared_head=config.birq.head == "shared",
         shared_codebook=config.birq.codebook == "shared",
+        dtype=config.model.dtype,
     )
 
 

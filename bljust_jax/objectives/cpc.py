@@ -66,6 +66,7 @@ class Cpc(EncoderObjective):
         drawn once per utterance from its own key
     target_gradient: False stops the gradient of the targets before the encoder; their projection
         still learns
+    dtype: of the products of the linear maps (`heads.apply`); scores are float32
 
     Features are normalised by stored statistics, since those of the utterance depend on its future.
     The loss is a sum over valid (time, step) pairs and its weight is their number. Metrics:
@@ -83,6 +84,7 @@ class Cpc(EncoderObjective):
     context: str = "causal"
     chunk: tuple[float | int, float | int, float | int] = (2.0, 1.0, 1.0)
     target_gradient: bool = True
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
@@ -129,11 +131,12 @@ class Cpc(EncoderObjective):
 
     def project(self, params: Any, latents: Float[Array, "b t e"]) -> Float[Array, "b t p"]:
         """Targets of latents."""
-        return heads.apply(params[self.head]["project"], latents)
+        return heads.apply(params[self.head]["project"], latents, self.dtype)
 
     def predict(self, params: Any, output: Frames) -> Float[Array, "k b t p"]:
         """Predictions of the targets 1, ..., K steps ahead."""
-        return jnp.moveaxis(heads.apply(params[self.head]["predict"], output), 2, 0)
+        every = heads.apply(params[self.head]["predict"], output, self.dtype)
+        return jnp.moveaxis(every, 2, 0)
 
     def apply(self, params, extras, batch, rng):
         data = batch[self.stream]
@@ -247,6 +250,7 @@ def build(config: Any, encoder: Encoder) -> Cpc:
     fields = config.cpc.to_dict() | {"chunk": tuple(config.cpc.chunk)}
     if config.cpc.context == "causal":
         encoder.check_context("cpc.context", "causal", instead="chunked")
+    fields["dtype"] = config.model.dtype
     return Cpc(encoder=encoder, sample_rate=config.data.sample_rate, **fields)
 
 
