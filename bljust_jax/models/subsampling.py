@@ -1,20 +1,23 @@
 """Convolutional subsampling by 4 or 8: 3x3 convolutions of stride 2 and a linear map.
 
-A strided convolution is computed as a matrix product of its nine strided taps with the kernel:
-inside `lax.scan` (gradient accumulation) the backward pass of `lax.conv` on XLA:CPU is tens of
-times slower. A depthwise convolution is a sum of nine products.
+Strided convolutions are `lax.conv`, NHWC. Their backward pass on CPUs is matrix products: that of
+`lax.conv` is tens of times slower inside `lax.scan` (gradient accumulation), and not faster
+outside. A depthwise convolution is a sum of nine products; on accelerators its kernel gradient is
+that of `lax.conv`, which reads the input once.
 """
 
 import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bljust_jax.common.shapes import Features, Grid, Lengths
+from bljust_jax.common.shapes import Features, Grid, Lengths, Mask
 from bljust_jax.models.layers import KERNEL, Dense
+from bljust_jax.models.remat import keep
 from bljust_jax.ops.log_mel import Counts, valid_frames
 
 FACTORS = {"conv2d": 4, "parakeet": 8}  # default factor of each kind
@@ -48,6 +51,81 @@ def _later(x: Array, axis: int) -> Array:
     return lax.slice_in_dim(jnp.pad(x, pad), 0, x.shape[axis], axis=axis)
 
 
+def _earlier(x: Array, axis: int) -> Array:
+    """y[n] = x[n + 1] along `axis`, 0 at its end."""
+    pad = [(0, int(a == axis)) for a in range(x.ndim)]
+    return lax.slice_in_dim(jnp.pad(x, pad), 1, x.shape[axis] + 1, axis=axis)
+
+
+def _convolve(x: Grid, kernel: Float[Array, "3 3 i k"], groups: int = 1) -> Array:
+    """3x3 convolution of stride 2 and padding 1 by XLA's own."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@jax.custom_vjp
+def strided_conv(x: Grid, kernel: Float[Array, "3 3 c k"]) -> Float[Array, "b u g k"]:
+    """3x3 convolution over (time, band), stride 2, padding 1.
+
+    Computed by `lax.conv`, except for the backward pass on CPUs. That pass keeps x and the kernel.
+    """
+    return _convolve(x, kernel)
+
+
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _conv_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    def transposed(x, kernel, grad):
+        return jax.vjp(_convolve, x, kernel)[1](grad)
+
+    def products(x, kernel, grad):
+        return _gradient_of_input(x, kernel, grad), _gradient_of_kernel(x, kernel, grad)
+
+    return lax.platform_dependent(*residuals, grad, cpu=products, default=transposed)
+
+
+strided_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _gradient_of_input(x: Grid, kernel: Array, grad: Array) -> Grid:
+    """One product for each of the four phases (even or odd frame, even or odd band) of the input.
+
+    An even position is tap 1 of one output; an odd one is tap 2 of the output before it and tap 0
+    of the one after it.
+    """
+    after = {0: grad, 1: _earlier(grad, 1), 2: _earlier(grad, 2)}
+    after[3] = _earlier(after[1], 2)
+    taps = {0: [(1, 0)], 1: [(2, 0), (0, 1)]}  # of a phase: (tap, whether of the output after it)
+
+    def phase(row: int, band: int) -> Array:
+        pairs = [(i, j, u + 2 * v) for i, u in taps[row] for j, v in taps[band]]
+        weights = jnp.concatenate([kernel[i, j].T for i, j, _ in pairs])
+        return jnp.concatenate([after[n] for *_, n in pairs], axis=-1) @ weights
+
+    rows = [jnp.stack([phase(row, 0), phase(row, 1)], axis=3) for row in (0, 1)]
+    every = jnp.stack(rows, axis=2)  # [B, U, 2, G, 2, C]
+    batch, frames, _, bands, _, channels = every.shape
+    return every.reshape(batch, 2 * frames, 2 * bands, channels)[:, : x.shape[1], : x.shape[2]]
+
+
+def _gradient_of_kernel(x: Grid, kernel: Array, grad: Array) -> Array:
+    """One product per tap, or one of all taps for a single channel."""
+    taps, grad = strided_taps(x), grad.reshape(-1, grad.shape[-1])
+    if x.shape[-1] == 1:
+        taps = [jnp.concatenate(taps, axis=-1)]
+    products = [tap.reshape(-1, tap.shape[-1]).T @ grad for tap in taps]
+    return jnp.stack(products).reshape(kernel.shape)
+
+
+@jax.custom_vjp
 def depthwise_strided(x: Grid, kernel: Float[Array, "3 3 c"]) -> Float[Array, "b u g c"]:
     """Depthwise 3x3 convolution, stride 2, padding 1.
 
@@ -55,6 +133,54 @@ def depthwise_strided(x: Grid, kernel: Float[Array, "3 3 c"]) -> Float[Array, "b
     """
     weights = kernel.reshape(9, 1, 1, 1, -1)
     return sum(w * tap for w, tap in zip(weights, strided_taps(x), strict=True)).astype(x.dtype)
+
+
+def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_strided(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    wide = jnp.promote_types(x.dtype, kernel.dtype)
+
+    def of_x(x):
+        weights = kernel.reshape(9, 1, 1, 1, -1)
+        return sum(w * tap for w, tap in zip(weights, strided_taps(x), strict=True))
+
+    def by_taps(x, grad):
+        products = [jnp.sum(tap * grad.astype(wide), (0, 1, 2)) for tap in strided_taps(x)]
+        return jnp.stack(products).reshape(kernel.shape)
+
+    def by_conv(x, grad):
+        shape = jax.ShapeDtypeStruct((3, 3, 1, x.shape[-1]), x.dtype)
+        transposed = jax.linear_transpose(lambda k: _convolve(x, k, x.shape[-1]), shape)
+        return transposed(grad)[0].reshape(kernel.shape)
+
+    of_kernel = lax.platform_dependent(x, grad, cpu=by_taps, default=by_conv)
+    (of_input,) = jax.linear_transpose(of_x, jax.ShapeDtypeStruct(x.shape, wide))(grad.astype(wide))
+    return of_input.astype(x.dtype), of_kernel.astype(kernel.dtype)
+
+
+depthwise_strided.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+@jax.custom_vjp
+def rectify(x: Grid, valid: Mask) -> Grid:
+    """max(x, 0) in valid frames and 0 elsewhere, NaN included; `valid` `[B, U]`. The backward pass
+    keeps the result alone."""
+    return jnp.where(valid[:, :, None, None], jnp.maximum(x, 0), 0)
+
+
+def _rectify_forward(x: Array, valid: Array) -> tuple[Array, Array]:
+    y = rectify(x, valid)
+    return y, y
+
+
+def _rectify_backward(y: Array, grad: Array) -> tuple[Array, None]:
+    return jnp.where(y > 0, grad, 0), None
+
+
+rectify.defvjp(_rectify_forward, _rectify_backward)
 
 
 class StridedConv(nn.Module):
@@ -67,9 +193,8 @@ class StridedConv(nn.Module):
     def __call__(self, x: Grid) -> Float[Array, "b u g k"]:
         kernel = self.param("kernel", KERNEL, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
-        columns = jnp.concatenate(strided_taps(x.astype(self.dtype)), axis=-1)
-        kernel = kernel.astype(self.dtype).reshape(columns.shape[-1], self.channels)
-        return columns @ kernel + bias.astype(self.dtype)[None, None, None, :]
+        y = keep(strided_conv(x.astype(self.dtype), kernel.astype(self.dtype)), "convolution")
+        return y + bias.astype(self.dtype)[None, None, None, :]
 
 
 class StridedDepthwiseConv(nn.Module):
@@ -110,10 +235,10 @@ class Subsampling(nn.Module):
         valid = valid_frames(features.shape[1], lengths)
         x = jnp.where(valid[..., None], features, 0.0)[..., None]
         for stage in range(1, int(math.log2(self.factor)) + 1):
-            x = nn.relu(self._stage(x, stage))
+            x = self._stage(x, stage)
             lengths = (lengths + 1) // 2
             valid = valid_frames(x.shape[1], lengths)
-            x = jnp.where(valid[:, :, None, None], x, 0.0)
+            x = rectify(x, valid)
         x = x.reshape(*x.shape[:2], -1)
         # Frames that SpecAugment masks are this bias alone; with a bias of exactly 0 the first
         # LayerNorm would multiply their gradient by a thousand.

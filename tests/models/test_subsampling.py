@@ -11,9 +11,12 @@ from bljust_jax.models.subsampling import (
     Subsampling,
     depthwise_strided,
     output_lengths,
+    rectify,
+    strided_conv,
     subsampling_flops,
 )
 from tests.helpers.closed_forms import receptive_field
+from tests.helpers.residuals import residuals
 
 # Whole convolutions by 4, the separable ones by 4 and 8.
 KINDS = [(4, False), (4, True), (8, True)]
@@ -77,6 +80,68 @@ def test_depthwise_convolution_equals_lax_conv(frames, bands):
     np.testing.assert_allclose(out, expected, atol=1e-5)  # 9 float32 terms
     for grad, other in zip(grads, others, strict=True):
         np.testing.assert_allclose(grad, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("convolve", "kernel"),
+    [(strided_conv, (3, 3, 3, 4)), (strided_conv, (3, 3, 1, 4)), (depthwise_strided, (3, 3, 3))],
+)
+@pytest.mark.parametrize(("frames", "bands"), [(8, 6), (7, 5), (1, 2)])
+def test_cpus_and_accelerators_compute_the_same(monkeypatch, convolve, kernel, frames, bands):
+    """Output and gradients of both ways, in float64."""
+    with jax.enable_x64(True):
+        x, weights = (
+            jnp.asarray(np.random.default_rng(n).normal(size=shape))
+            for n, shape in enumerate([(2, frames, bands, kernel[2]), kernel])
+        )
+
+        def run():
+            out, pull = jax.vjp(convolve, x, weights)
+            return out, *pull(jnp.sin(out))
+
+        ours = run()
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+        others = run()
+        for a, b in zip(ours, others, strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("convolve", "kernel", "platform", "count"),
+    [
+        (strided_conv, (3, 3, 3, 4), "cpu", 1),  # forward
+        (strided_conv, (3, 3, 3, 4), "cuda", 3),  # forward, input, kernel
+        (depthwise_strided, (3, 3, 3), "cpu", 0),
+        (depthwise_strided, (3, 3, 3), "tpu", 1),  # kernel
+    ],
+)
+def test_convolutions_of_a_platform(convolve, kernel, platform, count):
+    def step(x, kernel):
+        out, pull = jax.vjp(convolve, x, kernel)
+        return pull(jnp.sin(out))
+
+    traced = jax.jit(step).trace(jnp.ones((1, 4, 4, 3)), jnp.ones(kernel))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == count
+
+
+def test_rectify_masks_and_keeps_its_result_alone():
+    """The gradient is that of where(valid, relu(x), 0), in float64; NaN in valid frames stays."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)))
+        x, grad = x.at[1, 2].set(jnp.nan), jnp.cos(jnp.arange(120.0)).reshape(x.shape)
+        valid = jnp.array([[True, True, True], [True, True, False]])
+
+        def plain(x):
+            return jnp.where(valid[:, :, None, None], jax.nn.relu(x), 0)
+
+        (y, pull), (z, other) = jax.vjp(lambda x: rectify(x, valid), x), jax.vjp(plain, x)
+        np.testing.assert_array_equal(y, z)
+        np.testing.assert_array_equal(pull(grad)[0], other(grad)[0])
+    assert np.isnan(rectify(jnp.full((1, 1, 1, 1), jnp.nan), jnp.array([[True]]))).all()
+    ones = jnp.ones((2, 3, 4, 5)), jnp.ones((2, 3), bool)
+    assert [r.type for r in residuals(rectify, *ones)] == ["f32[2,3,4,5]"]
 
 
 @pytest.mark.daily("8-True")
