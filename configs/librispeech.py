@@ -15,15 +15,17 @@ Variants. Sizes `S`, `M` (default), `L`: Conformer encoders of 16 x 144, 16 x 25
 (default), `ptft`, `supervised`, `weighted_sum`, `alternating`, `mpl`, `slimipl`, `noisy_student`,
 `masked_cpc_ctc`, at equal FLOPs, and `hybrid` (docs/method.md has sources and settings). Data:
 `h960` labels all 960 h; `rest860` removes the labelled 100 h from the lower level's audio. Lower
-level: `chunked` (CPC as published), `best_rq`. Encoders: `lstm` and `gru`, the two networks of
-LSTM-JUST. As published: `script`, the authors' public script; `lstm_paper`, LSTM-JUST's rates.
+level: `chunked` (CPC as published), `best_rq`. Encoders: `fast` for any size, with the front end of
+Fast Conformer (subsampling by 8), `lstm` and `gru`, the two networks of LSTM-JUST. As published:
+`script`, the authors' public script; `lstm_paper`, LSTM-JUST's rates.
 
 Cost, estimated, not measured. An encoder gradient costs 2.0, 6.0, 24 GFLOP per second of audio for
-S, M, L. The default phases are 5 passes of 960 h, 100 epochs of 100 h with two gradients per step,
-and 5 epochs of 100 h: 25,300 h of audio. S 0.18, M 0.55, L 2.2 EFLOP; on one H200 at 15, 25, 35 %
-of its 989 TFLOP/s about 20 minutes, 37 minutes, 1.8 hours of arithmetic. Expect several times that
-if reading FLAC is the bottleneck (S and M read 10-20 h of audio per second). On disk: 60 GB of FLAC
-for the 960 h, 0.7 GB for the dev and test splits.
+S, M, L, with `fast` 1.0, 2.3, 8.5 (docs/speed.md). The default phases are 5 passes of 960 h, 100
+epochs of 100 h with two gradients per step, and 5 epochs of 100 h: 25,300 h of audio. S 0.18,
+M 0.55, L 2.2 EFLOP; on one H200 at 15, 25, 35 % of its 989 TFLOP/s about 20 minutes, 37 minutes,
+1.8 hours of arithmetic. Expect several times that if reading FLAC is the bottleneck (S and M read
+10-20 h of audio per second). On disk: 60 GB of FLAC for the 960 h, 0.7 GB for the dev and test
+splits.
 
 Expected score: none; we could not read the WER tables, nor the journal's learning rates, batch
 sizes, penalty cap and phase lengths. Known: in the authors' public script the penalty rises by
@@ -42,10 +44,22 @@ OTHER = "librispeech:train-other-500"
 
 def size(dim, layers, heads, channels, batch_seconds):
     def variant(c):
-        c.model.update(dim=dim, layers=layers, heads=heads, channels=channels)
+        if c.model.get("subsampling_factor") != 8:  # else `fast` has set its channels
+            c.model.channels = channels
+        c.model.update(dim=dim, layers=layers, heads=heads)
         c.data.batch_seconds = c.data.unlabelled_batch_seconds = batch_seconds
 
     return variant
+
+
+def fast(c):
+    """The front end of Fast Conformer (Rekesh et al., ASRU 2023): subsampling by 8, separable
+    convolutions of 256 channels. At 80 ms per frame characters do not fit, so texts are in pieces;
+    both lower levels predict and mask the same milliseconds as without it."""
+    c.model.update(subsampling="parakeet", subsampling_factor=8, channels=256)
+    c.data.text.update(units="unigram", vocab_size=1023)  # with the blank 1,024: the paper
+    c.cpc.steps = 6  # 480 ms
+    c.best_rq.update(stack=8, mask_prob=0.08, mask_length=5)
 
 
 def h960(c):
@@ -130,6 +144,7 @@ VARIANTS = {
     "S": size(144, 16, 4, 144, 1600.0),
     "M": size(256, 16, 4, 256, 1200.0),
     "L": size(512, 17, 8, 512, 600.0),
+    "fast": fast,
     "h960": h960,
     "rest860": rest860,
     "chunked": chunked,

@@ -149,6 +149,8 @@ def overfit(c: ConfigDict) -> None:
 
 def synthetic(c: ConfigDict, name: str) -> None:
     """Synthetic speech for every split; the command line may name other data."""
+    if c.model.get("subsampling_factor") == 8:  # too few frames for the characters below
+        c.model.subsampling_factor = c.best_rq.stack = 4
     c.data.text.update(units="characters", model="")
     c.data.update(train=f"synthetic:{name}/train", dev=f"synthetic:{name}/dev")
     c.data.update(test=f"synthetic:{name}/test", unlabelled="", root="")

@@ -6,8 +6,9 @@ from bljust_jax import recipes
 from bljust_jax.common.errors import UserError
 from bljust_jax.data.normalise import make
 from bljust_jax.data.published_hours import published_hours
+from bljust_jax.models.encoders import conformer
 from bljust_jax.train import dry_run
-from configs import birq, defaults, m2asr, manifest, wav2vec2_just
+from configs import birq, defaults, librispeech, m2asr, manifest, wav2vec2_just
 from tests.helpers import shipped
 from tests.helpers.systems import FACTS
 
@@ -18,6 +19,22 @@ def test_encoder_variants_come_before_size_variants(encoder):
     first, second = (config.to_dict() | {"variant": ""} for config in either)
     assert first == second
     assert first["model"] != manifest.get_config("digits").model.to_dict()
+
+
+@pytest.mark.parametrize("size", ["S", "L"])
+def test_fast_is_a_front_end_of_any_size_in_any_order(size):
+    """Half to a third of the FLOPs, the same milliseconds for the lower levels; characters, in the
+    small copies, have 40 ms per frame."""
+    whole, fast = (librispeech.get_config(name) for name in (size, f"{size},fast"))
+    other = librispeech.get_config(f"fast,{size}")
+    assert fast.to_dict() | {"variant": ""} == other.to_dict() | {"variant": ""}
+    models = [conformer.make_model(config) for config in (whole, fast)]
+    assert [model.factor for model in models] == [4, 8]
+    assert 0.3 < models[1].flops(1598) / models[0].flops(1598) < 0.5
+    assert fast.cpc.steps * 8 == whole.cpc.steps * 4
+    assert fast.best_rq.stack * fast.best_rq.mask_length == 40
+    small = librispeech.get_config(f"{size},fast,smoke")
+    assert (conformer.make_model(small).factor, small.best_rq.stack) == (4, 4)
 
 
 def test_the_variant_overfit_masks_nothing():
