@@ -142,12 +142,9 @@ def apply_gradients(
         grads, state.opt_state[0], state.params, **extra
     )
     decay = jnp.minimum(now.ema_decay, (1 + state.step) / (10 + state.step))
-    # a barrier, or XLA:CPU computes these numbers again in the update of each leaf
-    ok, lr, decay = jax.lax.optimization_barrier(
-        (is_direction_finite(direction, groups, now.trains), now.lr, decay)
-    )
+    ok = is_direction_finite(direction, groups, now.trains)
     updates, moments = optimizer.rule.update(
-        *(direction, state.opt_state[1], state.params), **extra, lr=lr, active=now.trains
+        *(direction, state.opt_state[1], state.params), **extra, lr=now.lr, active=now.trains
     )
     params = optax.apply_updates(state.params, updates)
     ema = jax.tree.map(
