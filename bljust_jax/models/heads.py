@@ -10,6 +10,11 @@ from jaxtyping import Array, Float
 from bljust_jax.common.shapes import Frames, Logits, Rng
 
 
+def dtype_of(config: Any) -> str:
+    """`config.model.dtype`, float32 for an encoder without that field."""
+    return config.model.get("dtype", "float32")
+
+
 def init(rng: Rng, dim: int, out: int, *, steps: int | None = None) -> dict[str, Array]:
     """{"kernel": `[dim, out]`, "bias": `[out]`}; with `steps`, one map per step on a leading axis.
 

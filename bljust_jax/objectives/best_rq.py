@@ -140,7 +140,7 @@ def build(config: Any, encoder: Encoder) -> BestRq:
         sample_rate=config.data.sample_rate,
         masking=Masking.of(config),
         size=QuantizerSize.of(config),
-        dtype=config.model.dtype,
+        dtype=heads.dtype_of(config),
     )
 
 

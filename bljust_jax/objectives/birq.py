@@ -308,7 +308,7 @@ def build_levels(
         size=QuantizerSize.of(config),
         shared_head=config.birq.head == "shared",
         shared_codebook=config.birq.codebook == "shared",
-        dtype=config.model.dtype,
+        dtype=heads.dtype_of(config),
     )
 
 

@@ -250,7 +250,7 @@ def build(config: Any, encoder: Encoder) -> Cpc:
     fields = config.cpc.to_dict() | {"chunk": tuple(config.cpc.chunk)}
     if config.cpc.context == "causal":
         encoder.check_context("cpc.context", "causal", instead="chunked")
-    fields["dtype"] = config.model.dtype
+    fields["dtype"] = heads.dtype_of(config)
     return Cpc(encoder=encoder, sample_rate=config.data.sample_rate, **fields)
 
 
