@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from bljust_jax.common.shapes import Mask
 from bljust_jax.models import remat
+from bljust_jax.models.attention import platform
 from bljust_jax.models.attention.relative import skew
 from bljust_jax.models.attention.task import Task
 from bljust_jax.models.norms import at_least_float32
@@ -53,12 +54,20 @@ def _forward(query, key, value, bias, mask):
     constants = jnp.asarray(MASKED_SCORE, scores.dtype), jnp.zeros((), scores.dtype)
     mask, low, zero, _ = lax.optimization_barrier((mask, *constants, query[:1, :1, :1, :1]))
     mask = mask[:, None]
-    weights = jax.nn.softmax(jnp.where(mask, scores, low))
+    weights = softmax(jnp.where(mask, scores, low))
     weights = jnp.where(mask, weights, zero).astype(value.dtype)
     weights = remat.keep(weights, "attention_weights")
     out = remat.keep(jnp.einsum("bhqk,bkhs->bqhs", weights, value), "attention_context")
     biased = None if bias is None else ()
     return out, (query, key, value, weights, out, biased)
+
+
+def softmax(scores: Float[Array, "*n k"]) -> Float[Array, "*n k"]:
+    """exp(s_j) / sum_k exp(s_k). For TPUs exp(s_j - log sum_k exp(s_k)): a second exp, but no
+    array of exp in memory, which XLA:TPU would write in float32 between both passes."""
+    if platform.platform() == "tpu":
+        return jnp.exp(scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True))
+    return jax.nn.softmax(scores)
 
 
 def _backward(residuals, grad):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bljust_jax.models.attention import Task, xla
+from bljust_jax.models.attention.platform import compile_for
 from bljust_jax.models.attention.relative import chunk_size, position_scores
 
 
@@ -110,6 +111,15 @@ def test_value_and_slopes_are_those_of_jax_in_float64(queries, keys, biased):
             np.testing.assert_allclose(slope, other, atol=1e-13)
         assert not np.any(a[0, 0])  # no key
         assert not np.any(back(cotangent)[0][0, 0])
+
+
+def test_the_softmax_for_tpus_is_that_of_other_platforms():
+    with jax.enable_x64(True):
+        scores = jnp.asarray(30 * np.random.default_rng(0).normal(size=(3, 7)))
+        scores = scores.at[0].set(xla.MASKED_SCORE).at[1, :6].set(xla.MASKED_SCORE)
+        with compile_for("tpu"):
+            found = xla.softmax(scores)
+        np.testing.assert_allclose(found, xla.softmax(scores), atol=1e-14)
 
 
 def test_slopes_are_finite_differences_in_float64():
