@@ -84,6 +84,21 @@ def test_a_field_that_one_recipe_has_is_added_to_its_configs_alone(workdir):
     assert "supervised" not in saved_config.read_config(folder / "config.json")["phases"]
 
 
+def test_an_encoder_takes_the_added_fields_that_it_has(workdir):
+    """A run older than rotary positions has relative ones; an LSTM has neither field."""
+    config = quickstart.get_config("smoke")
+    folder = workdir(config, "model.positions", "model.attention")
+    check_config(config, folder)
+    model = saved_config.read_config(folder / "config.json")["model"]
+    assert (model["positions"], model["attention"]) == ("relative", "auto")
+    config.model.positions = "rope"
+    with pytest.raises(UserError, match=r"another config \(model.positions relative -> rope\)"):
+        check_config(config, folder)
+    folder = workdir(quickstart.get_config("lstm,smoke"))
+    model = saved_config.read_config(folder / "config.json")["model"]
+    assert not {"positions", "attention"} & model.keys()
+
+
 @pytest.mark.parametrize("unlabelled", ["", "more.jsonl"])
 def test_an_older_run_read_data_unlabelled_alone_where_it_was_given(workdir, unlabelled):
     config = quickstart.get_config("smoke")

@@ -199,13 +199,14 @@ def test_a_run_fits_or_says_why_not():
     changes = {
         "features.frontend": "log_mel", "features.n_mels": 20, "model.subsampling": "conv2d",
         "model.subsampling_factor": 8, "model.norm": "layer", "model.window": 8,
-        "ctc.context": "causal",
+        "model.positions": "rope", "ctc.context": "causal",
     }  # fmt: skip
     assert hf_parakeet.fits(run_config(**changes)) == [
         "features.frontend log_mel, not nemo",
         "model.subsampling conv2d, not parakeet",
         "model.norm layer, not batch",
         "model.window 8, not 0",
+        "model.positions rope, not relative",
         "ctc.context causal, not full",
         "features.n_mels 20, no multiple of 8",
     ]

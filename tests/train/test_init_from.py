@@ -255,6 +255,7 @@ def test_what_a_run_cannot_give_is_refused_in_one_line(tmp_path):
             {"features.hop": 80, "data.sample_rate": 8000},
             "give --config.data.sample_rate=16000 --config.features.hop=160",
         ),
+        (run, ("encoder",), {"model.positions": "rope"}, "give --config.model.positions=relative"),
         (run, ("all",), {"cpc.width": 7}, ": set the sizes in config.cpc"),
         (
             run,
@@ -270,8 +271,9 @@ def test_what_a_run_cannot_give_is_refused_in_one_line(tmp_path):
         assert words in str(error.value)
         assert str(error.value).startswith("config.init_")
         assert "\n" not in str(error.value)
-    for free in ({"model.window": 8}, {"model.dropout": 0.3}, {"model.subsampling_factor": 4}):
-        start(run, config, **free)
+    changed = {"window": 8}, {"dropout": 0.3}, {"subsampling_factor": 4}, {"attention": "xla"}
+    for ((name, value),) in map(dict.items, changed):
+        start(run, config, **{f"model.{name}": value})
 
 
 def test_another_encoder_is_named(tmp_path):
