@@ -63,8 +63,9 @@ def _forward(query, key, value, bias, mask):
 
 
 def softmax(scores: Float[Array, "*n k"]) -> Float[Array, "*n k"]:
-    """exp(s_j) / sum_k exp(s_k). For TPUs exp(s_j - log sum_k exp(s_k)): a second exp, but no
-    array of exp in memory, which XLA:TPU would write in float32 between both passes."""
+    """exp(s_j) / sum_k exp(s_k) of rows with a key. For TPUs exp(s_j - log sum_k exp(s_k)): a
+    second exp, but no array of exp in memory, which XLA:TPU would write in float32 between both
+    passes."""
     if platform.platform() == "tpu":
         return jnp.exp(scores - jax.nn.logsumexp(scores, axis=-1, keepdims=True))
     return jax.nn.softmax(scores)
