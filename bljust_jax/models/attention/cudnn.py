@@ -49,18 +49,19 @@ def attend(
     """`attention.attend` by `jax.nn.dot_product_attention(implementation="cudnn")`.
 
     Lengths and causality are masks of the kernel, so the bias is the only array of all pairs of
-    frames. With a bias, which is trained, the kernel takes even numbers of frames only: an odd one
-    is padded by one. It divides 0 by 0 for an utterance without frames, which is given one.
+    frames. An odd number of frames is padded by one: the kernel takes none with a bias that is
+    trained, and jax none in training. An utterance without frames is given one, lest the kernel
+    divides 0 by 0.
     Raises UserError without a GPU of the Ampere generation or newer.
     """
     if not available():
         raise UserError("config.model.attention='cudnn' needs an NVIDIA GPU of Ampere or newer")
     frames = query.shape[1]
-    if bias is not None and frames % 2:
+    if frames % 2:
         query, key, value = (
             jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value)
         )
-        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 1), (0, 1)))
+        bias = None if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, 1), (0, 1)))
     lengths = jnp.maximum(jnp.sum(valid, axis=1, dtype=jnp.int32), 1)
     out = jax.nn.dot_product_attention(
         *(query, key, value, bias),

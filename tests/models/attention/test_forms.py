@@ -1,10 +1,13 @@
 """The choice of a form, its limits, and splash and cuDNN against plain XLA."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bljust_jax.benchmarks.chips import CHIPS, absent
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.attention import Task, attend, choose, cudnn, splash, xla
 from bljust_jax.models.attention.platform import compile_for, is_ahead, platform
@@ -116,6 +119,29 @@ def test_splash_in_the_interpreter_is_xla(reach, causal):
     np.testing.assert_allclose(out, expected, atol=1e-5)
     for slope, reference in zip(slopes, references, strict=True):
         np.testing.assert_allclose(slope, reference, atol=1e-5 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("frames", "biased"), [(7, True), (8, True), (7, False)])
+def test_cudnn_is_two_kernels_with_lengths_and_causality_as_their_masks(frames, biased, causal):
+    """Forward and backward; jax refuses to train on an odd number of frames, which is padded."""
+    inputs, valid = arrays(frames, 8, jnp.bfloat16)
+    inputs = inputs if biased else inputs[:3]
+    task = Task(8, jnp.bfloat16, biased, causal)
+
+    def loss(inputs, valid):
+        bias = inputs[3] if biased else None
+        return jnp.sum(cudnn.attend(*inputs[:3], bias, valid, task).astype(jnp.float32))
+
+    with absent(CHIPS["1 x H200"]):
+        traced = jax.jit(jax.grad(loss)).trace(inputs, valid)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kind = "ScaleBiasSoftmax" if biased else "Softmax"
+    kernels = re.findall(r"@__cudnn\$fmha(\w*)", text)
+    assert sorted(kernels) == [kind, f"{kind}Backward"]
+    assert text.count("PADDING_CAUSAL" if causal else "PADDING") == 2
+    padded = frames + frames % 2
+    assert f"tensor<3x{padded}x2x8xbf16>" in text
 
 
 @pytest.mark.gpu
