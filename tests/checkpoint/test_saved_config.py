@@ -92,7 +92,7 @@ def test_an_encoder_takes_the_added_fields_that_it_has(workdir):
     model = saved_config.read_config(folder / "config.json")["model"]
     assert (model["positions"], model["attention"]) == ("relative", "auto")
     config.model.positions = "rope"
-    with pytest.raises(UserError, match=r"another config \(model.positions relative -> rope\)"):
+    with pytest.raises(UserError, match=r"another config \(model.positions 'relative' -> 'rope'\)"):
         check_config(config, folder)
     folder = workdir(quickstart.get_config("lstm,smoke"))
     model = saved_config.read_config(folder / "config.json")["model"]
