@@ -1,5 +1,7 @@
-"""Rematerialisation (gradient checkpointing) of encoder blocks: the values that the backward pass
-keeps, and those that it computes again."""
+"""Rematerialisation (gradient checkpointing) of encoder blocks.
+
+It chooses the values that the backward pass keeps, and those that it computes again.
+"""
 
 from collections.abc import Callable
 from typing import Any

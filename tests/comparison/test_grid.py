@@ -13,6 +13,7 @@ from bljust_jax.train import budget
 from tests.helpers import comparisons, shipped
 from tests.helpers.comparisons import SPACE, TUNE
 from tests.helpers.documents import ROOT
+from tests.helpers.processes import run_command
 
 SHIPPED = sorted((ROOT / "configs" / "compare").glob("*.py"))
 by_file = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -53,6 +54,24 @@ def test_all_methods_of_a_shipped_grid_have_the_same_compute(path):
     assert len(made) >= len(grid.methods)
     off = {name: share for name, share in made.items() if abs(share - 1) > table.TOLERANCE}
     assert not off
+
+
+PARSED = """
+import sys
+from bljust_jax import main
+from bljust_jax.comparison.fingerprint import fingerprint
+print(fingerprint(main.parse(sys.argv)[0]))
+"""
+
+
+@pytest.mark.parametrize("name", ["tune-slimipl-1", "tune-bljust-1"])
+def test_the_command_of_a_run_has_the_config_of_its_fingerprint(name, tmp_path):
+    """Tuples, names of methods, fields of pseudo-labels: as the training command parses them."""
+    grid = grids.load(ROOT / "configs" / "compare" / "pilot.py")
+    run = next(run for run in every_run(grid) if run.name == name)
+    done = run_command(*grids.flags(grid, run, tmp_path), code=PARSED)
+    expected = fingerprint.fingerprint(fingerprint.config_of(grid, run))
+    assert (done.stdout.strip(), done.returncode) == (expected, 0), done.stderr
 
 
 @by_file
