@@ -108,7 +108,8 @@ def test_a_killed_comparison_goes_on_from_its_rows_on_another_machine(tmp_path, 
 
     path.rename(tmp_path / "broken.jsonl")
     process = start(tmp_path, "whole")
-    assert process.wait(600) == 0
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
     for name, row in rows.read(path).by_name.items():
         assert rows.same_results(row, broken[name])
     page = (tmp_path / "smoke.md").read_text()
