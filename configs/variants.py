@@ -79,6 +79,8 @@ def tiny_model(c: ConfigDict) -> None:
     c.model.scan_unroll = 4 if c.encoder != "cnn_rnn" else 1
     c.specaugment.update(freq_masks=2, freq_width=6, time_masks=2, time_width=20)
     c.cpc.update(steps=4, width=64, negatives=0)
+    if "hybrid" in c:
+        c.decoder.dropout = 0.0
     if "remat" in c.model:
         c.model.remat = "none"
     # a batch has a few hundred masked frames, so most of 8,192 codes would never occur, and the
@@ -205,7 +207,14 @@ def hybrid(c: ConfigDict) -> None:
     c.hybrid = ConfigDict({"ctc_weight": 0.3, "decode": "ctc"})
     dim = c.model.get("dim", 256)
     c.decoder = ConfigDict({"kind": "attention", "dim": dim, "layers": 2, "heads": 4, "ff_mult": 4})
-    c.decoder.update(dropout=0.1, smoothing=0.1, beam=4, alpha=0.6, max_ratio=1.0, max_extra=10)
+    c.decoder.update(
+        dropout=c.model.get("dropout", 0.1),
+        smoothing=0.1,
+        beam=4,
+        alpha=0.6,
+        max_ratio=1.0,
+        max_extra=10,
+    )
 
 
 COMMON: dict[str, Variant] = {
