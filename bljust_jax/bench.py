@@ -14,7 +14,7 @@ input  hours of FLAC audio decoded per second, and the share of a step that wait
 compile  CPU seconds to trace, lower and compile each part of the joint step
 device  ten minutes on a GPU, item by item: rates of copies and products, forms of attention against
         float32, single layers, blocks, whole steps, XLA flags, peers, a trace. Each item is printed
-        and written as it ends; a run that was stopped goes on with the missing items. --items
+        and written as it ends; after an interruption the missing items follow. --items
         chooses by name, --list prints the names, --again measures all anew.
 
 --json FILE writes all figures; of a folder it makes FILE/<device>.json. Shapes are UTTERANCES,

@@ -1,5 +1,7 @@
-"""Measure the items of `device_items` on this machine's device, each printed and written to a JSON
-file as it ends; a run that was stopped goes on with the missing items."""
+"""Measure the items of `device_items` on this machine's device, and resume with missing ones.
+
+Each item is printed and written to a JSON file as it ends.
+"""
 
 import json
 import os

@@ -32,9 +32,9 @@ STEPS = (
 )
 PEERS = ("torch", "torch compiled", "speechbrain")
 FLAGS = {
-    "no triton products": "--xla_gpu_enable_triton_gemm=false",
+    "no triton": "--xla_gpu_enable_triton_gemm=false",
     "loops in command buffers": "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUDNN,WHILE",
-    "cudnn products": "--xla_gpu_cudnn_gemm_fusion_level=1",
+    "cudnn fusions": "--xla_gpu_cudnn_gemm_fusion_level=1",
     "deterministic": DETERMINISTIC,
 }
 ITEMS = (

@@ -1,7 +1,7 @@
-"""python -m bljust_jax.benchmarks.device_worker: measure items of `device_items` by name, one per
-line of stdin, and print a line of JSON for each; the first line describes the machine.
+"""Measure items of `device_items` in a process of their own: a name per line of stdin.
 
-A process of its own, so that an item that aborts ends it alone, and so that XLA flags can differ.
+Prints a line of JSON for each; the first line describes the machine. An item that aborts ends this
+process alone, and XLA flags can differ.
 """
 
 import json

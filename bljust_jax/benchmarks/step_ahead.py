@@ -51,10 +51,10 @@ CUDNN = (("model__attention", "cudnn"),)
 STEP_ROWS = (
     StepRow("CTC step", "supervised", SUPERVISED),
     StepRow("joint step", "joint"),
-    StepRow("CTC step, cudnn", "supervised", SUPERVISED + CUDNN),
-    StepRow("joint step, cudnn", "joint", CUDNN),
-    StepRow("CTC step, rope, fast, cudnn", "supervised", SUPERVISED + FAST + CUDNN),
-    StepRow("joint step, rope, fast, cudnn", "joint", FAST + CUDNN),
+    StepRow("CTC step + cudnn", "supervised", SUPERVISED + CUDNN),
+    StepRow("joint step + cudnn", "joint", CUDNN),
+    StepRow("CTC step + rope + fast + cudnn", "supervised", SUPERVISED + FAST + CUDNN),
+    StepRow("joint step + rope + fast + cudnn", "joint", FAST + CUDNN),
     StepRow("blocks", ""),
 )
 

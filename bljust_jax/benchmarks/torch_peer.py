@@ -1,5 +1,4 @@
-"""Peers of the benchmarks: PyTorch's CTC, training steps of transformers' Parakeet and of
-SpeechBrain's Conformer.
+"""Peers of the benchmarks: CTC by torch, steps of transformers' Parakeet, SpeechBrain's Conformer.
 
 They run with as many threads as jax has cores. The benchmarks print the reason, from `absent`, when
 a peer cannot run.
