@@ -1,5 +1,4 @@
 # `make quickstart` and `make test` first make the environment in .venv, once. Variables:
-#
 #   PYTHON=python3.12    interpreter of the environment (3.11 or newer)
 #   ACCEL=cpu|cuda|tpu   which jax to install; default: cuda where nvidia-smi finds a GPU, else cpu
 #   ARGS="..."           options appended to the command of the target
