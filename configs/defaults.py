@@ -196,9 +196,10 @@ def conformer() -> ConfigDict:
     c.dropout = 0.1
     c.dtype = "float32"  # of the arithmetic; parameters are float32
     c.scan_unroll = 1  # layers per iteration of the scan over layers
-    # recomputed in the backward pass: "none"; "dots": all but products with weights; "full": all of
-    # a block, with the least memory and a quarter to a third more time
-    c.remat = "none"
+    # recomputed in the backward pass: "none"; "names": what is cheap, all but products and sums;
+    # "dots": all but products with weights; "full": all of a block, with the least memory and a
+    # quarter to a third more time; "auto": "names" on GPUs and TPUs, "none" on CPUs
+    c.remat = "auto"
     return c
 
 

@@ -15,29 +15,13 @@ from jaxtyping import Array, Float, Int
 from bljust_jax.common.shapes import Grid, Lengths, Mask
 from bljust_jax.models.attention import MASKED_SCORE
 from bljust_jax.models.layers import KERNEL, Dense, Params
-from bljust_jax.models.norms import EPSILON, at_least_float32
+from bljust_jax.models.norms import LayerNorm, at_least_float32
 
 GATES = {"gru": 3, "lstm": 4}
 SCORES = 2**26  # attention scores per block of queries, 256 MiB in float32
 gelu = partial(jax.nn.gelu, approximate=False)
 
 Both = Float[Array, "2 b h"]  # a state of H units in both directions
-
-
-class LayerNorm(nn.Module):
-    """LayerNorm over axis 2: of frames `[B, T, D]`, or over bands of a grid `[B, T, F, C]`."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t d *c"]) -> Float[Array, "b t d *c"]:
-        size = x.shape[2]
-        scale = self.param("scale", nn.initializers.ones_init(), (size,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (size,))
-        wide = at_least_float32(x)
-        centred = wide - jnp.mean(wide, 2, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), 2, keepdims=True)
-        shape = (1, 1, size, *(1,) * (x.ndim - 3))
-        scale, bias = scale.reshape(shape), bias.reshape(shape)
-        return (centred * lax.rsqrt(variance + EPSILON) * scale + bias).astype(x.dtype)
 
 
 class Convolution(nn.Module):
@@ -84,7 +68,7 @@ class ResidualLayer(nn.Module):
     def __call__(self, x: Grid, valid: Mask, train: bool = False) -> Grid:
         branch = x + GridAttention(self.heads, name="attention")(x, valid)
         for n, factor in enumerate((2, 2, 2, 1), start=1):
-            branch = gelu(LayerNorm(name=f"norm{n}")(branch))
+            branch = gelu(LayerNorm(x.dtype, 2, name=f"norm{n}")(branch))
             branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
             branch = Convolution(factor * self.channels, name=f"conv{n}")(branch, valid)
         return x + branch
@@ -177,7 +161,7 @@ class RecurrentLayer(nn.Module):
     ) -> Float[Array, "b t o"]:
         """`backwards`: `reversed_frames`."""
         inputs, gates = x.shape[-1], GATES[self.kind]
-        x = gelu(LayerNorm(name="norm")(x))
+        x = gelu(LayerNorm(x.dtype, name="norm")(x))
         directions = (Cell(gates, self.units, name=n)(inputs) for n in ("forward", "backward"))
         cells = jax.tree.map(lambda *p: jnp.stack(p).astype(x.dtype), *directions)
         both = jnp.stack([x, jnp.take_along_axis(x, backwards, axis=1)])

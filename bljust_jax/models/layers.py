@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from bljust_jax.common.shapes import Rng
 from bljust_jax.models import remat
@@ -21,6 +21,20 @@ KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 Params = dict[str, Any]
 Dense = partial(nn.Dense, kernel_init=KERNEL)
+
+
+class Dropout(nn.Module):
+    """x / (1 - rate) with probability 1 - rate, else 0, if `active`; needs the rng "dropout"."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n"], active: bool) -> Float[Array, "*n"]:
+        if not active or self.rate == 0:
+            return x
+        mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+        mask = remat.keep(mask, "dropout_mask")
+        return jnp.where(mask, x / (1 - self.rate), 0.0)
 
 
 def init_params(module: nn.Module, rng: Rng, *inputs: Any) -> Params:

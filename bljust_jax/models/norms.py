@@ -4,16 +4,16 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from bljust_jax.common.shapes import Frames, Mask
+from bljust_jax.models import remat
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
-
-LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON)
 
 Stats = dict[str, Any]
 
@@ -21,6 +21,72 @@ Stats = dict[str, Any]
 def at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x in float32; float64 stays."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def layer_norm(
+    x: Float[Array, "*n"],
+    scale: Float[Array, " d"],
+    bias: Float[Array, " d"],
+    axis: int = -1,
+    dtype: Any = None,
+) -> Float[Array, "*n"]:
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias over one axis of x, D entries long.
+
+    The variance is computed from centred entries, since means of trained features are far from 0.
+    Sums are float32 or wider; the result has `dtype`, by default that of the sums. The backward
+    pass keeps x in its own dtype and two numbers per row. Source: Ba, Kiros and Hinton, 2016.
+    """
+    dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, jnp.float32))
+    return _layer_norm(x, scale, bias, axis % x.ndim, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _layer_norm(x: Array, scale: Array, bias: Array, axis: int, dtype: Any) -> Array:
+    return _layer_norm_forward(x, scale, bias, axis, dtype)[0]
+
+
+def _layer_norm_forward(x: Array, scale: Array, bias: Array, axis: int, dtype: Any):
+    wide = at_least_float32(x)
+    mean = jnp.mean(wide, axis, keepdims=True)
+    centred = wide - mean
+    rstd = lax.rsqrt(jnp.mean(jnp.square(centred), axis, keepdims=True) + EPSILON)
+    y = centred * rstd * _along(scale, axis, x.ndim) + _along(bias, axis, x.ndim)
+    kept = remat.keep(mean, "norm_mean"), remat.keep(rstd, "norm_rstd")
+    return y.astype(dtype), (x, scale, jnp.zeros((), bias.dtype), *kept)
+
+
+def _layer_norm_backward(axis: int, dtype: Any, residuals: tuple[Array, ...], grad: Array):
+    """With h = (x - mean) rstd and d = grad scale: rstd (d - mean(d) - h mean(d h))."""
+    del dtype
+    x, scale, like, mean, rstd = residuals
+    rows = tuple(n for n in range(x.ndim) if n != axis)
+    grad, normed = at_least_float32(grad), (at_least_float32(x) - mean) * rstd
+    slope = grad * _along(scale, axis, x.ndim)
+    slope -= jnp.mean(slope, axis, keepdims=True) + normed * jnp.mean(
+        slope * normed, axis, keepdims=True
+    )
+    of_scale = jnp.sum(grad * normed, rows).astype(scale.dtype)
+    return (slope * rstd).astype(x.dtype), of_scale, jnp.sum(grad, rows).astype(like.dtype)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _along(vector: Array, axis: int, ndim: int) -> Array:
+    return jnp.expand_dims(vector, [n for n in range(ndim) if n != axis])
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` over `axis` with the parameters "scale" and "bias"."""
+
+    dtype: Any = None
+    axis: int = -1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[self.axis],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[self.axis],))
+        return layer_norm(x, scale, bias, self.axis, self.dtype)
 
 
 class BatchNorm(nn.Module):

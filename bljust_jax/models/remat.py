@@ -20,6 +20,7 @@ NAMES = (
     "ff_up",  # first map of a feed-forward, input of its activation
     "glu",  # input of the gated linear unit
     "depthwise",  # output of the depthwise convolution
+    "dropout_mask",
     "residual",  # x + branch
     "norm_mean",
     "norm_rstd",  # 1 / standard deviation
@@ -42,6 +43,14 @@ POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "names": _save_named,
 }
+
+
+def choose(policy: str, platform: str) -> str:
+    """`policy`, or the choice of "auto" for programs of a platform: "names" on "gpu" and "tpu",
+    where memory traffic limits the step; "none" on "cpu", whose small models gain nothing."""
+    if policy != "auto":
+        return policy
+    return "none" if platform == "cpu" else "names"
 
 
 def keep(x: Shaped[Array, "..."], name: str) -> Shaped[Array, "..."]:

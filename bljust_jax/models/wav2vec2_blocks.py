@@ -13,14 +13,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bljust_jax.common.shapes import Frames, Lengths, Mask
+from bljust_jax.models import remat
 from bljust_jax.models.attention import MASKED_SCORE, attend, project
-from bljust_jax.models.layers import KERNEL, Dense
-from bljust_jax.models.norms import EPSILON, at_least_float32
+from bljust_jax.models.layers import KERNEL, Dense, Dropout
+from bljust_jax.models.norms import EPSILON, LayerNorm, at_least_float32
 from bljust_jax.ops.log_mel import frame_count, valid_frames
 from bljust_jax.parallel.batch_map import map_rows
 
-# Means of trained features are far from 0: compute the variance in two passes.
-LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
 gelu = partial(jax.nn.gelu, approximate=False)
 
 
@@ -44,7 +43,7 @@ class StridedConv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,))
             y = y + bias.astype(self.dtype)[None, None, :]
-        return y
+        return remat.keep(y, "convolution")
 
 
 class TimeNorm(nn.Module):
@@ -182,9 +181,10 @@ class SelfAttention(nn.Module):
         if train and self.dropout:
             scores = at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", query, key))
             scores = jnp.where(valid[:, None, None, :], scores, MASKED_SCORE)
-            weights = jax.nn.softmax(scores).astype(self.dtype)
-            weights = nn.Dropout(self.dropout, deterministic=False)(weights)
+            weights = remat.keep(jax.nn.softmax(scores).astype(self.dtype), "attention_weights")
+            weights = Dropout(self.dropout)(weights, train)
             context = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+            context = remat.keep(context, "attention_context")
         else:
             context = attend(query, key, value, None, valid, form=self.form)
         return Dense(dim, dtype=self.dtype, name="out")(context.reshape(x.shape))
@@ -208,15 +208,14 @@ class TransformerBlock(nn.Module):
         attention = SelfAttention(self.heads, *options, name="attention")
 
         def feed_forward(x: Array) -> Array:
-            hidden = gelu(Dense(self.ff_dim, dtype=self.dtype, name="up")(x))
-            return Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
+            hidden = remat.keep(Dense(self.ff_dim, dtype=self.dtype, name="up")(x), "ff_up")
+            return Dense(x.shape[-1], dtype=self.dtype, name="down")(gelu(hidden))
 
         def residual(x: Array, branch: Any, name: str) -> Array:
             norm = LayerNorm(dtype=self.dtype, name=name)
-            drop = nn.Dropout(self.dropout, deterministic=not train)
-            if self.stable:
-                return x + drop(branch(norm(x)))
-            return norm(x + drop(branch(x)))
+            branch = branch(norm(x) if self.stable else x)
+            x = remat.keep(x + Dropout(self.dropout)(branch, train), "residual")
+            return x if self.stable else norm(x)
 
         x = residual(x, partial(attention, valid=valid, train=train), "attention_norm")
         return residual(x, feed_forward, "ff_norm")

@@ -274,7 +274,7 @@ def _shapes(config: Any, recipe: Recipe) -> set[tuple[int, float]]:
 
 def activation_bytes(config: Any, recipe: Recipe, rows: int, seconds: float) -> float:
     """Bytes that the backward pass of one loss keeps, from layer sizes: the input of each block
-    (remat full), half of its arrays (names, dots) or all of them (none), twice the arrays of one
+    (remat full), half of its arrays (names, dots, auto) or all of them (none), twice the arrays of one
     block that is recomputed, and five of the front end's largest (of a CNN layer 45 maps)."""
     m, samples = config.model, round(seconds * config.data.sample_rate)
     size, frames = (2 if m.dtype == "bfloat16" else 4), recipe.frames(samples)
@@ -291,8 +291,8 @@ def activation_bytes(config: Any, recipe: Recipe, rows: int, seconds: float) -> 
         else:
             bands = config.features.n_mels / 2
             front = 5 * samples / config.features.hop / 2 * bands * m.channels * size
-    kept = {"full": frames * width * size, "names": block / 2, "dots": block / 2, "none": block}
-    return rows * (layers * kept[m.get("remat", "none")] + 2 * block + front)
+    kept = {"full": frames * width * size, "none": block}
+    return rows * (layers * kept.get(m.get("remat", "none"), block / 2) + 2 * block + front)
 
 
 def _time(config: Any, rows: list[Row], device: str) -> str:

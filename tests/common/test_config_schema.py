@@ -166,7 +166,7 @@ def test_choices_are_those_of_the_code():
     assert choices("cpc.context") == set(cpc.CONTEXTS)
     assert choices("moo.method") == set(multi_objective.METHODS)
     assert choices("moo.normalise") == set(multi_objective.NORMALISE)
-    assert choices("model.remat") == set(remat.POLICIES)
+    assert choices("model.remat") == {"auto", *remat.POLICIES}
     assert choices("model.norm") == {"layer", "batch"}
     assert choices("model.subsampling") == set(subsampling.FACTORS)
     assert choices("model.kind") == set(cnn_rnn_blocks.GATES)

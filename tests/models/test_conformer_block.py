@@ -1,5 +1,7 @@
 """Depthwise convolution against its definition, the convolution module and the block."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,16 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from bljust_jax.models import remat
 from bljust_jax.models.attention import Attention
 from bljust_jax.models.conformer_block import (
     ConformerBlock,
     ConvModule,
     FeedForward,
-    depthwise_conv,
 )
+from bljust_jax.models.depthwise import depthwise_conv, sum_by_block, sum_by_tap
 from bljust_jax.models.norms import LayerNorm
+from tests.helpers.residuals import residuals
 
 
 def normal(*shape, seed=0):
@@ -99,3 +103,43 @@ def test_a_block_adds_half_of_each_feed_forward_and_all_of_each_other_branch(alo
 
     out, expected = both(params)
     np.testing.assert_allclose(out, expected, atol=1e-6)  # the same sums, fused otherwise
+
+
+@pytest.mark.parametrize(("frames", "taps"), [(70, 5), (40, 35), (1, 1), (33, 15)])
+def test_the_gradient_by_blocks_is_that_by_taps(frames, taps):
+    """Blocks of 32 frames, or of 40 with 35 taps; in float64, so that the order of sums is moot."""
+    with jax.enable_x64(True):
+        x, grad = (normal(2, frames, 3, seed=n).astype(jnp.float64) for n in (0, 1))
+        blocks, single = sum_by_block(taps, x, grad), sum_by_tap(taps, x, grad)
+    assert blocks.dtype == single.dtype == jnp.float64
+    np.testing.assert_allclose(blocks, single, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_by_blocks_sums_bfloat16_in_float32():
+    x, grad = (normal(2, 70, 3, seed=n).astype(jnp.bfloat16) for n in (0, 1))
+    exact = sum_by_tap(5, x.astype(jnp.float32), grad.astype(jnp.float32))
+    np.testing.assert_allclose(sum_by_block(5, x, grad), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_names_keeps_the_named_values_alone(dropout):
+    """In bfloat16 nothing is float32 but two numbers per row of each of six norms."""
+    x, valid = normal(2, 6, 8).astype(jnp.bfloat16), jnp.ones((2, 6), bool)
+    block = ConformerBlock(2, 3, dropout=dropout, dtype=jnp.bfloat16)
+    params = jax.jit(block.init)(jax.random.key(0), x, valid)["params"]
+
+    def run(params, x):
+        rngs = {"dropout": jax.random.key(1)}
+        return block.apply({"params": params}, x, valid, False, True, None, rngs=rngs)[0]
+
+    found = collections.Counter(residuals(remat.wrap(run, "names"), params, x))
+    row, frames = "f32[2,6,1]", "bf16[2,6,8]"
+    expected = {
+        (row, "norm_mean"): 6, (row, "norm_rstd"): 6, ("bf16[2,6,32]", "ff_up"): 2,
+        ("bf16[2,6,3,8]", "qkv"): 1, ("bf16[2,2,6,6]", "attention_weights"): 1,
+        ("bf16[2,6,2,4]", "attention_context"): 1, ("bf16[2,6,16]", "glu"): 1,
+        (frames, "depthwise"): 1, (frames, "residual"): 4,
+    }  # fmt: skip
+    if dropout:
+        expected["bool[2,6,8]", "dropout_mask"] = 4
+    assert found == expected

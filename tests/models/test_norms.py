@@ -1,5 +1,6 @@
-"""Batch norm over valid frames: against numpy, over devices, in causal use."""
+"""Layer norm against its formula; batch norm over valid frames: against numpy, over devices, in causal use."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from bljust_jax.models.norms import BatchNorm
+from bljust_jax.models.norms import BatchNorm, LayerNorm, layer_norm
+from tests.helpers.residuals import residuals
 
 SCALE, BIAS = np.array([1.5, -0.5, 2.0], np.float32), np.array([0.1, 0.0, -1.0], np.float32)
 PARAMS = {"params": {"scale": SCALE, "bias": BIAS}}
@@ -87,3 +89,54 @@ def test_half_precision_keeps_float32_moments():
     y, stats = half.apply(PARAMS, x, valid, STATS, True)
     assert y.dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, stats, exact)
+
+
+def plain_layer_norm(x, scale, bias, axis):
+    mean, var = jnp.mean(x, axis, keepdims=True), jnp.var(x, axis, keepdims=True)
+    scale, bias = (v.reshape((-1,) + (1,) * (-1 - axis)) for v in (scale, bias))
+    return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_layer_norm_and_its_gradients_are_those_of_the_formula(axis):
+    """In float64, against autodiff of the formula and finite differences."""
+    draw = np.random.default_rng(0)
+    size = (2, 5, 4, 3)[axis]
+    with jax.enable_x64(True):
+        args = [jnp.asarray(draw.normal(3, 2, shape)) for shape in ((2, 5, 4, 3), size, size)]
+        weight = jnp.asarray(draw.normal(size=(2, 5, 4, 3)))
+        ours = lambda *args: layer_norm(*args, axis)  # noqa: E731
+
+        def grads(norm):
+            return jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(norm(*a)) * weight), (0, 1, 2))
+
+        expected = grads(lambda *args: plain_layer_norm(*args, axis))(*args)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
+            grads(ours)(*args), expected,
+        )  # fmt: skip
+        check_grads(jax.jit(ours), args, 1, ["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_layer_norm_of_bfloat16_is_rounded_once_and_keeps_x_and_two_numbers_per_row():
+    x = jnp.asarray(np.random.default_rng(0).normal(100, 1, (2, 6, 8)), jnp.bfloat16)
+    scale, bias = jnp.ones(8), jnp.zeros(8)
+    half = lambda x, scale, bias: layer_norm(x, scale, bias, dtype=jnp.bfloat16)  # noqa: E731
+    y, pull = jax.vjp(half, x, scale, bias)
+    exact, exact_pull = jax.vjp(
+        lambda *a: plain_layer_norm(*a, -1), x.astype(jnp.float32), scale, bias
+    )
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.bfloat16)
+    for got, want in zip(pull(weight), exact_pull(weight.astype(jnp.float32)), strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-7, atol=1e-3)
+    kept = {residual.type for residual in residuals(half, x, scale, bias)}
+    assert kept <= {"f32[2,6,1]", "f32[]"}
+
+
+def test_layer_norm_has_the_parameters_of_flax():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    params = LayerNorm().init(jax.random.key(1), x)
+    theirs = nn.LayerNorm(epsilon=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, params, theirs.init(jax.random.key(1), x))
+    np.testing.assert_allclose(LayerNorm().apply(params, x), theirs.apply(params, x), atol=1e-5)

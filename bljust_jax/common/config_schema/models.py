@@ -37,7 +37,9 @@ TRANSFORMERS = {
     "dim": Field(int, "width of the blocks", r.AT_LEAST_1),
     "layers": Field(int, "number of blocks", r.AT_LEAST_1),
     "attention": Field(str, "form that computes attention", ("auto", "xla", "cudnn", "splash")),
-    "remat": Field(str, "recomputation in the backward pass", ("none", "names", "dots", "full")),
+    "remat": Field(
+        str, "recomputation in the backward pass", ("auto", "none", "names", "dots", "full")
+    ),
 }
 CONFORMER = {
     "kernel": Field(int, "frames of the depthwise convolution, odd", r.AT_LEAST_1),

@@ -17,6 +17,7 @@ from bljust_jax.common.shapes import Frames, Lengths, Rng
 from bljust_jax.models import audio_features, encoders, layers, remat
 from bljust_jax.models import wav2vec2_blocks as parts
 from bljust_jax.models.attention import Task, choose
+from bljust_jax.models.attention.platform import platform
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.ops.log_mel import FULL_SCALE, Counts, frame_count, masked_moments, valid_frames
@@ -51,7 +52,7 @@ class Wav2Vec2:
         code, 0 freezes them)
     dtype: of the products, "float32" or "bfloat16"; parameters stay float32
     scan_unroll: blocks per scan iteration
-    remat: rematerialisation policy (`remat.POLICIES`)
+    remat: rematerialisation policy (`remat.POLICIES`), or "auto" (`remat.choose`)
     hf_compat: the "group" norm includes padded frames, as in transformers, so that the output
         depends on padding
     attention: form that computes it (`attention.choose`); changes no result but its rounding
@@ -177,7 +178,7 @@ class Wav2Vec2:
             raise UserError(f"wav2vec 2.0 has no context {context!r}: it reads the whole utterance")
         layers.drops(max(self.dropout, self.layerdrop), train, rng)
         depth = layers.resolve_depth(depth, self.layers)
-        embed = remat.wrap(self._embed, self.remat)
+        embed = remat.wrap(self._embed, remat.choose(self.remat, platform()))
         x, conv, latents, lengths = embed(params, x, lengths, input_mask)
         valid = valid_frames(x.shape[1], lengths)
         x, every = self._transform(params, x, valid, depth, rng if train else None, top > 0)
@@ -233,7 +234,8 @@ class Wav2Vec2:
             return y, (y if keep else None)
 
         blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
-        how = {"policy": self.remat, "unroll": self.scan_unroll}
+        policy = remat.choose(self.remat, platform())
+        how = {"policy": policy, "unroll": self.scan_unroll}
         x, every = layers.scan_blocks(step, x, blocks, keys, skips, **how)
         if self.stable_layer_norm and depth == self.layers:
             x = self._run("norm", params, x)
