@@ -274,8 +274,8 @@ def _shapes(config: Any, recipe: Recipe) -> set[tuple[int, float]]:
 
 def activation_bytes(config: Any, recipe: Recipe, rows: int, seconds: float) -> float:
     """Bytes that the backward pass of one loss keeps, from layer sizes: the input of each block
-    (remat full), half of its arrays (names, dots, auto) or all of them (none), twice the arrays of one
-    block that is recomputed, and five of the front end's largest (of a CNN layer 45 maps)."""
+    (remat full), half of its arrays (names, dots, auto) or all of them (none), twice the arrays of
+    one block that is recomputed, and five of the front end's largest (of a CNN layer 45 maps)."""
     m, samples = config.model, round(seconds * config.data.sample_rate)
     size, frames = (2 if m.dtype == "bfloat16" else 4), recipe.frames(samples)
     if config.encoder == "cnn_rnn":

@@ -1,4 +1,4 @@
-"""Layer norm against its formula; batch norm over valid frames: against numpy, over devices, in causal use."""
+"""Layer norm against its formula; batch norm against numpy, over devices, in causal use."""
 
 import flax.linen as nn
 import jax
