@@ -48,7 +48,7 @@ docs: setup ## build docs/ and the API reference as a site in build/docs; warnin
 	JAX_PLATFORMS=cpu $(PY) -m sphinx -W --keep-going -q -c docs . build/docs
 nightly: ## slow tests, another Python, quickstart with three seeds, real digits, more of aot (PYTHON2, SPEECH)
 	.ci/nightly
-nightly-%: # slow, miniatures, newest, oldest, installed, bare, rivals, quickstart, digits or aot alone
+nightly-%: # slow, miniatures, newest, oldest, installed, bare, rivals, beam, quickstart, digits or aot alone
 	.ci/nightly $*
 gpu: ## run the tests that need a GPU, with the jax of this machine: a minute and a half
 	JAX_PLATFORMS=cuda,cpu $(PYTHON) -m pytest -m gpu tests $(ARGS)

@@ -19,7 +19,7 @@ from bljust_jax.common import cli, shipped_configs
 from bljust_jax.common.config_schema.ranges import AT_LEAST_1
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import require_writable
-from bljust_jax.data import normalise, sources, streams, tokenizer_files
+from bljust_jax.data import bucket_lengths, normalise, sources, streams, tokenizer_files
 from bljust_jax.data.doctor import checks, proposals
 from bljust_jax.data.doctor.survey import TRAIN, Survey, cache_of, survey
 from bljust_jax.data.tokenizer import make_tokenizer
@@ -100,7 +100,9 @@ def examine(args: argparse.Namespace) -> Survey:
 def load_config(args: argparse.Namespace) -> Any:
     """The config of --workdir or --config."""
     if args.config:
-        return shipped_configs.load(args.config)
+        config = shipped_configs.load(args.config)
+        bucket_lengths.resolve_auto(config)
+        return config
     from ml_collections import ConfigDict
 
     from bljust_jax.checkpoint.saved_config import read_config

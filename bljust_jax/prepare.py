@@ -19,6 +19,7 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from bljust_jax.common import cli
@@ -28,6 +29,7 @@ from bljust_jax.common.console import StatusLine
 from bljust_jax.common.durations import in_hours
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.files import expand_user
+from bljust_jax.common.timeout import exit_with_pending_calls
 from bljust_jax.data import shard_writing, shards, sources, uri_names
 
 FLAC_RATES = Range("a number of Hz, such as 16000", lambda x: 1 <= x <= 655350)
@@ -41,6 +43,9 @@ def parser() -> cli.Parser:
     p.option("--sample_rate", 16000, "Hz", allowed=FLAC_RATES)
     p.option("--root", "", "as config.data.root: audio outside it is refused")
     p.add_argument("--shards", type=shard_count, default="auto", help="number of files (auto)")
+    runners = "runner of an Apache Beam pipeline (extra [beam]); default: this process"
+    p.add_argument("--runner", choices=("direct", "flink", "spark", "dataflow"), help=runners)
+    p.option("--beam_options", "", "Beam's own, as in '--flink_master=HOST:8081'", metavar="TEXT")
     bad = "stop if a larger share of the audio cannot be decoded"
     p.option("--max_bad_fraction", 0.01, bad, allowed=FROM_0_TO_1)
     p.option("--verify", False, "read all back and compare checksums")
@@ -100,6 +105,14 @@ def run(args: argparse.Namespace) -> shards.Summary:
             raise UserError(f"{args.uri}: {folder} was not written by bljust_jax.prepare")
         return shards.verify(str(folder), folder.name, Progress("verified"))
     split = args.split or default_split(args.uri)
+    executor = None
+    if args.runner:
+        from bljust_jax.data import beam_shards
+
+        source = args.uri, args.root, args.sample_rate
+        executor = beam_shards.executor(*source, args.runner, args.beam_options)
+    elif args.beam_options:
+        raise UserError("--beam_options is given without --runner")
     summary = shard_writing.write(
         sources.open_source(args.uri, args.root),
         expand_user(args.out),
@@ -108,6 +121,7 @@ def run(args: argparse.Namespace) -> shards.Summary:
         shards=args.shards,
         max_bad_fraction=args.max_bad_fraction,
         progress=Progress("prepared"),
+        executor=executor,
     )
     if args.verify:
         shards.verify(summary.folder, split, Progress("verified"))
@@ -140,7 +154,16 @@ class Progress:
             self._status.log(f"{text}in {in_hours(elapsed)}")
 
 
-main = cli.command(parser, body)
+_command = cli.command(parser, body)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of the command. The process ends at once if it would wait for a lost worker."""
+    code = _command(argv)
+    if code:
+        exit_with_pending_calls(code)
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())

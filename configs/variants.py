@@ -97,6 +97,7 @@ def join_words(c: ConfigDict) -> None:
     of one speaker. The lower level reads strings only, as single words are too short for it."""
     c.data.update(join=(2, 5), join_share=0.6)
     c.data.balance = 0.5  # commands are ten times rarer than digits
+    # the last length bounds the strings
     c.data.update(buckets=(1.0, 2.2, 4.0), batch_seconds=27.0)
     c.data.update(speed=(0.88, 1.12), noise_snr=(15.0, 40.0))
     c.data.update(unlabelled_join=(4, 5), unlabelled_join_share=1.0)

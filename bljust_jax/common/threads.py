@@ -5,17 +5,32 @@ import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from bljust_jax.common import timeout
+
 
 def in_order(
-    function: Callable[[Any], Any], items: Iterable[Any], *, threads: int, ahead: int
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    threads: int,
+    ahead: int,
+    seconds: float | int | None = None,
+    message: Callable[[], str] = lambda: "",
 ) -> Iterator[Any]:
     """function(item) for each item, in order; at most `ahead` items are read and computed before
-    their result is taken."""
+    their result is taken.
+
+    With `seconds`, a result that takes longer raises `timeout.Unreachable(message())`. Items that
+    wait are dropped when the iterator is closed.
+    """
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) == ahead:
-                yield pending.popleft().result()
+                yield timeout.result(pending.popleft(), seconds, message)
         while pending:
-            yield pending.popleft().result()
+            yield timeout.result(pending.popleft(), seconds, message)
+    finally:
+        pool.shutdown(wait=seconds is None, cancel_futures=True)

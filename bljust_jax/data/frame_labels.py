@@ -77,11 +77,7 @@ class FrameLabels:
         """A batch with the labels of the utterances in its first rows; they have length 0 in rows
         without."""
         rows, samples = batch["audio"].shape
-        room = {
-            "frame_labels": np.zeros((rows, self.room(samples / sample_rate)), np.int32),
-            "frame_label_lengths": np.zeros(rows, np.int32),
-        }
-        batch = {**batch, **room}
+        batch = {**batch, **empty_labels(rows, self.room(samples / sample_rate))}
         for row, u in enumerate(members):
             self.fill_row(batch, row, u, int(batch["audio_lengths"][row]) / sample_rate)
         return batch
@@ -101,6 +97,14 @@ class FrameLabels:
     def describe(self) -> str:
         """Line of the summary."""
         return f"frame labels: {len(self)} utterances, {self.rate:g} labels per second"
+
+
+def empty_labels(rows: int, room: int) -> Batch:
+    """Rows of length 0: {frame_labels: int32 [B, F], frame_label_lengths: int32 [B]}, F = room."""
+    return {
+        "frame_labels": np.zeros((rows, room), np.int32),
+        "frame_label_lengths": np.zeros(rows, np.int32),
+    }
 
 
 def load(

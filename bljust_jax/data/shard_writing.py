@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -17,31 +16,29 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
-from bljust_jax.common.errors import UserError, one_line
-from bljust_jax.common.files import read_json, write_text
-from bljust_jax.data import sources
+from bljust_jax.common.errors import UserError
+from bljust_jax.common.files import replacing, write_text
+from bljust_jax.data import shard_parts
+from bljust_jax.data.shard_parts import Encoded, Part
 from bljust_jax.data.shards import (
-    LABELS,
-    NAME,
-    VERSION,
     Progress,
     Summary,
     by_threads,
-    checksum,
+    checksums_path,
     index_path,
+    shard_name,
     summarise,
-    tfds,
 )
-from bljust_jax.data.sources import Utterance, read_audio, write_json_lines
+from bljust_jax.data.sources import write_json_lines
+from bljust_jax.data.utterances import Utterance
 
 SHARD_BYTES = 256 << 20
-CHUNK = 100  # records between two descriptions on disk
-PLAN, BAD = "plan.json", "bad.jsonl"  # files of an incomplete folder
+OTHER_MACHINES = "all machines must read and write --out under one path"
+
+# Called with the unfinished parts and their folder: writes the files of each.
+Executor = Callable[[Sequence[Part], pathlib.Path], None]
 
 
 def write(
@@ -53,13 +50,16 @@ def write(
     shards: int | None = None,
     max_bad_fraction: float = 0.01,
     progress: Progress = lambda done, total, seconds: None,
+    executor: Executor | None = None,
 ) -> Summary:
     """Write `read_audio(u, sample_rate)` of each utterance as FLAC, in order, as OUT/SPLIT.
 
     Training from the shards gives the same bits as from the source: the duration and the fields of
     LABELS are unchanged, and `offset` keeps its fraction of a sample, so that crops round to the
     same samples. (Crops of resampled WAV or FLAC differ: the source resamples each crop alone.)
-    shards: largest number of files; None: as many as keep each near SHARD_BYTES.
+    shards: largest number of files; None: as many as keep each near SHARD_BYTES. executor: writes
+    the parts elsewhere (`beam_shards`); None: the cores of this machine. The files have the same
+    bytes by either, each with its sha256 in the file that `shards.checksums_path` names.
     Finished shards of a killed run with the same utterances and arguments are kept. Corrupt audio
     is skipped and listed in OUT/quarantine-SPLIT.jsonl. Raises UserError if OUT/SPLIT exists, for a
     wrong name, or if more than `max_bad_fraction` is corrupt, and OSError if OUT cannot be written;
@@ -70,26 +70,57 @@ def write(
     final = pathlib.Path(out, split).absolute()
     if final.exists():
         raise UserError(f"{final} exists already; remove it, or choose another --split or --out")
-    # an estimate: FLAC takes about 9 of 16 bits per sample
-    size = 9 / 8 * sample_rate * sum(u.duration for u in utterances) + 1
-    per_file = math.ceil(len(utterances) / (shards or math.ceil(size / SHARD_BYTES)))
-    bad: list[dict] = []
+    total = len(utterances)
+    listing = Quarantined(final.with_name(f"quarantine-{split}.jsonl"), total, max_bad_fraction)
     try:
         with _scratch(final.with_name(f".{split}.incomplete")) as work:
-            plan = _plan(utterances, sample_rate, per_file)
-            with contextlib.closing(_Unfinished(work, split, plan)) as done:
-                bad = done.bad
-                records = _encoded(utterances, sample_rate, max_bad_fraction, progress, done)
-                _store(records, split, work, per_file)
-            for name in (PLAN, BAD):
-                (work / name).unlink()
+            parts = shard_parts.split(
+                utterances, sample_rate, _per_part(utterances, sample_rate, shards)
+            )
+            todo = _unfinished(parts, work, listing)
+            if executor:
+                executor(todo, work)
+            else:
+                _write_here(utterances, todo, sample_rate, work, listing, progress)
+            durations = _finish(parts, work, split, listing)
             work.rename(final)
     finally:
-        listing = final.with_name(f"quarantine-{split}.jsonl")
-        listing.unlink(missing_ok=True)
-        if bad:
-            write_json_lines(listing, bad)
-    return dataclasses.replace(summarise(final, done.durations), bad=len(bad))
+        listing.write()
+    return dataclasses.replace(summarise(final, durations), bad=len(listing.rows))
+
+
+def _per_part(utterances: Sequence[Utterance], sample_rate: int, shards: int | None) -> int:
+    """Number of utterances per shard."""
+    # an estimate: FLAC takes about 9 of 16 bits per sample
+    size = 9 / 8 * sample_rate * sum(u.duration for u in utterances) + 1
+    return max(1, math.ceil(len(utterances) / (shards or math.ceil(size / SHARD_BYTES))))
+
+
+class Unfinished(UserError):
+    """Some parts were not written; the finished ones are kept for the next call."""
+
+
+class Quarantined:
+    """Rows on corrupt audio, of which a share `limit` of `total` utterances is allowed."""
+
+    def __init__(self, path: pathlib.Path, total: int, limit: float):
+        self.rows: list[dict] = []
+        self._path, self._total, self._limit = path, total, limit
+
+    def add(self, row: dict) -> None:
+        """Add a row; UserError if it is one too many."""
+        self.rows.append(row)
+        if len(self.rows) > self._limit * self._total:
+            raise UserError(
+                f"{row['reason']}; {len(self.rows)} of {self._total} utterances are bad by now, "
+                f"more than --max_bad_fraction={self._limit:g} allows"
+            )
+
+    def write(self) -> None:
+        """Write the listing; without rows, remove that of an earlier run."""
+        self._path.unlink(missing_ok=True)
+        if self.rows:
+            write_json_lines(self._path, self.rows)
 
 
 @contextlib.contextmanager
@@ -105,6 +136,8 @@ def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserError(f"{folder}: another process is writing there; wait for its end") from error
     try:
         yield folder
+    except Unfinished:
+        raise
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -112,167 +145,89 @@ def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
-def _plan(utterances: Sequence[Utterance], sample_rate: int, per_file: int) -> str:
-    """Fingerprint of what a run writes, 64 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps([VERSION, sample_rate, per_file]).encode())
-    for u in utterances:
-        labels = [getattr(u, name) for name in LABELS]
-        row = json.dumps([*labels, u.path, u.offset, u.duration, u.fault])
-        digest.update(row.encode(errors="surrogatepass"))
-    return digest.hexdigest()
-
-
-class _Unfinished:
-    """The index and the corrupt utterances of an incomplete folder, on disk as they are found.
-
-    position: of the first utterance that is not in a finished shard; durations: of those before it,
-    in seconds; bad: rows on corrupt ones.
-    """
-
-    def __init__(self, folder: pathlib.Path, split: str, plan: str):
-        self.position = 0
-        self.durations: list[float] = []
-        self.bad: list[dict] = []
-        self._folder, self._index_path = folder, index_path(folder, split)
-        rows, bad = self._kept(plan)
-        if rows is None:
-            for path in folder.iterdir():
-                path.unlink()
-            write_text(folder / PLAN, json.dumps({"plan": plan}))
+def _unfinished(parts: Sequence[Part], work: pathlib.Path, listing: Quarantined) -> list[Part]:
+    """The parts to write; removes all files but those of finished ones."""
+    kept, todo = set(), []
+    for part in parts:
+        found = shard_parts.finished(part, work)
+        if found is None:
+            todo.append(part)
         else:
-            self.position = len(rows) + len(bad)
-            self.durations = [row["duration"] for row in rows]
-            self.bad = [{k: v for k, v in row.items() if k != "position"} for row in bad]
-            logging.warning(
-                "%s: %d utterances are written already; going on after them", folder, len(rows)
-            )
-        write_json_lines(self._index_path, rows or [])
-        write_json_lines(folder / BAD, bad)
-        self._index = self._index_path.open("ab")
-        self._bad = (folder / BAD).open("ab")
-
-    def _kept(self, plan: str) -> tuple[list[dict] | None, list[dict]]:
-        """(rows of the index in finished shards, rows on corrupt utterances before their end); None
-        without a folder of this plan."""
-        try:
-            if read_json(self._folder / PLAN) != {"plan": plan}:
-                return None, []
-            (described,) = read_json(self._folder / "dataset_info.json")["splits"]
-            finished = sum(map(int, described["shardLengths"]))
-            rows = _whole_rows(self._index_path)[:finished]
-            bad = _whole_rows(self._folder / BAD)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None, []
-        if not finished or len(rows) < finished:
-            return None, []
-        end, kept = finished, []
-        for row in bad:
-            if row["position"] < end:
-                end += 1
-                kept.append(row)
-        return rows, kept
-
-    def add(self, row: dict) -> None:
-        """Add a row of the index."""
-        self.durations.append(row["duration"])
-        _append(self._index, row)
-
-    def add_bad(self, position: int, row: dict) -> None:
-        """Add a row on a corrupt utterance."""
-        self.bad.append(row)
-        _append(self._bad, {"position": position, **row})
-
-    def close(self) -> None:
-        """Close the files; the index is then on disk."""
-        os.fsync(self._index.fileno())
-        self._index.close()
-        self._bad.close()
+            kept |= {part.records(work), part.rows(work)}
+            for row in found.bad:
+                listing.add(row)
+    for path in work.iterdir():
+        if path not in kept:
+            path.unlink()
+    done = sum(part.stop - part.start for part in parts) - sum(p.stop - p.start for p in todo)
+    if done:
+        logging.warning("%s: %d utterances are written already; going on after them", work, done)
+    return todo
 
 
-def _append(file: IO[bytes], row: Mapping[str, Any]) -> None:
-    """Write a row before the record that it describes."""
-    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="surrogateescape"))
-    file.flush()
-
-
-def _whole_rows(path: pathlib.Path) -> list[dict]:
-    """The rows before a last line that a kill cut."""
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _store(records: Iterator[dict], split: str, folder: pathlib.Path, per_shard: int) -> None:
-    """Stream records into ArrayRecord files after those that TFDS's description in the folder
-    lists, and bring that up to date.
-
-    (TFDS's GeneratorBasedBuilder needs TensorFlow above 1 GB, to shuffle.)
-    """
-    api = tfds()
-    text, number = api.features.Text(), np.int64
-    names = dict.fromkeys(LABELS, text) | {"samples": number}
-    audio = api.features.Scalar(np.object_)  # bytes of a FLAC file
-    identity = api.core.DatasetIdentity(
-        name=NAME, version=api.core.Version(VERSION), data_dir=str(folder), module_name=__name__
-    )
-    info = api.core.DatasetInfo(
-        builder=identity,
-        description="Utterances of a speech corpus, in the order of their source.",
-        features=api.features.FeaturesDict({"audio": audio, **names}),
-        disable_shuffling=True,
-    )
-    form = {"file_format": "array_record", "overwrite": False}
-    writer = api.core.SequentialWriter(info, per_shard, **form)
-    writer.initialize_splits([split], fail_if_exists=False)
-    try:
-        while chunk := list(itertools.islice(records, CHUNK)):  # each rewrites the description
-            writer.add_examples({split: chunk})
-        writer.close_all()
-    except RuntimeError as error:  # ArrayRecord's, for instance where the disk is full
-        raise OSError(one_line(error)) from error
-
-
-def _encoded(
+def _write_here(
     utterances: Sequence[Utterance],
+    todo: Sequence[Part],
     sample_rate: int,
-    limit: float,
+    work: pathlib.Path,
+    listing: Quarantined,
     progress: Progress,
-    found: _Unfinished,
-) -> Iterator[dict]:
-    """Records of the utterances after the finished ones, encoded by threads; lists each in `found`.
-    UserError if more than a share `limit` is bad, or all."""
-    total, start = len(utterances), found.position
-    seconds = math.fsum(u.duration for u in utterances[:start])
-    rest = utterances[start:]
-    encoded = by_threads(functools.partial(_encode, sample_rate=sample_rate), rest)
-    for position, (u, made) in enumerate(zip(rest, encoded, strict=True), start=start):
-        if isinstance(made, UserError):
-            row = {"id": u.id, "path": u.path, "line": u.line, "reason": str(made)}
-            found.add_bad(position, row)
-            if len(found.bad) > limit * total:
-                raise UserError(
-                    f"{made}; {len(found.bad)} of {total} utterances are bad by now, more than"
-                    f" --max_bad_fraction={limit:g} allows"
-                ) from made
-        else:
-            audio, samples, sha256 = made
-            labels = {name: getattr(u, name) for name in LABELS}
-            offset = u.offset - round(u.offset * sample_rate) / sample_rate
-            times = {"offset": offset, "duration": u.duration, "sha256": sha256}
-            found.add({**labels, **times})
-            stored = {name: value or "" for name, value in labels.items()}  # None for no text
-            yield {**stored, "audio": audio, "samples": samples}
-        seconds += u.duration
-        progress(position + 1, total, seconds)
-    if not found.durations:
-        raise UserError(f"none of {total} utterances can be decoded")
+) -> None:
+    """Write the parts one after the other, their audio decoded and encoded by all cores."""
+    rest = [n for part in todo for n in range(part.start, part.stop)]
+    total, done = len(utterances), len(utterances) - len(rest)
+    seconds = math.fsum(u.duration for u in utterances) - math.fsum(
+        utterances[n].duration for n in rest
+    )
+    encode = functools.partial(shard_parts.encode, sample_rate=sample_rate)
+    encoded = by_threads(lambda n: (utterances[n], encode(utterances[n])), rest)
+
+    def counted() -> Iterator[tuple[Utterance, Encoded]]:
+        nonlocal done, seconds
+        for u, made in encoded:
+            if isinstance(made, UserError):
+                listing.add(shard_parts.bad_row(u, made))
+            done, seconds = done + 1, seconds + u.duration
+            progress(done, total, seconds)
+            yield u, made
+
+    members = counted()
+    for part in todo:
+        shard_parts.write(
+            part, itertools.islice(members, part.stop - part.start), sample_rate, work
+        )
 
 
-def _encode(u: Utterance, *, sample_rate: int) -> tuple[bytes, int, str] | UserError:
-    """(FLAC file, number of samples, sha256 of the samples), or the error for corrupt audio."""
-    if u.fault:
-        return UserError(u.fault)
-    try:
-        samples = read_audio(u, sample_rate)
-    except UserError as error:
-        return error
-    return sources.encode_audio(samples, sample_rate, "FLAC"), len(samples), checksum(samples)
+def _finish(
+    parts: Sequence[Part], work: pathlib.Path, split: str, listing: Quarantined
+) -> list[float]:
+    """Turn the folder of finished parts into a TFDS folder with index and checksums; the durations
+    of its utterances. A part without decodable audio becomes no shard."""
+    listing.rows.clear()  # now in the order of the source
+    durations: list[float] = []
+    kept, checksums, size = [], "", 0
+    with replacing(index_path(work, split)) as index:
+        for part in parts:
+            made = shard_parts.finished(part, work)
+            if made is None:
+                raise UserError(f"{part.rows(work)} is missing; {OTHER_MACHINES}")
+            for row in made.bad:
+                listing.add(row)
+            for row in made.rows:
+                durations.append(row["duration"])
+                line = json.dumps(row, ensure_ascii=False) + "\n"
+                index.write(line.encode(errors="surrogateescape"))
+            if made.rows:
+                checksums += f"{made.sha256}  {shard_name(split, len(kept))}\n"
+                kept.append((part, len(made.rows)))
+                size += made.bytes
+    if not kept:
+        raise UserError(f"none of {len(listing.rows)} utterances can be decoded")
+    shard_parts.describe(work, split, [count for _, count in kept], size)
+    write_text(checksums_path(work, split), checksums)
+    for number, (part, _) in enumerate(kept):
+        part.records(work).rename(work / shard_name(split, number))
+    for part in parts:
+        part.records(work).unlink(missing_ok=True)
+        part.rows(work).unlink()
+    return durations

@@ -26,7 +26,7 @@ from bljust_jax.common.errors import UserError, one_line
 from bljust_jax.data.sources import Utterance, read_lines
 
 NAME, VERSION = "bljust_speech", "1.0.0"
-SHARD_BYTES = 256 << 20
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # TFDS's names of shards
 # Fields of an utterance that are stored; the others are of its place in a corpus
 LABELS = ("id", "text", "translation", "lang", "speaker", "part")
 ADDED = ("translation", "part")  # an index of an earlier version lacks them
@@ -59,6 +59,24 @@ def tfds() -> Any:
 def index_path(folder: str | os.PathLike, split: str) -> pathlib.Path:
     """Path of the index of a folder written by `write`."""
     return pathlib.Path(folder, f"utterances-{split}.jsonl")
+
+
+def shard_name(split: str, number: int) -> str:
+    """Name of a shard."""
+    return f"{NAME}-{split}.array_record-{number:05d}"
+
+
+def checksums_path(folder: str | os.PathLike, split: str) -> pathlib.Path:
+    """Path of the sha256 of each shard, in the format of `sha256sum`; folders of earlier versions
+    have none."""
+    return pathlib.Path(folder, f"shards-{split}.sha256")
+
+
+def file_checksum(path: pathlib.Path) -> tuple[int, str]:
+    """(bytes, their sha256 in hexadecimal) of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
 
 
 def checksum(samples: Int16[np.ndarray, "s"]) -> str:
@@ -170,9 +188,11 @@ def _rows(folder: str, split: str) -> Iterator[tuple[dict, str]]:
 def verify(
     folder: str, split: str, progress: Progress = lambda done, total, seconds: None
 ) -> Summary:
-    """Decode every record of a folder written by `write` and compare checksums with the index.
+    """Decode every record of a folder written by `write` and compare checksums with the index, then
+    the bytes of each shard with its checksum.
 
-    Raises UserError naming the first record that differs, cannot be read or is missing.
+    Raises UserError naming the first record that differs, cannot be read or is missing, or the
+    first such shard.
     """
     rows = list(_rows(folder, split))
     utterances = read(folder, split)
@@ -187,7 +207,24 @@ def verify(
             raise UserError(f"{where}: {problem}; prepare the shards again")
         seconds += row["duration"]
         progress(done, len(rows), seconds)
+    _verify_shards(pathlib.Path(folder), split)
     return summarise(pathlib.Path(folder), [row["duration"] for row, _ in rows])
+
+
+def _verify_shards(folder: pathlib.Path, split: str) -> None:
+    """UserError for a shard of other bytes than were written."""
+    path = checksums_path(folder, split)
+    if not path.is_file():  # of an earlier version
+        return
+    for where, line in read_lines(path):
+        wanted, _, name = line.strip().partition("  ")
+        try:
+            _, found = file_checksum(folder / name)
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found != wanted:
+            problem = f"{name} does not have the bytes that were written ({found})"
+            raise UserError(f"{where}: {problem}; prepare the shards again")
 
 
 def _stored_checksum(u: Utterance) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from bljust_jax.common import timeout
+from bljust_jax.common import threads
 from bljust_jax.common.errors import UserError
 from bljust_jax.data import held_back, normalise
 from bljust_jax.data.buckets import Bucket, evaluation_batches
 from bljust_jax.data.filters import describe_skipped, keep
+from bljust_jax.data.frame_labels import empty_labels
 from bljust_jax.data.held_back import HeldBack
 from bljust_jax.data.quarantine import Quarantine
 from bljust_jax.data.sources import open_source, read_audio
@@ -155,16 +156,17 @@ class Splits:
             raise
 
     def _parallel(self, make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-        """make(start), ..., make(stop - 1) in order, by grain's threads; timeout.Unreachable if one
-        takes longer than `data.timeout` seconds."""
-        import grain
-
+        """make(start), ..., make(stop - 1) in order, by threads; timeout.Unreachable if one takes
+        longer than `data.timeout` seconds."""
         data = self._data
-        threads, buffer = data.num_threads, data.prefetch
-        options = grain.ReadOptions(threads, max(buffer, threads))
-        made = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
-        for _ in range(start, stop):
-            yield timeout.call_with_timeout(data.timeout, lambda: next(made), self._timeout_message)
+        return threads.in_order(
+            make,
+            range(start, stop),
+            threads=max(data.num_threads, 1),
+            ahead=max(data.prefetch, data.num_threads, 1) if data.num_threads else 1,
+            seconds=data.timeout,
+            message=self._timeout_message,
+        )
 
     def _timeout_message(self) -> str:
         return (
@@ -179,8 +181,7 @@ def empty_batch(
     """Rows of length 0: {audio: int16 [B, S], audio_lengths: int32 [B], ids: uint32 [B]}.
 
     S = round(seconds * sample_rate); `labelled` adds {labels: int32 [B, U], label_lengths: int32
-    [B]}, U the bucket's max_labels; room for F > 0 `frame_labels` adds {frame_labels: int32 [B, F],
-    frame_label_lengths: int32 [B]}.
+    [B]}, U the bucket's max_labels; room for `frame_labels` > 0 adds `empty_labels`.
     """
     batch = {
         "audio": np.zeros((rows, round(bucket.seconds * sample_rate)), np.int16),
@@ -191,8 +192,7 @@ def empty_batch(
         batch["labels"] = np.zeros((rows, bucket.max_labels), np.int32)
         batch["label_lengths"] = np.zeros(rows, np.int32)
     if frame_labels:
-        batch["frame_labels"] = np.zeros((rows, frame_labels), np.int32)
-        batch["frame_label_lengths"] = np.zeros(rows, np.int32)
+        batch |= empty_labels(rows, frame_labels)
     return batch
 
 

@@ -10,7 +10,6 @@ Which processes belong together, by the first rule that applies:
 JAX is imported in functions only, so that wrong flags are reported before it is loaded.
 """
 
-import contextlib
 import importlib.util
 import os
 import pathlib
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from bljust_jax.common import console
 from bljust_jax.common.errors import UserError
-from bljust_jax.common.timeout import call_with_timeout, has_pending_calls
+from bljust_jax.common.timeout import call_with_timeout, exit_now, has_pending_calls
 
 PORT = 8482  # default port of process 0: jax's own choice on TPUs
 
@@ -237,7 +236,4 @@ def exit_without_waiting(code: int) -> None:
     heartbeat stops."""
     jax = sys.modules.get("jax")
     if has_pending_calls() or (jax is not None and jax.distributed.is_initialized()):
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        exit_now(code)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -142,6 +143,22 @@ def test_verify_compares_the_samples_with_the_index(copy):
     rewrite(copy, lambda rows: rows[:2])
     with pytest.raises(UserError, match="4 records, but the index lists 2"):
         shards.verify(str(copy), "c")
+
+
+def test_verify_compares_the_bytes_of_a_shard(copy):
+    """Bytes that no record shows; the file of checksums is one of sha256sum."""
+    listing = shards.checksums_path(copy, "c")
+    check = ["sha256sum", "--check", "--quiet", listing.name]
+    assert subprocess.run(check, cwd=copy, check=False).returncode == 0
+    (shard,) = copy.glob("*.array_record-*")
+    listing.write_text(listing.read_text().replace(shard.name, "other"))
+    with pytest.raises(UserError, match=r"shards-c\.sha256:1: other .*No such file"):
+        shards.verify(str(copy), "c")
+    listing.write_text("0" * 64 + f"  {shard.name}\n")
+    with pytest.raises(UserError, match=r"shards-c\.sha256:1: .*-00000 does not have the bytes"):
+        shards.verify(str(copy), "c")
+    listing.unlink()  # as in a folder of an earlier version
+    assert shards.verify(str(copy), "c").utterances == 4
 
 
 def test_an_index_of_other_records_is_refused(copy):

@@ -44,7 +44,7 @@ def test_an_error_in_a_thread_names_the_utterance(folder, reading, threads):
     reading(fail)
     with pytest.raises(MemoryError, match="no room") as raised:
         list(load(folder, num_threads=threads).train_batches(SEGMENTS, 0))
-    note, *_ = raised.value.__notes__  # grain adds its own note note
+    note, *_ = raised.value.__notes__
     assert note == f"while reading {folder}/17.flac of u17 ({folder}/train.jsonl:18)"
 
 

@@ -2,6 +2,7 @@
 
 from bljust_jax import recipes
 from bljust_jax.common.config_schema.training import METHODS
+from bljust_jax.data import bucket_lengths
 from configs import birq, librispeech, m2asr, manifest, quickstart, tedlium, wav2vec2_just
 
 SHRUNK = {"smoke", "overfit"}  # 40 steps, or one phase: no lengths to compare
@@ -40,6 +41,7 @@ def label(entry: object) -> str:
 def config(module: object, variant: str, method: str = "") -> object:
     """The config, with the method of its recipe."""
     made = module.get_config(variant or None)
+    bucket_lengths.resolve_auto(made)  # as main does
     if method:
         made.method = method
     if made.method == "relabel":

@@ -31,6 +31,7 @@ ALLOWED = {
     "data": HOST | {
         *("common", "grain", "soundfile", "soxr", "sentencepiece", "tensorflow_datasets"),
         *("array_record", "espeakng_loader", "pyarrow", "pyroomacoustics"),
+        "apache_beam",
     },
     "decoding": JAX | {"common", "kenlm"},
     "ops": JAX | {"common", "parallel"},
@@ -67,7 +68,7 @@ COMMANDS = LOOP | COMMAND | set(ALLOWED)
 # Imported inside functions only: heavy, optional, or absent on some machines.
 LAZY = {
     "data": {"grain", "tensorflow_datasets", "array_record", "sentencepiece", "espeakng_loader"}
-    | {"pyarrow", "pyroomacoustics"},
+    | {"pyarrow", "pyroomacoustics", "apache_beam"},
     "decoding": {"kenlm"},
     "benchmarks": {"data", "soundfile", "speechbrain", "torch", "transformers"},
     "export": {"torch", "transformers", "sentencepiece", "safetensors"},

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Lines that are appended or streamed; files of a folder that is renamed when it is complete
 WRITTEN_IN_PLACE = {"monitoring/trackers.py", "transcribe.py", "train/run_lock.py"}
 WRITTEN_IN_PLACE |= {"checkpoint/integrity.py", "export_checkpoint.py", "export/hf_tokenizer.py"}
-WRITTEN_IN_PLACE |= {"export/tensors.py", "data/doctor/survey.py", "data/shard_writing.py"}
+WRITTEN_IN_PLACE |= {"export/tensors.py", "data/doctor/survey.py"}
 WRITTEN_IN_PLACE |= {"comparison/processes.py"}
 
 

@@ -44,7 +44,8 @@ WHOLE_NUMBERS = Range(
     "whole numbers of 1 or above", lambda x: all(isinstance(n, int) and n >= 1 for n in x)
 )
 LENGTHS = Range(
-    "ascending lengths in seconds, such as (4.0, 8.0)", lambda x: len(x) > 0 and is_ascending(x)
+    "ascending lengths in seconds, such as (4.0, 8.0), or auto",
+    lambda x: tuple(x) == ("auto",) or (len(x) > 0 and is_ascending(x)),
 )
 LENGTHS_OR_EMPTY = Range("ascending lengths in seconds, or empty", is_ascending)
 WEIGHTS = Range("weights above 0, such as (2.0, 1.0), or empty", lambda x: _finite(x, 0.0))
