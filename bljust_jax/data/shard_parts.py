@@ -1,8 +1,8 @@
-"""Parts of a corpus, each of which becomes one ArrayRecord shard: encoded and written alone, in any
-process, and found again after a kill.
+"""Parts of a corpus, each written as one ArrayRecord shard, in any process.
 
-A part depends on its utterances and the sample rate only, and so do the bytes of its files:
-`part-00003.array_record`, then `part-00003.json`, whose presence marks the part as finished.
+Finished parts are found again after a kill. A part depends on its utterances and the sample rate
+only, and so do the bytes of its files: `part-00003.array_record`, then `part-00003.json`, whose
+presence marks the part as finished.
 """
 
 import functools

@@ -133,15 +133,16 @@ def _load(
         key = json.loads((file.schema.metadata or {}).get(_KEY, b"{}"))
         if key.get("stamp") != stamp:
             raise ValueError("the source has changed, or the index is of another version")
+        checksum, faults = key["crc32"], key["faults"]
         batch = file.get_batch(0)
         batch.validate()
         columns = {name: _from_arrow(batch.column(name)) for name in KINDS}
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is damaged: {one_line(error)[:100]}") from error
-    if _checksum(columns) != key["crc32"]:
+    if _checksum(columns) != checksum:
         raise ValueError("it is damaged: its checksum differs")
     found = Utterances(columns, {})
-    if _faults(found) != key["faults"]:
+    if _faults(found) != faults:
         raise ValueError("files with faults have changed")
     _check_paths(found, root, listing)
     return found

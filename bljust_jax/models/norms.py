@@ -52,13 +52,13 @@ def _layer_norm_forward(x: Array, scale: Array, bias: Array, axis: int, dtype: A
     rstd = lax.rsqrt(jnp.mean(jnp.square(centred), axis, keepdims=True) + EPSILON)
     y = centred * rstd * _along(scale, axis, x.ndim) + _along(bias, axis, x.ndim)
     kept = remat.keep(mean, "norm_mean"), remat.keep(rstd, "norm_rstd")
-    return y.astype(dtype), (x, scale, jnp.zeros((), bias.dtype), *kept)
+    return y.astype(dtype), (x, scale, bias, *kept)
 
 
 def _layer_norm_backward(axis: int, dtype: Any, residuals: tuple[Array, ...], grad: Array):
     """With h = (x - mean) rstd and d = grad scale: rstd (d - mean(d) - h mean(d h))."""
     del dtype
-    x, scale, like, mean, rstd = residuals
+    x, scale, bias, mean, rstd = residuals
     rows = tuple(n for n in range(x.ndim) if n != axis)
     grad, normed = at_least_float32(grad), (at_least_float32(x) - mean) * rstd
     slope = grad * _along(scale, axis, x.ndim)
@@ -66,7 +66,7 @@ def _layer_norm_backward(axis: int, dtype: Any, residuals: tuple[Array, ...], gr
         slope * normed, axis, keepdims=True
     )
     of_scale = jnp.sum(grad * normed, rows).astype(scale.dtype)
-    return (slope * rstd).astype(x.dtype), of_scale, jnp.sum(grad, rows).astype(like.dtype)
+    return (slope * rstd).astype(x.dtype), of_scale, jnp.sum(grad, rows).astype(bias.dtype)
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -92,6 +92,11 @@ class Conformer:
         return self.subsampling_factor or FACTORS[self.subsampling]
 
     @property
+    def policy(self) -> str:
+        """Rematerialisation policy of `remat` on this platform."""
+        return remat.choose(self.remat, platform())
+
+    @property
     def frontend(self) -> Subsampling:
         separable, dtype = self.subsampling == "parakeet", jnp.dtype(self.dtype)
         return Subsampling(self.channels, self.dim, self.factor, separable, dtype)
@@ -164,8 +169,7 @@ class Conformer:
         if self.norm == "batch" and not stats:
             raise ValueError('norm="batch" needs stats')
         depth = layers.resolve_depth(depth, self.layers)
-        policy = remat.choose(self.remat, platform())
-        subsample = remat.wrap(self.frontend.apply, policy)
+        subsample = remat.wrap(self.frontend.apply, self.policy)
         latents, lengths = subsample({"params": params["frontend"]}, x, lengths)
         valid = valid_frames(latents.shape[1], lengths)
         blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
@@ -178,7 +182,7 @@ class Conformer:
             y, new = block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
             return y, (new, y if top else None)
 
-        how = {"policy": policy, "unroll": self.scan_unroll}
+        how = {"policy": self.policy, "unroll": self.scan_unroll}
         output, (moments, every) = layers.scan_blocks(step, latents, blocks, moments, keys, **how)
         if moments:
             stats = jax.tree.map(lambda old, new: old.at[:depth].set(new), stats, moments)

@@ -89,6 +89,11 @@ class Wav2Vec2:
         choose(self.attention, Task(self.dim // self.heads, jnp.dtype(self.dtype), biased=False))
 
     @property
+    def policy(self) -> str:
+        """Rematerialisation policy of `remat` on this platform."""
+        return remat.choose(self.remat, platform())
+
+    @property
     def modules(self) -> dict[str, nn.Module]:
         """The modules behind the parameters of the same names; "blocks" is one block."""
         dtype = jnp.dtype(self.dtype)
@@ -178,7 +183,7 @@ class Wav2Vec2:
             raise UserError(f"wav2vec 2.0 has no context {context!r}: it reads the whole utterance")
         layers.drops(max(self.dropout, self.layerdrop), train, rng)
         depth = layers.resolve_depth(depth, self.layers)
-        embed = remat.wrap(self._embed, remat.choose(self.remat, platform()))
+        embed = remat.wrap(self._embed, self.policy)
         x, conv, latents, lengths = embed(params, x, lengths, input_mask)
         valid = valid_frames(x.shape[1], lengths)
         x, every = self._transform(params, x, valid, depth, rng if train else None, top > 0)
@@ -234,8 +239,7 @@ class Wav2Vec2:
             return y, (y if keep else None)
 
         blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
-        policy = remat.choose(self.remat, platform())
-        how = {"policy": policy, "unroll": self.scan_unroll}
+        how = {"policy": self.policy, "unroll": self.scan_unroll}
         x, every = layers.scan_blocks(step, x, blocks, keys, skips, **how)
         if self.stable_layer_norm and depth == self.layers:
             x = self._run("norm", params, x)
