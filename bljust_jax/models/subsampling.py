@@ -154,7 +154,7 @@ def _depthwise_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Ar
     def by_conv(x, grad):
         shape = jax.ShapeDtypeStruct((3, 3, 1, x.shape[-1]), x.dtype)
         transposed = jax.linear_transpose(lambda k: _convolve(x, k, x.shape[-1]), shape)
-        return transposed(grad)[0].reshape(kernel.shape)
+        return transposed(grad)[0].reshape(kernel.shape).astype(wide)
 
     of_kernel = lax.platform_dependent(x, grad, cpu=by_taps, default=by_conv)
     (of_input,) = jax.linear_transpose(of_x, jax.ShapeDtypeStruct(x.shape, wide))(grad.astype(wide))

@@ -108,6 +108,33 @@ def test_cpus_and_accelerators_compute_the_same(monkeypatch, convolve, kernel, f
 
 
 @pytest.mark.parametrize(
+    ("convolve", "kernel", "dtype"),
+    [
+        (strided_conv, (3, 3, 3, 4), jnp.bfloat16),
+        (depthwise_strided, (3, 3, 3), jnp.float32),
+        (depthwise_strided, (3, 3, 3), jnp.bfloat16),
+    ],
+)
+def test_gradients_in_bfloat16_are_those_of_float32_rounded(monkeypatch, convolve, kernel, dtype):
+    """Each operand has a gradient of its own dtype, on CPUs and on accelerators."""
+    x, weights = normal(2, 7, 5, 3).astype(jnp.bfloat16), normal(*kernel, seed=1).astype(dtype)
+    grad = normal(*convolve(x, weights).shape, seed=2).astype(jnp.bfloat16)
+
+    def run(*given):
+        pull = jax.jit(lambda *xs: jax.vjp(convolve, *xs)[1](grad.astype(xs[0].dtype)))
+        return pull(*given)
+
+    exact = run(x.astype(jnp.float32), weights.astype(jnp.float32))
+    ours = run(x, weights)
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    for found in (ours, run(x, weights)):
+        assert [g.dtype for g in found] == [jnp.bfloat16, dtype]
+        for a, b in zip(found, exact, strict=True):
+            # one rounding of the sum, and one of each of its parts
+            np.testing.assert_allclose(a.astype(jnp.float32), b, atol=2**-7 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
     ("convolve", "kernel", "platform", "count"),
     [
         (strided_conv, (3, 3, 3, 4), "cpu", 1),  # forward
