@@ -194,12 +194,13 @@ def _from_arrow(array: Any) -> Any:
 
 
 def _checksum(columns: Mapping[str, Any]) -> int:
-    """crc32 of the values of all columns."""
+    """crc32 of the types and values of all columns."""
     total = 0
     for column in columns.values():
         for part in (column.codes, column.names) if isinstance(column, Coded) else (column,):
             arrays = part.arrays() if isinstance(part, Strings) else (part,)
             for array in arrays:
                 if array is not None:
+                    total = zlib.crc32(array.dtype.str.encode(), total)
                     total = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), total)
     return total

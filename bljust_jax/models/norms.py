@@ -62,9 +62,9 @@ def _layer_norm_backward(axis: int, dtype: Any, residuals: tuple[Array, ...], gr
     rows = tuple(n for n in range(x.ndim) if n != axis)
     grad, normed = at_least_float32(grad), (at_least_float32(x) - mean) * rstd
     slope = grad * _along(scale, axis, x.ndim)
-    slope -= jnp.mean(slope, axis, keepdims=True) + normed * jnp.mean(
-        slope * normed, axis, keepdims=True
-    )
+    mean_of = partial(jnp.mean, axis=axis, keepdims=True)
+    # mean(h) is 0 but for rounding, which biases before a norm would receive as their gradient
+    slope -= mean_of(slope) + (normed - mean_of(normed)) * mean_of(slope * normed)
     of_scale = jnp.sum(grad * normed, rows).astype(scale.dtype)
     return (slope * rstd).astype(x.dtype), of_scale, jnp.sum(grad, rows).astype(bias.dtype)
 

@@ -93,7 +93,8 @@ def test_half_precision_keeps_float32_moments():
 
 def plain_layer_norm(x, scale, bias, axis):
     mean, var = jnp.mean(x, axis, keepdims=True), jnp.var(x, axis, keepdims=True)
-    scale, bias = (v.reshape((-1,) + (1,) * (-1 - axis)) for v in (scale, bias))
+    others = [n for n in range(x.ndim) if n != axis % x.ndim]
+    scale, bias = (jnp.expand_dims(v, others) for v in (scale, bias))
     return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
 
 
