@@ -42,6 +42,7 @@ class Finished:
         return self._code
 
 
+@pytest.mark.slow
 def test_a_run_made_again_elsewhere_gives_the_same_row(tmp_path):
     """The run itself, in another workdir, by its own command: all but times are equal."""
     grid = smallest()._replace(methods={"bljust": {}}, draws=(1,), references=())

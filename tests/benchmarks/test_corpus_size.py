@@ -23,6 +23,7 @@ def test_all_steps_are_measured(tmp_path, monkeypatch):
     assert "300" in lines[1]
 
 
+@pytest.mark.slow
 def test_cost_is_linear_in_the_number_of_rows(tmp_path):
     """Four times the rows take less than seven times the CPU seconds, least of three."""
     seconds = {}
