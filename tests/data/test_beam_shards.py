@@ -170,9 +170,13 @@ def test_a_killed_worker_ends_the_command_and_the_next_one_goes_on(corpus, plain
 @pytest.mark.parametrize(
     ("runner", "options"),
     [
-        ("flink", "--flink_master=localhost:8081 --environment_type=EXTERNAL"),
+        (
+            "flink",
+            "--flink_master=localhost:8081 --environment_type=EXTERNAL"
+            " --environment_config=localhost:50000",
+        ),
         ("spark", "--spark_rest_url=http://localhost:6066"),
-        ("dataflow", "--project=p --region=europe-west4 --temp_location=gs://b/tmp"),
+        ("dataflow", "--project=my-project --region=europe-west4 --temp_location=gs://bucket/tmp"),
     ],
 )
 def test_pipelines_of_clusters_can_be_made(corpus, tmp_path, runner, options):
