@@ -1,7 +1,5 @@
 """Relative attention against its definition, its position scores, windows and padding."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +14,7 @@ from bljust_jax.models.attention.relative import (
     relative_positions,
     skew,
 )
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+from tests.helpers.attention import attend, normal, randomised
 
 
 @pytest.mark.parametrize(("frames", "columns"), [(1, 2), (2, 4), (5, 10), (5, 6), (4, 4)])
@@ -62,16 +57,6 @@ def naive_attention(params, x, mask, heads):
         weights = np.exp(scores - np.max(scores))
         context[b, i, part] = weights / weights.sum() @ v[b, keys, part]
     return dense("out", context)
-
-
-def randomised(attention, x, valid):
-    params = jax.eval_shape(attention.init, jax.random.key(0), x, valid)["params"]
-    return jax.tree.map(lambda leaf: normal(*leaf.shape, seed=leaf.size) * 0.5, params)
-
-
-@partial(jax.jit, static_argnums=(0, 4))
-def attend(attention, params, x, valid, causal=False):
-    return attention.apply({"params": params}, x, valid, causal)
 
 
 def band(frames, window, causal):
