@@ -15,7 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from bljust_jax.common.errors import UserError
-from bljust_jax.models.attention.platform import compile_for
+from bljust_jax.models.platform import compile_for
 from bljust_jax.monitoring.peak_flops import DEVICES, Device
 from bljust_jax.ops.ctc import pallas_gpu
 

@@ -10,6 +10,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Shaped
 
+from bljust_jax.models.platform import platform
+
 # The values that "names" keeps: results of products and convolutions, sums along the residual
 # path, and two numbers per row of a norm. What lies between them is elementwise.
 NAMES = (
@@ -45,14 +47,6 @@ POLICIES = {
 }
 
 
-def choose(policy: str, platform: str) -> str:
-    """`policy`, or the choice of "auto" for programs of a platform: "names" on "gpu" and "tpu",
-    where memory traffic limits the step; "none" on "cpu", whose small models gain nothing."""
-    if policy != "auto":
-        return policy
-    return "none" if platform == "cpu" else "names"
-
-
 def keep(x: Shaped[Array, "..."], name: str) -> Shaped[Array, "..."]:
     """x, kept for the backward pass under the policy "names". Raises ValueError for a name that is
     not in `NAMES`."""
@@ -62,8 +56,14 @@ def keep(x: Shaped[Array, "..."], name: str) -> Shaped[Array, "..."]:
 
 
 def wrap(function: Callable, policy: str, unrolled: bool = True) -> Callable:
-    """`function` under a policy. `unrolled`: False in a loop with one call per iteration, where the
-    compiler cannot merge both computations, so that no barrier is needed."""
+    """`function` under one of `POLICIES`, or "auto": "names" for programs of GPUs and TPUs, where
+    memory traffic limits the step; "none" on CPUs, whose small models gain nothing.
+
+    unrolled: False in a loop with one call per iteration, where the compiler cannot merge both
+    computations, so that no barrier is needed.
+    """
+    if policy == "auto":
+        policy = "none" if platform() == "cpu" else "names"
     if policy == "none":
         return function
     return jax.checkpoint(function, policy=POLICIES[policy], prevent_cse=unrolled)

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bljust_jax.models.attention import Attention
-from bljust_jax.models.attention.platform import compile_for
+from bljust_jax.models.platform import compile_for
 
 BATCH, FRAMES, DIM, HEADS = 16, 384, 128, 2
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from bljust_jax.models import remat
+from bljust_jax.models.platform import compile_for
 from tests.helpers.residuals import residuals
 
 
@@ -24,6 +25,13 @@ def test_a_policy_keeps(policy, expected):
 
 def test_names_keeps_the_named_value_and_not_the_product():
     assert residuals(remat.wrap(layer, "names"), *ones()) == [("f32[2,5]", "ff_up")]
+
+
+@pytest.mark.parametrize(("name", "policy"), [("cpu", "none"), ("gpu", "names"), ("tpu", "names")])
+def test_auto_is_the_policy_of_the_platform(name, policy):
+    with compile_for(name):
+        found = residuals(remat.wrap(layer, "auto"), *ones())
+    assert found == residuals(remat.wrap(layer, policy), *ones())
 
 
 def ones():

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Frames, Mask
-from bljust_jax.models import remat
-from bljust_jax.models.attention import platform, relative, rope, xla
+from bljust_jax.models import platform, remat
+from bljust_jax.models.attention import relative, rope, xla
 from bljust_jax.models.attention.task import Task
 from bljust_jax.models.attention.xla import MASKED_SCORE
 from bljust_jax.models.layers import KERNEL, Dense

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Mask
-from bljust_jax.models.attention import platform
+from bljust_jax.models import platform
 from bljust_jax.models.attention.task import Task
 
 # Not yet observed on a device: the backward pass may add the parts of a sum in any order. Exact

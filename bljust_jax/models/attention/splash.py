@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Mask
-from bljust_jax.models.attention import platform
+from bljust_jax.models import platform
 from bljust_jax.models.attention.task import Task
 from bljust_jax.parallel.batch_map import SHARED, over_batch
 

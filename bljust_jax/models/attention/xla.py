@@ -7,8 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bljust_jax.common.shapes import Mask
-from bljust_jax.models import remat
-from bljust_jax.models.attention import platform
+from bljust_jax.models import platform, remat
 from bljust_jax.models.attention.relative import skew
 from bljust_jax.models.attention.task import Task
 from bljust_jax.models.norms import at_least_float32

@@ -13,7 +13,6 @@ from bljust_jax.common.errors import UserError
 from bljust_jax.common.shapes import Features, Lengths, Rng
 from bljust_jax.models import encoders, layers, remat
 from bljust_jax.models.attention import Task, choose
-from bljust_jax.models.attention.platform import platform
 from bljust_jax.models.conformer_block import ConformerBlock
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.models.norms import at_least_float32
@@ -44,7 +43,7 @@ class Conformer:
     dropout: rate on each branch
     dtype: of the products, "float32" or "bfloat16"; parameters stay float32
     scan_unroll: blocks per scan iteration
-    remat: rematerialisation policy (`remat.POLICIES`), or "auto" (`remat.choose`)
+    remat: rematerialisation policy (`remat.wrap`)
     subsampling, subsampling_factor: front end "conv2d", or "parakeet" with separable convolutions
         (a seventh of the cost); factor 4 or 8, 0 takes the default of `subsampling.FACTORS`
     norm: after the depthwise convolution, "layer", or the paper's "batch", whose running moments
@@ -90,11 +89,6 @@ class Conformer:
     def factor(self) -> int:
         """Feature frames per output frame."""
         return self.subsampling_factor or FACTORS[self.subsampling]
-
-    @property
-    def policy(self) -> str:
-        """Rematerialisation policy of `remat` on this platform."""
-        return remat.choose(self.remat, platform())
 
     @property
     def frontend(self) -> Subsampling:
@@ -169,7 +163,7 @@ class Conformer:
         if self.norm == "batch" and not stats:
             raise ValueError('norm="batch" needs stats')
         depth = layers.resolve_depth(depth, self.layers)
-        subsample = remat.wrap(self.frontend.apply, self.policy)
+        subsample = remat.wrap(self.frontend.apply, self.remat)
         latents, lengths = subsample({"params": params["frontend"]}, x, lengths)
         valid = valid_frames(latents.shape[1], lengths)
         blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
@@ -182,7 +176,7 @@ class Conformer:
             y, new = block.apply({"params": weights}, x, valid, causal, train, moments, rngs=rngs)
             return y, (new, y if top else None)
 
-        how = {"policy": self.policy, "unroll": self.scan_unroll}
+        how = {"policy": self.remat, "unroll": self.scan_unroll}
         output, (moments, every) = layers.scan_blocks(step, latents, blocks, moments, keys, **how)
         if moments:
             stats = jax.tree.map(lambda old, new: old.at[:depth].set(new), stats, moments)

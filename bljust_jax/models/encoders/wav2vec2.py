@@ -17,7 +17,6 @@ from bljust_jax.common.shapes import Frames, Lengths, Rng
 from bljust_jax.models import audio_features, encoders, layers, remat
 from bljust_jax.models import wav2vec2_blocks as parts
 from bljust_jax.models.attention import Task, choose
-from bljust_jax.models.attention.platform import platform
 from bljust_jax.models.encoders import Encoder
 from bljust_jax.models.norms import at_least_float32
 from bljust_jax.ops.log_mel import FULL_SCALE, Counts, frame_count, masked_moments, valid_frames
@@ -52,7 +51,7 @@ class Wav2Vec2:
         code, 0 freezes them)
     dtype: of the products, "float32" or "bfloat16"; parameters stay float32
     scan_unroll: blocks per scan iteration
-    remat: rematerialisation policy (`remat.POLICIES`), or "auto" (`remat.choose`)
+    remat: rematerialisation policy (`remat.wrap`)
     hf_compat: the "group" norm includes padded frames, as in transformers, so that the output
         depends on padding
     attention: form that computes it (`attention.choose`); changes no result but its rounding
@@ -87,11 +86,6 @@ class Wav2Vec2:
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
             raise UserError("conv_dim, conv_kernel and conv_stride must have as many entries each")
         choose(self.attention, Task(self.dim // self.heads, jnp.dtype(self.dtype), biased=False))
-
-    @property
-    def policy(self) -> str:
-        """Rematerialisation policy of `remat` on this platform."""
-        return remat.choose(self.remat, platform())
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -183,7 +177,7 @@ class Wav2Vec2:
             raise UserError(f"wav2vec 2.0 has no context {context!r}: it reads the whole utterance")
         layers.drops(max(self.dropout, self.layerdrop), train, rng)
         depth = layers.resolve_depth(depth, self.layers)
-        embed = remat.wrap(self._embed, self.policy)
+        embed = remat.wrap(self._embed, self.remat)
         x, conv, latents, lengths = embed(params, x, lengths, input_mask)
         valid = valid_frames(x.shape[1], lengths)
         x, every = self._transform(params, x, valid, depth, rng if train else None, top > 0)
@@ -239,7 +233,7 @@ class Wav2Vec2:
             return y, (y if keep else None)
 
         blocks = jax.tree.map(lambda leaf: leaf[:depth], params["blocks"])
-        how = {"policy": self.policy, "unroll": self.scan_unroll}
+        how = {"policy": self.remat, "unroll": self.scan_unroll}
         x, every = layers.scan_blocks(step, x, blocks, keys, skips, **how)
         if self.stable_layer_norm and depth == self.layers:
             x = self._run("norm", params, x)

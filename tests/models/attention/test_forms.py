@@ -10,8 +10,8 @@ import pytest
 from bljust_jax.benchmarks.chips import CHIPS, absent
 from bljust_jax.common.errors import UserError
 from bljust_jax.models.attention import Task, attend, choose, cudnn, splash, xla
-from bljust_jax.models.attention.platform import compile_for, is_ahead, platform
 from bljust_jax.models.encoders.conformer import Conformer
+from bljust_jax.models.platform import compile_for, is_ahead, platform
 
 RELATIVE = Task(64, jnp.bfloat16, biased=True)
 ROPE = RELATIVE._replace(biased=False)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bljust_jax.models.attention import Task, xla
-from bljust_jax.models.attention.platform import compile_for
 from bljust_jax.models.attention.relative import chunk_size, position_scores
+from bljust_jax.models.platform import compile_for
 
 
 def normal(*shape, seed=0):
